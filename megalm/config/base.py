@@ -1,0 +1,19 @@
+"""What every configuration section shares: frozen, keyword-only, checked when built, help text under each field."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """One section of the run configuration.
+
+    Field names are Megatron's flag names with underscores (`num_layers` is `--num-layers`); the string under a
+    field is its help text. Building a section checks types and ranges (`pydantic.ValidationError`).
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
