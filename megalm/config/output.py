@@ -1,0 +1,42 @@
+"""What a run leaves behind, where it starts from, and what it says on the way."""
+
+from pydantic import Field
+
+from megalm.config.base import Section
+
+
+class CheckpointConfig(Section):
+    """The run folder and where to start from."""
+
+    save: str | None = None
+    """Run folder: config.yaml, metrics.jsonl, tensorboard/, logs/, step_N/ checkpoints and `latest`. The same command
+    continues the run that it finds there."""
+    save_interval: int | None = Field(None, ge=1)
+    """Steps between two checkpoints. Default: only at the end of the run."""
+    load: str | None = None
+    """Run folder or step_N folder to start from when --save holds no checkpoint yet."""
+    finetune: bool = False
+    """Take only the weights from --load: optimizer, step and sample position start anew."""
+    no_load_optim: bool = False
+    """Do not load the optimizer state from --load."""
+    no_save_optim: bool = False
+    """Do not save the optimizer state; such a checkpoint cannot continue a run bit-exactly."""
+    fresh: bool = False
+    """Start from scratch although --save holds checkpoints; they are kept under another name."""
+    keep_checkpoints: int | None = Field(None, ge=1)
+    """Number of newest checkpoints to keep. Default: all."""
+
+
+class LoggingConfig(Section):
+    """Terminal, metrics.jsonl and TensorBoard."""
+
+    log_interval: int = Field(10, ge=1)
+    """Steps between two lines in the terminal and in metrics.jsonl."""
+    tensorboard_dir: str | None = None
+    """Folder of the TensorBoard event files. Default: SAVE/tensorboard."""
+    tensorboard_log_interval: int = Field(1, ge=1)
+    """Steps between two TensorBoard points."""
+    tensorboard_queue_size: int = Field(1000, ge=1)
+    """TensorBoard points kept in memory before they are written."""
+    log_params_norm: bool = False
+    """Also log the L2 norm of all parameters."""

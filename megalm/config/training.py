@@ -1,0 +1,118 @@
+"""How long, how fast and in which numbers the model trains."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from megalm.config.base import Section
+
+DecayStyle = Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"]
+WsdDecayStyle = Literal["linear", "exponential", "cosine", "minus_sqrt"]
+
+
+class BatchConfig(Section):
+    """The sizes of samples and batches."""
+
+    seq_length: int = Field(ge=1)
+    """Tokens of one sample."""
+    micro_batch_size: int = Field(ge=1)
+    """Samples that one data-parallel rank takes through the model at once."""
+    global_batch_size: int | None = Field(None, ge=1)
+    """Samples of one optimizer step over all ranks. Default: micro_batch_size x data-parallel size."""
+
+    def global_size(self, data_parallel_size: int) -> int:
+        """Samples of one optimizer step."""
+        return self.global_batch_size or self.micro_batch_size * data_parallel_size
+
+    def accumulation(self, data_parallel_size: int) -> int:
+        """Micro-batches that each rank accumulates in one optimizer step."""
+        return self.global_size(data_parallel_size) // (self.micro_batch_size * data_parallel_size)
+
+
+class TrainingConfig(Section):
+    """The length of the run, evaluation and reproducibility."""
+
+    train_iters: int | None = Field(None, ge=1)
+    """Optimizer steps of the whole run."""
+    train_samples: int | None = Field(None, ge=1)
+    """Samples of the whole run, in place of --train-iters."""
+    eval_interval: int | None = Field(None, ge=1)
+    """Steps between two evaluations on the validation set. Default: only at the end of the run."""
+    eval_iters: int = Field(100, ge=0)
+    """Global batches of one evaluation, the same ones every time; 0 turns evaluation off."""
+    skip_train: bool = False
+    """Load, evaluate and exit."""
+    exit_interval: int | None = Field(None, ge=1)
+    """Save and exit when the step number is a multiple of this."""
+    exit_duration_in_mins: float | None = Field(None, gt=0)
+    """Save and exit after this many minutes."""
+    seed: int = Field(1234, ge=0)
+    """Seed of initial values, sample order and dropout."""
+
+    def total_iters(self, global_batch_size: int) -> int:
+        """Optimizer steps of the whole run."""
+        if self.train_iters is not None:
+            return self.train_iters
+        assert self.train_samples is not None, "checked: one of train_iters and train_samples is given"
+        return self.train_samples // global_batch_size
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning rate."""
+
+    optimizer: Literal["adam"] = "adam"
+    """Optimizer: adam is AdamW (decoupled weight decay)."""
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    min_lr: float = Field(0.0, ge=0)
+    """Learning rate at the end of the decay."""
+    lr_decay_style: DecayStyle = "linear"
+    """Shape of the decay after warmup."""
+    lr_decay_iters: int | None = Field(None, ge=1)
+    """Step at which the decay ends. Default: the end of the run."""
+    lr_warmup_iters: int = Field(0, ge=0)
+    """Steps of linear warmup from lr_warmup_init."""
+    lr_warmup_fraction: float | None = Field(None, ge=0, le=1)
+    """Warmup as a share of lr_decay_iters, in place of --lr-warmup-iters."""
+    lr_warmup_init: float = Field(0.0, ge=0)
+    """Learning rate at the start of warmup."""
+    lr_wsd_decay_style: WsdDecayStyle = "exponential"
+    """Shape of the last phase of the WSD (warmup, stable, decay) schedule."""
+    lr_wsd_decay_iters: int | None = Field(None, ge=1)
+    """Steps of the last phase of the WSD schedule. Default: a tenth of lr_decay_iters."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Weight decay of matrices; norms and biases have none."""
+    clip_grad: float = Field(1.0, ge=0)
+    """Gradients are scaled down to this global L2 norm; 0 turns clipping off."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    adam_eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+
+
+class PrecisionConfig(Section):
+    """The numbers that the model computes in; fp32 when neither fp16 nor bf16 is given."""
+
+    bf16: bool = False
+    """Weights and activations in bfloat16, fp32 master weights."""
+    fp16: bool = False
+    """Weights and activations in float16 with loss scaling, fp32 master weights."""
+    grad_accum_dtype: Literal["fp32", "model"] = "fp32"
+    """Type in which gradients are accumulated and reduced: fp32, or the model's own."""
+    loss_scale: float | None = Field(None, gt=0)
+    """Fixed loss scale for fp16. Default: dynamic."""
+    initial_loss_scale: float = Field(65536.0, ge=1)
+    """First dynamic loss scale, a power of two."""
+    min_loss_scale: float = Field(1.0, gt=0)
+    """Smallest dynamic loss scale."""
+    loss_scale_window: int = Field(1000, ge=1)
+    """Good steps after which the dynamic loss scale doubles."""
+    hysteresis: int = Field(2, ge=1)
+    """Overflows after which the dynamic loss scale halves."""
+
+    @property
+    def dtype(self) -> Literal["bf16", "fp16", "fp32"]:
+        """Name of the type of weights and activations."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
