@@ -8,6 +8,10 @@ class MegalmError(Exception):
     """Wrong input or a broken promise of the surroundings; ends the program with `exit_code`."""
 
     exit_code = 1
+    local = False
+    """Only one rank has this error, and that rank reports it; else every rank has it, and rank 0 reports."""
+    silent = False
+    """Another rank has the error and reports it; this one only ends with the same exit code."""
 
 
 class ConfigError(MegalmError):

@@ -1,11 +1,12 @@
 """Where the text comes from and how it becomes samples."""
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from megalm.config.base import Section
+from megalm.config.names import VALUE_ALIASES
 
 TokenizerType = Literal["SentencePieceTokenizer", "HFTokenizer", "ByteLevelTokenizer", "NullTokenizer"]
 
@@ -16,7 +17,21 @@ class TokenizerConfig(Section):
     tokenizer_type: TokenizerType | None = None
     """Kind of tokenizer. Default: told from the file name of --tokenizer-model."""
     tokenizer_model: str | None = None
-    """Tokenizer file: a sentencepiece .model or a Hugging Face tokenizer.json."""
+    """Tokenizer file: a sentencepiece .model or a Hugging Face tokenizer.json, or the folder that holds one."""
+    tokenizer_vocab_size: int | None = Field(None, ge=1)
+    """Number of ids of a NullTokenizer (its text is ids with blanks between), without end of document."""
+    eod_token: str | None = None
+    """Token that ends a document. Default: the sentencepiece end of sentence; <|endoftext|>, </s>, <eos> or [SEP]."""
+
+    @field_validator("tokenizer_type", mode="before")
+    @classmethod
+    def _peer_name(cls, word: object) -> object:
+        """Takes Megatron's names of the same tokenizers, in any case."""
+        if not isinstance(word, str):
+            return word
+        known = {name.lower(): name for name in get_args(TokenizerType)}
+        aliases = known | VALUE_ALIASES["tokenizer_type"] | {"llama2tokenizer": "SentencePieceTokenizer"}
+        return aliases.get(word.lower(), word)
 
 
 class DataConfig(Section):

@@ -77,6 +77,11 @@ class ModelConfig(Section):
         return self.kv_channels or self.hidden_size // self.num_attention_heads
 
     @property
+    def rotary_dim(self) -> int:
+        """Channels of each head that rotary embedding turns."""
+        return int(self.head_dim * self.rotary_percent)
+
+    @property
     def num_kv_heads(self) -> int:
         """Number of key/value heads."""
         return self.num_query_groups or self.num_attention_heads
@@ -124,13 +129,11 @@ class ModelConfig(Section):
                 f"num_query_groups={self.num_query_groups} must divide num_attention_heads={self.num_attention_heads}; "
                 f"use {_nearest_divisors(self.num_attention_heads, self.num_kv_heads)}"
             )
-        if self.position_embedding_type == "rope":
-            rotary_dim = int(self.head_dim * self.rotary_percent)
-            if rotary_dim % 2 or rotary_dim == 0:
-                found.append(
-                    f"rotary embedding turns pairs: head width {self.head_dim} x rotary_percent={self.rotary_percent} "
-                    f"= {rotary_dim} must be even and not 0; change --kv-channels or --rotary-percent"
-                )
+        if self.position_embedding_type == "rope" and (self.rotary_dim % 2 or self.rotary_dim == 0):
+            found.append(
+                f"rotary embedding turns pairs: head width {self.head_dim} x rotary_percent={self.rotary_percent} "
+                f"= {self.rotary_dim} must be even and not 0; change --kv-channels or --rotary-percent"
+            )
         if sum((self.swiglu, self.squared_relu, self.openai_gelu)) > 1:
             found.append("swiglu, squared_relu and openai_gelu exclude each other; give one of them")
         if self.apply_layernorm_1p and self.normalization != "LayerNorm":

@@ -18,11 +18,15 @@ class BatchConfig(Section):
     micro_batch_size: int = Field(ge=1)
     """Samples that one data-parallel rank takes through the model at once."""
     global_batch_size: int | None = Field(None, ge=1)
-    """Samples of one optimizer step over all ranks. Default: micro_batch_size x data-parallel size."""
+    """Samples of one optimizer step over all ranks. Default: micro_batch_size x gradient_accumulation_steps x
+    data-parallel size."""
+    gradient_accumulation_steps: int | None = Field(None, ge=1)
+    """Micro-batches that each rank accumulates in one optimizer step. Default: what global_batch_size asks for, else 1."""
 
     def global_size(self, data_parallel_size: int) -> int:
         """Samples of one optimizer step."""
-        return self.global_batch_size or self.micro_batch_size * data_parallel_size
+        steps = self.gradient_accumulation_steps or 1
+        return self.global_batch_size or self.micro_batch_size * steps * data_parallel_size
 
     def accumulation(self, data_parallel_size: int) -> int:
         """Micro-batches that each rank accumulates in one optimizer step."""

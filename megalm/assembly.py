@@ -1,0 +1,132 @@
+"""The parts of a run, built from its configuration in the order in which the data flows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megalm.config import RunConfig, engine_json
+from megalm.config.model import ModelConfig
+from megalm.data.build import build_datasets
+from megalm.data.gpt_dataset import SampleDataset
+from megalm.data.loader import MicroBatchIterator, Transform, build_loader
+from megalm.data.tokenizers import Tokenizer, build_tokenizer
+from megalm.dist.mesh import Axis, Mesh
+from megalm.engine.build import build_engine
+from megalm.engine.engine import Engine
+from megalm.errors import ConfigError
+from megalm.models.gpt import GPT
+from megalm.models.init import initialize
+from megalm.objectives.causal import CausalObjective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where this process stands in the job."""
+
+    mesh: Mesh
+    rank: int
+    device: torch.device
+
+    @property
+    def dp_rank(self) -> int:
+        """Position on the data-parallel axis."""
+        return self.mesh.coordinate(self.rank)[Axis.DP]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The datasets of a run (None: not used) and the objective that turns a sample into a batch row."""
+
+    train: SampleDataset | None
+    valid: SampleDataset | None
+    test: SampleDataset | None
+    objective: Transform
+
+
+def load_tokenizer(config: RunConfig) -> Tokenizer | None:
+    """The run's tokenizer, or None if none is named."""
+    if config.tokenizer.tokenizer_type is None and config.tokenizer.tokenizer_model is None:
+        return None
+    return build_tokenizer(config.tokenizer)
+
+
+def complete_model(config: RunConfig, tokenizer: Tokenizer | None) -> ModelConfig:
+    """The model's configuration with the sizes that follow from the rest of the run.
+
+    Raises:
+        ConfigError: the vocabulary size is unknown or too small for the tokenizer.
+    """
+    model = config.model
+    if tokenizer is None and model.vocab_size is None:
+        raise ConfigError(
+            "the vocabulary size is unknown; give the tokenizer of the data (--tokenizer-model FILE) or --vocab-size"
+        )
+    vocab_size = model.vocab_size or (tokenizer.vocab_size if tokenizer else 0)
+    if tokenizer is not None and vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"vocab_size={vocab_size} is less than the tokenizer's {tokenizer.vocab_size}; drop --vocab-size"
+        )
+    positions = model.max_position_embeddings or config.batch.seq_length
+    return model.model_copy(update={"vocab_size": vocab_size, "max_position_embeddings": positions})
+
+
+def build_data(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None, global_batch_size: int) -> Data:
+    """The datasets, each with as many samples as the run draws from it."""
+    training = config.training
+    assert model.vocab_size is not None
+    evaluated = training.eval_iters * global_batch_size
+    trained = 0 if training.skip_train else training.total_iters(global_batch_size) * global_batch_size
+    train, valid, test = build_datasets(
+        config.data,
+        seq_length=config.batch.seq_length,
+        num_samples=(trained, evaluated, evaluated),
+        seed=training.seed,
+        vocab_size=model.vocab_size,
+        tokenizer_identity=tokenizer.identity if tokenizer else None,
+    )
+    eod = tokenizer.eod if tokenizer else None
+    return Data(train, valid, test, CausalObjective(eod=eod, eod_mask_loss=config.data.eod_mask_loss))
+
+
+def loader(
+    config: RunConfig, data: Data, dataset: SampleDataset, place: Place, start: int, stop: int, workers: int
+) -> MicroBatchIterator:
+    """This rank's micro-batches of samples start..stop."""
+    dp = place.mesh.size(Axis.DP)
+    return build_loader(
+        dataset,
+        data.objective,
+        micro_batch_size=config.batch.micro_batch_size,
+        global_batch_size=config.batch.global_size(dp),
+        start_sample=start,
+        stop_sample=stop,
+        rank=place.dp_rank,
+        size=dp,
+        num_workers=workers,
+        pin_memory=place.device.type == "cuda",
+    )
+
+
+def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) -> Engine:
+    """The model with its initial values, under DeepSpeed."""
+    gpt = GPT(model)
+    initialize(gpt, model, config.training.seed)
+    final_json = engine_json(config, place.mesh.size(Axis.DP))
+    return build_engine(gpt, final_json, config.optimizer, config.precision, place.device)
+
+
+def run_folder(config: RunConfig) -> Path | None:
+    """The folder of --save."""
+    return Path(config.checkpoint.save) if config.checkpoint.save else None
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """The batch on `device`."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def identity(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """What a checkpoint remembers of the run's inputs, to refuse others on resume."""
+    return {"tokenizer": tokenizer.identity if tokenizer else None}

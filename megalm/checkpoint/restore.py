@@ -1,0 +1,55 @@
+"""From a checkpoint of any layout into the live state of this one."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from megalm.checkpoint.reader import CheckpointReader
+from megalm.dist.slices import StateSlice
+from megalm.errors import CheckpointError
+
+
+def restore_weights(
+    reader: CheckpointReader,
+    parameters: dict[str, nn.Parameter],
+    shapes: dict[str, tuple[int, ...]],
+    set_weight: Callable[[nn.Parameter, torch.Tensor], None],
+) -> None:
+    """Give the model its working copy of every parameter.
+
+    Raises:
+        CheckpointError: names or shapes differ from the checkpoint's, all of them listed.
+    """
+    problems = [f"{name} is not in the checkpoint" for name in parameters if name not in reader.names]
+    problems += [f"{name} is only in the checkpoint" for name in sorted(reader.names - set(parameters))]
+    problems += [
+        f"{name} is {reader.shape(name)} in the checkpoint, {shapes[name]} here"
+        for name in parameters
+        if name in reader.names and reader.shape(name) != shapes[name]
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(
+            f"{reader.folder} is of another model: {'; '.join(problems[:5])}{more}; use the model settings of the run "
+            "that wrote it (its config.yaml)"
+        )
+    for name, parameter in parameters.items():
+        set_weight(parameter, reader.read_tensor(name))
+
+
+def restore_slices(reader: CheckpointReader, slices: Sequence[StateSlice], *, with_moments: bool) -> None:
+    """Fill this rank's fp32 weights, and Adam's moments if asked.
+
+    Raises:
+        CheckpointError: moments are asked for and the checkpoint was written with --no-save-optim.
+    """
+    with torch.no_grad():
+        for piece in slices:
+            for kind, view in piece.tensors(with_moments).items():
+                if not reader.has(kind):
+                    raise CheckpointError(
+                        f"{reader.folder} holds no optimizer state (--no-save-optim); give --no-load-optim or "
+                        "--finetune to start the optimizer anew"
+                    )
+                view.copy_(reader.read(piece.name, kind, piece.start, piece.stop))

@@ -1,0 +1,48 @@
+"""The run folder (`--save`): made, probed, or set aside."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from megalm.checkpoint.format import LATEST
+from megalm.errors import CheckpointError
+from megalm.files import replace_text
+
+_ENTRIES = ("config.yaml", "metrics.jsonl", "tensorboard", "logs", LATEST)
+
+
+def prepare_run_folder(run: Path) -> None:
+    """Make the run folder and prove that it can be written, before any time is spent on training.
+
+    Raises:
+        CheckpointError: it cannot be made or written.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=run, prefix=".probe-"):
+            pass
+    except OSError as error:
+        raise CheckpointError(
+            f"--save {run} cannot be written: {error.strerror}; choose another folder or mend its permissions"
+        ) from error
+
+
+def set_aside(run: Path) -> Path | None:
+    """Move an earlier run's files into `run/previous_N` (--fresh); None if there are none."""
+    entries = [run / name for name in _ENTRIES if (run / name).exists()]
+    entries += [path for path in run.glob("step_*") if path.is_dir()]
+    if not entries:
+        return None
+    number = 1
+    while (run / f"previous_{number}").exists():
+        number += 1
+    aside = run / f"previous_{number}"
+    aside.mkdir()
+    for path in entries:
+        os.rename(path, aside / path.name)
+    return aside
+
+
+def write_config(run: Path, text: str) -> None:
+    """Leave the merged configuration in the run folder."""
+    replace_text(run / "config.yaml", text)

@@ -1,0 +1,107 @@
+"""Writing a checkpoint. Phases: shard (every rank), manifest (rank 0), commit (rank 0), prune (rank 0)."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from megalm.checkpoint.format import LATEST, MANIFEST, Manifest, step_folder, steps_of
+from megalm.dist.collectives import gather_json, together
+from megalm.dist.slices import StateSlice
+from megalm.errors import CheckpointError
+from megalm.files import replace_text, sha256_of, sync_file, sync_folder
+
+
+def save_checkpoint(
+    run: Path,
+    slices: Sequence[StateSlice],
+    *,
+    header: dict[str, Any],
+    with_moments: bool,
+    keep: int | None,
+    device: torch.device,
+) -> Path:
+    """Write `step_N` into the run folder; every rank calls it with the slices that it alone is to write.
+
+    `header` holds the Manifest's fields but `files` and `tensors`. Only after every rank's shard is on disk does the
+    folder get its final name, and only then does `latest` name it. `keep` newest checkpoints stay.
+
+    Raises:
+        CheckpointError: a rank could not write; nothing is left behind and `latest` is as before.
+    """
+    final = step_folder(run, header["step"])
+    partial = final.with_name(f".{final.name}.partial")
+    together(device, lambda: _new_folder(partial) if dist.get_rank() == 0 else None)
+    try:
+        entry = together(device, lambda: _write_shard(partial, slices, with_moments))
+        entries = gather_json(entry, device)
+        together(device, lambda: _commit(partial, final, header, entries) if dist.get_rank() == 0 else None)
+    except BaseException:
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if keep is not None and dist.get_rank() == 0:
+        _prune(run, keep)
+    return final
+
+
+def _new_folder(partial: Path) -> None:
+    if partial.exists():  # left by a killed run
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+
+
+def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool) -> dict[str, Any]:
+    """This rank's file, and what the manifest says of it."""
+    path = partial / f"rank_{dist.get_rank():05d}.safetensors"
+    tensors = {
+        f"{kind}/{piece.name}": tensor.detach().cpu().contiguous()
+        for piece in slices
+        for kind, tensor in piece.tensors(with_moments).items()
+    }
+    try:
+        save_file(tensors, path)
+        sync_file(path)
+    except Exception as error:  # safetensors has its own error type for a full disk
+        free = shutil.disk_usage(partial).free if partial.exists() else 0
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        raise CheckpointError(
+            f"cannot write {path} ({error}): it needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
+            "free some space or choose another --save"
+        ) from error
+    pieces = [
+        {"name": piece.name, "shape": list(piece.shape), "start": piece.start, "stop": piece.stop} for piece in slices
+    ]
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "slices": pieces}
+
+
+def _commit(partial: Path, final: Path, header: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+    """Manifest, then the folder's final name, then `latest`: each durable before the next begins."""
+    files: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, dict[str, Any]] = {}
+    kinds = header["scalars"]["kinds"]
+    for rank, entry in enumerate(entries):
+        files[entry["file"]] = {"bytes": entry["bytes"], "sha256": entry["sha256"], "rank": rank}
+        for piece in entry["slices"]:
+            tensor = tensors.setdefault(piece["name"], {"shape": piece["shape"], "slices": {k: [] for k in kinds}})
+            for pieces in tensor["slices"].values():
+                pieces.append({"file": entry["file"], "start": piece["start"], "stop": piece["stop"]})
+    replace_text(partial / MANIFEST, Manifest(**header, files=files, tensors=tensors).to_json())
+    if final.exists():  # the same step of an earlier, diverged attempt
+        shutil.rmtree(final)
+    os.rename(partial, final)
+    sync_folder(final.parent)
+    replace_text(final.parent / LATEST, final.name + "\n")
+
+
+def _prune(run: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints; a folder loses its manifest first, so that none is half there."""
+    for step in steps_of(run)[:-keep]:
+        folder = step_folder(run, step)
+        (folder / MANIFEST).unlink()
+        shutil.rmtree(folder)

@@ -1,0 +1,258 @@
+"""Rules that tie settings together, each a small function from the run to its problems (value, rule and fix).
+
+A new rule is a function here and its name in `CHECKS`. What concerns one section only stands in that section's
+`problems()`. Rules that need the number of ranks are in `layout_problems`.
+"""
+
+from collections.abc import Callable
+
+from megalm.config.engine_json import deepspeed_only, zero_stage
+from megalm.config.sections import RunConfig
+from megalm.errors import LayoutError
+
+
+def run_problems(config: RunConfig) -> list[str]:
+    """Everything about the run that cannot work, whatever the number of ranks."""
+    return [problem for check in CHECKS for problem in check(config)]
+
+
+def sections(config: RunConfig) -> list[str]:
+    """Each section's own problems."""
+    return config.model.problems() + config.data.problems()
+
+
+def lengths(config: RunConfig) -> list[str]:
+    """Sample length, run length and the intervals inside the run."""
+    found = []
+    training, positions = config.training, config.model.max_position_embeddings
+    if positions is not None and config.batch.seq_length > positions:
+        found.append(
+            f"seq_length={config.batch.seq_length} must not exceed max_position_embeddings={positions}; "
+            "raise --max-position-embeddings or shorten --seq-length"
+        )
+    if training.train_iters is None and training.train_samples is None:
+        found.append("the length of the run is missing; give --train-iters or --train-samples")
+    if training.train_iters is not None and training.train_samples is not None:
+        found.append(
+            f"train_iters={training.train_iters} and train_samples={training.train_samples} both say how long the run "
+            "is; give one of them"
+        )
+    if config.batch.global_batch_size is not None:
+        found += sample_count(config, config.batch.global_batch_size)
+    return found
+
+
+def sample_count(config: RunConfig, global_batch_size: int) -> list[str]:
+    """train_samples fills whole steps."""
+    samples = config.training.train_samples
+    if samples is None or samples % global_batch_size == 0:
+        return []
+    nearest = _nearest_multiples(samples, global_batch_size)
+    return [f"train_samples={samples} must be a multiple of global_batch_size={global_batch_size}; use {nearest}"]
+
+
+def learning_rate(config: RunConfig) -> list[str]:
+    """Peak, end and start of the learning rate."""
+    optimizer = config.optimizer
+    found = []
+    if optimizer.min_lr > optimizer.lr:
+        found.append(f"min_lr={optimizer.min_lr} must not exceed lr={optimizer.lr}; lower --min-lr")
+    if optimizer.lr_warmup_init > optimizer.lr:
+        found.append(
+            f"lr_warmup_init={optimizer.lr_warmup_init} must not exceed lr={optimizer.lr}; lower --lr-warmup-init"
+        )
+    return found
+
+
+def schedule(config: RunConfig) -> list[str]:
+    """Warmup, decay and WSD phases fit into each other."""
+    optimizer = config.optimizer
+    found = []
+    if optimizer.lr_warmup_fraction is not None and optimizer.lr_warmup_iters:
+        found.append(
+            f"lr_warmup_fraction={optimizer.lr_warmup_fraction} and lr_warmup_iters={optimizer.lr_warmup_iters} both "
+            "say how long the warmup is; give one of them"
+        )
+    name = "lr_decay_iters" if optimizer.lr_decay_iters is not None else "train_iters"
+    end = optimizer.lr_decay_iters if optimizer.lr_decay_iters is not None else config.training.train_iters
+    if end is not None and optimizer.lr_warmup_iters > end:
+        found.append(
+            f"lr_warmup_iters={optimizer.lr_warmup_iters} must not exceed {name}={end}; shorten --lr-warmup-iters"
+        )
+    wsd = optimizer.lr_wsd_decay_iters
+    if wsd is not None and optimizer.lr_decay_style != "WSD":
+        found.append(
+            f"lr_wsd_decay_iters={wsd} needs lr_decay_style=WSD, not {optimizer.lr_decay_style}; "
+            "give --lr-decay-style WSD or drop it"
+        )
+    elif wsd is not None and end is not None and wsd + optimizer.lr_warmup_iters > end:
+        found.append(
+            f"lr_wsd_decay_iters={wsd} and lr_warmup_iters={optimizer.lr_warmup_iters} must fit into {name}={end}; "
+            "shorten one of them"
+        )
+    return found
+
+
+def precision(config: RunConfig) -> list[str]:
+    """One type, and a loss scale that DeepSpeed can represent."""
+    numbers = config.precision
+    found = []
+    if numbers.bf16 and numbers.fp16:
+        found.append("bf16=true and fp16=true exclude each other; add --no-bf16 or --no-fp16")
+    if not numbers.fp16:
+        if numbers.loss_scale is not None:
+            found.append(f"loss_scale={numbers.loss_scale} needs fp16=true; give --fp16 or drop it")
+        return found
+    if numbers.initial_loss_scale.hex().split("p")[0] != "0x1.0000000000000":
+        found.append(f"initial_loss_scale={numbers.initial_loss_scale} must be a power of two, as 65536")
+    if numbers.min_loss_scale != int(numbers.min_loss_scale) or numbers.min_loss_scale > numbers.initial_loss_scale:
+        found.append(
+            f"min_loss_scale={numbers.min_loss_scale} must be a whole number up to "
+            f"initial_loss_scale={numbers.initial_loss_scale}"
+        )
+    return found
+
+
+def evaluation(config: RunConfig) -> list[str]:
+    """Evaluation that is asked for has batches and data."""
+    training, data = config.training, config.data
+    if training.eval_interval is None and not training.skip_train:
+        return []
+    asked = "skip_train=true" if training.skip_train else f"eval_interval={training.eval_interval}"
+    if training.eval_iters == 0:
+        return [f"{asked} asks for evaluation but eval_iters=0 turns it off; drop one of them"]
+    if data.train_data_path is not None and data.valid_data_path is None:
+        return [f"{asked} asks for evaluation; give its data in --valid-data-path"]
+    if data.data_path is not None and not data.problems() and data.split_shares()[1] == 0:
+        return [f'{asked} asks for evaluation but split="{data.split}" leaves it no data; give validation a share']
+    return []
+
+
+def checkpoints(config: RunConfig) -> list[str]:
+    """Settings of --save and --load come with it."""
+    checkpoint = config.checkpoint
+    needs_save = {
+        "save_interval": checkpoint.save_interval,
+        "keep_checkpoints": checkpoint.keep_checkpoints,
+        "no_save_optim": checkpoint.no_save_optim,
+        "fresh": checkpoint.fresh,
+    }
+    needs_load = {"finetune": checkpoint.finetune, "no_load_optim": checkpoint.no_load_optim}
+    found = []
+    for flag, path, settings in (("--save", checkpoint.save, needs_save), ("--load", checkpoint.load, needs_load)):
+        for name, value in settings.items():
+            if value and path is None:
+                found.append(f"{name}={_shown(value)} needs a folder; give {flag} FOLDER")
+    return found
+
+
+def engine(config: RunConfig) -> list[str]:
+    """The engine is DeepSpeed, and offload fits the ZeRO stage."""
+    found = []
+    if not config.engine.deepspeed:
+        found.append("deepspeed=false is not possible: the engine is always DeepSpeed's; drop --no-deepspeed")
+    stage = zero_stage(config)
+    zero = deepspeed_only(config).get("zero_optimization", {})
+    for block, least in (("offload_optimizer", 1), ("offload_param", 3)):
+        device = zero.get(block, {}).get("device", "none")
+        if device != "none" and stage < least:
+            found.append(f"zero_optimization.{block}.device={device} needs zero_stage >= {least}, not {stage}")
+    return found
+
+
+AXES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+UNAVAILABLE_AXES = AXES
+"""Axes that cannot be larger than 1 in this version. Take a name out when its axis works."""
+
+
+def available_axes(config: RunConfig) -> list[str]:
+    """No axis that this version lacks."""
+    sizes = {name: getattr(config.parallel, name) for name in UNAVAILABLE_AXES}
+    return [
+        f"{name}={size} is not available in this version; use 1 (data parallelism: more ranks, --zero-stage)"
+        for name, size in sizes.items()
+        if size > 1
+    ]
+
+
+CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
+    sections,
+    lengths,
+    learning_rate,
+    schedule,
+    precision,
+    evaluation,
+    checkpoints,
+    engine,
+    available_axes,
+)
+
+
+def check_layout(config: RunConfig, world_size: int) -> int:
+    """The data-parallel size of `world_size` ranks.
+
+    Raises:
+        LayoutError: the ranks, the model or the batch cannot be split so; the text has the whole equation.
+    """
+    problems = layout_problems(config, world_size)
+    if problems:
+        raise LayoutError(problems)
+    return world_size // _ranks_of_one_model(config)
+
+
+def layout_problems(config: RunConfig, world_size: int) -> list[str]:
+    """Everything about the split of ranks, layers, heads and batch that does not come out even."""
+    parallel = config.parallel
+    found = available_axes(config)
+    one = _ranks_of_one_model(config)
+    if world_size % one:
+        found.append(
+            f"world {world_size} = tp {parallel.tensor_model_parallel_size} x pp "
+            f"{parallel.pipeline_model_parallel_size} x cp {parallel.context_parallel_size} x dp ? has no solution: "
+            f"the number of ranks must be a multiple of {one}; start {_nearest_multiples(world_size, one)} ranks"
+        )
+        return found + model_split(config)
+    return found + model_split(config) + batch_split(config, world_size // one)
+
+
+def model_split(config: RunConfig) -> list[str]:
+    """Heads over tensor-parallel ranks, layers over stages."""
+    tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
+    model = config.model
+    found = []
+    for name, heads in (("num_attention_heads", model.num_attention_heads), ("num_query_groups", model.num_kv_heads)):
+        if heads % tp:
+            valid = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
+            found.append(f"tensor_model_parallel_size={tp} must divide {name}={heads}; use one of {valid}")
+    if pp > model.num_layers:
+        found.append(f"pipeline_model_parallel_size={pp} must not exceed num_layers={model.num_layers}")
+    return found
+
+
+def batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
+    """The global batch is micro-batches over ranks and accumulation steps."""
+    batch, dp = config.batch, data_parallel_size
+    total, micro, steps = batch.global_size(dp), batch.micro_batch_size, batch.gradient_accumulation_steps
+    if total % (micro * dp):
+        equation = f"global_batch_size={total} = micro_batch_size={micro} x dp {dp} x accumulation ? has no solution"
+        nearest = _nearest_multiples(total, micro * dp)
+        return [f"{equation}: it must be a multiple of {micro * dp}; use {nearest}"]
+    if steps is not None and total != micro * dp * steps:
+        product = f"micro_batch_size={micro} x dp {dp} x gradient_accumulation_steps={steps} = {micro * dp * steps}"
+        fix = f"drop gradient_accumulation_steps or set it to {total // (micro * dp)}"
+        return [f"global_batch_size={total} is not {product}; {fix}"]
+    return sample_count(config, total)
+
+
+def _ranks_of_one_model(config: RunConfig) -> int:
+    parallel = config.parallel
+    return parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+
+
+def _nearest_multiples(number: int, factor: int) -> str:
+    below = number // factor * factor
+    return f"{below} or {below + factor}" if below else str(factor)
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

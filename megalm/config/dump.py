@@ -1,0 +1,74 @@
+"""A run in, its YAML and its hash out."""
+
+import hashlib
+import json
+import sys
+from typing import Any
+
+import yaml
+
+from megalm.config.engine_json import engine_json
+from megalm.config.recipe import RecipeDumper
+from megalm.config.sections import RunConfig
+
+RESUME_SECTIONS = ("model", "optimizer", "precision", "tokenizer")
+RESUME_FIELDS = {
+    "batch": ("seq_length", "global_batch_size", "gradient_accumulation_steps"),
+    "training": ("seed",),
+    "data": ("split", "mock_data", "eod_mask_loss"),
+}
+NOT_FOR_RESUME = {"model": ("vocab_size",), "tokenizer": ("tokenizer_model",)}
+"""Filled in from the tokenizer, and a path that may move: the checkpoint knows the vocabulary itself."""
+
+
+def dump_config(config: RunConfig) -> str:
+    """The run as a recipe; `load_config(["--config", FILE])` gives an equal one."""
+    return _yaml(_plain(config))
+
+
+def render_sources(config: RunConfig, sources: dict[str, str]) -> str:
+    """As `dump_config`, with a comment after each value that was given, and what DeepSpeed will get at the end."""
+    lines = []
+    for section, content in _plain(config).items():
+        lines.append(f"{section}:")
+        for name, value in content.items():
+            first, *rest = _yaml({name: value}).splitlines()
+            one_line = isinstance(value, dict) or not rest
+            lines.append(f"  {first}" + (f"  # {sources[name]}" if name in sources and one_line else ""))
+            lines += [f"  {line}" for line in rest]
+    lines.append('# DeepSpeed gets ("auto": follows from the number of ranks):')
+    lines += [f"# {line}" for line in json.dumps(_without_ranks(config), indent=2).splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def _without_ranks(config: RunConfig) -> dict[str, Any]:
+    """The DeepSpeed configuration with "auto" where it depends on the number of ranks."""
+    merged = engine_json(config, 1)
+    if config.batch.global_batch_size is None:
+        merged["train_batch_size"] = "auto"
+    elif config.batch.gradient_accumulation_steps is None:
+        merged["gradient_accumulation_steps"] = "auto"
+    return merged
+
+
+def config_hash(config: RunConfig) -> str:
+    """A short hash of what makes two runs the same training: model, batch, optimizer, numbers, seed, kind of data.
+
+    Not in it: layout, micro-batch size, ZeRO stage, run length, intervals, paths, logging. They may change on resume.
+    """
+    everything = _plain(config)
+    kept: dict[str, Any] = {name: dict(everything[name]) for name in RESUME_SECTIONS}
+    for section, fields in RESUME_FIELDS.items():
+        kept[section] = {name: everything[section][name] for name in fields}
+    for section, fields in NOT_FOR_RESUME.items():
+        for name in fields:
+            kept[section].pop(name)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    return yaml.dump(content, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")

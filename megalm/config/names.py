@@ -1,0 +1,184 @@
+"""Names that users bring from Megatron-LM and Megatron-DeepSpeed: other spellings, switches without effect, and flags
+of features that megalm lacks, each with what to use instead.
+
+Flag names are written without the leading dashes and with `-` between words, whatever the peer's own spelling.
+"""
+
+from fnmatch import fnmatchcase
+
+RENAMED = {
+    "num-key-value-heads": "num_query_groups",
+    "layernorm-epsilon": "norm_epsilon",
+    "rotary-position-embeddings-theta": "rotary_base",
+}
+"""Another name of a flag: the field that takes its value."""
+
+IMPLIED: dict[str, tuple[str, str]] = {
+    "use-rotary-position-embeddings": ("position_embedding_type", "rope"),
+    "no-position-embedding": ("position_embedding_type", "none"),
+    "accumulate-allreduce-grads-in-fp32": ("grad_accum_dtype", "fp32"),
+    "grad-reduce-in-bf16": ("grad_accum_dtype", "model"),
+}
+"""A switch that stands for one value of a field."""
+
+VALUE_ALIASES = {
+    "optimizer": {"adamw": "adam"},
+    "tokenizer_type": {
+        "gptsentencepiecetokenizer": "SentencePieceTokenizer",
+        "huggingfacetokenizer": "HFTokenizer",
+        "pretrainedfromhf": "HFTokenizer",
+    },
+}
+"""Other words (in lower case) for a choice of a field."""
+
+NO_EFFECT: dict[str, tuple[tuple[str, ...], str]] = {
+    "group-query-attention": ((), "--num-query-groups alone turns grouped-query attention on"),
+    "no-pipeline-parallel": ((), "without pipeline stages the model is always a plain module"),
+    "no-query-key-layer-scaling": ((), "megalm never scales attention scores by the layer number"),
+    "attention-softmax-in-fp32": ((), "the attention softmax is always computed in fp32"),
+    "use-flash-attn": ((), "attention always runs in torch's fused kernel where the device has one"),
+    "use-mcore-models": ((), "there is one implementation of the model"),
+    "exit-signal-handler": ((), "SIGTERM, SIGUSR1 and SIGUSR2 always save and end the run"),
+    "data-impl": (("infer", "mmap"), "datasets are always memory-mapped"),
+    "dataloader-type": (("single",), "samples are always numbered and read once, in one order"),
+    "transformer-impl": (("local",), "layers are always megalm's own"),
+}
+"""A flag that is accepted because what it asks for is always so: the values it may have, and the reason."""
+
+_MOE = "mixture-of-experts models are not available in this version; train a dense model"
+_RECOMPUTE = "activation recomputation is not available in this version; use a smaller --micro-batch-size"
+_LENGTH = "give the length of runs in --train-iters or --train-samples and of schedules in -iters"
+_KERNELS = "megalm chooses kernels by itself when the model is built; remove the flag"
+_ZERO = 'put it in the "zero_optimization" block of the DeepSpeed JSON (--deepspeed-config)'
+_PARALLEL = "this form of parallelism is not available in this version; use data parallelism with --zero-stage"
+_OBJECTIVE = "only causal language models train in this version"
+_CHECKPOINT = "megalm's checkpoints load under every layout and ZeRO stage without a conversion; remove the flag"
+_TENSORBOARD = "TensorBoard always gets these values where they exist; remove the flag"
+_INFERENCE = "this is an option of Megatron's inference, not of training"
+_FP8 = "fp8 and fp4 are not available in this version; use --bf16"
+_ATTENTION = "only multi-head and grouped-query softmax attention exist; use --num-query-groups"
+_FSDP = "use ZeRO in place of FSDP: --zero-stage 3"
+_RL = "reinforcement learning and fine-tuning on conversations are not available; this program pre-trains"
+_OPTIMIZER = "the optimizer is AdamW; its settings are --lr, --weight-decay, --adam-beta1, --adam-beta2 and --adam-eps"
+_ROPE = "use --rotary-base, --rotary-percent or --rotary-seq-len-interpolation-factor"
+_LAUNCH = "megalm finds out ranks, devices and addresses by itself; remove the flag"
+
+UNSUPPORTED: tuple[tuple[str, str], ...] = (
+    ("batch-size", "use --micro-batch-size and --global-batch-size"),
+    ("warmup", "use --lr-warmup-fraction or --lr-warmup-iters"),
+    ("model-parallel-size", "use --tensor-model-parallel-size"),
+    ("checkpoint-activations checkpoint-num-layers recompute-* distribute-*-activations", _RECOMPUTE),
+    ("deepspeed-activation-checkpointing partition-activations contigious-checkpointing", _RECOMPUTE),
+    ("contiguous-checkpointing checkpoint-in-cpu synchronize-each-layer profile-backward", _RECOMPUTE),
+    ("moe-* num-experts* topk expert-* mlp-type enable-expert-tensor-parallelism use-tutel", _MOE),
+    ("disable-moe-* create-moe-param-group", _MOE),
+    ("train-tokens lr-decay-tokens lr-warmup-tokens lr-decay-samples lr-warmup-samples", _LENGTH),
+    ("lr-wsd-decay-samples train-data-exact-num-epochs iter-per-epoch phase-transition-iterations", _LENGTH),
+    ("rampup-batch-size", "the batch size is constant in this version; use --global-batch-size"),
+    ("decoupled-lr decoupled-min-lr head-lr-mult", "all parameters share --lr and --min-lr"),
+    ("start-weight-decay end-weight-decay weight-decay-incr-style", "use one constant --weight-decay"),
+    ("override-opt-param-scheduler use-checkpoint-opt-param-scheduler", "the flags always decide; remove the flag"),
+    ("use-flash-attn-* attention-backend no-masked-softmax-fusion no-bias-*-fusion quick-geglu", _KERNELS),
+    ("no-gradient-accumulation-fusion no-persist-layer-norm disable-mem-efficient-ln no-rope-fusion", _KERNELS),
+    ("no-async-tensor-model-parallel-allreduce mla-down-proj-fusion onnx-safe *cuda-graph*", _KERNELS),
+    ("transformer-impl-* te-* kitchen-* enable-experimental spec no-gradient-reduce-div-fusion", _KERNELS),
+    ("zero-reduce-* zero-allgather-* zero-contigious-gradients remote-device use-pin-memory", _ZERO),
+    ("cpu-optimizer cpu-torch-adam optimizer-cpu-offload optimizer-offload-fraction ds-fused-adam", _ZERO),
+    ("overlap-cpu-optimizer-* use-torch-optimizer-for-cpu-offload no-pin-cpu-*", _ZERO),
+    ("use-distributed-optimizer overlap-grad-reduce overlap-param-gather*", "use --zero-stage 1 or higher"),
+    ("ddp-* accumulate-*-local-ddp no-contiguous-buffers-in-local-ddp use-nccl-ub no-align-param-gather", _ZERO),
+    ("reuse-grad-buf-* num-distributed-optimizer-instances use-contiguous-buffers-in-local-ddp", _ZERO),
+    ("use-torch-fsdp2 torch-fsdp2-* use-megatron-fsdp megatron-fsdp-* fsdp-* data-parallel-sharding-strategy", _FSDP),
+    ("outer-dp-sharding-strategy enable-full-sharding-in-hsdp init-model-with-meta-device", _FSDP),
+    ("gtp-* disable-symmetric-registration suggested-communication-unit-size keep-fp8-transpose-cache", _FSDP),
+    ("sequence-parallel ds-sequence-parallel-* force-ds-sequence-parallel cp-comm-type", _PARALLEL),
+    ("hierarchical-context-parallel-sizes num-layers-per-virtual-pipeline-stage tp-comm-overlap*", _PARALLEL),
+    ("pipeline-model-parallel-split-rank pipeline-model-parallel-layout *-pipeline-num-layers", _PARALLEL),
+    ("num-virtual-stages-per-pipeline-rank overlap-p2p-communication* no-overlap-p2p-communication", _PARALLEL),
+    ("enable-zbh1-* standalone-embedding-stage no-scatter-gather-tensors-in-pipeline microbatch-group-*", _PARALLEL),
+    ("account-for-*-in-pipeline-split use-ring-exchange-p2p use-tp-pp-dp-mapping defer-embedding-*", _PARALLEL),
+    ("bert-* encoder-* decoder-* mask-prob mask-type mask-factor short-seq-prob fim-* retro-* ict-*", _OBJECTIVE),
+    ("biencoder-* block-data-path embedding-path evidence-data-path titles-data-path query-in-block-prob", _OBJECTIVE),
+    ("retriever-* use-one-sent-docs indexer-* output-bert-embeddings vision-* dino-* swin-* img-*", _OBJECTIVE),
+    ("num-classes num-channels patch-dim classes-fraction data-per-class-fraction no-data-sharding", _OBJECTIVE),
+    ("sample-rate vocab-extra-ids mtp-* relative-attention-*", _OBJECTIVE),
+    ("kd kd-* mos load-teacher *-teacher", "distillation is not available; train on the data alone"),
+    ("rl-* grpo-* langrl-* perform-rl-step sft sft-* refit-method run-workload-inspector-server", _RL),
+    ("fp8-* no-fp8-wgrad fp4-*", _FP8),
+    ("fp32-residual-connection", "the residual stream has the model's type; leave out --bf16 for fp32"),
+    ("fp16-lm-cross-entropy", "the loss is always computed in fp32; remove the flag"),
+    ("use-precision-aware-optimizer exp-avg-* main-grads-dtype main-params-dtype", _OPTIMIZER),
+    ("muon-* lion-* sgd-momentum dump-param-to-param-group-map no-use-layer-wise-param-layout", _OPTIMIZER),
+    ("apply-wd-to-qk-layernorm no-weight-decay-cond-type", _OPTIMIZER),
+    ("apply-query-key-layer-scaling", "attention scores are computed safely in fp32 instead; remove the flag"),
+    ("apply-residual-connection-post-layernorm", "normalization is always before attention and MLP; remove the flag"),
+    ("init-method-xavier-uniform use-cpu-initialization no-initialization data-parallel-random-init",
+     "weights are drawn from a normal distribution, the same under every layout; use --init-method-std"),
+    ("perform-initialization embedding-init-method-std", "use --init-method-std"),
+    ("multi-latent-attention *-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim cache-mla-latents", _ATTENTION),
+    ("window-size window-attn-skip-freq linear-attention-freq mamba-* hybrid-* is-hybrid-model", _ATTENTION),
+    ("heterogeneous-layers-* experimental-attention-* attention-output-gate softmax-type", _ATTENTION),
+    ("use-rope-scaling rope-* rotary-scaling-factor yarn-* no-yarn-* mscale mscale-* no-rope-freq", _ROPE),
+    ("mrope-section rotary-interleaved", _ROPE),
+    ("embedding-weights-in-fp32 disable-embedding-*", "the embedding has the model's type; remove the flag"),
+    ("vocab-file merge-file tokenizer-metadata tokenizer-special-tokens tokenizer-*-options tiktoken-*",
+     "give the tokenizer as one file: --tokenizer-model (a sentencepiece .model or a Hugging Face tokenizer.json)"),
+    ("tokenizer-hf-* tokenizer-sentencepiece-* tokenizer-prompt-format legacy-tokenizer",
+     "give the tokenizer as one file: --tokenizer-model"),
+    ("trust-remote-code", "megalm runs no code from tokenizers or checkpoints; remove the flag"),
+    ("reset-position-ids reset-attention-mask", "documents in one sample see each other in this version"),
+    ("dataloader-inter-document-masking", "documents in one sample see each other in this version"),
+    ("create-attention-mask-in-dataloader no-create-attention-mask-in-dataloader",
+     "the causal mask is never stored; remove the flag"),
+    ("data-args-path per-split-data-args-path per-dataset-sequences-path",
+     "give the data in flags or in a recipe: --data-path, --train-data-path"),
+    ("train-*-idx-path train-desc-path return-data-index repeated-dataloader mid-level-dataset-surplus",
+     "the order of samples follows from --seed alone; remove the flag"),
+    ("no-mmap-bin-files mmap-warmup object-storage-cache-path num-dataset-builder-threads dataloader-*-mmap",
+     "datasets are memory-mapped local files; copy remote ones to a local disk"),
+    ("dataloader-fast-cache-load use-dataset-only allow-ambiguous-pad-tokens aml-data-download-path enable-msc",
+     "datasets are memory-mapped local files; copy remote ones to a local disk"),
+    ("disable-msc result-rejected-tracker-filename rerun-mode error-injection-*",
+     "see --exit-interval and the run folder's logs; remove the flag"),
+    ("data-efficiency-curriculum-learning curriculum-* random-ltd compression-training",
+     "all samples are full-length and every layer sees every token; remove the flag"),
+    ("no-load-rng no-save-rng", "random draws follow from --seed and the step, nothing is stored; remove the flag"),
+    ("no-load-lr-state no-load-loss-scale reset-iteration", "use --finetune to take only the weights"),
+    ("use-checkpoint-args yaml-cfg", "give the run folder's config.yaml as a recipe: --config RUN/config.yaml"),
+    ("exit-on-missing-checkpoint", "a missing --load is always an error; remove the flag"),
+    ("load-tag", "name the step's folder: --load RUN/step_N"),
+    ("override-ckpt-iteration ckpt-step", "name the step's folder: --load RUN/step_N"),
+    ("universal-checkpoint use-dist-ckpt* dist-ckpt-* ckpt-* auto-detect-ckpt-format async-save", _CHECKPOINT),
+    ("no-ckpt-* non-persistent-* persistent-save-interval verify-integrity async-strategy", _CHECKPOINT),
+    ("save-retain-interval", "use --keep-checkpoints"),
+    ("log-timers-to-tensorboard log-batch-size-to-tensorboard log-memory-to-tensorboard", _TENSORBOARD),
+    ("log-validation-ppl-to-tensorboard log-world-size-to-tensorboard log-optimizer-states-to-tensorboard",
+     _TENSORBOARD),
+    ("log-loss-scale-to-tensorboard no-log-*-to-tensorboard log-throughput log-progress log-energy", _TENSORBOARD),
+    ("log-num-zeros-in-grad log-straggler", "use --log-params-norm; the gradient norm is always logged"),
+    ("timing-log-level timing-log-option no-barrier-with-level-1-timing", "step times are always logged"),
+    ("wandb-* one-logger-* no-one-logger app-tag-* otel-* logits-* inference-wandb-logging",
+     "results go to metrics.jsonl and TensorBoard; use --tensorboard-dir"),
+    ("profile profile-* use-pytorch-profiler record-memory-history memory-snapshot-path nvtx-ranges",
+     "profiling is not available in this version; step times and memory are always logged"),
+    ("manual-gc*", "remove the flag"),
+    ("inference inference-* ds-inference max-tokens-to-oom output-logit-dtype num-speculative-tokens", _INFERENCE),
+    ("enable-chunked-prefill decode-only-cuda-graphs use-legacy-*", _INFERENCE),
+    ("inprocess-* enable-ft-package ft-* calc-ft-timeouts adlr-autoresume* kill-switch-file",
+     "the same command continues the run that --save holds; use --exit-duration-in-mins and signals"),
+    ("check-for-*-grads no-check-for-* check-for-nan-in-loss-and-grad check-weight-hash-* kill-*",
+     "loss and gradients are always checked; remove the flag"),
+    ("ddp-impl lazy-mpu-init local-world-size deepspeed-mpi deepscale deepscale-config", _LAUNCH),
+    ("create-all-gather-group disable-gloo-process-groups enable-gloo-process-groups *-process-group", _LAUNCH),
+    ("use-sharp sharp-* nccl-communicator-config-path high-priority-stream-groups", _LAUNCH),
+    ("empty-unused-memory-level use-one-* use-same-sampling-seed-across-dp-ranks freeze-all-layers", "remove the flag"),
+)  # fmt: skip
+"""Flags of the peers that megalm lacks (names and patterns, blank-separated): what to use instead."""
+
+
+def unsupported_text(name: str) -> str | None:
+    """What to say about a peer's flag that megalm lacks; None for a name that is not known there."""
+    for patterns, instead in UNSUPPORTED:
+        if any(fnmatchcase(name.lower(), pattern) for pattern in patterns.split()):
+            return f"--{name} is known in Megatron(-DeepSpeed) but not supported here; {instead}"
+    return None

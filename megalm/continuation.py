@@ -1,0 +1,123 @@
+"""Where a run stands, and how it is saved and continued: the engine's state to and from a checkpoint."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megalm.checkpoint.format import find_checkpoint
+from megalm.checkpoint.reader import CheckpointReader
+from megalm.checkpoint.restore import restore_slices, restore_weights
+from megalm.checkpoint.resume import check_same_run
+from megalm.checkpoint.writer import save_checkpoint
+from megalm.config import RunConfig
+from megalm.engine.engine import Engine
+from megalm.errors import CheckpointError
+
+log = logging.getLogger("megalm")
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Optimizer steps done, skipped ones included."""
+    consumed_samples: int = 0
+    """Training samples used: the number of the next sample."""
+    skipped_iterations: int = 0
+    """Steps whose gradients were not finite."""
+    nan_iterations: int = 0
+    """Steps whose loss was not finite."""
+    bad_in_a_row: int = 0
+    """Skipped steps since the last good one."""
+
+
+def start_place(config: RunConfig) -> tuple[Path | None, bool]:
+    """The checkpoint to start from, and whether it is this very run's.
+
+    `--save` comes first, so that the same command continues; `--load` counts until --save has a checkpoint.
+
+    Raises:
+        CheckpointError: --load has no checkpoint, or --save holds some that `latest` does not name.
+    """
+    checkpoint = config.checkpoint
+    if checkpoint.save and not checkpoint.fresh:
+        found = find_checkpoint(Path(checkpoint.save))
+        if found is not None:
+            return found, True
+    if checkpoint.load is None:
+        return None, False
+    found = find_checkpoint(Path(checkpoint.load))
+    if found is None:
+        raise CheckpointError(
+            f"--load {checkpoint.load} holds no checkpoint (a run folder with `latest`, or a step_N folder); "
+            "correct the path, or drop --load to start from scratch"
+        )
+    return found, False
+
+
+def restore(
+    engine: Engine, config: RunConfig, identity: dict[str, Any], place: Path | None, same_run: bool
+) -> Progress:
+    """Put the checkpoint's state into the engine; the progress from which to go on.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or of another model or run.
+    """
+    if place is None:
+        return Progress()
+    reader = CheckpointReader(place)
+    weights_only = config.checkpoint.finetune and not same_run
+    with_moments = not weights_only and not (config.checkpoint.no_load_optim and not same_run)
+    if not weights_only:
+        for change in check_same_run(reader.manifest, config.model_dump(mode="json"), identity):
+            log.info("changed since step %d: %s", reader.manifest.step, change)
+    parameters = {name: parameter for parameter, name in engine.names.items()}
+    restore_weights(reader, parameters, engine.shapes, engine.set_weight)
+    restore_slices(reader, engine.state_slices(), with_moments=with_moments)
+    if with_moments:
+        engine.load_scalar_state(reader.manifest.scalars["optimizer"])
+    if weights_only:
+        return Progress()
+    counters = reader.manifest.scalars["progress"]
+    return Progress(step=reader.manifest.step, consumed_samples=reader.manifest.consumed_samples, **counters)
+
+
+def save(
+    engine: Engine, config: RunConfig, identity: dict[str, Any], progress: Progress, layout: str, device: torch.device
+) -> Path:
+    """Write the checkpoint of `progress` into the run folder.
+
+    Raises:
+        CheckpointError: it could not be written; the earlier ones are untouched.
+    """
+    assert config.checkpoint.save is not None, "only a run with a folder saves"
+    with_moments = not config.checkpoint.no_save_optim
+    slices = engine.owned_slices()
+    header = {
+        "step": progress.step,
+        "consumed_samples": progress.consumed_samples,
+        "layout": f"{layout}, ZeRO {engine.stage}",
+        "config": config.model_dump(mode="json"),
+        "identity": identity,
+        "scalars": {
+            "kinds": ["weight", "exp_avg", "exp_avg_sq"] if with_moments else ["weight"],
+            "optimizer": engine.scalar_state(),
+            "progress": {
+                "skipped_iterations": progress.skipped_iterations,
+                "nan_iterations": progress.nan_iterations,
+                "bad_in_a_row": progress.bad_in_a_row,
+            },
+        },
+    }
+    return save_checkpoint(
+        Path(config.checkpoint.save),
+        slices,
+        header=header,
+        with_moments=with_moments,
+        keep=config.checkpoint.keep_checkpoints,
+        device=device,
+    )

@@ -1,0 +1,1 @@
+"""Ranks: the launch environment, the process group, the mesh of ranks, and collectives."""

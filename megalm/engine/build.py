@@ -1,0 +1,103 @@
+"""From a one-device model and a configuration to a DeepSpeed engine that trains it."""
+
+import contextlib
+import io
+import logging
+import warnings
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from torch import nn
+
+from megalm.config.training import OptimizerConfig, PrecisionConfig
+from megalm.engine.engine import Engine
+from megalm.engine.optimizer import ReplicatedAdamW, adam_options, parameter_groups
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def connect_deepspeed() -> None:
+    """Let DeepSpeed use the process group that already stands.
+
+    Its shared-memory collectives are turned off: they are compiled at first use by every rank, past the start-up bound,
+    and leave segments in /dev/shm when a rank is killed.
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, once per call and rank
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        # DeepSpeed allows fp16 only where oneDNN has fast fp16 products; torch computes it on every CPU
+        accelerator.is_fp16_supported = lambda: True
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def build_engine(
+    model: nn.Module,
+    engine_json: dict[str, Any],
+    optimizer_config: OptimizerConfig,
+    precision: PrecisionConfig,
+    device: torch.device,
+) -> Engine:
+    """The engine around `model`, which it moves to `device` and casts.
+
+    `engine_json` is the final DeepSpeed configuration (`config.engine_json`): its ZeRO stage decides who keeps which
+    part of the state. The learning rate is set at every step, by `Engine.train_step`.
+    """
+    connect_deepspeed()
+    stage = int(engine_json["zero_optimization"]["stage"])
+    if stage == 0:
+        model.to(device=device, dtype=_DTYPES[precision.dtype])
+        engine_json = _for_replicated(engine_json)
+    groups = parameter_groups(model, optimizer_config.weight_decay)
+    optimizer = _build_optimizer(groups, stage, engine_json, optimizer_config, precision)
+    with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use line by line
+        wrapped, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=engine_json, dist_init_required=False
+        )
+    return Engine(wrapped, stage, {parameter: name for name, parameter in model.named_parameters()}, device)
+
+
+def _for_replicated(engine_json: dict[str, Any]) -> dict[str, Any]:
+    """At stage 0 ReplicatedAdamW does what DeepSpeed would for "bf16", "fp16" and "gradient_clipping"."""
+    kept = {key: value for key, value in engine_json.items() if key not in ("bf16", "fp16", "data_types")}
+    return kept | {"gradient_clipping": 0.0, "communication_data_type": "fp32"}
+
+
+def _build_optimizer(
+    groups: list[dict[str, Any]],
+    stage: int,
+    engine_json: dict[str, Any],
+    config: OptimizerConfig,
+    precision: PrecisionConfig,
+) -> torch.optim.Optimizer:
+    options = adam_options(config)
+    if stage == 0:
+        return ReplicatedAdamW(
+            groups,
+            clip_grad=config.clip_grad,
+            accumulate_fp32=precision.grad_accum_dtype == "fp32",
+            scaler=_build_scaler(precision) if precision.fp16 else None,
+            **options,
+        )
+    if "offload_optimizer" in engine_json["zero_optimization"]:
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    return torch.optim.AdamW(groups, fused=True, **options)
+
+
+def _build_scaler(precision: PrecisionConfig) -> DynamicLossScaler | LossScaler:
+    """The loss scaler that DeepSpeed uses at ZeRO 1 to 3, for stage 0."""
+    if precision.loss_scale is not None:
+        return LossScaler(scale=precision.loss_scale)
+    return DynamicLossScaler(
+        init_scale=precision.initial_loss_scale,
+        scale_window=precision.loss_scale_window,
+        min_scale=precision.min_loss_scale,
+        delayed_shift=precision.hysteresis,
+        consecutive_hysteresis=False,
+    )

@@ -1,0 +1,159 @@
+"""One training step and one evaluation step on the DeepSpeed engine.
+
+Shapes: B micro-batch size, T sequence length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megalm.dist.slices import StateSlice
+from megalm.engine import state
+from megalm.errors import NonFiniteError
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step over a global batch gave."""
+
+    loss: float
+    """Mean over the unmasked tokens of the global batch, nats."""
+    grad_norm: float
+    """L2 norm of the averaged gradient before clipping."""
+    tokens: int
+    """Unmasked tokens of the global batch."""
+    loss_scale: float
+    """Loss scale of this step; 1 without fp16."""
+    skipped: bool
+    """The gradients were not finite; weights and moments are as before."""
+
+
+class Engine:
+    """A model under DeepSpeed: train_step, eval_step, and its state as named slices."""
+
+    def __init__(self, wrapped: Any, stage: int, names: dict[nn.Parameter, str], device: torch.device) -> None:
+        self.wrapped = wrapped
+        self.stage = stage
+        self.names = names
+        self.device = device
+
+    def train_step(self, micro_batches: Sequence[Batch], seeds: Sequence[int], learning_rate: float) -> StepResult:
+        """One optimizer step over this rank's micro-batches of the global batch.
+
+        The loss is sum of losses / number of tokens over all ranks and micro-batches, not a mean of means.
+        `seeds` holds one seed per micro-batch for what the model draws (dropout).
+
+        Phases: count tokens, accumulate gradients, sum the loss, update.
+        """
+        wrapped = self.wrapped
+        wrapped.train()
+        for group in wrapped.basic_optimizer.param_groups:
+            group["lr"] = learning_rate
+        scale = self.loss_scale
+        tokens = self._sum_over_ranks(sum(batch["loss_mask"].sum(dtype=torch.float64) for batch in micro_batches))
+        ranks = dist.get_world_size()
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), 1):
+            torch.manual_seed(seed)
+            wrapped.set_gradient_accumulation_boundary(number == len(micro_batches))
+            loss = self._summed_loss(batch)
+            loss_sum += loss.detach()
+            # DeepSpeed averages gradients over ranks; the sum over ranks is wanted
+            loss = loss * (ranks / max(tokens, 1.0))
+            wrapped.backward(loss * scale if self.stage == 0 else loss, scale_wrt_gas=False)
+            if number < len(micro_batches):
+                wrapped.step()
+        loss_total = self._sum_over_ranks(loss_sum)
+        self._update()
+        return StepResult(
+            loss=loss_total / max(tokens, 1.0),
+            grad_norm=float(wrapped.get_global_grad_norm()),
+            tokens=int(tokens),
+            loss_scale=scale,
+            skipped=not wrapped.was_step_applied(),
+        )
+
+    def _update(self) -> None:
+        try:
+            self.wrapped.step()
+        except Exception as error:
+            if "scale already at minimum" not in str(error):
+                raise
+            raise NonFiniteError(
+                "gradients overflow even at the smallest loss scale; lower --lr or --min-loss-scale, or train with --bf16"
+            ) from error
+
+    @torch.no_grad()
+    def eval_step(self, batch: Batch) -> Tensor:
+        """This rank's (sum of losses, number of unmasked tokens) as a float64 tensor of two."""
+        self.wrapped.eval()
+        return torch.stack([self._summed_loss(batch).double(), batch["loss_mask"].sum(dtype=torch.float64)])
+
+    def mean_over_ranks(self, sums: Tensor) -> float:
+        """Loss per token from every rank's sum of `eval_step` results."""
+        if dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+        return float(sums[0] / sums[1].clamp(min=1.0))
+
+    def state_slices(self) -> list[StateSlice]:
+        """The part of weights and moments that this rank keeps; empty moments are created as zeros."""
+        return state.state_slices(self.wrapped, self.stage, self.names)
+
+    @property
+    def optimizer_name(self) -> str:
+        """Class of the optimizer under DeepSpeed, and DeepSpeed's own around it."""
+        base, outer = type(self.wrapped.basic_optimizer).__name__, type(self.wrapped.optimizer).__name__
+        return base if base == outer else f"{base} in DeepSpeed's {outer}"
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Global shape of every parameter, by name."""
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for p, name in self.names.items()}
+
+    def owned_slices(self) -> list[StateSlice]:
+        """The slices that this rank is to write: at stage 0, where all ranks hold the same, every n-th."""
+        slices = self.state_slices()
+        return slices[dist.get_rank() :: dist.get_world_size()] if self.stage == 0 else slices
+
+    def scalar_state(self) -> dict[str, Any]:
+        """The optimizer's state that is not a tensor: step count and loss scaler."""
+        return state.scalar_state(self.wrapped, self.stage)
+
+    def load_scalar_state(self, values: dict[str, Any]) -> None:
+        """Inverse of `scalar_state`."""
+        state.load_scalar_state(self.wrapped, self.stage, values)
+
+    def set_weight(self, parameter: nn.Parameter, full: Tensor) -> None:
+        """Give the model its working copy of one parameter; `full` is the whole fp32 tensor."""
+        state.set_weight(parameter, full)
+
+    @property
+    def loss_scale(self) -> float:
+        """Current loss scale."""
+        if self.stage == 0:
+            return float(self.wrapped.optimizer.loss_scale)
+        return float(self.wrapped.optimizer.loss_scale) if self.wrapped.fp16_enabled() else 1.0
+
+    def parameters_norm(self) -> float:
+        """L2 norm of all parameters (fp32 masters)."""
+        squares = [s.weight.double().square().sum() for s in self.state_slices()]
+        total = torch.stack(squares).sum().to(self.device) if squares else torch.zeros((), dtype=torch.float64)
+        if self.stage > 0 and dist.get_world_size() > 1:
+            dist.all_reduce(total)
+        return float(total.sqrt())
+
+    def _summed_loss(self, batch: Batch) -> Tensor:
+        losses_BT = self.wrapped(batch["tokens"], labels_BT=batch["labels"])
+        return torch.where(batch["loss_mask"] != 0, losses_BT * batch["loss_mask"], 0.0).sum()
+
+    def _sum_over_ranks(self, value: Tensor | int) -> float:
+        total = torch.as_tensor(value, dtype=torch.float64, device=self.device)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(total)
+        return float(total)

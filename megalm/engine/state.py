@@ -1,0 +1,114 @@
+"""The optimizer state of any ZeRO stage as slices of named tensors.
+
+Stage 0 keeps whole tensors; 1 and 2 keep a range of each parameter group laid flat, 3 a range of each parameter.
+DeepSpeed links each parameter to its range: `_hp_mapping` (1 and 2), `grad_position` (3).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megalm.dist.slices import StateSlice
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def state_slices(wrapped: Any, stage: int, names: dict[nn.Parameter, str]) -> list[StateSlice]:
+    """What this rank keeps, in the order of `names`; moments that do not exist yet are created as zeros."""
+    base = wrapped.basic_optimizer
+    slices = []
+    for parameter, name in names.items():
+        located = _locate(wrapped, stage, parameter)
+        if located is None:
+            continue
+        flat, offset, start, stop = located
+        count = stop - start
+        moments = _moments(base, flat)
+        slices.append(
+            StateSlice(
+                name=name,
+                shape=tuple(getattr(parameter, "ds_shape", parameter.shape)),
+                start=start,
+                stop=stop,
+                weight=flat.detach().view(-1).narrow(0, offset, count),
+                moments={kind: tensor.view(-1).narrow(0, offset, count) for kind, tensor in moments.items()},
+            )
+        )
+    return slices
+
+
+def _locate(wrapped: Any, stage: int, parameter: nn.Parameter) -> tuple[Tensor, int, int, int] | None:
+    """(fp32 tensor that holds this rank's part, offset in it, start, stop in the parameter), or None."""
+    optimizer = wrapped.optimizer
+    if stage == 0:
+        position = next(i for i, p in enumerate(optimizer.model_parameters) if p is parameter)
+        return optimizer.masters[position], 0, 0, parameter.numel()
+    if stage == 3:
+        group, offset, count = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        start = torch.distributed.get_rank(parameter.ds_process_group) * count
+        stop = min(start + count, parameter.ds_numel)  # the last ranks' parts end in padding
+        return (optimizer.fp32_partitioned_groups_flat[group], offset, start, stop) if stop > start else None
+    mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+    if mapping is None:
+        return None
+    partitions = getattr(optimizer, "fp32_groups_flat_partition", None)  # BF16_Optimizer's name for them
+    if partitions is None:
+        partitions = optimizer.single_partition_of_fp32_groups
+    flat = partitions[mapping.param_group_index]
+    here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+    return flat, here.start, there.start, there.start + there.numel
+
+
+def _moments(base: torch.optim.Optimizer, flat: Tensor) -> dict[str, Tensor]:
+    """Adam's moments of one tensor of the base optimizer, created as zeros before the first step."""
+    entry = base.state[flat]
+    if not entry:
+        entry["step"] = torch.zeros((), device=flat.device) if isinstance(base, torch.optim.AdamW) else 0
+        entry.update({kind: torch.zeros_like(flat) for kind in _MOMENTS})
+    return {kind: entry[kind] for kind in _MOMENTS}
+
+
+def set_weight(parameter: nn.Parameter, full: Tensor) -> None:
+    """Copy the whole fp32 tensor into the model's working copy (or this rank's part of it, at stage 3)."""
+    with torch.no_grad():
+        if not hasattr(parameter, "ds_tensor"):
+            parameter.data.copy_(full)
+            return
+        part = parameter.ds_tensor
+        start = torch.distributed.get_rank(parameter.ds_process_group) * part.ds_numel
+        piece = full.reshape(-1)[start : start + part.ds_numel]
+        part.data.view(-1)[: piece.numel()].copy_(piece)
+        if parameter.numel() == parameter.ds_numel:  # small parameters stay gathered
+            parameter.data.copy_(full)
+
+
+def scalar_state(wrapped: Any, stage: int) -> dict[str, Any]:
+    """Adam's step count, and the loss scaler's counters if there is a scaler."""
+    steps = {int(entry["step"]) for entry in wrapped.basic_optimizer.state.values() if "step" in entry}
+    assert len(steps) <= 1, f"every parameter has taken the same number of steps, not {sorted(steps)}"
+    scaler = _scaler(wrapped, stage)
+    fields = {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)} if scaler else {}
+    return {"optimizer_steps": steps.pop() if steps else 0, "loss_scaler": fields}
+
+
+def load_scalar_state(wrapped: Any, stage: int, values: dict[str, Any]) -> None:
+    """Inverse of `scalar_state`; call after `state_slices` has created the moments."""
+    for entry in wrapped.basic_optimizer.state.values():
+        if "step" not in entry:
+            continue
+        if isinstance(entry["step"], Tensor):
+            entry["step"].fill_(values["optimizer_steps"])
+        else:
+            entry["step"] = values["optimizer_steps"]
+    scaler = _scaler(wrapped, stage)
+    for name, value in values["loss_scaler"].items():
+        if scaler is not None and hasattr(scaler, name):
+            setattr(scaler, name, value)
+
+
+def _scaler(wrapped: Any, stage: int) -> Any:
+    if stage == 0:
+        return wrapped.optimizer.scaler
+    return wrapped.optimizer.loss_scaler if wrapped.fp16_enabled() else None

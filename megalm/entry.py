@@ -1,0 +1,96 @@
+"""From a launch script's command line to the loop: configuration first, then the ranks, then torch and DeepSpeed.
+
+Wrong input ends here in one message from one rank. Nothing heavy is imported before the configuration is checked.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+
+from megalm.config import check_layout, load
+from megalm.config.sections import RunConfig
+from megalm.dist.environment import LaunchEnvironment, choose_accelerator, prepare_process, read_environment
+from megalm.errors import MegalmError
+
+_WAIT_FOR_REPORT_S = 8.0
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run a training command line and exit: 0 when done, else the error's exit code (see docs/exit_codes.md)."""
+    rank = 0
+    try:
+        environment = read_environment()
+        rank = environment.rank
+        config, notes = _checked(argv, prog, environment)
+        threads = prepare_process(environment)
+        code = _run(config, notes, environment, threads)
+    except MegalmError as error:
+        _report(error, rank)
+        _leave(error.exit_code)
+    except Exception:
+        print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        _leave(1)
+    sys.exit(code)
+
+
+def _checked(
+    argv: Sequence[str] | None, prog: str | None, environment: LaunchEnvironment
+) -> tuple[RunConfig, list[str]]:
+    """The configuration, with all its problems found before a process group or a GPU is touched."""
+    if environment.rank != 0 and argv is None and {"--help", "-h", "--print-config"} & set(sys.argv):
+        sys.exit(0)  # rank 0 prints it
+    loaded = load(sys.argv[1:] if argv is None else argv, prog)
+    check_layout(loaded.config, environment.world_size)
+    return loaded.config, loaded.notes
+
+
+def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, threads: int) -> int:
+    """Start torch and the process group, train, leave the group."""
+    import torch
+
+    from megalm.dist.mesh import Mesh
+    from megalm.dist.process_group import default_backend, rank_device, start_process_group, stop_process_group
+
+    torch.set_num_threads(threads)
+    backend = config.parallel.distributed_backend or default_backend()
+    choose_accelerator(backend == "nccl")
+    device = rank_device(environment, backend)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    start_process_group(environment, backend, config.parallel.distributed_timeout_minutes)
+
+    from megalm import assembly
+    from megalm.monitor.log import start_logging
+    from megalm.training import open_run_folder, pretrain
+
+    place = assembly.Place(mesh=Mesh.of(environment.world_size), rank=environment.rank, device=device)
+    open_run_folder(config, place)
+    folder = assembly.run_folder(config)
+    log = start_logging(environment.rank, folder / "logs" if folder else None)
+    for note in notes:
+        log.info(note)
+    code = pretrain(config, place)
+    stop_process_group()
+    return code
+
+
+def _report(error: MegalmError, rank: int) -> None:
+    """Print the error once for the whole job.
+
+    What every rank finds, rank 0 says; the others wait until the launcher, seeing rank 0 gone, ends them. If it does
+    not, rank 0 did not have the error, and they say it themselves.
+    """
+    if error.silent or (rank != 0 and not error.local):
+        time.sleep(_WAIT_FOR_REPORT_S)
+    if not error.silent:
+        prefix = "error" if rank == 0 else f"error on rank {rank}"
+        print(f"{prefix}: {error}", file=sys.stderr, flush=True)
+
+
+def _leave(code: int) -> None:
+    """End this process at once: peers may be waiting in a collective that will never complete."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,38 @@
+"""Rotary position embedding: pairs of channels of each head turn by an angle proportional to the position.
+
+Shapes: B batch, T sequence, H heads, C head width, R rotary width (R <= C, even).
+"""
+
+import torch
+from torch import Tensor
+
+
+def rotary_tables(
+    position_ids_BT: Tensor, rotary_dim: int, base: float, interpolation_factor: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every position's angles, float32, each (B, T, R/2).
+
+    The angle of pair i at position p is p / interpolation_factor * base^(-2i/R).
+    `position_ids_BT` may have B = 1 and is then shared by the batch.
+    Source: Su et al. 2021, "RoFormer", section 3.2.2; linear interpolation: Chen et al. 2023, arXiv:2306.15595.
+    """
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=position_ids_BT.device) / rotary_dim
+    frequencies = 1.0 / (base**exponents)
+    angles = position_ids_BT[..., None].float() / interpolation_factor * frequencies
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
+    """Turn channel i against channel i + R/2 of every head, for i < R/2; channels from R on pass unchanged.
+
+    This is the half-split ("rotate_half") pairing of Hugging Face Llama and GPT-NeoX, not the interleaved pairing of
+    the paper. `cos_BTR` and `sin_BTR` come from `rotary_tables` (B, T, R/2). The products are float32 and rounded once;
+    the result has the dtype of `x_BTHC`.
+    """
+    half = cos_BTR.shape[-1]
+    cos, sin = cos_BTR[..., None, :], sin_BTR[..., None, :]
+    first, second = x_BTHC[..., :half].to(cos.dtype), x_BTHC[..., half : 2 * half].to(cos.dtype)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHC.dtype)
+    if 2 * half == x_BTHC.shape[-1]:
+        return turned
+    return torch.cat((turned, x_BTHC[..., 2 * half :]), dim=-1)

@@ -1,0 +1,1 @@
+"""Models for one device: what a rank computes is decided by `megalm.parallel`, which replaces layers by name."""

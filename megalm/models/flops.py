@@ -1,0 +1,103 @@
+"""Parameters and floating-point operations of a model, from its configuration alone.
+
+Only matrix products count, as in Narayanan et al. 2021 (arXiv:2104.04473, appendix) and Chowdhery et al. 2022 (PaLM,
+appendix B): linear layers, attention scores and mixing, and the output head over the padded vocabulary. Embedding
+look-ups, norms, activations and softmax do not.
+"""
+
+from dataclasses import dataclass
+
+from megalm.config.model import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterCount:
+    """Parameters of a whole model by part; `head` is 0 where it uses the embedding's weights."""
+
+    tokens: int
+    positions: int
+    layers: int
+    final_norm: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return self.embedding + self.non_embedding
+
+    @property
+    def embedding(self) -> int:
+        """Parameters whose number depends on vocabulary or sequence length: tokens, positions, untied head."""
+        return self.tokens + self.positions + self.head
+
+    @property
+    def non_embedding(self) -> int:
+        """Layers and final norm: the N of scaling laws (Kaplan et al. 2020, arXiv:2001.08361)."""
+        return self.layers + self.final_norm
+
+
+def num_parameters(config: ModelConfig, padded_vocab_size: int | None = None) -> ParameterCount:
+    """Parameters of the model that `GPT(config, padded_vocab_size)` builds.
+
+    Give `config.vocab_size` to leave the padding out (what an exported model holds).
+    """
+    rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
+    learned = config.position_embedding_type == "learned_absolute"
+    return ParameterCount(
+        tokens=rows * config.hidden_size,
+        positions=(config.max_position_embeddings or 0) * config.hidden_size if learned else 0,
+        layers=config.num_layers * _layer_parameters(config),
+        final_norm=_norm_parameters(config, config.hidden_size),
+        head=0 if config.tied else rows * config.hidden_size,
+    )
+
+
+def forward_flops_per_token(
+    config: ModelConfig, seq_length: int, padded_vocab_size: int | None = None, causal: bool = True
+) -> int:
+    """Floating-point operations of one token's forward pass (a multiply-add is 2), mean over a sequence.
+
+    `causal` True counts the scores of each query with the (seq_length + 1) / 2 keys that it sees on average, as
+    Megatron-LM does today; False counts all seq_length keys, as PaLM's 12 L H Q T does and as an unmasked product runs.
+    """
+    rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
+    query_width = config.num_attention_heads * config.head_dim
+    # Two products, q k^T and scores x v, each 2 x query_width operations for a query and a key; keys_twice / 2 keys.
+    keys_twice = seq_length + 1 if causal else 2 * seq_length
+    layer = 2 * _layer_matrix_elements(config) + 2 * query_width * keys_twice
+    return config.num_layers * layer + 2 * config.hidden_size * rows
+
+
+def training_flops_per_token(
+    config: ModelConfig, seq_length: int, padded_vocab_size: int | None = None, causal: bool = True
+) -> int:
+    """Operations of one token's forward and backward pass: three times the forward's, without recomputation.
+
+    Each product of the forward has two of its size in the backward, one for either factor. This is the numerator of
+    model FLOPs utilization (PaLM, appendix B).
+    """
+    return 3 * forward_flops_per_token(config, seq_length, padded_vocab_size, causal)
+
+
+def _layer_matrix_elements(config: ModelConfig) -> int:
+    """Elements of the weight matrices of one layer."""
+    hidden, query_width = config.hidden_size, config.num_attention_heads * config.head_dim
+    key_width = config.num_kv_heads * config.head_dim
+    attention = hidden * (query_width + 2 * key_width) + query_width * hidden
+    return attention + (3 if config.swiglu else 2) * hidden * config.ffn_size
+
+
+def _layer_parameters(config: ModelConfig) -> int:
+    hidden, head_dim = config.hidden_size, config.head_dim
+    total = _layer_matrix_elements(config) + 2 * _norm_parameters(config, hidden)
+    if config.qkv_bias:
+        total += (config.num_attention_heads + 2 * config.num_kv_heads) * head_dim
+    if config.linear_bias:
+        total += hidden + (2 if config.swiglu else 1) * config.ffn_size + hidden
+    if config.qk_layernorm:
+        total += 2 * _norm_parameters(config, head_dim)
+    return total
+
+
+def _norm_parameters(config: ModelConfig, size: int) -> int:
+    return size if config.normalization == "RMSNorm" else 2 * size

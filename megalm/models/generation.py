@@ -1,0 +1,152 @@
+"""Text generation with a key/value cache: one prompt, several samples, each reproducible by (seed, sample number).
+
+Shapes: B samples, T sequence, V padded vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from megalm.errors import ConfigError
+from megalm.models.attention import KVCache
+from megalm.models.gpt import GPT
+from megalm.models.randomness import named_generator
+
+
+@torch.no_grad()
+def generate(
+    model: GPT,
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    num_samples: int = 1,
+    seed: int = 1234,
+    stop_token: int | None = None,
+) -> list[list[int]]:
+    """Continuations of one prompt, `num_samples` lists of at most `max_new_tokens` new token ids.
+
+    A continuation ends with `stop_token` (included) where the model produced it. Temperature 0 takes the most probable
+    token; otherwise logits are divided by it, cut to the `top_k` most probable tokens (0: all), then to the smallest
+    set of them whose probabilities reach `top_p` (Holtzman et al. 2020, arXiv:1904.09751), and sampled. Sample n of a
+    seed draws from a generator of its own, whatever the number of samples.
+
+    The model runs in eval mode and is left in the mode that it had. Raises ConfigError for arguments out of range and,
+    with learned positions, for a text longer than max_position_embeddings: there is no sliding window, whose result
+    would depend on where it starts.
+    """
+    problems = _problems(model, prompt_tokens, max_new_tokens, temperature, top_k, top_p, num_samples)
+    if problems:
+        raise ConfigError(problems)
+    was_training = model.training
+    model.eval()
+    try:
+        choose = _greedy if temperature == 0.0 else _sampler(temperature, top_k, top_p, num_samples, seed)
+        return _decode(model, prompt_tokens, max_new_tokens, num_samples, choose, stop_token)
+    finally:
+        model.train(was_training)
+
+
+def truncate_logits(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """The logits (B, V) with every token outside top-k, then outside top-p of what is left, at -inf.
+
+    Among equal logits the lower token ids are kept, so exactly `top_k` tokens remain; at least one always does.
+    """
+    ordered_BV, tokens_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+    if top_k > 0:
+        ordered_BV[:, top_k:] = float("-inf")
+    probabilities_BV = ordered_BV.softmax(dim=-1)
+    before_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV  # probability of all better tokens
+    outside_BV = before_BV >= top_p
+    outside_BV[:, 0] = False
+    ordered_BV = ordered_BV.masked_fill(outside_BV & (top_p < 1.0), float("-inf"))
+    return torch.empty_like(logits_BV).scatter_(1, tokens_BV, ordered_BV)
+
+
+def sample_tokens(logits_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+    """Token ids (B,) drawn from softmax(logits) by inverting its distribution function at uniforms in [0, 1)."""
+    cumulative_BV = logits_BV.double().softmax(dim=-1).cumsum(dim=-1)
+    # Relative to the rounded total, so that the drawn token always has probability.
+    targets_B1 = uniforms_B.double()[:, None] * cumulative_BV[:, -1:]
+    return torch.searchsorted(cumulative_BV, targets_B1, right=True).squeeze(1)
+
+
+def _greedy(logits_BV: Tensor) -> Tensor:
+    return logits_BV.argmax(dim=-1)
+
+
+def _sampler(temperature: float, top_k: int, top_p: float, num_samples: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """A function from logits (B, V) to sampled tokens (B,); row n draws from the generator of sample n."""
+    generators = [named_generator(seed, "generate", number) for number in range(num_samples)]
+
+    def choose(logits_BV: Tensor) -> Tensor:
+        uniforms_B = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+        return sample_tokens(truncate_logits(logits_BV / temperature, top_k, top_p), uniforms_B.to(logits_BV.device))
+
+    return choose
+
+
+def _decode(
+    model: GPT,
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
+    num_samples: int,
+    choose: Callable[[Tensor], Tensor],
+    stop_token: int | None,
+) -> list[list[int]]:
+    device = next(model.parameters()).device
+    cache = KVCache(capacity=len(prompt_tokens) + max_new_tokens)
+    samples: list[list[int]] = [[] for _ in range(num_samples)]
+    tokens_BT = torch.tensor([list(prompt_tokens)], device=device)
+    for step in range(max_new_tokens):
+        logits_BV = model(tokens_BT, cache=cache)[:, -1].float()
+        if step == 0:  # the prompt runs once and is shared
+            cache.repeat(num_samples)
+            logits_BV = logits_BV.repeat(num_samples, 1)
+        next_B = choose(logits_BV)
+        for sample, token in zip(samples, next_B.tolist(), strict=True):
+            if not sample or sample[-1] != stop_token:
+                sample.append(token)
+        if all(sample[-1] == stop_token for sample in samples):
+            break
+        tokens_BT = next_B[:, None]
+    return samples
+
+
+def _problems(
+    model: GPT,
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    num_samples: int,
+) -> list[str]:
+    """Everything about the arguments of `generate` that cannot work, one text each."""
+    config, found = model.config, []
+    assert config.vocab_size is not None, "a built model has a vocabulary"
+    if not prompt_tokens:
+        found.append("the prompt is empty; give at least one token (for example the tokenizer's end of document)")
+    elif min(prompt_tokens) < 0 or max(prompt_tokens) >= config.vocab_size:
+        found.append(
+            f"prompt token ids {min(prompt_tokens)} to {max(prompt_tokens)} must lie in "
+            f"[0, vocab_size={config.vocab_size}); encode the prompt with the model's own tokenizer"
+        )
+    if max_new_tokens < 0 or num_samples < 1:
+        found.append(f"max_new_tokens={max_new_tokens} must be at least 0 and num_samples={num_samples} at least 1")
+    if temperature < 0.0 or top_k < 0 or not 0.0 < top_p <= 1.0:
+        found.append(
+            f"temperature={temperature} must be at least 0, top_k={top_k} at least 0 (0 keeps all tokens), "
+            f"top_p={top_p} in (0, 1]"
+        )
+    length, limit = len(prompt_tokens) + max_new_tokens, config.max_position_embeddings
+    if config.position_embedding_type == "learned_absolute" and limit is not None and length > limit:
+        found.append(
+            f"prompt of {len(prompt_tokens)} tokens + max_new_tokens={max_new_tokens} exceeds the "
+            f"max_position_embeddings={limit} learned positions; shorten the prompt or ask for at most "
+            f"{max(0, limit - len(prompt_tokens))} new tokens"
+        )
+    return found

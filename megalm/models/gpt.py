@@ -1,0 +1,123 @@
+"""Decoder-only Transformer: GPT-2 style and Llama style from the same blocks.
+
+Shapes: B batch, T sequence, D model width, V padded vocabulary, R rotary width.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from megalm.config.model import ModelConfig
+from megalm.kernels.rotary import rotary_tables
+from megalm.models.attention import Attention, KVCache, LayerCache, RotaryTables
+from megalm.models.layers import Embedding, FullLogits, TiedHead, TokenLoss, build_norm
+from megalm.models.mlp import build_mlp
+
+
+class TransformerLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): pre-normalization. Source: Xiong et al. 2020, arXiv:2002.04745."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = build_norm(config, config.hidden_size)
+        self.attention = Attention(config)
+        self.mlp_norm = build_norm(config, config.hidden_size)
+        self.mlp = build_mlp(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, x_BTD: Tensor, rotary: RotaryTables | None = None, cache: LayerCache | None = None) -> Tensor:
+        """The residual stream (B, T, D) after this layer."""
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, cache))
+        y_BTD: Tensor = x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
+        return y_BTD
+
+
+class GPT(nn.Module):
+    """A decoder-only language model, or the part of one that a pipeline stage holds.
+
+    The whole is `embed`, then `run_layers`, then `logits` or `token_losses`; `forward` calls these. A stage is built
+    by naming the layers that it holds and whether it holds the embedding and the head; parameter names are those of the
+    whole model. With tied weights the stage that holds the head holds the token embedding too (its own copy, under the
+    same name).
+
+    `padded_vocab_size` is the number of embedding rows (default: padding for one device). Columns past
+    `config.vocab_size` get neither probability nor gradient.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        padded_vocab_size: int | None = None,
+        *,
+        layers: Iterable[int] | None = None,
+        has_embedding: bool = True,
+        has_head: bool = True,
+    ) -> None:
+        super().__init__()
+        assert config.vocab_size is not None, "vocab_size is filled from the tokenizer before the model is built"
+        rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
+        assert rows >= config.vocab_size, f"padded_vocab_size={rows} is less than vocab_size={config.vocab_size}"
+        self.config = config
+        if has_embedding or (has_head and config.tied):
+            self.embedding = Embedding(config, rows, with_positions=has_embedding)
+        numbers = range(config.num_layers) if layers is None else layers
+        self.layers = nn.ModuleDict({str(number): TransformerLayer(config) for number in numbers})
+        if has_head:
+            self.final_norm = build_norm(config, config.hidden_size)
+            self.head = TiedHead() if config.tied else nn.Linear(config.hidden_size, rows, bias=False)
+            self.token_loss = TokenLoss(config.vocab_size)
+            self.full_logits = FullLogits(config.vocab_size)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        position_ids_BT: Tensor | None = None,
+        labels_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Losses (B, T), float32, where `labels_BT` is given, else logits (B, T, V).
+
+        `position_ids_BT` defaults to 0, 1, ... after what `cache` holds. `labels_BT` holds the next token of each
+        position, all in [0, vocab_size): mask the losses, not the labels.
+        """
+        if position_ids_BT is None:
+            start = 0 if cache is None else cache.length
+            position_ids_BT = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)[None]
+        x_BTD = self.run_layers(self.embed(tokens_BT, position_ids_BT), position_ids_BT, cache)
+        return self.logits(x_BTD) if labels_BT is None else self.token_losses(x_BTD, labels_BT)
+
+    def embed(self, tokens_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
+        """The residual stream (B, T, D) before the first layer; positions (B or 1, T)."""
+        x_BTD: Tensor = self.embedding(tokens_BT, position_ids_BT)
+        return x_BTD
+
+    def run_layers(self, x_BTD: Tensor, position_ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The residual stream (B, T, D) after the layers that this module holds."""
+        rotary = self.rotary(position_ids_BT)
+        for number, layer in self.layers.items():
+            x_BTD = layer(x_BTD, rotary, None if cache is None else cache.layer(int(number)))
+        return x_BTD
+
+    def rotary(self, position_ids_BT: Tensor) -> RotaryTables | None:
+        """Cosines and sines (B or 1, T, R/2) for the layers, or None without rotary positions."""
+        config = self.config
+        if config.position_embedding_type != "rope":
+            return None
+        factor = config.rotary_seq_len_interpolation_factor
+        return rotary_tables(position_ids_BT, config.rotary_dim, config.rotary_base, factor)
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Logits (B, T, V) from the last layer's output; padded vocabulary columns are -inf."""
+        logits_BTV: Tensor = self.full_logits(self._head(x_BTD))
+        return logits_BTV
+
+    def token_losses(self, x_BTD: Tensor, labels_BT: Tensor) -> Tensor:
+        """Losses (B, T), float32, nats, from the last layer's output."""
+        losses_BT: Tensor = self.token_loss(self._head(x_BTD), labels_BT)
+        return losses_BT
+
+    def _head(self, x_BTD: Tensor) -> Tensor:
+        x_BTD = self.final_norm(x_BTD)
+        logits_BTV: Tensor = self.head(x_BTD, self.embedding.tokens) if self.config.tied else self.head(x_BTD)
+        return logits_BTV

@@ -1,0 +1,47 @@
+"""TensorBoard scalars under Megatron-LM's tags, each also over consumed samples ("... vs samples")."""
+
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+TRAIN_TAGS = {
+    "loss": "lm loss",
+    "learning_rate": "learning-rate",
+    "grad_norm": "grad-norm",
+    "global_batch_size": "batch-size",
+    "loss_scale": "loss-scale",
+    "iteration_time_s": "iteration-time",
+    "params_norm": "params-norm",
+    "tokens_per_s": "throughput/tokens-per-s",
+    "tflops_per_rank": "throughput/model-tflops-per-rank",
+    "data_wait_s": "data/wait-s",
+    "memory_bytes": "mem-max-allocated-bytes",
+}
+VALIDATION_TAGS = {"validation_loss": "lm loss validation", "validation_ppl": "lm loss validation ppl"}
+_OVER_SAMPLES = {"loss", "learning_rate", "grad_norm", "global_batch_size", "loss_scale", *VALIDATION_TAGS}
+
+
+class TensorBoard:
+    """Writes metric rows (see monitor.metrics) as scalars; points after `resume_step` of an earlier start vanish."""
+
+    def __init__(self, folder: Path, *, resume_step: int, queue_size: int) -> None:
+        purge = resume_step + 1 if resume_step else None
+        self._writer = SummaryWriter(str(folder), max_queue=queue_size, flush_secs=10, purge_step=purge)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add one point for each known metric in `row`."""
+        for name, tag in (TRAIN_TAGS | VALIDATION_TAGS).items():
+            if name not in row:
+                continue
+            self._writer.add_scalar(tag, row[name], row["step"])
+            if name in _OVER_SAMPLES:
+                self._writer.add_scalar(f"{tag} vs samples", row[name], row["consumed_samples"])
+
+    def write_config(self, text: str) -> None:
+        """Show the run's configuration in the Text tab."""
+        self._writer.add_text("config", "```yaml\n" + text + "\n```")
+
+    def close(self) -> None:
+        """Write what is still queued."""
+        self._writer.close()

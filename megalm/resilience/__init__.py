@@ -1,0 +1,1 @@
+"""Ending well: signals that ask a run to save and stop."""

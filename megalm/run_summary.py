@@ -1,0 +1,83 @@
+"""The summary that a run prints at its start: one screen that says what will happen with what."""
+
+from pathlib import Path
+
+import torch
+
+from megalm.assembly import Data, Place
+from megalm.config import RunConfig
+from megalm.continuation import Progress
+from megalm.dist.mesh import Axis
+from megalm.engine.engine import Engine
+from megalm.models.flops import num_parameters, training_flops_per_token
+from megalm.monitor.console import count, summary
+
+
+def describe_run(
+    config: RunConfig, place: Place, data: Data, engine: Engine, progress: Progress, origin: Path | None
+) -> str:
+    """The text of the summary."""
+    rows = [
+        ("model", _model(config)),
+        ("layout", f"{place.mesh}, ZeRO {engine.stage}, {engine.optimizer_name}"),
+        ("device", _device(place)),
+        ("precision", _precision(config)),
+        ("batch", _batch(config, place)),
+        ("data", _data(config, data)),
+        ("kernels", "torch reference"),
+        ("start", _start(progress, origin)),
+        ("run folder", config.checkpoint.save or "none: no checkpoint is written (--save DIR)"),
+    ]
+    return summary("megalm", rows)
+
+
+def _model(config: RunConfig) -> str:
+    model = config.model
+    flops = training_flops_per_token(model, config.batch.seq_length)
+    activation = "SwiGLU" if model.swiglu else "squared ReLU" if model.squared_relu else "GELU"
+    return (
+        f"{count(num_parameters(model).total)} parameters, {model.num_layers} layers x {model.hidden_size}, "
+        f"{model.num_attention_heads} heads ({model.num_kv_heads} KV), {activation}, {model.normalization}, "
+        f"{model.position_embedding_type}, vocabulary {model.vocab_size} (padded {model.padded_vocab_size()}), "
+        f"{count(flops)}FLOP/token"
+    )
+
+
+def _device(place: Place) -> str:
+    if place.device.type == "cuda":
+        return torch.cuda.get_device_name(place.device)
+    return f"CPU, {torch.get_num_threads()} threads a rank, gloo"
+
+
+def _precision(config: RunConfig) -> str:
+    dtype = config.precision.dtype
+    if dtype == "fp32":
+        return "fp32"
+    accumulated = "fp32" if config.precision.grad_accum_dtype == "fp32" else dtype
+    return f"{dtype}, fp32 master weights, gradients accumulated in {accumulated}"
+
+
+def _batch(config: RunConfig, place: Place) -> str:
+    dp = place.mesh.size(Axis.DP)
+    batch = config.batch
+    size, steps = batch.global_size(dp), config.training.total_iters(batch.global_size(dp))
+    return (
+        f"{size} samples = {batch.micro_batch_size} micro x {dp} dp x {batch.accumulation(dp)} accumulated, "
+        f"{count(size * batch.seq_length)} tokens a step, {steps} steps = "
+        f"{count(size * batch.seq_length * steps)} tokens"
+    )
+
+
+def _data(config: RunConfig, data: Data) -> str:
+    if config.data.mock_data:
+        return "generated tokens (--mock-data)"
+    source = config.data.data_path or config.data.train_data_path
+    names = ("train", "valid", "test")
+    sets = zip(names, (data.train, data.valid, data.test), strict=True)
+    return f"{source}: " + ", ".join(f"{name} {len(d)} samples" if d else f"{name} none" for name, d in sets)
+
+
+def _start(progress: Progress, origin: Path | None) -> str:
+    if origin is None:
+        return f"from scratch (seed-drawn weights), step {progress.step}"
+    return f"from {origin}, step {progress.step}, sample {progress.consumed_samples}"

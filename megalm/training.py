@@ -1,0 +1,259 @@
+"""The training loop, read top to bottom: data -> step -> report -> evaluate -> save, until done or asked to stop."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+
+from megalm import assembly
+from megalm.assembly import Data, Place
+from megalm.checkpoint.run_folder import prepare_run_folder, set_aside, write_config
+from megalm.config import RunConfig, dump_config
+from megalm.continuation import Progress, restore, save, start_place
+from megalm.data.gpt_dataset import SampleDataset
+from megalm.data.tokenizers import Tokenizer
+from megalm.dist.collectives import together
+from megalm.dist.mesh import Axis
+from megalm.engine.engine import Engine, StepResult
+from megalm.engine.schedule import learning_rate
+from megalm.errors import NonFiniteError
+from megalm.models.flops import training_flops_per_token
+from megalm.models.randomness import stable_seed
+from megalm.monitor.board import Board
+from megalm.monitor.throughput import peak_memory_bytes
+from megalm.resilience.signals import StopRequest
+from megalm.run_summary import describe_run
+
+log = logging.getLogger("megalm")
+
+MAX_BAD_STEPS = 10
+"""Skipped steps in a row after which a run without dynamic loss scaling ends."""
+EXIT_STOPPED = 75
+"""Exit code after a signal asked to stop and the checkpoint was written (EX_TEMPFAIL: run the same command again)."""
+
+
+@dataclass
+class Run:
+    """Everything that the loop works on."""
+
+    config: RunConfig
+    place: Place
+    tokenizer: Tokenizer | None
+    data: Data
+    engine: Engine
+    board: Board
+    progress: Progress
+    stop: StopRequest
+    started: float
+    saved_step: int
+    evaluated_step: int = -1
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of one optimizer step."""
+        return self.config.batch.global_size(self.place.mesh.size(Axis.DP))
+
+    @property
+    def total_iters(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.training.total_iters(self.global_batch_size)
+
+
+def pretrain(config: RunConfig, place: Place) -> int:
+    """Train as `config` says; the exit code: 0, or EXIT_STOPPED after a signal.
+
+    Every rank calls it inside the process group.
+    """
+    stop = StopRequest()
+    stop.listen()
+    run = build_run(config, place, stop)
+    if run.progress.step >= run.total_iters and not config.training.skip_train:
+        log.info("already complete: step %d of %d; raise --train-iters to go on", run.progress.step, run.total_iters)
+        return 0
+    try:
+        finished = True if config.training.skip_train else train(run)
+        if finished:
+            evaluate_at_end(run)
+    finally:
+        run.board.close()
+    return EXIT_STOPPED if stop.number and not finished else 0
+
+
+def build_run(config: RunConfig, place: Place, stop: StopRequest) -> Run:
+    """The parts of the run, in the order in which the data flows, with the checkpoint's state in them."""
+    started = time.monotonic()
+    folder = assembly.run_folder(config)
+    global_batch_size = config.batch.global_size(place.mesh.size(Axis.DP))
+    tokenizer = together(place.device, lambda: assembly.load_tokenizer(config))
+    model = together(place.device, lambda: assembly.complete_model(config, tokenizer))
+    config = config.model_copy(update={"model": model})
+    data = together(place.device, lambda: assembly.build_data(config, model, tokenizer, global_batch_size))
+    origin, same_run = together(place.device, lambda: start_place(config))
+    engine = assembly.build_model_and_engine(config, model, place)
+    identity = assembly.identity(tokenizer)
+    progress = together(place.device, lambda: restore(engine, config, identity, origin, same_run))
+    if folder is not None and place.rank == 0:
+        write_config(folder, dump_config(config))
+    board = Board(
+        config.logging,
+        folder=folder,
+        speaks=place.rank == 0,
+        resume_step=progress.step,
+        total_iters=config.training.total_iters(global_batch_size),
+        flops_per_token=training_flops_per_token(model, config.batch.seq_length),
+        ranks=place.mesh.world_size,
+    )
+    board.show_config(dump_config(config))
+    saved_step = progress.step if same_run else -1
+    run = Run(config, place, tokenizer, data, engine, board, progress, stop, started, saved_step)
+    log.info(describe_run(run.config, place, data, engine, progress, origin))
+    return run
+
+
+def open_run_folder(config: RunConfig, place: Place) -> None:
+    """Make and probe the run folder; with --fresh set an earlier run's files aside."""
+    folder = assembly.run_folder(config)
+    if folder is None:
+        return
+    together(place.device, lambda: prepare_run_folder(folder))
+    if config.checkpoint.fresh:
+        together(place.device, lambda: set_aside(folder) if place.rank == 0 else None)
+
+
+def train(run: Run) -> bool:
+    """Step until the run is complete (True) or asked to stop (False); either way the last step is saved."""
+    training, every = run.config.training, run.config.checkpoint.save_interval
+    assert run.data.train is not None
+    stop_sample = run.progress.consumed_samples + run.global_batch_size * (run.total_iters - run.progress.step)
+    micro_batches = assembly.loader(
+        run.config, run.data, run.data.train, run.place, run.progress.consumed_samples, stop_sample,
+        run.config.data.num_workers,
+    )  # fmt: skip
+    with micro_batches:
+        reason = None
+        while run.progress.step < run.total_iters and reason is None:
+            step_once(run, micro_batches)
+            step = run.progress.step
+            if training.eval_interval and step % training.eval_interval == 0:
+                evaluate(run, run.data.valid, "validation")
+            reason = stop_reason(run)
+            if every and step % every == 0:
+                save_now(run)
+    save_now(run)
+    if reason is not None and run.progress.step < run.total_iters:
+        log.info("stopped after step %d: %s; run the same command again to continue", run.progress.step, reason)
+        return False
+    return True
+
+
+def step_once(run: Run, micro_batches: Iterator[dict[str, torch.Tensor]]) -> None:
+    """One optimizer step: fetch, train, count, report."""
+    batch, dp = run.config.batch, run.place.mesh.size(Axis.DP)
+    begin = time.monotonic()
+    parts = list(islice(micro_batches, batch.accumulation(dp)))
+    wait_s = time.monotonic() - begin
+    first = run.progress.consumed_samples + run.place.dp_rank * batch.micro_batch_size
+    seeds = [
+        stable_seed(run.config.training.seed, "dropout", first + number * batch.micro_batch_size * dp)
+        for number in range(len(parts))
+    ]
+    rate = learning_rate(run.progress.step + 1, run.config.optimizer, run.total_iters)
+    parts = [assembly.to_device(part, run.place.device) for part in parts]
+    result = run.engine.train_step(parts, seeds, rate)
+    advance(run.progress, result, run.global_batch_size)
+    run.board.step(step_row(run, result, rate), run.global_batch_size * batch.seq_length, wait_s)
+    if run.progress.bad_in_a_row >= MAX_BAD_STEPS and not run.config.precision.fp16:
+        raise NonFiniteError(
+            f"the gradients of the last {MAX_BAD_STEPS} steps were not finite (last good step: "
+            f"{run.progress.step - MAX_BAD_STEPS}); lower --lr or look at the data of samples "
+            f"{run.progress.consumed_samples - MAX_BAD_STEPS * run.global_batch_size} and on; checkpoints are untouched"
+        )
+
+
+def advance(progress: Progress, result: StepResult, global_batch_size: int) -> None:
+    """Count one step; a skipped step uses up its samples and its place in the schedule like any other."""
+    progress.step += 1
+    progress.consumed_samples += global_batch_size
+    progress.skipped_iterations += result.skipped
+    progress.nan_iterations += not math.isfinite(result.loss)
+    progress.bad_in_a_row = progress.bad_in_a_row + 1 if result.skipped else 0
+
+
+def step_row(run: Run, result: StepResult, rate: float) -> dict[str, float | int]:
+    """What is reported of one step."""
+    row: dict[str, float | int] = {
+        "step": run.progress.step,
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "learning_rate": rate,
+        "consumed_samples": run.progress.consumed_samples,
+        "global_batch_size": run.global_batch_size,
+        "loss_scale": result.loss_scale,
+        "skipped_iterations": run.progress.skipped_iterations,
+        "nan_iterations": run.progress.nan_iterations,
+        "memory_bytes": peak_memory_bytes(run.place.device),
+    }
+    if run.config.logging.log_params_norm:
+        row["params_norm"] = run.engine.parameters_norm()
+    return row
+
+
+def stop_reason(run: Run) -> str | None:
+    """Why to stop after this step, agreed by all ranks; None to go on."""
+    training, step = run.config.training, run.progress.step
+    minutes = (time.monotonic() - run.started) / 60
+    over = training.exit_duration_in_mins is not None and minutes >= training.exit_duration_in_mins
+    flags = torch.tensor([run.stop.number, int(over)], device=run.place.device)
+    if dist.get_world_size() > 1:
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    run.stop.number, over = int(flags[0]), bool(flags[1])
+    if run.stop.number:
+        return f"{run.stop.name} received"
+    if over:
+        return f"--exit-duration-in-mins {training.exit_duration_in_mins:g} is over"
+    if training.exit_interval and step % training.exit_interval == 0:
+        return f"--exit-interval {training.exit_interval}"
+    return None
+
+
+def evaluate(run: Run, dataset: SampleDataset | None, name: str) -> None:
+    """Report the loss on the first eval_iters global batches of `dataset`: the same samples every time."""
+    samples = run.config.training.eval_iters * run.global_batch_size
+    if dataset is None or samples == 0:
+        return
+    run.board.pause()
+    batches = assembly.loader(run.config, run.data, dataset, run.place, 0, samples, workers=0)
+    sums = torch.zeros(2, dtype=torch.float64, device=run.place.device)
+    for batch in batches:
+        sums += run.engine.eval_step(assembly.to_device(batch, run.place.device))
+    loss = run.engine.mean_over_ranks(sums)
+    row = {"step": run.progress.step, "consumed_samples": run.progress.consumed_samples}
+    run.board.validation(name, row | {f"{name}_loss": loss, f"{name}_ppl": math.exp(min(loss, 20.0))})
+    run.evaluated_step = run.progress.step
+    run.board.resume()
+
+
+def evaluate_at_end(run: Run) -> None:
+    """The last evaluation, on validation and test sets."""
+    if run.evaluated_step != run.progress.step:
+        evaluate(run, run.data.valid, "validation")
+    evaluate(run, run.data.test, "test")
+
+
+def save_now(run: Run) -> None:
+    """Save this step, unless it is saved already or the run has no folder."""
+    if run.config.checkpoint.save is None or run.saved_step == run.progress.step:
+        return
+    run.board.pause()
+    begin = time.monotonic()
+    path = save(
+        run.engine, run.config, assembly.identity(run.tokenizer), run.progress, str(run.place.mesh), run.place.device
+    )
+    run.saved_step = run.progress.step
+    log.info("saved %s in %.1f s", path, time.monotonic() - begin)
+    run.board.resume()

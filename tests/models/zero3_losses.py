@@ -1,0 +1,79 @@
+"""Run by test_zero3.py in a process of its own: train under DeepSpeed ZeRO-3 and plainly, print both lists of losses."""
+
+import json
+import sys
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from megalm.config.model import ModelConfig
+from megalm.models.gpt import GPT
+from megalm.models.init import initialize
+
+ZERO3 = {
+    "train_batch_size": 2,
+    "gradient_clipping": 0.0,  # DeepSpeed 0.19 clips at 1.0 where nothing is said
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+}
+
+
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 200, (2, 17), generator=generator) for _ in range(4)]
+
+
+def build(config: ModelConfig) -> tuple[GPT, torch.optim.Optimizer]:
+    model = GPT(config)
+    initialize(model, config, seed=1)
+    return model, torch.optim.SGD(model.parameters(), lr=0.5)
+
+
+def plain_losses(config: ModelConfig) -> list[float]:
+    model, optimizer = build(config)
+    losses = []
+    for tokens in batches():
+        loss = model(tokens[:, :-1], labels_BT=tokens[:, 1:]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def zero3_losses(config: ModelConfig) -> list[float]:
+    model, optimizer = build(config)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ZERO3)
+    losses = []
+    for tokens in batches():
+        loss = engine(tokens[:, :-1], labels_BT=tokens[:, 1:]).mean()
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    sharded = [name for name, parameter in model.named_parameters() if parameter.numel() == 0]
+    assert len(sharded) == len(list(model.parameters())), "a parameter was left gathered after the step"
+    return losses
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 1), rank=0, world_size=1)
+    result = {}
+    for tied in (True, False):
+        config = ModelConfig(
+            num_layers=2,
+            hidden_size=32,
+            num_attention_heads=4,
+            vocab_size=200,
+            max_position_embeddings=16,
+            untie_embeddings_and_output_weights=not tied,
+        )
+        result["tied" if tied else "untied"] = [plain_losses(config), zero3_losses(config)]
+    (folder / "losses.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
