@@ -19,7 +19,8 @@ def check_same_run(manifest: Manifest, config: dict[str, Any], identity: dict[st
     Raises:
         CheckpointError: settings differ that decide what the weights or the samples mean; all of them listed.
     """
-    refused, allowed = [], []
+    refused: list[str] = []
+    allowed: list[str] = []
     for section, fields in config.items():
         for name, value in fields.items():
             before = manifest.config.get(section, {}).get(name)

@@ -30,7 +30,7 @@ class TokenizerConfig(Section):
         if not isinstance(word, str):
             return word
         known = {name.lower(): name for name in get_args(TokenizerType)}
-        aliases = known | VALUE_ALIASES["tokenizer_type"] | {"llama2tokenizer": "SentencePieceTokenizer"}
+        aliases = known | VALUE_ALIASES["tokenizer_type"]
         return aliases.get(word.lower(), word)
 
 

@@ -27,6 +27,7 @@ VALUE_ALIASES = {
         "gptsentencepiecetokenizer": "SentencePieceTokenizer",
         "huggingfacetokenizer": "HFTokenizer",
         "pretrainedfromhf": "HFTokenizer",
+        "llama2tokenizer": "SentencePieceTokenizer",
     },
 }
 """Other words (in lower case) for a choice of a field."""
@@ -132,7 +133,7 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
      "the causal mask is never stored; remove the flag"),
     ("data-args-path per-split-data-args-path per-dataset-sequences-path",
      "give the data in flags or in a recipe: --data-path, --train-data-path"),
-    ("train-*-idx-path train-desc-path return-data-index repeated-dataloader mid-level-dataset-surplus",
+    ("train-idx-path train-*-idx-path train-desc-path return-data-index repeated-dataloader mid-level-dataset-surplus",
      "the order of samples follows from --seed alone; remove the flag"),
     ("no-mmap-bin-files mmap-warmup object-storage-cache-path num-dataset-builder-threads dataloader-*-mmap",
      "datasets are memory-mapped local files; copy remote ones to a local disk"),

@@ -118,7 +118,10 @@ class Setting:
 
 def _rule(message: str) -> str:
     """pydantic's text as the end of a sentence: "Input should be a valid number, unable ..." as "must be a number"."""
-    return message.replace("Input should be", "must be").partition(", ")[0].replace("a valid ", "a ")
+    text = message.replace("Input should be", "must be").partition(", ")[0]
+    for theirs, ours in (("valid integer", "whole number"), ("valid boolean", "true or false"), ("valid ", "")):
+        text = text.replace(f"a {theirs}", ours if ours.startswith("true") else f"a {ours}")
+    return text
 
 
 def section_classes() -> dict[str, type[Section]]:

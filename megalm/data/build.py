@@ -119,8 +119,8 @@ def _documents(data: DataConfig, num_samples: tuple[int, int, int]) -> list[_Doc
             found.append(None)
         elif start == stop:
             raise DataError(
-                f'--split "{data.split}" leaves the {name} split 0 of the {len(indexed)} documents of {indexed.prefix}, '
-                f"but {count} samples of it are wanted; {_SPLIT_ADVICE}"
+                f'--split "{data.split}" leaves the {name} split none of the {len(indexed)} documents of '
+                f"{indexed.prefix}, but {count} samples of it are wanted; {_SPLIT_ADVICE}"
             )
         else:
             found.append((indexed, np.arange(start, stop, dtype=np.int32)))

@@ -58,9 +58,9 @@ class GPTDataset:
         tokens_per_epoch = int(lengths[documents].sum(dtype=np.int64))
         if tokens_per_epoch < (1 + int(add_extra_token) if keep_last_partial else self.sample_tokens):
             raise DataError(
-                f"{indexed.prefix}: {len(documents)} documents with {tokens_per_epoch} tokens are less than one sample of "
-                f"{self.sample_tokens} tokens (seq_length={seq_length}); give more data, another --split or a smaller "
-                "--seq-length"
+                f"{indexed.prefix}: {len(documents)} documents with {tokens_per_epoch} tokens are less than one "
+                f"sample of {self.sample_tokens} tokens (seq_length={seq_length}); "
+                "give more data, another --split or a smaller --seq-length"
             )
         self.plan = plan_epochs(
             tokens_per_epoch, num_samples, seq_length, int(add_extra_token), keep_last_partial=keep_last_partial

@@ -43,6 +43,6 @@ def check_tokenizer(prefix: str, identity: str | None) -> None:
     recorded = (read_manifest(manifest_path(prefix)) or {}).get("tokenizer", {}).get("identity")
     if identity is not None and recorded is not None and recorded != identity:
         raise DataError(
-            f"{prefix} was made with tokenizer {recorded[:16]}..., the run's is {identity[:16]}... (SHA-256 of file and "
-            "type); give the same --tokenizer-type and --tokenizer-model, or preprocess the text again"
+            f"{prefix} was made with tokenizer {recorded[:16]}..., the run's is {identity[:16]}... (SHA-256 of "
+            "file and type); give the same --tokenizer-type and --tokenizer-model, or preprocess the text again"
         )

@@ -13,8 +13,7 @@ from megalm.config.suggest import did_you_mean
 from megalm.errors import DataError
 
 if TYPE_CHECKING:
-    import sentencepiece
-    import tokenizers
+    pass
 
 
 class Tokenizer(Protocol):
@@ -65,7 +64,7 @@ class SentencePieceTokenizer:
         try:
             self._model.LoadFromSerializedProto(content)
         except RuntimeError as error:
-            raise DataError(f"{path} is not a sentencepiece model; give a .model file ({_first_line(error)})") from error
+            raise DataError(f"{path} is not a sentencepiece model: {_first_line(error)}; give a .model") from error
         self.identity = _identity("SentencePieceTokenizer", content)
         self.vocab_size = int(self._model.GetPieceSize())
         self.eod = _optional_id(self._model.eos_id()) if eod_token is None else self._id_of(eod_token, path)
@@ -90,7 +89,7 @@ class SentencePieceTokenizer:
     def _id_of(self, token: str, path: str) -> int:
         found = int(self._model.PieceToId(token))
         if self._model.IdToPiece(found) != token:
-            raise DataError(f'eod_token="{token}" is no token of {path}; give one that is, or leave out --eod-token')
+            raise _no_such_token(token, path)
         return found
 
 
@@ -125,7 +124,7 @@ class HFTokenizer:
         self.bos = self._first(self.BOS_NAMES)
         self.pad = self._first(self.PAD_NAMES)
         if eod_token is not None and self.eod is None:
-            raise DataError(f'eod_token="{eod_token}" is no token of {path}; give one that is, or leave out --eod-token')
+            raise _no_such_token(eod_token, path)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
@@ -260,6 +259,10 @@ def _read(path: str) -> bytes:
             f"cannot read tokenizer_model={path}: {error.strerror}; it must be a file on this machine"
             + did_you_mean(path, near)
         ) from error
+
+
+def _no_such_token(token: str, path: str) -> DataError:
+    return DataError(f'eod_token="{token}" is no token of {path}; give one that is, or leave out --eod-token')
 
 
 def _identity(kind: str, content: bytes) -> str:

@@ -39,7 +39,8 @@ def start_process_group(environment: LaunchEnvironment, backend: str, timeout_mi
     """
     timeout = timedelta(minutes=timeout_minutes)
     if environment.world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         return
     try:
         dist.init_process_group(

@@ -85,8 +85,9 @@ def _build_optimizer(
             scaler=_build_scaler(precision) if precision.fp16 else None,
             **options,
         )
-    if "offload_optimizer" in engine_json["zero_optimization"]:
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    if engine_json["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none":
+        offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        return offloaded
     return torch.optim.AdamW(groups, fused=True, **options)
 
 

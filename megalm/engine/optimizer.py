@@ -13,7 +13,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Shapes are read from `ds_shape` where ZeRO-3 has taken the values away.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)
         (decayed if len(shape) >= 2 else plain).append(parameter)

@@ -39,7 +39,7 @@ def state_slices(wrapped: Any, stage: int, names: dict[nn.Parameter, str]) -> li
     return slices
 
 
-def _locate(wrapped: Any, stage: int, parameter: nn.Parameter) -> tuple[Tensor, int, int, int] | None:
+def _locate(wrapped: Any, stage: int, parameter: Any) -> tuple[Tensor, int, int, int] | None:
     """(fp32 tensor that holds this rank's part, offset in it, start, stop in the parameter), or None."""
     optimizer = wrapped.optimizer
     if stage == 0:
@@ -50,7 +50,7 @@ def _locate(wrapped: Any, stage: int, parameter: nn.Parameter) -> tuple[Tensor, 
         start = torch.distributed.get_rank(parameter.ds_process_group) * count
         stop = min(start + count, parameter.ds_numel)  # the last ranks' parts end in padding
         return (optimizer.fp32_partitioned_groups_flat[group], offset, start, stop) if stop > start else None
-    mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+    mapping = parameter._hp_mapping
     if mapping is None:
         return None
     partitions = getattr(optimizer, "fp32_groups_flat_partition", None)  # BF16_Optimizer's name for them
@@ -70,7 +70,7 @@ def _moments(base: torch.optim.Optimizer, flat: Tensor) -> dict[str, Tensor]:
     return {kind: entry[kind] for kind in _MOMENTS}
 
 
-def set_weight(parameter: nn.Parameter, full: Tensor) -> None:
+def set_weight(parameter: Any, full: Tensor) -> None:
     """Copy the whole fp32 tensor into the model's working copy (or this rank's part of it, at stage 3)."""
     with torch.no_grad():
         if not hasattr(parameter, "ds_tensor"):

@@ -15,7 +15,7 @@ class MetricsFile:
         if path.exists():
             rows = [row for row in read_metrics(path) if row["step"] <= resume_step]
             replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._stream = open(path, "a", encoding="utf-8")
+        self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; it is in the file when this returns."""

@@ -1,4 +1,4 @@
-"""Run by test_zero3.py in a process of its own: train under DeepSpeed ZeRO-3 and plainly, print both lists of losses."""
+"""Run by test_zero3.py in a process of its own: losses under DeepSpeed ZeRO-3 and of plain torch, as a JSON file."""
 
 import json
 import sys

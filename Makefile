@@ -1,0 +1,58 @@
+# make quickstart   set up, prepare a corpus, train a small model on it and show the result
+# make test         set up and run the whole test suite
+# make setup        install into .venv only
+# make lint         ruff and mypy
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DATA := data/quickstart
+RUN := runs/quickstart
+CORPUS_MB ?= 12
+PYTEST_ARGS ?=
+# the GPUs of this machine, or two ranks on its CPU
+RANKS ?= $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
+TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml
+
+.PHONY: setup quickstart test lint format clean
+.DELETE_ON_ERROR:
+
+setup: $(INSTALLED)
+
+# DeepSpeed's build needs an installed torch, so it is built outside pip's isolation, after torch.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy setuptools wheel ninja
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation deepspeed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation \
+		--editable '.[mpi,hf,data,bench,dev]'
+	touch $@
+
+$(DATA)/corpus.jsonl: | $(INSTALLED)
+	$(BIN)/megalm corpus --output $@ --size-mb $(CORPUS_MB)
+
+$(DATA)/tokenizer.model: $(DATA)/corpus.jsonl
+	$(BIN)/megalm train-tokenizer --input $< --output-prefix $(basename $@) --vocab-size 4096
+
+$(DATA)/corpus_text_document.idx: $(DATA)/corpus.jsonl $(DATA)/tokenizer.model
+	$(BIN)/megalm preprocess --input $< --output-prefix $(DATA)/corpus --tokenizer-model $(DATA)/tokenizer.model \
+		--append-eod --workers 2 --overwrite
+
+quickstart: $(DATA)/corpus_text_document.idx
+	PATH="$(abspath $(BIN)):$$PATH" $(TRAIN)
+	$(BIN)/megalm report --load $(RUN) --command "$(BIN)/$(TRAIN) --train-iters 600"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(DATA) $(RUN)

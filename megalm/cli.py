@@ -1,0 +1,55 @@
+"""`megalm <command>`: each command lives beside what it does, as `add_arguments` and `run`, imported when it is called."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from megalm import __version__
+from megalm.errors import MegalmError
+
+_COMMANDS = {
+    "corpus": (
+        "megalm.data.corpus",
+        "write the standard library's own text as JSONL (a corpus that needs no download)",
+    ),
+    "train-tokenizer": ("megalm.data.train_tokenizer", "train a sentencepiece tokenizer"),
+    "preprocess": ("megalm.data.preprocess", "turn JSONL into an indexed dataset (.bin and .idx)"),
+    "generate": ("megalm.generate", "continue a prompt with a trained model"),
+    "report": ("megalm.report", "say how a run went: losses, checkpoint, a sample, how to continue"),
+}
+"""Command -> (module with add_arguments and run, one line of help)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. A MegalmError is one line on stderr and the error's exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(argv[0] if argv and argv[0] in _COMMANDS else None)
+    arguments = parser.parse_args(argv)
+    module = importlib.import_module(_COMMANDS[arguments.command][0])
+    try:
+        return int(module.run(arguments))
+    except MegalmError as error:
+        print(f"megalm {arguments.command}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"megalm {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _parser(called: str | None) -> argparse.ArgumentParser:
+    """The parser; only the called command's module is imported for its arguments."""
+    parser = argparse.ArgumentParser(prog="megalm", description="Large-scale training of language models.")
+    parser.add_argument("--version", action="version", version=f"megalm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, text) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == called:
+            importlib.import_module(module).add_arguments(command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

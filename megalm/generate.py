@@ -1,0 +1,118 @@
+"""`megalm generate`: text from a checkpoint, on one process."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megalm.checkpoint.format import find_checkpoint
+from megalm.checkpoint.reader import CheckpointReader
+from megalm.config.data import TokenizerConfig
+from megalm.config.model import ModelConfig
+from megalm.data.tokenizers import Tokenizer, build_tokenizer
+from megalm.errors import CheckpointError, ConfigError
+from megalm.models.generation import generate
+from megalm.models.gpt import GPT
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `megalm generate`."""
+    parser.add_argument("--load", required=True, metavar="RUN", help="run folder, or one of its step_N folders")
+    parser.add_argument("--prompt", default="", help="text to continue; empty: a new document")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="most tokens to add (default 128)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest only; 0: all")
+    parser.add_argument(
+        "--top-p", type=float, default=0.95, help="... and from the likeliest that reach this probability"
+    )
+    parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="continuations to write (default 1)")
+    parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same text (default 1234)")
+    parser.add_argument("--tokenizer-model", metavar="FILE", help="tokenizer file, if it moved since the training")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the prompt with each continuation."""
+    reader = open_checkpoint(arguments.load)
+    tokenizer = tokenizer_of(reader, arguments.tokenizer_model)
+    texts = sample_text(
+        load_model(reader),
+        tokenizer,
+        arguments.prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        num_samples=arguments.num_samples,
+        seed=arguments.seed,
+    )
+    for number, text in enumerate(texts, 1):
+        if len(texts) > 1:
+            print(f"--- sample {number} ---")
+        print(text)
+    return 0
+
+
+def open_checkpoint(place: str) -> CheckpointReader:
+    """The checkpoint that a run folder or a step folder offers.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    folder = find_checkpoint(Path(place))
+    if folder is None:
+        raise CheckpointError(
+            f"--load {place} holds no checkpoint; give a run folder (--save of the training) or one of its step_N "
+            "folders"
+        )
+    return CheckpointReader(folder)
+
+
+def load_model(reader: CheckpointReader) -> GPT:
+    """The one-device model with the checkpoint's weights, fp32."""
+    config = ModelConfig(**reader.manifest.config["model"])
+    with torch.device("meta"):
+        model = GPT(config)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(reader.read_tensor(name))
+    return model
+
+
+def tokenizer_of(reader: CheckpointReader, moved_to: str | None = None) -> Tokenizer:
+    """The tokenizer that the run was trained with.
+
+    Raises:
+        ConfigError: the run had none.
+        DataError: its file is missing. CheckpointError: the file is another one.
+    """
+    settings = TokenizerConfig(**reader.manifest.config["tokenizer"])
+    if moved_to is not None:
+        settings = settings.model_copy(update={"tokenizer_model": moved_to})
+    if settings.tokenizer_type is None and settings.tokenizer_model is None:
+        raise ConfigError(f"the run of {reader.folder} was trained without a tokenizer; give --tokenizer-model FILE")
+    tokenizer = build_tokenizer(settings)
+    trained_with = reader.manifest.identity.get("tokenizer")
+    if trained_with is not None and trained_with != tokenizer.identity:
+        raise CheckpointError(
+            f"{settings.tokenizer_model} is not the tokenizer that {reader.folder} was trained with; "
+            "give the right one with --tokenizer-model"
+        )
+    return tokenizer
+
+
+def sample_text(model: GPT, tokenizer: Tokenizer, prompt: str, *, num_samples: int, **options: Any) -> list[str]:
+    """The prompt with each of its continuations, as text; `options` are those of `models.generation.generate`.
+
+    Raises:
+        ConfigError: no prompt, and the tokenizer has no end-of-document token that could begin a text.
+    """
+    tokens = tokenizer.encode(prompt)
+    if not tokens:
+        if tokenizer.eod is None:
+            raise ConfigError("the tokenizer has no end-of-document token to begin with; give --prompt TEXT")
+        tokens = [tokenizer.eod]
+    continuations = generate(model, tokens, num_samples=num_samples, stop_token=tokenizer.eod, **options)
+    kept = [[token for token in new if token != tokenizer.eod] for new in continuations]
+    return [tokenizer.decode((tokens if prompt else []) + new) for new in kept]

@@ -1,0 +1,147 @@
+"""Flags: spelling, types, aliases, unknown names."""
+
+import pytest
+
+from megalm.config import build_parser, load_config
+from megalm.config import load as load_with_sources
+from megalm.config.settings import SECTIONS, SETTINGS
+from megalm.errors import ConfigError
+
+
+def test_minimal_flags_give_a_checked_run(load):
+    config = load()
+    assert config.model.num_layers == 2
+    assert config.optimizer.lr == 0.001
+    assert config.engine.zero_stage == 1
+
+
+def test_dash_underscore_and_equals_spellings_are_the_same(load):
+    assert load("--ffn_hidden_size 96") == load("--ffn-hidden-size=96") == load("--ffn-hidden_size 96")
+
+
+def test_switches_have_a_negative_form(load):
+    assert load("--bf16").precision.bf16
+    assert not load("--bf16 --no-bf16").precision.bf16
+    assert load("--disable-bias-linear").model.disable_bias_linear
+    assert load("--load x --no-load-optim").checkpoint.no_load_optim
+    assert not load("--load x --no-load-optim --load-optim").checkpoint.no_load_optim
+
+
+def test_the_last_of_equal_flags_counts(load):
+    assert load("--seed 1 --seed 2").training.seed == 2
+
+
+def test_flags_are_never_abbreviated(problem):
+    assert problem("--num-lay 3") == 'unknown flag --num-lay; did you mean "--num-layers"?'
+
+
+def test_unknown_flag_without_a_close_name(problem):
+    assert problem("--zzz 3") == "unknown flag --zzz"
+
+
+def test_all_problems_are_raised_together(problems):
+    found = problems("--hidden-size 0 --lr x --zzz --moe-router-topk 2 --min-lr")
+    assert len(found) == 5
+    assert "hidden_size=0 (--hidden-size) must be greater than or equal to 1" in found
+    assert "lr=x (--lr) must be a number" in found
+    assert "--min-lr needs a value: --min-lr X" in found
+
+
+def test_missing_settings_name_flag_and_recipe_key():
+    with pytest.raises(ConfigError) as caught:
+        load_config([])
+    assert "num_layers is missing; give --num-layers N, or num_layers under model: in a recipe" in str(caught.value)
+    assert "lr is missing" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "section", "field", "value"),
+    [
+        ("--num-key-value-heads 2", "model", "num_query_groups", 2),
+        ("--group-query-attention --num-query-groups 2", "model", "num_query_groups", 2),
+        ("--layernorm-epsilon 1e-6", "model", "norm_epsilon", 1e-6),
+        ("--use-rotary-position-embeddings", "model", "position_embedding_type", "rope"),
+        ("--rotary-position-embeddings-theta 5e5", "model", "rotary_base", 5e5),
+        ("--normalization rmsnorm", "model", "normalization", "RMSNorm"),
+        ("--normalization LAYERNORM", "model", "normalization", "LayerNorm"),
+        ("--accumulate-allreduce-grads-in-fp32", "precision", "grad_accum_dtype", "fp32"),
+        ("--optimizer AdamW", "optimizer", "optimizer", "adam"),
+        ("--tokenizer-type Llama2Tokenizer", "tokenizer", "tokenizer_type", "SentencePieceTokenizer"),
+        ("--tokenizer-type HuggingFaceTokenizer", "tokenizer", "tokenizer_type", "HFTokenizer"),
+        ("--local_rank=3", "engine", "local_rank", 3),
+        ("--exit-duration-in-mins 5", "training", "exit_duration_in_mins", 5.0),
+        ("--deepspeed", "engine", "deepspeed", True),
+    ],
+)
+def test_peer_spellings_are_accepted(load, flags, section, field, value):
+    assert getattr(getattr(load(flags), section), field) == value
+
+
+def test_flags_without_effect_are_noted(minimal):
+    loaded = load_with_sources([*minimal, "--data-impl", "mmap", "--no-pipeline-parallel"])
+    assert [note.split(" has no effect")[0] for note in loaded.notes] == ["--data-impl", "--no-pipeline-parallel"]
+
+
+def test_what_is_always_so_refuses_the_opposite(problem):
+    assert "use single" in problem("--dataloader-type cyclic")
+
+
+def test_grouped_query_attention_needs_the_number_of_groups(problem):
+    assert "--num-query-groups N" in problem("--group-query-attention")
+
+
+def test_known_but_unsupported_flag_says_what_to_use(problem):
+    text = problem("--checkpoint-activations")
+    assert text.startswith("--checkpoint-activations is known in Megatron(-DeepSpeed) but not supported here; ")
+
+
+def test_values_of_unsupported_flags_are_not_reported_too(problem):
+    assert "--rampup-batch-size" in problem("--rampup-batch-size 16 16 1000")
+
+
+def test_unquoted_values_are_reported(problems):
+    assert any('unexpected argument "30,"' in text for text in problems("--split 969, 30, 1"))
+
+
+def test_a_switch_takes_no_value(problem):
+    assert problem("--bf16=yes") == '--bf16 takes no value, not "yes"; write --bf16, or --no-bf16 for false'
+
+
+def test_a_wrong_choice_lists_the_choices(problem):
+    text = problem("--lr-decay-style cosin")
+    assert "lr_decay_style=cosin (--lr-decay-style) must be one of constant, linear, cosine" in text
+    assert 'did you mean "cosine"?' in text
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e999"])
+def test_numbers_must_be_finite(problems, value):
+    assert problems(f"--weight-decay {value}")
+
+
+def test_negative_and_exponent_numbers_are_values(problem, load):
+    assert "weight_decay=-1" in problem("--weight-decay -1")
+    assert load("--weight-decay 1e-2").optimizer.weight_decay == 0.01
+
+
+def test_help_shows_every_setting_with_help_text_and_default():
+    text = " ".join(build_parser().format_help().split())
+    for setting in SETTINGS.values():
+        assert setting.flag in text
+        assert setting.help[:20] in text.replace("- ", "-")
+    assert "--log-interval N Steps between two lines" in text
+    assert "Default: 10." in text
+
+
+def test_every_field_name_is_used_once_over_all_sections():
+    assert sum(len(cls.model_fields) for cls in SECTIONS.values()) == len(SETTINGS)
+
+
+def test_every_setting_has_a_help_text():
+    assert [name for name, setting in SETTINGS.items() if len(setting.help) < 10] == []
+
+
+def test_help_exits_with_zero(capsys):
+    with pytest.raises(SystemExit) as caught:
+        load_config(["--help"])
+    assert caught.value.code == 0
+    assert "--num-layers" in capsys.readouterr().out
