@@ -13,7 +13,6 @@ from megalm.data.gpt_dataset import SampleDataset
 from megalm.data.loader import MicroBatchIterator, Transform, build_loader
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.dist.mesh import Axis, Mesh
-from megalm.engine.build import build_engine
 from megalm.engine.engine import Engine
 from megalm.errors import ConfigError
 from megalm.models.gpt import GPT
@@ -111,6 +110,8 @@ def loader(
 
 def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) -> Engine:
     """The model with its initial values, under DeepSpeed."""
+    from megalm.engine.build import build_engine  # imports DeepSpeed (2 s): after the data is known to be good
+
     gpt = GPT(model)
     initialize(gpt, model, config.training.seed)
     final_json = engine_json(config, place.mesh.size(Axis.DP))

@@ -128,7 +128,7 @@ def _unknown_key(key: str, known: dict[str, Any], above: KeyPath) -> str:
 def _asks_for_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:
     if isinstance(value, dict) and "enabled" in value:
         return value["enabled"] in (False, "auto")
-    return value is None or value is False or value == "auto" or value in harmless
+    return value is None or value == "auto" or value in harmless or (value is False and True not in harmless)
 
 
 _KIND_NAMES = {

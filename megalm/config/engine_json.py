@@ -66,7 +66,7 @@ def precision_blocks(precision: PrecisionConfig, given: dict[str, Any]) -> dict[
 def gradient_types(precision: PrecisionConfig, stage: int) -> dict[str, Any]:
     """The types in which gradients are accumulated and reduced.
 
-    Stage 0 refuses a "data_types" block that differs from the model's type; there the engine accumulates in fp32 itself.
+    Stage 0 refuses a "data_types" block that differs from the model's type; there the engine accumulates itself.
     """
     if precision.dtype == "fp32" or precision.grad_accum_dtype == "model":
         return {}

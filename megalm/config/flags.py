@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megalm.config.names import IMPLIED, NO_EFFECT, RENAMED, unsupported_text
+from megalm.config.names import IMPLIED, NEEDS, NO_EFFECT, RENAMED, unsupported_text
 from megalm.config.settings import SECTIONS, SETTINGS, Given, Setting
 from megalm.config.suggest import did_you_mean
 
@@ -23,6 +23,8 @@ class Flags:
     recipes: list[str] = field(default_factory=list)
     print_config: bool = False
     notes: list[str] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)
+    """Fields that a flag without effect relies on."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -66,6 +68,7 @@ class _NoEffect(argparse.Action):
             namespace.problems.append(f"{option} {values} is not supported here: {reason}; use {' or '.join(allowed)}")
         else:
             namespace.notes.append(f"{option} has no effect: {reason}")
+            namespace.needs += [NEEDS[self.dest]] if self.dest in NEEDS else []
 
 
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -139,10 +142,10 @@ def parse_flags(argv: Sequence[str], parser: argparse.ArgumentParser | None = No
     The last of several equal flags counts, so that a wrapper script can append its own. `--help` prints and exits.
     """
     parser = parser or build_parser()
-    start = argparse.Namespace(said=[], problems=[], notes=[])
+    start = argparse.Namespace(said=[], problems=[], notes=[], needs=[])
     tokens = _without_values_of_switches([_dashes(token) for token in argv], parser, start.problems)
     space, unknown = parser.parse_known_args(tokens, namespace=start)
-    flags = Flags(print_config=space.print_config, notes=space.notes, problems=space.problems)
+    flags = Flags(print_config=space.print_config, notes=space.notes, needs=space.needs, problems=space.problems)
     flags.recipes = [file for file in space.config if file is not None]
     if None in space.config:
         flags.problems.append("--config needs a value: --config FILE")
@@ -152,8 +155,6 @@ def parse_flags(argv: Sequence[str], parser: argparse.ArgumentParser | None = No
         else:
             flags.given[name] = Given(_none(SETTINGS[name], value), option)
     flags.problems += _unknown_problems(unknown, parser)
-    if any(token == "--group-query-attention" for token in tokens) and not _says_groups(space.said):
-        flags.problems.append("--group-query-attention needs the number of key/value heads: --num-query-groups N")
     return flags
 
 
@@ -175,10 +176,6 @@ def _without_values_of_switches(tokens: list[str], parser: argparse.ArgumentPars
         else:
             kept.append(token)
     return kept
-
-
-def _says_groups(said: list[tuple[str, Any, str]]) -> bool:
-    return any(name == "num_query_groups" for name, _, _ in said)
 
 
 def _dashes(token: str) -> str:

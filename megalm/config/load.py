@@ -84,6 +84,9 @@ def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
             lines = recipe.lines
     merge.given |= flags.given
     merge.given = {name: given for name, given in merge.given.items() if given.value is not None}
+    for name in flags.needs:
+        if name not in merge.given:
+            merge.problems.append(f"{name} is missing; give {SETTINGS[name].flag} {SETTINGS[name].metavar}")
     convert_all(merge)
     document = find_json(merge, lines)
     if document is not None:

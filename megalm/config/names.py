@@ -46,6 +46,9 @@ NO_EFFECT: dict[str, tuple[tuple[str, ...], str]] = {
 }
 """A flag that is accepted because what it asks for is always so: the values it may have, and the reason."""
 
+NEEDS = {"group-query-attention": "num_query_groups"}
+"""Flags without effect that stand for nothing unless this field is given."""
+
 _MOE = "mixture-of-experts models are not available in this version; train a dense model"
 _RECOMPUTE = "activation recomputation is not available in this version; use a smaller --micro-batch-size"
 _LENGTH = "give the length of runs in --train-iters or --train-samples and of schedules in -iters"

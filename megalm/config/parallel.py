@@ -28,7 +28,7 @@ class EngineConfig(Section):
     deepspeed: bool = True
     """Accepted for DeepSpeed's habit; the engine is always DeepSpeed's."""
     deepspeed_config: str | dict[str, Any] | None = None
-    """DeepSpeed JSON file (or, in a recipe, its content). "auto" or absent values are filled from the other settings."""
+    """DeepSpeed JSON file, or in a recipe its content. "auto" or absent values are filled from the other settings."""
     zero_stage: int | None = Field(None, ge=0, le=3)
     """ZeRO stage. Default: the JSON's, else 1."""
     local_rank: int | None = None

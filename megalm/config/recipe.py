@@ -3,7 +3,7 @@
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -68,7 +68,7 @@ def _read_section(path: str, section: str, content: dict[Any, Any], recipe: Reci
 
 def _parse(path: str, recipe: Recipe) -> dict[Any, Any]:
     try:
-        loader = RecipeLoader(FilePath(path).read_text(encoding="utf-8"))
+        loader = RecipeLoader(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.reader.ReaderError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         recipe.problems.append(f"--config {path} cannot be read: {reason}")

@@ -128,8 +128,9 @@ def section_classes() -> dict[str, type[Section]]:
     """The class of each section of `RunConfig`, by its name in a recipe, in order."""
     classes = {}
     for name, info in RunConfig.model_fields.items():
-        assert isinstance(info.annotation, type) and issubclass(info.annotation, Section), f"{name} is no section"
-        classes[name] = info.annotation
+        cls: Any = info.annotation
+        assert issubclass(cls, Section), f"{name} is no section"
+        classes[name] = cls
     return classes
 
 

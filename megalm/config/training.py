@@ -21,7 +21,7 @@ class BatchConfig(Section):
     """Samples of one optimizer step over all ranks. Default: micro_batch_size x gradient_accumulation_steps x
     data-parallel size."""
     gradient_accumulation_steps: int | None = Field(None, ge=1)
-    """Micro-batches that each rank accumulates in one optimizer step. Default: what global_batch_size asks for, else 1."""
+    """Micro-batches that each rank accumulates in one step. Default: what global_batch_size asks for, else 1."""
 
     def global_size(self, data_parallel_size: int) -> int:
         """Samples of one optimizer step."""

@@ -37,7 +37,8 @@ def test_facts_of_the_json_fill_what_nobody_gave(load, with_json):
     assert config.optimizer.clip_grad == 0.5
     assert (config.optimizer.adam_beta1, config.optimizer.adam_beta2, config.optimizer.adam_eps) == (0.8, 0.9, 1e-6)
     assert config.optimizer.weight_decay == 0.2
-    assert config.precision.fp16 and config.precision.loss_scale is None
+    assert config.precision.fp16
+    assert config.precision.loss_scale is None
     assert (config.precision.initial_loss_scale, config.precision.hysteresis) == (1024.0, 3)
     assert config.precision.grad_accum_dtype == "model"
     assert config.engine.zero_stage == 2
@@ -106,7 +107,9 @@ def test_each_fact_said_twice_must_agree(problem, with_json, flags, content):
 def test_a_recipe_contradicts_too_unless_a_flag_overrides_it(problem, load, with_json, write):
     recipe = write("a.yaml", "optimizer:\n  clip_grad: 2\n")
     flag = with_json({"gradient_clipping": 1.0})
-    assert problem(f"--config {recipe}", flag).startswith("clip_grad=2.0 (a.yaml:2) but gradient_clipping=1.0 (ds.json:2)")
+    assert problem(f"--config {recipe}", flag).startswith(
+        "clip_grad=2.0 (a.yaml:2) but gradient_clipping=1.0 (ds.json:2)"
+    )
     assert load(f"--config {recipe} --clip-grad 1", flag).optimizer.clip_grad == 1.0
 
 
@@ -137,13 +140,19 @@ def test_fp16_in_json_and_bf16_as_flag_exclude_each_other(problem, with_json):
             'ds.json:3: "bf16.enabled" stands twice, first on line 2; keep one',
         ),
         ('{"gradient_clipp1ng": 1}', 'ds.json:1: DeepSpeed knows no key "gradient_clipp1ng"; did you mean'),
-        ('{"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}}', 'ds.json:1: DeepSpeed knows no key "devise"'),
+        (
+            '{"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}}',
+            'ds.json:1: DeepSpeed knows no key "devise"',
+        ),
         ('{"reduce_bucket_size": 1}', 'DeepSpeed knows no key "reduce_bucket_size"; it belongs in "zero_optimization"'),
         ('{"bf16": {"gradient_clipping": 1}}', "it belongs at the top level"),
         ('{"gradient_clipping": "1.0"}', 'ds.json:1: gradient_clipping="1.0" must be a number'),
         ('{"zero_optimization": true}', "zero_optimization=true must be a block {...}"),
         ('{"zero_optimization": {"reduce_bucket_size": -1}}', "reduce_bucket_size=-1 must be a whole number"),
-        ('{"zero_optimization": {"stage": 4}}', "zero_optimization.stage=4: zero_stage must be less than or equal to 3"),
+        (
+            '{"zero_optimization": {"stage": 4}}',
+            "zero_optimization.stage=4: zero_stage must be less than or equal to 3",
+        ),
         ('{"elasticity": {"enabled": false}}', '"elasticity" was removed from DeepSpeed; '),
         ('{"zero_optimization": {"mics_shard_size": 2}}', "was removed from DeepSpeed; use zero_hpz_partition_size"),
         ('{"scheduler": {"type": "WarmupLR"}}', "not supported here; use --lr-decay-style"),
@@ -153,6 +162,8 @@ def test_fp16_in_json_and_bf16_as_flag_exclude_each_other(problem, with_json):
         ('{"optimizer": {"type": "Lamb"}}', 'optimizer.type="Lamb" is not supported here; use "AdamW"'),
         ('{"optimizer": {"type": "Adam", "params": {"betas": [0.9]}}}', "betas=[0.9] must be two numbers"),
         ('{"optimizer": {"type": "Adam", "params": {"adam_w_mode": false}}}', "always decoupled"),
+        ('{"managed_gradient_accumulation": false}', "not supported here"),
+        ('{"zero_optimization": {"compute_grad_norm": false}}', "not supported here"),
         ('{"gradient_allreduce_op": "sum"}', "not supported here"),
         ('{"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}', 'only "cpu" is supported'),
     ],
@@ -172,6 +183,7 @@ def test_a_missing_json_is_an_error(problem):
     [
         {"tensorboard": {"enabled": False}},
         {"gradient_allreduce_op": "mean"},
+        {"managed_gradient_accumulation": True},
         {"optimizer": {"type": "AdamW", "params": {"adam_w_mode": True, "torch_adam": True}}},
         {"zero_optimization": {"offload_optimizer": {"device": "none"}}},
         {"torch_autocast": {"enabled": "auto"}},
@@ -182,7 +194,10 @@ def test_refused_keys_are_accepted_where_they_ask_for_nothing(load, with_json, c
 
 
 def test_problems_of_json_and_flags_come_together(problems, with_json):
-    assert len(problems("--zzz --hidden-size 0", with_json('{"zzz": 1, "gradient_clipping": -1, "train_batch_size": 0}'))) == 5
+    assert (
+        len(problems("--zzz --hidden-size 0", with_json('{"zzz": 1, "gradient_clipping": -1, "train_batch_size": 0}')))
+        == 5
+    )
 
 
 def test_lines_of_keys_survive_strings_lists_and_escapes():

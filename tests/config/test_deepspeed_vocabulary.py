@@ -22,6 +22,9 @@ class Recorder(dict):
         self.asked.add(key)
         return super().get(key, default)
 
+    def keys(self) -> Any:
+        return self
+
     def __getitem__(self, key: str) -> Any:
         self.asked.add(key)
         return super().__getitem__(key)
@@ -91,7 +94,7 @@ def kind_of(annotation: Any) -> type:
     return str if issubclass(annotation, Path) else dict
 
 
-# ponytail of DeepSpeed: read elsewhere than in DeepSpeedConfig, or only where another key is set
+# Read elsewhere than in DeepSpeedConfig, or only where another key is set.
 READ_ELSEWHERE = {"sequence_parallel_size", "data_parallel_size", "weight_quantization", "bfloat16"}
 
 

@@ -87,7 +87,12 @@ def test_what_is_always_so_refuses_the_opposite(problem):
 
 
 def test_grouped_query_attention_needs_the_number_of_groups(problem):
-    assert "--num-query-groups N" in problem("--group-query-attention")
+    assert problem("--group-query-attention") == "num_query_groups is missing; give --num-query-groups N"
+
+
+def test_the_number_of_groups_may_stand_in_a_recipe(load, write):
+    recipe = write("a.yaml", "model:\n  num_query_groups: 2\n")
+    assert load(f"--config {recipe} --group-query-attention").model.num_kv_heads == 2
 
 
 def test_known_but_unsupported_flag_says_what_to_use(problem):

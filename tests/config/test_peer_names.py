@@ -28,7 +28,9 @@ def test_no_own_flag_is_called_unsupported():
     assert [flag for flag in own_flags() if any(fnmatchcase(flag, pattern) for pattern in patterns)] == []
 
 
-@pytest.mark.parametrize("typo", ["num-layer", "log-intervall", "train-iter", "data-pth", "micro-batchsize", "save-intervl"])
+@pytest.mark.parametrize(
+    "typo", ["num-layer", "log-intervall", "train-iter", "data-pth", "micro-batchsize", "save-intervl"]
+)
 def test_a_typo_of_an_own_flag_is_not_taken_for_a_peers_flag(typo):
     assert unsupported_text(typo) is None
 

@@ -68,7 +68,10 @@ def test_empty_recipe_and_empty_section_are_fine(load, write):
         ("model: 3\n", "a.yaml:1: model=3 must be a block of settings, one a line"),
         ("- model\n", "a.yaml: a recipe is a mapping of sections (model, batch, "),
         ("training:\n  seed: 1\n  seed: 2\n", 'a.yaml:3: "seed" stands twice, first on line 2; keep one'),
-        ("training:\n  seed: 1\ntraining:\n  seed: 1\n", 'a.yaml:3: "training" stands twice, first on line 1; keep one'),
+        (
+            "training:\n  seed: 1\ntraining:\n  seed: 1\n",
+            'a.yaml:3: "training" stands twice, first on line 1; keep one',
+        ),
         ("model: {a: [}\n", "a.yaml:1:13: not YAML: "),
         ("model: !!python/name:os.system\n", "a.yaml:1:8: not YAML: could not determine a constructor"),
         ("training:\n  seed: yes\n", "seed=True (a.yaml:2) must be N, not true or false"),

@@ -1,0 +1,142 @@
+"""Rules between settings and the split of ranks and batch; every rule can fail."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megalm.config import RunConfig, check_layout, layout_problems, load_config
+from megalm.config.checks import _nearest_multiples
+from megalm.errors import LayoutError
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--max-position-embeddings 16", "seq_length=32 must not exceed max_position_embeddings=16"),
+        ("--train-samples 80", "train_iters=10 and train_samples=80 both say how long the run is"),
+        ("--train-iters none", "the length of the run is missing; give --train-iters or --train-samples"),
+        (
+            "--train-iters none --train-samples 100 --global-batch-size 16",
+            "train_samples=100 must be a multiple of global_batch_size=16; use 96 or 112",
+        ),
+        ("--min-lr 1", "min_lr=1.0 must not exceed lr=0.001"),
+        ("--lr-warmup-init 1", "lr_warmup_init=1.0 must not exceed lr=0.001"),
+        ("--lr-warmup-iters 3 --lr-warmup-fraction 0.1", "both say how long the warmup is"),
+        ("--lr-warmup-iters 11", "lr_warmup_iters=11 must not exceed train_iters=10"),
+        ("--lr-warmup-iters 6 --lr-decay-iters 5", "lr_warmup_iters=6 must not exceed lr_decay_iters=5"),
+        ("--lr-wsd-decay-iters 2", "lr_wsd_decay_iters=2 needs lr_decay_style=WSD, not linear"),
+        (
+            "--lr-decay-style WSD --lr-wsd-decay-iters 8 --lr-warmup-iters 3",
+            "lr_wsd_decay_iters=8 and lr_warmup_iters=3 must fit into train_iters=10",
+        ),
+        ("--bf16 --fp16", "exclude each other; add --no-bf16 or --no-fp16 (bf16: --bf16, fp16: --fp16)"),
+        ("--loss-scale 8", "loss_scale=8.0 needs fp16=true"),
+        ("--fp16 --initial-loss-scale 1000", "initial_loss_scale=1000.0 must be a power of two"),
+        ("--fp16 --min-loss-scale 0.5", "min_loss_scale=0.5 must be a whole number"),
+        ("--eval-interval 5 --eval-iters 0", "asks for evaluation but eval_iters=0 turns it off"),
+        ("--no-mock-data --data-path x --split 1 --eval-interval 5", 'split="1" leaves it no data'),
+        ("--no-mock-data --train-data-path x --skip-train", "skip_train=true asks for evaluation; give its data"),
+        ("--save-interval 5", "save_interval=5 needs a folder; give --save FOLDER"),
+        ("--fresh", "fresh=true needs a folder; give --save FOLDER"),
+        ("--keep-checkpoints 2", "keep_checkpoints=2 needs a folder"),
+        ("--finetune", "finetune=true needs a folder; give --load FOLDER"),
+        ("--no-load-optim", "no_load_optim=true needs a folder; give --load FOLDER"),
+        ("--no-deepspeed", "deepspeed=false is not possible"),
+        ("--tensor-model-parallel-size 2", "tensor_model_parallel_size=2 is not available in this version"),
+        ("--pipeline-model-parallel-size 2", "is not available in this version"),
+        ("--context-parallel-size 2", "is not available in this version"),
+        ("--num-attention-heads 5", "num_attention_heads=5 must divide hidden_size=64"),
+        ("--no-mock-data", "exactly one source of data is needed"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other(problem, flags, expected):
+    assert expected in problem(flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--min-lr 0.001",
+        "--lr-warmup-iters 10",
+        "--lr-decay-style WSD --lr-wsd-decay-iters 7 --lr-warmup-iters 3",
+        "--max-position-embeddings 32",
+        "--train-iters none --train-samples 96 --global-batch-size 16",
+        "--no-mock-data --train-data-path x",
+        "--no-mock-data --data-path x --split 1",
+        "--save x --save-interval 5 --fresh",
+        "--fp16 --loss-scale 1000",
+    ],
+)
+def test_settings_at_the_edge_are_fine(load, flags):
+    load(flags)
+
+
+def test_offload_needs_a_stage_that_has_it(problem, write):
+    write("ds.json", '{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}')
+    assert "offload_param.device=cpu needs zero_stage >= 3, not 2" in problem("--deepspeed_config ds.json")
+
+
+def test_a_problem_names_where_its_values_were_given(problem, write):
+    recipe = write("a.yaml", "optimizer:\n  min_lr: 0.5\n")
+    assert problem("--config", recipe).endswith("(min_lr: a.yaml:2, lr: --lr)")
+
+
+def test_layout_gives_the_data_parallel_size(load):
+    assert check_layout(load(), 8) == 8
+
+
+def test_batch_that_does_not_split_prints_the_equation_and_the_nearest_sizes(load):
+    with pytest.raises(LayoutError) as caught:
+        check_layout(load("--global-batch-size 20"), 3)
+    assert str(caught.value) == (
+        "global_batch_size=20 = micro_batch_size=4 x dp 3 x accumulation ? has no solution: "
+        "it must be a multiple of 12; use 12 or 24"
+    )
+
+
+def test_accumulation_that_contradicts_the_batch_is_an_error(load):
+    with pytest.raises(LayoutError, match="set it to 4"):
+        check_layout(load("--global-batch-size 16 --gradient-accumulation-steps 2"), 1)
+
+
+def test_samples_must_fill_steps_of_the_batch_that_the_ranks_give(load):
+    config = load("--train-iters none --train-samples 12")
+    assert check_layout(config, 3) == 3
+    with pytest.raises(LayoutError, match="train_samples=12 must be a multiple of global_batch_size=8"):
+        check_layout(config, 2)
+
+
+def with_axes(config: RunConfig, tp: int, pp: int) -> RunConfig:
+    sizes = {"tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp}
+    return config.model_copy(update={"parallel": config.parallel.model_copy(update=sizes)})
+
+
+def test_ranks_that_do_not_split_print_the_equation_and_the_nearest_worlds(load):
+    found = "\n".join(layout_problems(with_axes(load(), tp=2, pp=3), 8))
+    assert "world 8 = tp 2 x pp 3 x cp 1 x dp ? has no solution" in found
+    assert "start 6 or 12 ranks" in found
+    assert "pipeline_model_parallel_size=3 must not exceed num_layers=2" in found
+
+
+def test_heads_must_split_over_tensor_parallel_ranks(load):
+    found = "\n".join(layout_problems(with_axes(load("--num-query-groups 1"), tp=2, pp=1), 2))
+    assert "tensor_model_parallel_size=2 must divide num_query_groups=1; use one of 1" in found
+
+
+@given(st.integers(1, 10_000), st.integers(1, 100))
+def test_nearest_multiples_are_multiples_and_surround_the_number(number, factor):
+    nearest = [int(word) for word in _nearest_multiples(number, factor).split(" or ")]
+    assert all(value > 0 and value % factor == 0 for value in nearest)
+    assert min(abs(value - number) for value in nearest) <= factor
+    assert len(nearest) == 1 or nearest[0] <= number < nearest[1]
+
+
+@given(micro=st.integers(1, 8), steps=st.integers(1, 8), ranks=st.integers(1, 8))
+def test_every_product_is_a_layout(micro, steps, ranks):
+    words = (
+        "--num-layers 1 --hidden-size 8 --num-attention-heads 1 --seq-length 8 --lr 1 --train-iters 1 --mock-data "
+        f"--micro-batch-size {micro} --global-batch-size {micro * steps * ranks}"
+    )
+    config = load_config(words.split())
+    assert check_layout(config, ranks) == ranks
+    assert config.batch.accumulation(ranks) == steps

@@ -1,0 +1,176 @@
+"""Order of samples, and what happens to worker processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megalm.data.gpt_dataset import MockDataset
+from megalm.data.loader import build_loader
+from megalm.errors import ConfigError, DataError, PlatformError
+
+
+class Numbers:
+    """Sample k is [k, k]; sample 13 is broken when asked for."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, number: int) -> Any:
+        if self.broken and number == 13:
+            raise DataError("sample 13 cannot be read; copy the data again")
+        return np.asarray([number, number])
+
+
+def as_row(sample: Any) -> dict[str, Any]:
+    return {"tokens": sample[:1], "pid": np.int64(os.getpid())}
+
+
+def loader(dataset: Any = None, transform: Any = as_row, **changes: Any) -> Any:
+    options: dict[str, Any] = {
+        "micro_batch_size": 2, "global_batch_size": 8, "start_sample": 0, "stop_sample": 24, "rank": 0, "size": 2,
+        "num_workers": 0,
+    }  # fmt: skip
+    return build_loader(dataset or Numbers(), transform, **options | changes)
+
+
+def numbers(batches: Any) -> list[list[int]]:
+    return [batch["tokens"].flatten().tolist() for batch in batches]
+
+
+def test_ranks_take_neighbouring_slices_of_each_micro_step() -> None:
+    assert numbers(loader(rank=0, stop_sample=8)) == [[0, 1], [4, 5]]
+    assert numbers(loader(rank=1, stop_sample=8)) == [[2, 3], [6, 7]]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_the_order_does_not_depend_on_workers(num_workers: int) -> None:
+    assert numbers(loader(num_workers=num_workers)) == numbers(loader())
+
+
+@pytest.mark.parametrize(("micro_batch_size", "size"), [(1, 1), (2, 1), (1, 8), (2, 4), (4, 2), (8, 1)])
+def test_each_global_batch_is_the_same_set_under_every_layout(micro_batch_size: int, size: int) -> None:
+    steps = 8 // (micro_batch_size * size)
+    layout = {"micro_batch_size": micro_batch_size, "size": size}
+    ranks = [numbers(loader(rank=rank, start_sample=8, **layout)) for rank in range(size)]
+    for step in range(2):
+        taken = [n for rank in ranks for batch in rank[step * steps : (step + 1) * steps] for n in batch]
+        assert sorted(taken) == list(range(8 * (step + 1), 8 * (step + 2)))
+
+
+def test_starting_later_gives_the_rest_of_the_same_order() -> None:
+    assert numbers(loader(start_sample=8)) == numbers(loader())[2:]
+
+
+def test_a_global_batch_that_is_not_full_is_dropped() -> None:
+    batches = loader(stop_sample=23)
+    assert len(batches) == 4
+    assert numbers(batches) == numbers(loader(stop_sample=16))
+    assert numbers(loader(stop_sample=7)) == []
+
+
+def test_rows_are_stacked_to_tensors() -> None:
+    from megalm.objectives.causal import CausalObjective
+
+    batch = next(loader(MockDataset(100, 16, 1, 50), CausalObjective(), num_workers=1))
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in batch.items()} == {
+        "tokens": (torch.Size([2, 16]), torch.int64),
+        "labels": (torch.Size([2, 16]), torch.int64),
+        "loss_mask": (torch.Size([2, 16]), torch.float32),
+    }
+
+
+def test_a_batch_size_that_the_ranks_do_not_divide_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"global_batch_size=8 must be a multiple of micro_batch_size=3 x .* 2 = 6"):
+        loader(micro_batch_size=3)
+
+
+def test_more_samples_than_the_dataset_has_are_refused() -> None:
+    with pytest.raises(DataError, match=r"samples 0 \.\. 101 are wanted, the dataset has 100"):
+        loader(stop_sample=101)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_in_a_sample_comes_out_unchanged(num_workers: int) -> None:
+    batches = loader(Numbers(broken=True), num_workers=num_workers)
+    assert numbers([next(batches) for _ in range(3)]) == [[0, 1], [4, 5], [8, 9]]
+    with pytest.raises(DataError, match=r"^sample 13 cannot be read; copy the data again$"):
+        next(batches)
+
+
+def test_a_killed_worker_is_an_error_not_a_hang() -> None:
+    batches = loader(Slow(), num_workers=1, stop_sample=96)
+    worker = int(next(batches)["pid"][0])
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(PlatformError, match="data loader process died"):
+        numbers(batches)
+
+
+class Slow(Numbers):
+    """Takes its time, so that a worker is still busy when the test signals it."""
+
+    def __getitem__(self, number: int) -> Any:
+        time.sleep(0.005)
+        return super().__getitem__(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_ignore_signals_to_the_group(number: int) -> None:
+    expected = numbers(loader())
+    batches = loader(Slow(), num_workers=2)
+    first = next(batches)
+    os.kill(int(first["pid"][0]), number)
+    assert numbers([first, *batches]) == expected
+
+
+def test_close_ends_the_workers() -> None:
+    with loader(Slow(), num_workers=1, stop_sample=96) as batches:
+        worker = int(next(batches)["pid"][0])
+        assert alive(worker)
+    deadline = time.monotonic() + 10
+    while alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(worker)
+    assert list(batches) == []
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{process}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] != "Z"
+
+
+ORPHAN = """
+import os, signal, numpy as np
+from megalm.data.loader import build_loader
+
+class Numbers:
+    def __len__(self): return 1000
+    def __getitem__(self, number): return np.asarray([number])
+
+batches = build_loader(Numbers(), lambda s: {"pid": np.int64(os.getpid())}, micro_batch_size=1, global_batch_size=1,
+    start_sample=0, stop_sample=1000, rank=0, size=1, num_workers=1)
+print(int(next(batches)["pid"][0]), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_within_seconds_when_their_parent_is_killed() -> None:
+    done = subprocess.run([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 5
+    while alive(int(done.stdout)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(int(done.stdout))
