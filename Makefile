@@ -11,6 +11,7 @@ RUN := runs/quickstart
 CORPUS_MB ?= 12
 PYTEST_ARGS ?=
 # the GPUs of this machine, or two ranks on its CPU
+TRAIN_ARGS ?=
 RANKS ?= $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
 TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml
 
@@ -39,7 +40,7 @@ $(DATA)/corpus_text_document.idx: $(DATA)/corpus.jsonl $(DATA)/tokenizer.model
 		--append-eod --workers 2 --overwrite
 
 quickstart: $(DATA)/corpus_text_document.idx
-	PATH="$(abspath $(BIN)):$$PATH" $(TRAIN)
+	PATH="$(abspath $(BIN)):$$PATH" $(TRAIN) $(TRAIN_ARGS)
 	$(BIN)/megalm report --load $(RUN) --command "$(BIN)/$(TRAIN) --train-iters 600"
 
 test: $(INSTALLED)

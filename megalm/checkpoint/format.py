@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: what `step_N/manifest.json` holds.
 
-    {"format": 1, "megalm": "0.1.0", "step": 20, "consumed_samples": 320, "layout": "world 2 = ...",
-     "config": {...}, "identity": {"tokenizer": ..., "data": ...}, "scalars": {...},
+    {"sha256": (of the rest), "format": 1, "megalm": "0.1.0", "step": 20, "consumed_samples": 320,
+     "layout": "world 2 = ...", "config": {...}, "identity": {"tokenizer": ..., "data": ...}, "scalars": {...},
      "files": {"rank_00000.safetensors": {"bytes": ..., "sha256": ..., "rank": 0}, ...},
      "tensors": {"layers.0.mlp.w_up.weight": {"shape": [64, 16], "slices": {"weight": [
          {"file": "rank_00000.safetensors", "start": 0, "stop": 512}, ...], "exp_avg": [...], "exp_avg_sq": [...]}}}}
@@ -10,6 +10,7 @@ A slice is elements start..stop (row-major) of the global tensor, one-dimensiona
 `<kind>/<name>` of its file.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -42,7 +43,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of manifest.json."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        values = asdict(self)
+        return json.dumps({"sha256": _digest(values), **values}, indent=1) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -59,6 +61,8 @@ class Manifest:
                     f"{path} has format {values['format']}, written by megalm {values['megalm']}; this megalm "
                     f"{__version__} reads up to format {FORMAT}: upgrade megalm"
                 )
+            if values.pop("sha256") != _digest(values):
+                raise ValueError("another SHA-256 than was written")
             return cls(**values)
         except FileNotFoundError:
             raise CheckpointError(
@@ -66,6 +70,11 @@ class Manifest:
             ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{path} is damaged ({error!r}); load another step") from error
+
+
+def _digest(values: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content, so that a flipped digit in it does not pass for a value."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -99,7 +108,7 @@ def find_checkpoint(place: Path) -> Path | None:
             f"{place} holds checkpoints ({_names(steps)}) but no file `{LATEST}`; write the one to continue into it "
             f"(`echo step_{steps[-1]} > {pointer}`), or give --fresh to start over"
         )
-    name = pointer.read_text(encoding="utf-8").strip()
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
     if not _STEP_FOLDER.fullmatch(name) or not (place / name / MANIFEST).is_file():
         raise CheckpointError(
             f"{pointer} names {name!r}, which is no complete checkpoint here (there are: {_names(steps)}); "

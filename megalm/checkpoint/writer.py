@@ -1,8 +1,9 @@
 """Writing a checkpoint. Phases: shard (every rank), manifest (rank 0), commit (rank 0), prune (rank 0)."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,15 @@ def save_checkpoint(
     """Write `step_N` into the run folder; every rank calls it with the slices that it alone is to write.
 
     `header` holds the Manifest's fields but `files` and `tensors`. Only after every rank's shard is on disk does the
-    folder get its final name, and only then does `latest` name it. `keep` newest checkpoints stay.
+    folder get its final name, and only then does `latest` name it. This checkpoint and the `keep` - 1 before it stay;
+    so do later ones, left by an attempt that this run has turned back from.
 
     Raises:
-        CheckpointError: a rank could not write; nothing is left behind and `latest` is as before.
+        CheckpointError: a rank could not write; nothing incomplete is left behind and `latest` is as before.
     """
     final = step_folder(run, header["step"])
     partial = final.with_name(f".{final.name}.partial")
-    together(device, lambda: _new_folder(partial) if dist.get_rank() == 0 else None)
+    together(device, lambda: _new_folder(run, partial) if dist.get_rank() == 0 else None)
     try:
         entry = together(device, lambda: _write_shard(partial, slices, with_moments))
         entries = gather_json(entry, device)
@@ -45,15 +47,27 @@ def save_checkpoint(
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    if keep is not None and dist.get_rank() == 0:
-        _prune(run, keep)
+    if keep is not None:
+        together(device, lambda: _prune(run, header["step"], keep) if dist.get_rank() == 0 else None)
     return final
 
 
-def _new_folder(partial: Path) -> None:
-    if partial.exists():  # left by a killed run
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+def _new_folder(run: Path, partial: Path) -> None:
+    """An empty `partial`; what killed saves have left is removed."""
+    with _or_checkpoint_error(partial):
+        for pattern in (".step_*.partial", ".step_*.removed"):
+            for left in run.glob(pattern):
+                shutil.rmtree(left)
+        partial.mkdir(parents=True)
+
+
+@contextlib.contextmanager
+def _or_checkpoint_error(path: Path) -> Iterator[None]:
+    """The operating system's refusal to write `path` as a CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}; mend the folder or choose another --save") from error
 
 
 def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool) -> dict[str, Any]:
@@ -91,17 +105,24 @@ def _commit(partial: Path, final: Path, header: dict[str, Any], entries: list[di
             tensor = tensors.setdefault(piece["name"], {"shape": piece["shape"], "slices": {k: [] for k in kinds}})
             for pieces in tensor["slices"].values():
                 pieces.append({"file": entry["file"], "start": piece["start"], "stop": piece["stop"]})
-    replace_text(partial / MANIFEST, Manifest(**header, files=files, tensors=tensors).to_json())
-    if final.exists():  # the same step of an earlier, diverged attempt
-        shutil.rmtree(final)
-    os.rename(partial, final)
-    sync_folder(final.parent)
-    replace_text(final.parent / LATEST, final.name + "\n")
+    with _or_checkpoint_error(final):
+        replace_text(partial / MANIFEST, Manifest(**header, files=files, tensors=tensors).to_json())
+        if final.exists():  # the same step of an earlier, diverged attempt
+            _remove(final)
+        os.rename(partial, final)
+        sync_folder(final.parent)
+        replace_text(final.parent / LATEST, final.name + "\n")
 
 
-def _prune(run: Path, keep: int) -> None:
-    """Remove all but the newest checkpoints; a folder loses its manifest first, so that none is half there."""
-    for step in steps_of(run)[:-keep]:
-        folder = step_folder(run, step)
-        (folder / MANIFEST).unlink()
-        shutil.rmtree(folder)
+def _prune(run: Path, saved: int, keep: int) -> None:
+    """Remove the oldest checkpoints, so that `keep` are left up to the step just saved."""
+    with _or_checkpoint_error(run):
+        for step in [step for step in steps_of(run) if step <= saved][:-keep]:
+            _remove(step_folder(run, step))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; it is renamed first, so that none is ever half there."""
+    doomed = folder.with_name(f".{folder.name}.removed")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)

@@ -48,7 +48,7 @@ def together(device: torch.device, action: Callable[[], T]) -> T:
     except MegalmError as error:
         failure = error
     except OSError as error:
-        failure = MegalmError(f"{error.strerror or error}: {error.filename}")
+        failure = MegalmError(f"{error.strerror}: {error.filename}" if error.filename else str(error))
     codes = gather_json(failure.exit_code if failure else 0, device)
     failed = [rank for rank, code in enumerate(codes) if code]
     if not failed:

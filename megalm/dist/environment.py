@@ -51,21 +51,26 @@ def read_environment(environ: Mapping[str, str] | None = None) -> LaunchEnvironm
         raise PlatformError(f"RANK={rank} must be at least 0 and below WORLD_SIZE={world_size}; fix the launch command")
     torchrun = "TORCHELASTIC_RUN_ID" in environ
     local_size_name = "LOCAL_WORLD_SIZE" if torchrun else "LOCAL_SIZE"
+    local_world_size = _integer(environ, local_size_name) if local_size_name in environ else world_size
+    if not 0 <= local_rank < local_world_size:
+        raise PlatformError(
+            f"LOCAL_RANK={local_rank} must be at least 0 and below {local_size_name}={local_world_size}; "
+            "fix the launch command"
+        )
     return LaunchEnvironment(
         launcher="torchrun" if torchrun else "deepspeed",
         rank=rank,
         world_size=world_size,
         local_rank=local_rank,
-        local_world_size=_integer(environ, local_size_name) if local_size_name in environ else world_size,
+        local_world_size=local_world_size,
         master_addr=environ["MASTER_ADDR"],
         master_port=port,
     )
 
 
 def _single_process(environ: Mapping[str, str]) -> LaunchEnvironment:
-    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        if "SLURM_JOB_ID" in environ and name == "SLURM_NTASKS" and "SLURM_PROCID" not in environ:
-            continue  # inside an sbatch script, not a task of srun
+    # not SLURM_NTASKS: an sbatch script is one process and has it too (and SLURM_PROCID=0); only srun sets the step's
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         if environ.get(name, "1") not in ("", "1"):
             raise PlatformError(
                 f"{name}={environ[name]} but RANK and WORLD_SIZE are not set: each task would train alone; "

@@ -1,0 +1,112 @@
+"""Every command of the README and docs/ runs, in the order of the text, in a copy of the repository."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, environment
+
+pytestmark = pytest.mark.e2e
+
+DOCUMENTS = ["README.md", *sorted(str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "docs").glob("*.md"))]
+SHORTER = "--train-iters 4 --eval-iters 1 --log-interval 1"
+SERVERS = ("tensorboard",)
+SELF = ("make test", "make lint")
+
+
+def commands(document: str) -> list[str]:
+    """The lines of a document's ```bash blocks."""
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository's files as git sees them, with this virtual environment as its .venv."""
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in listed.splitlines():
+        if (REPOSITORY / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, folder / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder
+
+
+def test_every_command_runs(checkout: Path) -> None:
+    for document in DOCUMENTS:
+        for command in commands(document):
+            if command.startswith(SELF):
+                continue  # this is one of the tests that they run
+            if command.startswith(SERVERS):
+                run_server(command, checkout)
+                continue
+            done = subprocess.run(
+                ["bash", "-c", shortened(command)],
+                cwd=checkout, env=quick(), capture_output=True, text=True, timeout=280,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{document}: {command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+
+
+def shortened(command: str) -> str:
+    """The command as it stands, but a training run takes a few steps only."""
+    trains = "launch/pretrain_gpt.py" in command and "--help" not in command and "--print-config" not in command
+    return f"{command} {SHORTER}" if trains and "--train-iters" not in command else command
+
+
+def quick() -> dict[str, str]:
+    """The environment of a user in the activated virtual environment; the Makefile's sizes made small."""
+    return environment() | {"CORPUS_MB": "2", "TRAIN_ARGS": SHORTER, "RANKS": "2"}
+
+
+def run_server(command: str, checkout: Path) -> None:
+    """A server comes up and stays up."""
+    process = subprocess.Popen(
+        [*shlex.split(command), "--port", "0"], cwd=checkout, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        assert any("http://" in line for line in process.stderr), "it says its address"
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_quickstart_a_second_time_redoes_nothing(checkout: Path) -> None:
+    def make() -> str:
+        done = subprocess.run(
+            ["make", "quickstart"], cwd=checkout, env=quick(), capture_output=True, text=True, timeout=280
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    first = make()
+    made = checkout / "data/quickstart/corpus_text_document.idx"
+    stamp = made.stat().st_mtime_ns
+    assert "already complete: step 4 of 4" in first + make()
+    assert made.stat().st_mtime_ns == stamp
+
+
+def test_the_list_of_settings_is_up_to_date() -> None:
+    from megalm.config import reference_markdown
+
+    assert (REPOSITORY / "docs/configuration.md").read_text(encoding="utf-8") == reference_markdown(), (
+        "run: python -c 'from megalm.config import reference_markdown as r; print(r(), end=\"\")' > docs/configuration.md"
+    )
+
+
+def test_every_file_that_the_documents_link_to_is_there() -> None:
+    for document in DOCUMENTS:
+        text = (REPOSITORY / document).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (REPOSITORY / os.path.dirname(document) / target).exists(), f"{document} links to {target}"

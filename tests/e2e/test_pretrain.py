@@ -1,0 +1,206 @@
+"""Training through the real launchers, from text to text."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import BIN, REPOSITORY, Workspace, environment, free_port, losses, metrics, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def trained(workspace: Workspace) -> Path:
+    """Forty steps on two ranks at ZeRO 1, evaluated on the way."""
+    folder = workspace.folder / "trained"
+    done = workspace.deepspeed("--train-iters", "40", "--eval-interval", "20", "--save", folder, "--save-interval", "20")
+    assert done.code == 0, done.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(workspace: Workspace) -> Path:
+    """Ten steps in one process without a launcher, same global batch, same micro-batches."""
+    folder = workspace.folder / "one_process"
+    done = workspace.python("--zero-stage", "0", "--save", folder)
+    assert done.code == 0, done.output
+    return folder
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_zero_stage_on_two_ranks_prints_the_losses_of_one_process(
+    workspace: Workspace, one_process: Path, stage: int
+) -> None:
+    folder = workspace.folder / f"zero{stage}"
+    done = workspace.deepspeed("--deepspeed_config", f"ds_configs/zero{stage}.json", "--save", folder)
+    assert done.code == 0, done.output
+    assert losses(folder) == pytest.approx(losses(one_process), rel=2e-5)
+    assert f"ZeRO {stage}" in done.output
+
+
+def test_the_model_learns(trained: Path) -> None:
+    first, *_, last = [row["validation_loss"] for row in metrics(trained) if "validation_loss" in row]
+    start = losses(trained)[1]
+    assert start == pytest.approx(6.9, abs=0.4), "an untrained model is near ln(vocabulary)"
+    assert first < start - 0.5
+    assert last < first - 0.1
+
+
+def test_the_run_folder_holds_everything(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "tensorboard", "logs", "step_20", "step_40", "latest"}
+    assert (trained / "latest").read_text() == "step_40\n"
+    assert {path.name for path in (trained / "logs").iterdir()} == {"rank_00000.log", "rank_00001.log"}
+    assert yaml.safe_load((trained / "config.yaml").read_text())["model"]["vocab_size"] == 1000
+    row = metrics(trained)[0]
+    assert {"step", "loss", "grad_norm", "learning_rate", "tokens_per_s", "consumed_samples"} <= row.keys()
+    assert row["consumed_samples"] == 16
+
+
+def test_tensorboard_has_the_curves(trained: Path) -> None:
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"lm loss", "learning-rate", "grad-norm", "throughput/tokens-per-s"} <= tags
+    assert {"lm loss validation", "lm loss validation ppl", "lm loss vs samples"} <= tags
+    points = events.Scalars("lm loss")
+    assert [point.step for point in points] == list(range(1, 41))
+    assert points[9].value == pytest.approx(losses(trained)[10], rel=1e-6)
+
+
+def test_a_stopped_and_resumed_run_is_bit_equal(workspace: Workspace, one_process: Path) -> None:
+    for stage, ranks in ((2, 2), (3, 2)):
+        whole, parts = workspace.folder / f"whole{stage}", workspace.folder / f"parts{stage}"
+        flags = ["--zero-stage", str(stage)]
+        assert workspace.deepspeed(*flags, "--save", whole, ranks=ranks).code == 0
+        assert workspace.deepspeed(*flags, "--save", parts, "--exit-interval", "4", ranks=ranks).code == 0
+        assert max(losses(parts)) == 4
+        assert workspace.deepspeed(*flags, "--save", parts, ranks=ranks).code == 0
+        for one, other in zip(metrics(whole), metrics(parts), strict=True):
+            for name in ("step", "loss", "grad_norm", "validation_loss"):
+                assert one.get(name) == other.get(name), (stage, one["step"], name)
+
+
+def test_resuming_with_other_ranks_and_another_stage_goes_on_alike(workspace: Workspace, one_process: Path) -> None:
+    folder = workspace.folder / "changed_layout"
+    assert workspace.deepspeed("--zero-stage", "3", "--save", folder, "--exit-interval", "5").code == 0
+    done = workspace.python("--zero-stage", "1", "--save", folder)
+    assert done.code == 0, done.output
+    assert losses(folder) == pytest.approx(losses(one_process), rel=2e-5)
+    assert "engine.zero_stage was 3, is 1" in done.output
+
+
+def test_a_finished_run_says_so_and_changes_nothing(workspace: Workspace, trained: Path) -> None:
+    before = (trained / "metrics.jsonl").read_bytes()
+    done = workspace.deepspeed(
+        "--train-iters", "40", "--eval-interval", "20", "--save", trained, "--save-interval", "20"
+    )
+    assert done.code == 0
+    assert "already complete: step 40 of 40" in done.output
+    assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_generate_is_reproducible_and_depends_on_the_seed(workspace: Workspace, trained: Path) -> None:
+    command = ("megalm", "generate", "--load", trained, "--prompt", "import ", "--max-new-tokens", "20")
+    first, again, other = (run(*command, "--seed", seed).output for seed in ("1", "1", "2"))
+    assert first == again
+    assert first != other
+    assert first.startswith("import ")
+
+
+def test_report_shows_losses_sample_and_the_way_on(trained: Path) -> None:
+    done = run("megalm", "report", "--load", trained, "--max-new-tokens", "10", "--command", "type this")
+    assert done.code == 0, done.output
+    for text in ("training loss", "validation loss", "perplexity", "step_40", "tensorboard --logdir", "type this"):
+        assert text in done.output
+
+
+def test_a_signal_to_one_rank_saves_and_stops_all_and_the_run_goes_on_bit_equal(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    flags = ["--train-iters", "60", "--eval-iters", "0"]
+    assert workspace.deepspeed(*flags, "--save", whole).code == 0
+    command = [
+        "torchrun", "--nproc-per-node", "2", "--master-port", str(free_port()),
+        "launch/pretrain_gpt.py", *workspace.inputs, *flags, "--save", str(stopped),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "iteration        3/" in line:
+            break
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(ranks[-1]), signal.SIGUSR1)
+    output = process.stdout.read()
+    assert process.wait(timeout=120) != 0, output
+    assert "SIGUSR1 received" in output
+    step = int((stopped / "latest").read_text().removeprefix("step_"))
+    assert 3 <= step < 60
+    assert workspace.deepspeed(*flags, "--save", stopped).code == 0
+    assert losses(stopped) == losses(whole)
+
+
+def test_torchrun_gives_the_losses_of_the_deepspeed_launcher(workspace: Workspace, one_process: Path) -> None:
+    folder = workspace.folder / "torchrun"
+    port = str(free_port())
+    nodes = [
+        subprocess.Popen(
+            ["torchrun", "--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1", "--master-addr",
+             "127.0.0.1", "--master-port", port, "launch/pretrain_gpt.py", *workspace.inputs, "--save", str(folder)],
+            cwd=REPOSITORY, env=environment(),
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    assert [node.wait(timeout=120) for node in nodes] == [0, 0]
+    assert losses(folder) == pytest.approx(losses(one_process), rel=2e-5)
+
+
+def test_the_config_of_a_run_is_a_recipe_of_the_same_run(workspace: Workspace, trained: Path) -> None:
+    done = run(BIN / "python", "launch/pretrain_gpt.py", "--config", trained / "config.yaml")
+    assert done.code == 0, done.output
+    assert "already complete" in done.output
+
+
+def test_fresh_sets_the_earlier_run_aside(workspace: Workspace, one_process: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(one_process, folder)
+    done = workspace.python("--zero-stage", "0", "--train-iters", "5", "--save", folder, "--fresh")
+    assert done.code == 0, done.output
+    assert max(losses(folder)) == 5
+    assert losses(folder / "previous_1") == losses(one_process)
+
+
+def test_finetune_takes_the_weights_only(workspace: Workspace, trained: Path, tmp_path: Path) -> None:
+    done = workspace.python("--zero-stage", "0", "--load", trained, "--finetune", "--train-iters", "5", "--save", tmp_path)
+    assert done.code == 0, done.output
+    first = losses(tmp_path)[1]
+    assert first < losses(trained)[1] - 1.0, "it starts from the trained weights"
+    assert metrics(tmp_path)[0]["consumed_samples"] == 16
+
+
+def test_fp16_offload_and_accumulation_train(workspace: Workspace, one_process: Path) -> None:
+    for name in ("fp16", "offload"):
+        folder = workspace.folder / name
+        done = workspace.deepspeed(
+            "--deepspeed_config", f"ds_configs/{name}.json", "--micro-batch-size", "2", "--save", folder, timeout=290
+        )
+        assert done.code == 0, done.output
+        kept = {step: loss for step, loss in losses(folder).items() if step in (1, 2, 3)}
+        assert kept[1] == pytest.approx(losses(one_process)[1], rel=0.02)
+
+
+def test_start_to_first_step_imports_nothing_that_is_not_used(workspace: Workspace, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom megalm.entry import main\n"
+        "try: main(sys.argv[1:])\nfinally: print('LOADED', sorted({n.split('.')[0] for n in sys.modules}))"
+    )
+    done = run(BIN / "python", "-c", program, *workspace.inputs, "--train-iters", "1", "--eval-iters", "0")
+    assert done.code == 0, done.output
+    loaded = done.output.partition("LOADED")[2]
+    for name in ("transformers", "megatron", "tensorboard", "tokenizers", "mpi4py", "pandas", "matplotlib"):
+        assert f"'{name}'" not in loaded
