@@ -4,6 +4,7 @@ Wrong input ends here in one message from one rank. Nothing heavy is imported be
 """
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     except Exception:
         print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         _leave(1)
-    sys.exit(code)
+    _leave(code)
 
 
 def _checked(
@@ -49,6 +50,7 @@ def _checked(
 def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, threads: int) -> int:
     """Start torch and the process group, train, leave the group."""
     import torch
+    import torch.distributed as dist
 
     from megalm.dist.mesh import Mesh
     from megalm.dist.process_group import default_backend, rank_device, start_process_group, stop_process_group
@@ -72,6 +74,10 @@ def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, th
     for note in notes:
         log.info(note)
     code = pretrain(config, place)
+    if code:
+        # the first rank to exit makes the launcher end the others; they are to end by themselves, with the same code
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        dist.barrier()
     stop_process_group()
     return code
 
@@ -90,7 +96,9 @@ def _report(error: MegalmError, rank: int) -> None:
 
 
 def _leave(code: int) -> None:
-    """End this process at once: peers may be waiting in a collective that will never complete."""
+    """End this process at once: peers may be waiting in a collective that will never complete, and threads of torch
+    take up to a second to end in good order.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -67,7 +67,7 @@ def config_hash(config: RunConfig) -> str:
 
 
 def _yaml(content: dict[str, Any]) -> str:
-    return yaml.dump(content, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
+    return yaml.dump(content, Dumper=RecipeDumper, sort_keys=False, allow_unicode=False, width=sys.maxsize)
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:

@@ -60,6 +60,9 @@ def load(argv: Sequence[str], prog: str | None = None) -> Loaded:
     """As `load_config`, with the source of each value."""
     flags = parse_flags(argv, build_parser(prog))
     recipes = [read_recipe(path) for path in flags.recipes]
+    lost = [problem for recipe in recipes if recipe.problems and not recipe.given for problem in recipe.problems]
+    if lost:  # without the recipe everything seems to be missing
+        raise ConfigError(flags.problems + lost)
     merge = merge_sources(flags, recipes)
     config = build_run(merge)
     if config is not None:

@@ -5,9 +5,17 @@ from megalm.config.names import IMPLIED, NO_EFFECT
 from megalm.config.settings import SECTIONS, SETTINGS, Setting
 
 
+_INTRODUCTION = """# Settings
+
+Every setting is a flag of the launch script and a key of a recipe (YAML), under the section's name and with underscores:
+`--num-layers 4` is `num_layers: 4` under `model:`. Order: defaults < recipes (`--config`, left to right) < flags. The DeepSpeed
+JSON (`--deepspeed_config`) may say "auto" or nothing for what these settings say; where it says something else than a recipe or
+a flag, that is an error which names both places. `--print-config` shows the merged result with the source of each value."""
+
+
 def reference_markdown() -> str:
     """One table a section: flags, values, meaning; then the peers' flags that are accepted without effect."""
-    parts = []
+    parts = [_INTRODUCTION]
     for section, cls in SECTIONS.items():
         rows = [_row(setting) for setting in SETTINGS.values() if setting.section == section]
         about = " ".join((cls.__doc__ or "").split())

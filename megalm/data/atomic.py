@@ -74,15 +74,17 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A binary stream whose content becomes `path` when the block ends, and vanishes when the block raises.
 
     Raises:
-        DataError: another process is writing `path`, or its folder cannot be written.
+        DataError: another process is writing `path`, its folder cannot be written, or the disk is full.
     """
     stream = open_locked(path)
     try:
         yield stream
         flush_to_disk(stream)
         publish(path)
-    except BaseException:
+    except BaseException as error:
         partial_path(path).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise DataError(f"cannot write {path}: {error}; nothing was published") from error
         raise
     finally:
         stream.close()

@@ -83,11 +83,14 @@ def documents(library: Path) -> Iterator[tuple[str, str]]:
 
     for name in sorted(topics):
         yield f"pydoc_data/{name}:topic", topics[name].strip() + "\n"
-    modules = [(path.relative_to(library).as_posix(), text) for path in _modules(library) if (text := _read(path))]
-    for source, text in modules:
-        if prose := docstrings(text):
-            yield f"{source}:docstrings", prose
-    yield from modules
+    paths = _modules(library)
+    modules = [path for path in paths if not _is_test(path, library)]
+    for path in modules:
+        if prose := docstrings(_read(path)):
+            yield f"{path.relative_to(library).as_posix()}:docstrings", prose
+    for path in [*modules, *(path for path in paths if _is_test(path, library))]:
+        if text := _read(path):
+            yield path.relative_to(library).as_posix(), text
 
 
 def docstrings(source: str) -> str:
@@ -124,13 +127,17 @@ def _manifest_of(output: Path) -> Path:
 
 
 def _modules(library: Path) -> list[Path]:
-    """The sources in fixed order, tests last."""
-    found = []
-    for path in library.rglob("*.py"):
-        parts = path.relative_to(library).parts
-        if not any(part.startswith(EXCLUDED) for part in parts):
-            found.append((not TEST_FOLDERS.isdisjoint(parts), parts, path))
-    return [path for _, _, path in sorted(found)]
+    """The sources in fixed order."""
+    paths = [path for path in library.rglob("*.py") if not _is_excluded(path.relative_to(library))]
+    return sorted(paths, key=lambda path: path.relative_to(library).parts)
+
+
+def _is_excluded(path: Path) -> bool:
+    return any(part.startswith(EXCLUDED) for part in path.parts)
+
+
+def _is_test(path: Path, library: Path) -> bool:
+    return not TEST_FOLDERS.isdisjoint(path.relative_to(library).parts)
 
 
 def _read(path: Path) -> str:

@@ -72,6 +72,11 @@ class IndexedDatasetBuilder:
                 self.discard()
                 raise DataError(f"{' and '.join(existing)} exist already; give --overwrite, or another prefix")
 
+    @property
+    def num_sequences(self) -> int:
+        """Sequences added so far."""
+        return len(self._lengths)
+
     def add_item(self, tokens: npt.ArrayLike) -> None:
         """Appends one sequence to the current document."""
         self._write(self._as_tokens(tokens))

@@ -29,12 +29,15 @@ class LaunchEnvironment:
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> LaunchEnvironment:
-    """The launch environment: the deepspeed launcher's or torchrun's variables, or a single process without them.
+    """The launch environment: the deepspeed launcher's or torchrun's variables, those of srun, or a single process.
 
     Raises:
         PlatformError: incomplete or contradictory variables, or many tasks that do not know of each other.
     """
     environ = os.environ if environ is None else environ
+    launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
+    if "RANK" not in environ and environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" and "MASTER_ADDR" in environ:
+        launcher, environ = "srun", {**environ, **_slurm_variables(environ)}
     present = [name for name in _LAUNCH_VARIABLES if name in environ]
     if not present:
         return _single_process(environ)
@@ -49,8 +52,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> LaunchEnvironm
     )
     if not 0 <= rank < world_size:
         raise PlatformError(f"RANK={rank} must be at least 0 and below WORLD_SIZE={world_size}; fix the launch command")
-    torchrun = "TORCHELASTIC_RUN_ID" in environ
-    local_size_name = "LOCAL_WORLD_SIZE" if torchrun else "LOCAL_SIZE"
+    local_size_name = "LOCAL_WORLD_SIZE" if launcher == "torchrun" else "LOCAL_SIZE"
     local_world_size = _integer(environ, local_size_name) if local_size_name in environ else world_size
     if not 0 <= local_rank < local_world_size:
         raise PlatformError(
@@ -58,7 +60,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> LaunchEnvironm
             "fix the launch command"
         )
     return LaunchEnvironment(
-        launcher="torchrun" if torchrun else "deepspeed",
+        launcher=launcher,
         rank=rank,
         world_size=world_size,
         local_rank=local_rank,
@@ -68,13 +70,31 @@ def read_environment(environ: Mapping[str, str] | None = None) -> LaunchEnvironm
     )
 
 
+def _slurm_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """A task of `srun` as the launchers would describe it; the batch script says where the ranks meet (MASTER_*).
+
+    Tasks, not hosts, are counted: several slurmd on one machine share its host name.
+    """
+    counts: list[str] = []
+    for part in environ["SLURM_STEP_TASKS_PER_NODE"].split(","):  # as "4(x2),3": two nodes with 4, one with 3
+        count, _, times = part.rstrip(")").partition("(x")
+        counts += [count] * int(times or 1)
+    return {
+        "RANK": environ["SLURM_PROCID"],
+        "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environ["SLURM_LOCALID"],
+        "LOCAL_SIZE": counts[int(environ["SLURM_NODEID"])],
+    }
+
+
 def _single_process(environ: Mapping[str, str]) -> LaunchEnvironment:
     # not SLURM_NTASKS: an sbatch script is one process and has it too (and SLURM_PROCID=0); only srun sets the step's
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         if environ.get(name, "1") not in ("", "1"):
             raise PlatformError(
                 f"{name}={environ[name]} but RANK and WORLD_SIZE are not set: each task would train alone; "
-                "start one `deepspeed` or `torchrun` per node instead"
+                "under srun export MASTER_ADDR and MASTER_PORT first (launch/slurm/pretrain_gpt.sbatch does), else "
+                "start one `deepspeed` or `torchrun` per node"
             )
     return LaunchEnvironment(
         launcher="none", rank=0, world_size=1, local_rank=0, local_world_size=1, master_addr="127.0.0.1", master_port=0

@@ -1,0 +1,156 @@
+"""What the ranks of each ZeRO stage own, put together, is the model: every element once, with the model's values."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.distributed as dist
+from spawner import run_on_ranks
+
+from megalm.assembly import Place, build_model_and_engine
+from megalm.config import load_config
+from megalm.dist.mesh import Mesh
+from megalm.dist.slices import StateSlice
+from megalm.engine.engine import Engine
+
+# odd sizes: the last ranks' parts end in padding, and some parameters are smaller than the number of ranks
+RECIPE = (
+    "--num-layers 1 --hidden-size 12 --num-attention-heads 2 --ffn-hidden-size 19 --vocab-size 31 --seq-length 8 "
+    "--make-vocab-size-divisible-by 1 --max-position-embeddings 8 --global-batch-size 12 --micro-batch-size 2 "
+    "--train-iters 3 --lr 0.01 --weight-decay 0.1 --mock-data --eval-iters 0"
+)
+CPU = torch.device("cpu")
+STAGES = [0, 1, 2, 3]
+
+
+@dataclass
+class Held:
+    """One rank's part of one engine's state."""
+
+    shapes: dict[str, tuple[int, ...]]
+    owned: list[StateSlice]
+    model: dict[str, torch.Tensor]
+    scalars: dict[str, object]
+
+
+def build(flags: str) -> Engine:
+    config = load_config([*RECIPE.split(), *flags.split()])
+    place = Place(mesh=Mesh.of(dist.get_world_size()), rank=dist.get_rank(), device=CPU)
+    return build_model_and_engine(config, config.model, place)
+
+
+def batches(engine: Engine, *, mask: float = 1.0) -> list[dict[str, torch.Tensor]]:
+    """This rank's micro-batches of one step."""
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    tokens = torch.randint(0, 31, (2, 9), generator=generator)
+    count = 12 // (2 * dist.get_world_size())
+    return [{"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.full((2, 8), mask)}] * count
+
+
+def held(steps: int, extra: str) -> list[Held]:
+    """What this rank holds after `steps` steps, for every stage."""
+    found = []
+    for stage in STAGES:
+        engine = build(f"--zero-stage {stage} {extra}")
+        for _ in range(steps):
+            engine.train_step(batches(engine), [0] * len(batches(engine)), 0.01)
+        owned = [clone(piece) for piece in engine.owned_slices()]
+        found.append(Held(engine.shapes, owned, model_weights(engine), engine.scalar_state()))
+    return found
+
+
+def clone(piece: StateSlice) -> StateSlice:
+    moments = {kind: view.clone() for kind, view in piece.moments.items()}
+    return StateSlice(piece.name, piece.shape, piece.start, piece.stop, piece.weight.clone(), moments)
+
+
+def model_weights(engine: Engine) -> dict[str, torch.Tensor]:
+    """Every parameter as the model computes with it."""
+    import deepspeed
+
+    weights = {}
+    for parameter, name in engine.names.items():
+        with deepspeed.zero.GatheredParameters(parameter, enabled=engine.stage == 3):
+            weights[name] = parameter.detach().float().flatten().clone()
+    return weights
+
+
+ROWS = [(1, 1, ""), (2, 0, ""), (2, 1, ""), (2, 1, "--bf16"), (3, 1, "")]
+
+
+@pytest.mark.parametrize(("ranks", "steps", "extra"), ROWS, ids=[f"{r} ranks, {s} steps {e}" for r, s, e in ROWS])
+def test_owned_slices_tile_every_parameter_once_and_hold_the_models_values(ranks: int, steps: int, extra: str) -> None:
+    by_rank = run_on_ranks(ranks, held, steps, extra)
+    for stage in STAGES:
+        parts = [by_rank[rank][stage] for rank in range(ranks)]
+        shapes = parts[0].shapes
+        assert set(shapes) == set(parts[0].model)
+        seen = {name: torch.zeros(torch.Size(shape).numel(), dtype=torch.int64) for name, shape in shapes.items()}
+        for part in parts:
+            for piece in part.owned:
+                where = f"stage {stage} {piece.name} {piece.start}..{piece.stop}"
+                assert piece.shape == shapes[piece.name], where
+                seen[piece.name][piece.start : piece.stop] += 1
+                copy = part.model[piece.name][piece.start : piece.stop]
+                expected = piece.weight.bfloat16().float() if "bf16" in extra else piece.weight
+                assert torch.equal(copy, expected), where
+                for kind in ("exp_avg", "exp_avg_sq"):
+                    assert piece.moments[kind].shape == piece.weight.shape, where
+                    assert bool(piece.moments[kind].any()) == (steps > 0), where
+        assert all(bool((count == 1).all()) for count in seen.values()), f"stage {stage}: every element once"
+        assert parts[0].scalars == {"optimizer_steps": steps, "loss_scaler": {}}
+
+
+def after_writing_through_the_views() -> list[tuple[bool, float, float]]:
+    """For every stage: whether the written weights are there, and a step's result from them."""
+    seen = []
+    for stage in STAGES:
+        engine = build(f"--zero-stage {stage}")
+        for piece in engine.state_slices():
+            piece.weight.fill_(0.25)
+            piece.moments["exp_avg"].fill_(1.0)
+            piece.moments["exp_avg_sq"].fill_(1.0)
+        for parameter, name in engine.names.items():
+            engine.set_weight(parameter, torch.full(engine.shapes[name], 0.25))
+        arrived = all(bool((weights == 0.25).all()) for weights in model_weights(engine).values())
+        result = engine.train_step(batches(engine), [0] * len(batches(engine)), 0.01)
+        after = torch.cat(list(model_weights(engine).values()))
+        seen.append((arrived, result.loss, float(after.double().sum())))
+    return seen
+
+
+def test_writing_into_the_views_changes_the_state_that_the_next_step_uses() -> None:
+    by_rank = run_on_ranks(2, after_writing_through_the_views)
+    assert by_rank[0] == by_rank[1]
+    assert all(arrived for arrived, _, _ in by_rank[0])
+    losses = [loss for _, loss, _ in by_rank[0]]
+    sums = [total for _, _, total in by_rank[0]]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
+    assert sums == pytest.approx([sums[0]] * 4, rel=1e-6)
+
+
+def steps_with_infinite_gradients(extra: str) -> list[tuple[int, list[bool], bool, bool]]:
+    """For every stage: skipped flags of a good, a bad and a good step; state kept by the bad, changed by the last."""
+    seen = []
+    for stage in STAGES:
+        engine = build(f"--zero-stage {stage} {extra}")
+        skipped, states = [], []
+        for bad in (False, True, False):
+            parts = batches(engine)
+            if bad and dist.get_rank() == 1:  # one rank's gradients overflow
+                parts[-1] = parts[-1] | {"loss_mask": torch.full((2, 8), 3e38)}
+            skipped.append(engine.train_step(parts, [0] * len(parts), 0.01).skipped)
+            states.append([clone(piece) for piece in engine.owned_slices()])
+        seen.append((stage, skipped, equal(states[0], states[1]), equal(states[1], states[2])))
+    return seen
+
+
+def equal(one: list[StateSlice], other: list[StateSlice]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(a.tensors()[kind], b.tensors()[kind]) for a, b in pairs for kind in a.tensors())
+
+
+@pytest.mark.parametrize("extra", ["", "--bf16"])
+def test_a_step_whose_gradients_are_not_finite_on_one_rank_changes_nothing_on_any(extra: str) -> None:
+    for rows in run_on_ranks(2, steps_with_infinite_gradients, extra):
+        assert rows == [(stage, [False, True, False], True, False) for stage in STAGES]
