@@ -11,7 +11,7 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # forked from a process that has these imported: a rank starts in milliseconds
-_CONTEXT.set_forkserver_preload(["torch", "deepspeed", "megalm.training"])
+_CONTEXT.set_forkserver_preload(["torch", "deepspeed", "megalm.training", "torch._inductor.compile_fx"])
 
 
 def run_on_ranks(count: int, function: Callable[..., Any], *args: Any, timeout_s: float = 180.0) -> list[Any]:

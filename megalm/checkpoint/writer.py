@@ -81,6 +81,7 @@ def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool
     try:
         save_file(tensors, path)
         sync_file(path)
+        written = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
     except Exception as error:  # safetensors has its own error type for a full disk
         free = shutil.disk_usage(partial).free if partial.exists() else 0
         needed = sum(tensor.nbytes for tensor in tensors.values())
@@ -91,7 +92,7 @@ def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool
     pieces = [
         {"name": piece.name, "shape": list(piece.shape), "start": piece.start, "stop": piece.stop} for piece in slices
     ]
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "slices": pieces}
+    return {**written, "slices": pieces}
 
 
 def _commit(partial: Path, final: Path, header: dict[str, Any], entries: list[dict[str, Any]]) -> None:

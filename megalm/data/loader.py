@@ -6,6 +6,7 @@ Each micro-step takes micro_batch_size x size consecutive sample numbers, and ra
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from megalm.data.gpt_dataset import Sample, SampleDataset
-from megalm.data.processes import exit_with_parent, ignore_signals
+from megalm.data.processes import follow_parent
 from megalm.errors import ConfigError, DataError, MegalmError, PlatformError
 
 Transform = Callable[[Sample], dict[str, npt.NDArray[Any]]]
@@ -68,7 +69,7 @@ def build_loader(
     # and CUDA threads of the parent do not exist in the child, and a child must not need their locks; here it runs
     # numpy only (no collective, no CUDA, no torch operator), and malloc, the GIL and logging survive a fork. What a
     # child inherits, such as the sockets of gloo, it holds for a second at most after its parent ended
-    # (exit_with_parent). forkserver would not be safer: SIGTERM to the process group kills the server, which ends
+    # (follow_parent). forkserver would not be safer: SIGTERM to the process group kills the server, which ends
     # all workers, and then the checkpoint that the signal asked for is never written.
     loader: DataLoader[Any] = DataLoader(
         _Rows(dataset, transform),
@@ -102,12 +103,17 @@ class MicroBatchIterator(Iterator[MicroBatch]):
 
     def __init__(self, loader: DataLoader[Any], num_batches: int, *, pin_memory: bool) -> None:
         self._num_left, self._pin_memory = num_batches, pin_memory
-        # A signal that comes while workers start must not kill them: they inherit the mask and lift it themselves.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _WORKER_SIGNALS)
+        # A signal that comes while workers start must not kill them: they inherit the mask and keep it (follow_parent).
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WORKER_SIGNALS)
+        child_handler = signal.getsignal(signal.SIGCHLD)
         try:
             self._batches: Any = iter(loader) if num_batches else iter(())
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            # torch's handler raises in whatever the main thread is doing, such as saving a checkpoint, when a worker
+            # dies; without it `next` finds out, within 5 s.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, child_handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def __len__(self) -> int:
         """Micro-batches still to come."""
@@ -175,5 +181,4 @@ class _WorkerStart:
         self._parent = parent
 
     def __call__(self, worker: int) -> None:
-        ignore_signals(*_WORKER_SIGNALS)
-        exit_with_parent(self._parent)
+        follow_parent(self._parent, _WORKER_SIGNALS)

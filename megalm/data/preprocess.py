@@ -26,7 +26,7 @@ from megalm.data.atomic import atomic_write
 from megalm.data.encode import EncodedChunk, Encoding, encode_chunk, tokenizer_of
 from megalm.data.indexed import BuiltFiles, IndexedDatasetBuilder, best_dtype
 from megalm.data.manifest import manifest_bytes, manifest_path
-from megalm.data.processes import exit_with_parent, ignore_signals
+from megalm.data.processes import follow_parent
 from megalm.data.progress import Progress
 from megalm.data.readers import Chunk, InputFile, Rejected
 from megalm.data.tokenizers import Tokenizer
@@ -227,8 +227,7 @@ def _in_order(executor: Executor, encoding: Encoding, chunks: Iterator[Chunk], w
 
 def _start_worker(parent: int) -> None:
     # Ctrl-C goes to the whole group; the main process answers it and ends the workers.
-    ignore_signals(signal.SIGINT)
-    exit_with_parent(parent)
+    follow_parent(parent, [signal.SIGINT])
 
 
 def _publish(
@@ -293,8 +292,8 @@ def _summary(
     ]
     size_mb = totals.text_bytes / 1e6
     lines.append(
-        f"{size_mb:.1f} MB of text in {elapsed_s:.1f} s = {size_mb / elapsed_s:.1f} MB/s with {options.workers} workers, "
-        f"{totals.text_bytes / max(1, totals.tokens):.2f} bytes a token"
+        f"{size_mb:.1f} MB of text in {elapsed_s:.1f} s = {size_mb / elapsed_s:.1f} MB/s with {options.workers} workers"
+        f", {totals.text_bytes / max(1, totals.tokens):.2f} bytes a token"
     )
     lines.append(
         f"tokenizer {type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids, identity {tokenizer.identity[:16]}"

@@ -3,25 +3,24 @@
 import os
 import signal
 import threading
-import time
+from collections.abc import Iterable
 
 
-def ignore_signals(*numbers: signal.Signals) -> None:
-    """A signal to the whole process group is the main process's to answer, which then ends its workers."""
-    for number in numbers:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+def follow_parent(parent: int, deaf_to: Iterable[signal.Signals]) -> None:
+    """Makes this worker end within a second after process `parent`, and hear `deaf_to` from `parent` only.
 
-
-def exit_with_parent(parent: int) -> None:
-    """Ends this process within a second after process `parent` ended, however it ended, from a background thread.
-
-    Otherwise a killed main process leaves workers behind that hold memory, its sockets and its locks.
+    A signal to the whole process group is the main process's to answer, which then ends its workers; a killed main
+    process must not leave workers behind that hold memory, its sockets and its locks. Call it before other threads
+    start: they inherit the signal mask, and the signals then come to the watching thread alone.
     """
+    signals = frozenset(deaf_to)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(1.0)
+            received = signal.sigtimedwait(signals, 1.0)
+            if received is not None and received.si_pid == parent:
+                break
         os._exit(1)
 
-    threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()
+    threading.Thread(target=watch, name="follow-parent", daemon=True).start()

@@ -21,6 +21,7 @@ CHUNK_BYTES = 1 << 20
 """What a worker gets at a time: large against the cost of a message, small against the memory of a few dozen."""
 MAX_LINE_BYTES = 1 << 26
 """A longer line is rejected unread, so that memory stays bounded."""
+_TOO_LONG = f"more than {MAX_LINE_BYTES >> 20} MiB"
 BOM = b"\xef\xbb\xbf"
 
 
@@ -146,10 +147,12 @@ def line_chunks(path: str, stream: IO[bytes]) -> Iterator[Chunk]:
 def json_documents(chunk: Chunk, keys: tuple[str, ...]) -> Iterator[tuple[str, ...] | Rejected]:
     """The texts of `keys` of each JSON line; blank lines are passed over."""
     if not chunk.content:
-        yield Rejected(chunk.path, chunk.first_line, "line too long", f"more than {MAX_LINE_BYTES >> 20} MiB")
+        yield Rejected(chunk.path, chunk.first_line, "line too long", _TOO_LONG)
         return
     for number, line in enumerate(chunk.content.split(b"\n"), chunk.first_line):
-        if line and not line.isspace():
+        if len(line) > MAX_LINE_BYTES:
+            yield Rejected(chunk.path, number, "line too long", _TOO_LONG)
+        elif line and not line.isspace():
             try:
                 yield _texts(line, keys)
             except _FaultError as fault:

@@ -36,7 +36,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> LaunchEnvironm
     """
     environ = os.environ if environ is None else environ
     launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
-    if "RANK" not in environ and environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" and "MASTER_ADDR" in environ:
+    if "RANK" not in environ and "SLURM_STEP_NUM_TASKS" in environ and "MASTER_ADDR" in environ:
         launcher, environ = "srun", {**environ, **_slurm_variables(environ)}
     present = [name for name in _LAUNCH_VARIABLES if name in environ]
     if not present:

@@ -25,12 +25,13 @@ class Board:
         folder: Path | None,
         speaks: bool,
         resume_step: int,
+        resume_samples: int = 0,
         total_iters: int,
         flops_per_token: float,
         ranks: int,
     ) -> None:
         self._config, self._speaks = config, speaks
-        self._resume_step, self._total_iters = resume_step, total_iters
+        self._resume_step, self._resume_samples, self._total_iters = resume_step, resume_samples, total_iters
         self._for_lines = Throughput(flops_per_token, ranks)
         self._for_points = Throughput(flops_per_token, ranks)
         events = config.tensorboard_dir or (folder / "tensorboard" if folder else None)
@@ -96,7 +97,11 @@ class Board:
         if self._tensorboard is None:
             from megalm.monitor.tensorboard import TensorBoard
 
-            size = self._config.tensorboard_queue_size
-            self._tensorboard = TensorBoard(self._events, resume_step=self._resume_step, queue_size=size)
+            self._tensorboard = TensorBoard(
+                self._events,
+                resume_step=self._resume_step,
+                resume_samples=self._resume_samples,
+                queue_size=self._config.tensorboard_queue_size,
+            )
             self._tensorboard.write_config(self._text)
         self._tensorboard.write(row)

@@ -23,11 +23,17 @@ _OVER_SAMPLES = {"loss", "learning_rate", "grad_norm", "global_batch_size", "los
 
 
 class TensorBoard:
-    """Writes metric rows (see monitor.metrics) as scalars; points after `resume_step` of an earlier start vanish."""
+    """Writes metric rows (see monitor.metrics) as scalars; what an earlier start wrote past the resume point vanishes.
 
-    def __init__(self, folder: Path, *, resume_step: int, queue_size: int) -> None:
-        purge = resume_step + 1 if resume_step else None
-        self._writer = SummaryWriter(str(folder), max_queue=queue_size, flush_secs=10, purge_step=purge)
+    The "vs samples" twins are in a folder of their own, since a purge drops all points past one number: step 5 would
+    take the samples 8, 16, ... with it.
+    """
+
+    def __init__(self, folder: Path, *, resume_step: int, resume_samples: int, queue_size: int) -> None:
+        options = {"max_queue": queue_size, "flush_secs": 10}
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1, **options)
+        twins = str(folder / "vs_samples")
+        self._samples_writer = SummaryWriter(twins, purge_step=resume_samples + 1, **options)
 
     def write(self, row: dict[str, Any]) -> None:
         """Add one point for each known metric in `row`."""
@@ -36,7 +42,7 @@ class TensorBoard:
                 continue
             self._writer.add_scalar(tag, row[name], row["step"])
             if name in _OVER_SAMPLES:
-                self._writer.add_scalar(f"{tag} vs samples", row[name], row["consumed_samples"])
+                self._samples_writer.add_scalar(f"{tag} vs samples", row[name], row["consumed_samples"])
 
     def write_config(self, text: str) -> None:
         """Show the run's configuration in the Text tab."""
@@ -45,3 +51,4 @@ class TensorBoard:
     def close(self) -> None:
         """Write what is still queued."""
         self._writer.close()
+        self._samples_writer.close()

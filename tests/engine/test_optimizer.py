@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
-from spawner import run_on_ranks
+from deepspeed.runtime.fp16 import loss_scaler
 from torch import Tensor, nn
 
 from megalm.config import ModelConfig, OptimizerConfig, PrecisionConfig
-from megalm.engine.build import _build_scaler, connect_deepspeed
+from megalm.engine.build import _build_scaler
 from megalm.engine.optimizer import ReplicatedAdamW, adam_options, parameter_groups
 from megalm.models.gpt import GPT
 
@@ -135,14 +134,19 @@ def test_a_gradient_that_is_not_finite_leaves_weights_and_moments_as_they_are(dt
     assert not torch.equal(optimizer.masters[0], before[1][0])
 
 
-def fp16_scaler(**changes: Any) -> DynamicLossScaler:
+def fp16_scaler(**changes: Any) -> loss_scaler.DynamicLossScaler:
     settings = {"fp16": True, "initial_loss_scale": 1024.0, "loss_scale_window": 3, "hysteresis": 1}
     return _build_scaler(PrecisionConfig(**(settings | changes)))
 
 
+@pytest.fixture
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's scaler asks which rank it is on before it logs."""
+    monkeypatch.setattr(loss_scaler.dist, "get_rank", lambda: 0)
+
+
 def scales_after_each_step(settings: dict[str, Any], overflows: set[int], steps: int) -> list[float]:
     """The loss scale after each of `steps` steps, of which `overflows` have a gradient that is not finite."""
-    connect_deepspeed()  # its scaler asks which rank it is on
     model = small_model(torch.float16)
     optimizer = replicated(model, scaler=fp16_scaler(**settings))
     scales = []
@@ -156,14 +160,16 @@ def scales_after_each_step(settings: dict[str, Any], overflows: set[int], steps:
     return scales
 
 
+@pytest.mark.usefixtures("_alone")
 def test_the_loss_scale_halves_on_overflow_and_doubles_after_a_window_of_good_steps() -> None:
-    scales = run_on_ranks(1, scales_after_each_step, {"loss_scale_window": 3}, {0}, 8)[0]
+    scales = scales_after_each_step({"loss_scale_window": 3}, {0}, 8)
     # DeepSpeed counts the window from the step after the first good one
     assert scales == [512, 512, 512, 512, 1024, 1024, 1024, 2048]
 
 
+@pytest.mark.usefixtures("_alone")
 def test_hysteresis_tolerates_overflows_before_the_scale_halves() -> None:
-    assert run_on_ranks(1, scales_after_each_step, {"hysteresis": 2}, {0, 1}, 3)[0] == [1024, 512, 512]
+    assert scales_after_each_step({"hysteresis": 2}, {0, 1}, 3) == [1024, 512, 512]
 
 
 def test_a_fixed_loss_scale_stays() -> None:

@@ -1,5 +1,7 @@
 """What the ranks of each ZeRO stage own, put together, is the model: every element once, with the model's values."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -39,21 +41,21 @@ def build(flags: str) -> Engine:
     return build_model_and_engine(config, config.model, place)
 
 
-def batches(engine: Engine, *, mask: float = 1.0) -> list[dict[str, torch.Tensor]]:
+def batches() -> list[dict[str, torch.Tensor]]:
     """This rank's micro-batches of one step."""
     generator = torch.Generator().manual_seed(dist.get_rank())
     tokens = torch.randint(0, 31, (2, 9), generator=generator)
     count = 12 // (2 * dist.get_world_size())
-    return [{"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.full((2, 8), mask)}] * count
+    return [{"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.ones(2, 8)}] * count
 
 
-def held(steps: int, extra: str) -> list[Held]:
-    """What this rank holds after `steps` steps, for every stage."""
+def held(rows: list[tuple[int, int, str]]) -> list[Held]:
+    """What this rank holds, for rows of stage, number of steps, flags."""
     found = []
-    for stage in STAGES:
+    for stage, steps, extra in rows:
         engine = build(f"--zero-stage {stage} {extra}")
         for _ in range(steps):
-            engine.train_step(batches(engine), [0] * len(batches(engine)), 0.01)
+            engine.train_step(batches(), [0] * len(batches()), 0.01)
         owned = [clone(piece) for piece in engine.owned_slices()]
         found.append(Held(engine.shapes, owned, model_weights(engine), engine.scalar_state()))
     return found
@@ -75,30 +77,44 @@ def model_weights(engine: Engine) -> dict[str, torch.Tensor]:
     return weights
 
 
-ROWS = [(1, 1, ""), (2, 0, ""), (2, 1, ""), (2, 1, "--bf16"), (3, 1, "")]
+EVERY_STAGE = [(stage, 1, "") for stage in STAGES]
 
 
-@pytest.mark.parametrize(("ranks", "steps", "extra"), ROWS, ids=[f"{r} ranks, {s} steps {e}" for r, s, e in ROWS])
-def test_owned_slices_tile_every_parameter_once_and_hold_the_models_values(ranks: int, steps: int, extra: str) -> None:
-    by_rank = run_on_ranks(ranks, held, steps, extra)
-    for stage in STAGES:
-        parts = [by_rank[rank][stage] for rank in range(ranks)]
+@pytest.mark.parametrize(
+    ("ranks", "rows"),
+    [
+        (2, [*EVERY_STAGE, *((stage, 0, "") for stage in STAGES), *((stage, 1, "--bf16") for stage in STAGES)]),
+        (3, EVERY_STAGE),
+    ],
+    ids=["2 ranks", "3 ranks"],
+)
+def test_owned_slices_tile_every_parameter_once_and_hold_the_models_values(
+    ranks: int, rows: list[tuple[int, int, str]]
+) -> None:
+    by_rank = run_on_ranks(ranks, held, rows)
+    for number, (stage, steps, extra) in enumerate(rows):
+        parts = [by_rank[rank][number] for rank in range(ranks)]
         shapes = parts[0].shapes
         assert set(shapes) == set(parts[0].model)
         seen = {name: torch.zeros(torch.Size(shape).numel(), dtype=torch.int64) for name, shape in shapes.items()}
         for part in parts:
             for piece in part.owned:
-                where = f"stage {stage} {piece.name} {piece.start}..{piece.stop}"
+                where = f"stage {stage} {extra} {piece.name} {piece.start}..{piece.stop}"
                 assert piece.shape == shapes[piece.name], where
                 seen[piece.name][piece.start : piece.stop] += 1
-                copy = part.model[piece.name][piece.start : piece.stop]
-                expected = piece.weight.bfloat16().float() if "bf16" in extra else piece.weight
-                assert torch.equal(copy, expected), where
-                for kind in ("exp_avg", "exp_avg_sq"):
-                    assert piece.moments[kind].shape == piece.weight.shape, where
-                    assert bool(piece.moments[kind].any()) == (steps > 0), where
+                check(piece, part.model[piece.name], steps, extra, where)
         assert all(bool((count == 1).all()) for count in seen.values()), f"stage {stage}: every element once"
         assert parts[0].scalars == {"optimizer_steps": steps, "loss_scaler": {}}
+
+
+def check(piece: StateSlice, model: torch.Tensor, steps: int, extra: str, where: str) -> None:
+    """A slice has the model's weights, and moments once there was a step."""
+    expected = piece.weight.bfloat16().float() if "bf16" in extra else piece.weight
+    assert torch.equal(model[piece.start : piece.stop], expected), where
+    assert set(piece.moments) == {"exp_avg", "exp_avg_sq"}
+    for moment in piece.moments.values():
+        assert moment.shape == piece.weight.shape, where
+        assert bool(moment.any()) == (steps > 0), where
 
 
 def after_writing_through_the_views() -> list[tuple[bool, float, float]]:
@@ -113,7 +129,7 @@ def after_writing_through_the_views() -> list[tuple[bool, float, float]]:
         for parameter, name in engine.names.items():
             engine.set_weight(parameter, torch.full(engine.shapes[name], 0.25))
         arrived = all(bool((weights == 0.25).all()) for weights in model_weights(engine).values())
-        result = engine.train_step(batches(engine), [0] * len(batches(engine)), 0.01)
+        result = engine.train_step(batches(), [0] * len(batches()), 0.01)
         after = torch.cat(list(model_weights(engine).values()))
         seen.append((arrived, result.loss, float(after.double().sum())))
     return seen
@@ -129,20 +145,28 @@ def test_writing_into_the_views_changes_the_state_that_the_next_step_uses() -> N
     assert sums == pytest.approx([sums[0]] * 4, rel=1e-6)
 
 
-def steps_with_infinite_gradients(extra: str) -> list[tuple[int, list[bool], bool, bool]]:
-    """For every stage: skipped flags of a good, a bad and a good step; state kept by the bad, changed by the last."""
+def steps_with_infinite_gradients() -> list[tuple[list[bool], bool, bool]]:
+    """For every stage and type: skipped flags of a good, a bad and a good step; state as before the second, the third."""
     seen = []
-    for stage in STAGES:
-        engine = build(f"--zero-stage {stage} {extra}")
+    for flags in NON_FINITE:
+        engine = build(flags)
+        blow_up = torch.full((), torch.inf if dist.get_rank() == 1 else 1.0)  # on one rank only
         skipped, states = [], []
-        for bad in (False, True, False):
-            parts = batches(engine)
-            if bad and dist.get_rank() == 1:  # one rank's gradients overflow
-                parts[-1] = parts[-1] | {"loss_mask": torch.full((2, 8), 3e38)}
-            skipped.append(engine.train_step(parts, [0] * len(parts), 0.01).skipped)
+        for factor in (torch.ones(()), blow_up, torch.ones(())):
+            with gradients_times(engine, factor):
+                skipped.append(engine.train_step(batches(), [0] * len(batches()), 0.01).skipped)
             states.append([clone(piece) for piece in engine.owned_slices()])
-        seen.append((stage, skipped, equal(states[0], states[1]), equal(states[1], states[2])))
+        seen.append((skipped, equal(states[0], states[1]), equal(states[1], states[2])))
     return seen
+
+
+@contextmanager
+def gradients_times(engine: Engine, factor: torch.Tensor) -> Iterator[None]:
+    """The gradients of all that lies before the final norm are multiplied by `factor`."""
+    norm = engine.wrapped.module.final_norm
+    hook = norm.register_forward_pre_hook(lambda _, inputs: inputs[0].register_hook(lambda g: g * factor) and None)
+    yield
+    hook.remove()
 
 
 def equal(one: list[StateSlice], other: list[StateSlice]) -> bool:
@@ -150,7 +174,10 @@ def equal(one: list[StateSlice], other: list[StateSlice]) -> bool:
     return all(torch.equal(a.tensors()[kind], b.tensors()[kind]) for a, b in pairs for kind in a.tensors())
 
 
-@pytest.mark.parametrize("extra", ["", "--bf16"])
-def test_a_step_whose_gradients_are_not_finite_on_one_rank_changes_nothing_on_any(extra: str) -> None:
-    for rows in run_on_ranks(2, steps_with_infinite_gradients, extra):
-        assert rows == [(stage, [False, True, False], True, False) for stage in STAGES]
+NON_FINITE = [f"--zero-stage {stage} {dtype}" for stage in STAGES for dtype in ("", "--bf16")]
+
+
+def test_a_step_whose_gradients_are_not_finite_on_one_rank_changes_nothing_on_any() -> None:
+    for rows in run_on_ranks(2, steps_with_infinite_gradients):
+        for flags, row in zip(NON_FINITE, rows, strict=True):
+            assert row == ([False, True, False], True, False), flags

@@ -1,0 +1,67 @@
+"""A model small enough to train, save and restore many times in one test; functions for the ranks of `run_on_ranks`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megalm.assembly import Place, build_model_and_engine
+from megalm.config import RunConfig, load_config
+from megalm.continuation import Progress, restore, save
+from megalm.dist.mesh import Mesh
+from megalm.engine.engine import Engine
+from megalm.models.randomness import stable_seed
+
+SAMPLES, SEQ, VOCAB, LR = 6, 8, 31, 0.01
+# odd sizes, so that ranges do not fall on the borders of parameters; dropout, so that a wrong seed shows
+RECIPE = (
+    f"--num-layers 1 --hidden-size 12 --num-attention-heads 2 --ffn-hidden-size 19 --vocab-size {VOCAB} "
+    f"--make-vocab-size-divisible-by 1 --seq-length {SEQ} --max-position-embeddings {SEQ} --micro-batch-size 1 "
+    f"--global-batch-size {SAMPLES} --hidden-dropout 0.1 --attention-dropout 0.1 --train-iters 9 --lr {LR} "
+    "--weight-decay 0.1 --clip-grad 0.5 --mock-data --eval-iters 0"
+)
+CPU = torch.device("cpu")
+IDENTITY = {"tokenizer": "0123456789abcdef"}
+
+
+@dataclass
+class SmallRun:
+    """An engine, how far it is, and what its steps gave."""
+
+    config: RunConfig
+    engine: Engine
+    progress: Progress = field(default_factory=Progress)
+    steps: list[tuple[float, float, float]] = field(default_factory=list)
+    """Loss, gradient norm and loss scale of each step."""
+
+    def step(self, count: int) -> None:
+        """Train on the next samples, each the same whoever takes it."""
+        rank, world = dist.get_rank(), dist.get_world_size()
+        for _ in range(count):
+            first = self.progress.consumed_samples + rank
+            numbers = range(first, self.progress.consumed_samples + SAMPLES, world)
+            seeds = [stable_seed(1, "dropout", number) for number in numbers]
+            result = self.engine.train_step([sample(number) for number in numbers], seeds, LR)
+            self.steps.append((result.loss, result.grad_norm, result.loss_scale))
+            self.progress.step += 1
+            self.progress.consumed_samples += SAMPLES
+
+    def save(self) -> Path:
+        """Write the checkpoint of the step reached."""
+        layout = str(Mesh.of(dist.get_world_size()))
+        return save(self.engine, self.config, IDENTITY, self.progress, layout, CPU)
+
+
+def sample(number: int) -> dict[str, torch.Tensor]:
+    tokens = torch.randint(0, VOCAB, (1, SEQ + 1), generator=torch.Generator().manual_seed(number))
+    return {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.ones(1, SEQ)}
+
+
+def start(folder: str, flags: str = "", place: Path | None = None) -> SmallRun:
+    """A run from scratch, or from the checkpoint at `place`."""
+    config = load_config([*RECIPE.split(), "--save", folder, *flags.split()])
+    where = Place(mesh=Mesh.of(dist.get_world_size()), rank=dist.get_rank(), device=CPU)
+    run = SmallRun(config, build_model_and_engine(config, config.model, where))
+    run.progress = restore(run.engine, config, IDENTITY, place, same_run=True)
+    return run

@@ -1,0 +1,112 @@
+"""A run that stops and goes on, on the same or on other ranks and ZeRO stages, is the run that never stopped."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from small_run import start
+from spawner import run_on_ranks
+
+from megalm.checkpoint.format import find_checkpoint
+
+BEFORE, AFTER = 2, 3
+Layout = tuple[int, str]
+"""Number of ranks, flags."""
+Steps = list[tuple[float, float, float]]
+"""Loss, gradient norm and loss scale of each."""
+
+FP32: list[Layout] = [
+    (ranks, f"--zero-stage {stage}")
+    for ranks, stages in ((1, (0, 3)), (2, (0, 1, 2, 3)), (3, (1, 2, 3)))
+    for stage in stages
+]
+BF16: list[Layout] = [(2, f"--zero-stage {stage} --bf16") for stage in (0, 1, 3)]
+FP16: list[Layout] = [(2, "--zero-stage 1 --fp16 --initial-loss-scale 1024 --loss-scale-window 2")]
+LAYOUTS = FP32 + BF16 + FP16
+TO_OTHERS: list[tuple[Layout, Layout]] = [
+    ((1, "--zero-stage 0"), (2, "--zero-stage 1")),
+    ((1, "--zero-stage 3"), (3, "--zero-stage 2")),
+    ((2, "--zero-stage 0"), (3, "--zero-stage 3")),
+    ((2, "--zero-stage 1"), (1, "--zero-stage 0")),
+    ((2, "--zero-stage 2"), (3, "--zero-stage 1")),
+    ((2, "--zero-stage 3"), (2, "--zero-stage 0")),
+    ((3, "--zero-stage 1"), (2, "--zero-stage 3")),
+    ((3, "--zero-stage 2"), (1, "--zero-stage 3")),
+    ((3, "--zero-stage 3"), (2, "--zero-stage 2")),
+]
+BF16_TO_OTHERS = [(BF16[0], BF16[1]), (BF16[1], BF16[2]), (BF16[2], BF16[0])]
+PAIRS = [(layout, layout) for layout in LAYOUTS] + TO_OTHERS + BF16_TO_OTHERS
+
+
+def folder_of(base: str, layout: Layout) -> str:
+    return f"{base}/{layout[0]} ranks {layout[1]}"
+
+
+def write_all(base: str, layouts: list[Layout]) -> list[Steps]:
+    """Train, save, and go on without a stop: what the steps after the checkpoint gave."""
+    went_on = []
+    for layout in layouts:
+        run = start(folder_of(base, layout), layout[1])
+        run.step(BEFORE)
+        run.save()
+        run.step(AFTER)
+        went_on.append(run.steps[BEFORE:])
+    return went_on
+
+
+def continue_all(base: str, pairs: list[tuple[Layout, Layout]]) -> list[Steps]:
+    """Restore each pair's first layout into its second: what the steps after the checkpoint gave."""
+    went_on = []
+    for source, target in pairs:
+        place = find_checkpoint(Path(folder_of(base, source)))
+        assert place is not None
+        run = start(f"{base}/continued", target[1], place)
+        assert (run.progress.step, run.progress.consumed_samples) == (BEFORE, 6 * BEFORE)
+        run.step(AFTER)
+        went_on.append(run.steps)
+    return went_on
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Layout, Layout | None], Steps]:
+    """By (layout, None): without a stop. By (source, target): restored."""
+    base = str(tmp_path_factory.mktemp("layouts"))
+    found: dict[tuple[Layout, Layout | None], Steps] = {}
+    for ranks in (1, 2, 3):
+        layouts = [layout for layout in LAYOUTS if layout[0] == ranks]
+        by_rank = run_on_ranks(ranks, write_all, base, layouts)
+        assert all(other == by_rank[0] for other in by_rank), "every rank reports the same"
+        found |= {(layout, None): steps for layout, steps in zip(layouts, by_rank[0], strict=True)}
+    for ranks in (1, 2, 3):
+        pairs = [(source, target) for source, target in PAIRS if target[0] == ranks]
+        found |= dict(zip(pairs, run_on_ranks(ranks, continue_all, base, pairs)[0], strict=True))
+    return found
+
+
+def name(layout: Layout) -> str:
+    return f"{layout[0]} {layout[1].replace('--zero-stage ', 'zero ')}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
+def test_the_same_layout_goes_on_bit_for_bit(results: dict[object, Steps], layout: Layout) -> None:
+    assert results[(layout, layout)] == results[(layout, None)]
+
+
+@pytest.mark.parametrize(("source", "target"), TO_OTHERS, ids=name)
+def test_another_layout_goes_on_to_rounding(results: dict[object, Steps], source: Layout, target: Layout) -> None:
+    for found, expected in zip(results[(source, target)], results[(source, None)], strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("source", "target"), BF16_TO_OTHERS, ids=name)
+def test_another_stage_goes_on_under_bf16(results: dict[object, Steps], source: Layout, target: Layout) -> None:
+    for found, expected in zip(results[(source, target)], results[(source, None)], strict=True):
+        assert found == pytest.approx(expected, rel=5e-3)
+
+
+def test_the_steps_after_the_checkpoint_tell_a_wrong_state(results: dict[object, Steps]) -> None:
+    losses, norms, _ = zip(*results[(FP32[0], None)], strict=True)
+    assert min(abs(one - other) for one, other in pairwise(losses)) > 1e-3
+    assert max(norms) > 0.5, "gradients are clipped"
+    scales = [scale for _, _, scale in results[(FP16[0], None)]]
+    assert len(set(scales)) > 1, "the loss scale changes after the checkpoint"

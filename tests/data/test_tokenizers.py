@@ -1,0 +1,170 @@
+"""Tokenizers: ids and back, special tokens, and errors that say which file and why."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megalm.config.data import TokenizerConfig
+from megalm.data.tokenizers import ByteLevelTokenizer, HFTokenizer, NullTokenizer, build_tokenizer
+from megalm.data.train_tokenizer import train
+from megalm.errors import DataError
+
+TEXTS = [
+    "def f(x):\n    return  x\n\n\n",
+    "tab\there",
+    "  leading and trailing  ",
+    "",
+    "naïve 日本語 🙂 e\u0301",
+    "\r\n",
+    "nul\0",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sentencepiece model."""
+    path = tmp_path_factory.mktemp("tokenizer") / "small.model"
+    path.write_bytes(train([Path(__file__).read_text(encoding="utf-8")], vocab_size=400))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small byte-level BPE tokenizer.json with a stored truncation, as some files have."""
+    import tokenizers
+
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    built = tokenizers.ByteLevelBPETokenizer()
+    built.train_from_iterator([Path(__file__).read_text(encoding="utf-8")], vocab_size=400, show_progress=False)
+    built.add_special_tokens(["<|endoftext|>", "<|other|>"])
+    built.enable_truncation(5)
+    built.save(str(path))
+    return path
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_bytes_round_trip(text: str) -> None:
+    tokenizer = ByteLevelTokenizer()
+    ids = tokenizer.encode(text)
+    assert ids == list(text.encode())
+    assert tokenizer.decode([*ids, 256]) == text
+
+
+def test_bytes_need_no_file_and_have_257_ids() -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(tokenizer_type="ByteLevelTokenizer"))
+    assert (tokenizer.vocab_size, tokenizer.eod, tokenizer.bos, tokenizer.pad) == (257, 256, None, None)
+    assert tokenizer.decode([0xE6, 256]) == "\ufffd"
+
+
+def test_sentencepiece_round_trip_and_special_ids(model: Path) -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(tokenizer_model=str(model)))
+    assert (tokenizer.vocab_size, tokenizer.eod, tokenizer.bos, tokenizer.pad) == (400, 2, 1, None)
+    batch = tokenizer.encode_batch(TEXTS)
+    assert batch == [tokenizer.encode(text) for text in TEXTS]
+    assert [tokenizer.decode(ids) for ids in batch] == TEXTS
+    assert tokenizer.decode([*tokenizer.encode("x"), 2]) == "x"
+
+
+def test_hugging_face_round_trip_and_special_ids(tokenizer_json: Path) -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(tokenizer_model=str(tokenizer_json)))
+    stored = json.loads(tokenizer_json.read_text())
+    ids = {token["content"]: token["id"] for token in stored["added_tokens"]}
+    assert tokenizer.eod == ids["<|endoftext|>"]
+    assert tokenizer.vocab_size == max(*ids.values(), *stored["model"]["vocab"].values()) + 1
+    batch = tokenizer.encode_batch(TEXTS)
+    assert max(len(row) for row in batch) > 5, "a truncation stored in the file would cut documents"
+    assert [tokenizer.decode(row) for row in batch] == TEXTS
+
+
+def test_eod_can_be_chosen(tokenizer_json: Path, model: Path) -> None:
+    chosen = HFTokenizer(str(tokenizer_json), "<|other|>")
+    assert chosen.eod == HFTokenizer(str(tokenizer_json)).eod + 1  # type: ignore[operator]
+    assert build_tokenizer(TokenizerConfig(tokenizer_model=str(model), eod_token="<s>")).eod == 1
+    for path in (tokenizer_json, model):
+        with pytest.raises(DataError, match='eod_token="<nope>" is no token of'):
+            build_tokenizer(TokenizerConfig(tokenizer_model=str(path), eod_token="<nope>"))
+
+
+def test_ids_as_text() -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=100))
+    assert (tokenizer.vocab_size, tokenizer.eod) == (101, 100)
+    assert tokenizer.encode("7 99\n0") == [7, 99, 0]
+    assert tokenizer.decode([7, 99, 100]) == "7 99"
+    for text in ("7 x", "-1", "101", "²"):
+        with pytest.raises(DataError, match="not an id"):
+            tokenizer.encode(text)
+    with pytest.raises(DataError, match="--tokenizer-vocab-size"):
+        build_tokenizer(TokenizerConfig(tokenizer_type="NullTokenizer"))
+
+
+def test_identity_tells_files_and_types_apart(model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.model"
+    copy.write_bytes(model.read_bytes())
+    same, other = (build_tokenizer(TokenizerConfig(tokenizer_model=str(path))) for path in (copy, model))
+    assert same.identity == other.identity
+    assert same.identity == hashlib.sha256(b"SentencePieceTokenizer\0" + model.read_bytes()).hexdigest()
+    identities = {ByteLevelTokenizer().identity, NullTokenizer(5).identity, NullTokenizer(6).identity, same.identity}
+    assert len(identities) == 4
+
+
+def test_a_folder_stands_for_the_tokenizer_in_it(tokenizer_json: Path, tmp_path: Path) -> None:
+    assert isinstance(build_tokenizer(TokenizerConfig(tokenizer_model=str(tokenizer_json.parent))), HFTokenizer)
+    with pytest.raises(DataError, match=r"holds no tokenizer\.json"):
+        build_tokenizer(TokenizerConfig(tokenizer_model=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [("GPTSentencePieceTokenizer", "SentencePieceTokenizer"), ("Llama2Tokenizer", "SentencePieceTokenizer"),
+     ("HuggingFaceTokenizer", "HFTokenizer"), ("bytelevelTOKENIZER", "ByteLevelTokenizer")],
+)  # fmt: skip
+def test_peers_names_are_accepted(word: Any, kind: str) -> None:
+    assert TokenizerConfig(tokenizer_type=word).tokenizer_type == kind
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "no tokenizer is given; give --tokenizer-model FILE"),
+        ({"tokenizer_type": "HFTokenizer"}, r"tokenizer_type=HFTokenizer needs a file.*tokenizer\.json"),
+        ({"tokenizer_model": "vocab.txt"}, r"cannot tell the kind of tokenizer_model=vocab\.txt"),
+        (
+            {"tokenizer_model": "DIR/smal.model"},
+            r'cannot read .*smal\.model: No such file.*did you mean ".*small\.model"',
+        ),
+        ({"tokenizer_model": "DIR/none/x.json"}, r"cannot read .*x\.json: No such file"),
+        ({"tokenizer_model": "DIR/broken.model"}, r"broken\.model is not a sentencepiece model"),
+        ({"tokenizer_model": "DIR/empty.model"}, r"empty\.model is not a sentencepiece model"),
+        ({"tokenizer_model": "DIR/broken.json"}, r"broken\.json is not a Hugging Face tokenizer"),
+        ({"tokenizer_model": "DIR/binary.json"}, r"binary\.json is not a Hugging Face tokenizer"),
+    ],
+)
+def test_a_file_that_is_no_tokenizer_is_named(options: Any, message: str, tmp_path: Path) -> None:
+    for name, content in [
+        ("small.model", b"x"), ("broken.model", b"not a model"), ("empty.model", b""), ("broken.json", b"{}"),
+        ("binary.json", b"\xff\xfe"),
+    ]:  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    options = {name: value.replace("DIR", str(tmp_path)) for name, value in options.items()}
+    with pytest.raises(DataError, match=message):
+        build_tokenizer(TokenizerConfig(**options))
+
+
+SOURCES = """
+import sys, types
+import megalm.data.preprocess, megalm.data.corpus, megalm.data.train_tokenizer
+slow = {"torch", "deepspeed", "transformers", "sentencepiece", "tokenizers"} & set(sys.modules)
+assert not slow, slow
+"""
+
+
+def test_commands_start_without_torch() -> None:
+    import subprocess
+
+    subprocess.run([sys.executable, "-c", SOURCES], check=True, timeout=60)

@@ -1,0 +1,43 @@
+"""What a person sees: the TensorBoard page of a run in headless Chromium."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import BIN, Workspace, environment, losses, run
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed"),
+]
+QUIET = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def test_the_page_shows_the_curves_and_their_last_values(workspace: Workspace, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert workspace.python("--zero-stage", "0", "--save", folder).code == 0
+    server = subprocess.Popen(
+        [BIN / "tensorboard", "--logdir", folder / "tensorboard", "--port", "0"],
+        env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert server.stderr is not None
+        address = next(match[0] for line in server.stderr if (match := re.search(r"http://[^ ]+", line)))
+        page = run(
+            "chromium", *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,2400",
+            "--virtual-time-budget=20000", "--dump-dom", f"{address}?tagFilter=lm%20loss#timeseries", timeout=120,
+        ).output  # fmt: skip
+    finally:
+        server.kill()
+        server.wait()
+    text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    for tag in ("lm loss", "lm loss validation", "lm loss validation ppl"):
+        assert tag in text
+    # under each curve stands a table: run, smoothed, value, step
+    shown = [float(value) for value in re.findall(r"Relative \. [\d.]+ ([\d.]+) 10 ", text)]
+    assert pytest.approx(losses(folder)[10], rel=1e-3) in shown, text

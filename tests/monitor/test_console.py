@@ -1,0 +1,73 @@
+"""Lines for people, and for the scripts that parse Megatron-LM's log."""
+
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megalm.monitor.console import count, duration, progress_line, summary, validation_line
+
+ROW = {
+    "step": 20,
+    "consumed_samples": 320,
+    "iteration_time_s": 0.1234,
+    "learning_rate": 3e-4,
+    "global_batch_size": 16,
+    "loss": 5.25,
+    "loss_scale": 65536.0,
+    "grad_norm": 1.5,
+    "skipped_iterations": 1,
+    "nan_iterations": 2,
+    "tokens_per_s": 12345.6,
+}
+
+
+def test_a_progress_line_has_megatrons_fields_in_megatrons_order() -> None:
+    line = progress_line(ROW, 500, remaining_s=3723)
+    assert line == (
+        " iteration       20/     500 | consumed samples:          320 | elapsed time per iteration (ms): 123.4 | "
+        "learning rate: 3.000000E-04 | global batch size:    16 | lm loss: 5.250000E+00 | loss scale: 65536.0 | "
+        "grad norm: 1.500 | number of skipped iterations:   1 | number of nan iterations:   2 | tokens/s: 12,346 | "
+        "ETA: 1:02:03 |"
+    )
+
+
+def test_a_progress_line_can_be_parsed_even_when_the_loss_is_not_a_number() -> None:
+    line = progress_line(ROW | {"loss": math.nan, "grad_norm": math.inf}, 500, remaining_s=0)
+    fields = dict(re.findall(r"([a-z ()]+): +(\S+) \|", line))
+    assert math.isnan(float(fields[" lm loss"]))
+    assert float(fields[" grad norm"]) == math.inf
+
+
+def test_an_evaluation_line_names_its_set() -> None:
+    expected = " test loss at iteration 30 | lm loss value: 4.000000E+00 | lm loss PPL: 5.459800E+01 |"
+    assert validation_line(30, 4.0, 54.598, "test") == expected
+    assert validation_line(30, 4.0, 54.598).startswith(" validation loss at iteration 30 |")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3599, "0:59:59"), (90061, "25:01:01"), (-3, "0:00:00")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@given(st.floats(0, 1e7))
+def test_a_duration_says_the_seconds_to_half_a_second(seconds: float) -> None:
+    hours, minutes, rest = map(int, duration(seconds).split(":"))
+    assert minutes < 60
+    assert rest < 60
+    assert abs(hours * 3600 + minutes * 60 + rest - seconds) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(12_600_000, "12.6M"), (1.3e9, "1.3B"), (2e12, "2T"), (1500, "1.5k"), (999, "999"), (0, "0")]
+)
+def test_counts(number: float, text: str) -> None:
+    assert count(number) == text
+
+
+def test_a_summary_is_aligned() -> None:
+    assert summary("run", [("a", "one"), ("long", "two")]) == "run\n  a     one\n  long  two"
