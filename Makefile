@@ -12,8 +12,10 @@ CORPUS_MB ?= 12
 PYTEST_ARGS ?=
 # the GPUs of this machine, or two ranks on its CPU
 TRAIN_ARGS ?=
-RANKS ?= $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
-TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml
+RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(d for d in (1, 2, 4, 8, 16) if d <= n))")
+# the recipe's global batch of 16 samples, shared by other than two ranks
+SHARE = $(if $(filter-out 2,$(RANKS)), --micro-batch-size $(shell expr 16 / $(RANKS)))
+TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml$(SHARE)
 
 .PHONY: setup quickstart test lint format clean
 .DELETE_ON_ERROR:
@@ -41,7 +43,7 @@ $(DATA)/corpus_text_document.idx: $(DATA)/corpus.jsonl $(DATA)/tokenizer.model
 
 quickstart: $(DATA)/corpus_text_document.idx
 	PATH="$(abspath $(BIN)):$$PATH" $(TRAIN) $(TRAIN_ARGS)
-	$(BIN)/megalm report --load $(RUN) --command "$(BIN)/$(TRAIN) --train-iters 600"
+	$(BIN)/megalm report --load $(RUN) --command "$(BIN)/$(TRAIN) --train-iters 480"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

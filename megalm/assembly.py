@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from megalm.checkpoint.resume import SAMPLE_ORDER
 from megalm.config import RunConfig, engine_json
 from megalm.config.model import ModelConfig
 from megalm.data.build import build_datasets
-from megalm.data.gpt_dataset import SampleDataset
+from megalm.data.gpt_dataset import GPTDataset, SampleDataset
 from megalm.data.loader import MicroBatchIterator, Transform, build_loader
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.dist.mesh import Axis, Mesh
@@ -128,6 +129,19 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def identity(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """What a checkpoint remembers of the run's inputs, to refuse others on resume."""
-    return {"tokenizer": tokenizer.identity if tokenizer else None}
+def identity(tokenizer: Tokenizer | None, data: Data) -> dict[str, Any]:
+    """What a checkpoint remembers of the run's inputs, to refuse others on resume: hashes of tokenizer and data."""
+    indexed = data.train.indexed if isinstance(data.train, GPTDataset) else None
+    return {
+        "tokenizer": tokenizer.identity if tokenizer else None,
+        "data": indexed.fingerprint() if indexed else None,
+        SAMPLE_ORDER: sample_order(data),
+    }
+
+
+def sample_order(data: Data) -> str:
+    """How the training samples are laid out; it follows from the length of the run, and decides their order."""
+    if not isinstance(data.train, GPTDataset):
+        return "generated"
+    plan = data.train.plan
+    return f"{plan.num_epochs} epochs shuffled " + ("with the last apart" if plan.separate_last_epoch else "together")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,6 @@ from megalm.checkpoint.run_folder import prepare_run_folder, set_aside, write_co
 from megalm.config import RunConfig, dump_config
 from megalm.continuation import Progress, restore, save, start_place
 from megalm.data.gpt_dataset import SampleDataset
-from megalm.data.tokenizers import Tokenizer
 from megalm.dist.collectives import together
 from megalm.dist.mesh import Axis
 from megalm.engine.engine import Engine, StepResult
@@ -43,13 +43,13 @@ class Run:
 
     config: RunConfig
     place: Place
-    tokenizer: Tokenizer | None
     data: Data
     engine: Engine
     board: Board
     progress: Progress
     stop: StopRequest
     started: float
+    identity: dict[str, Any]
     saved_step: int
     evaluated_step: int = -1
 
@@ -95,7 +95,7 @@ def build_run(config: RunConfig, place: Place, stop: StopRequest) -> Run:
     data = together(place.device, lambda: assembly.build_data(config, model, tokenizer, global_batch_size))
     origin, same_run = together(place.device, lambda: start_place(config))
     engine = assembly.build_model_and_engine(config, model, place)
-    identity = assembly.identity(tokenizer)
+    identity = together(place.device, lambda: assembly.identity(tokenizer, data))
     progress = together(place.device, lambda: restore(engine, config, identity, origin, same_run))
     if folder is not None and place.rank == 0:
         write_config(folder, dump_config(config))
@@ -110,7 +110,7 @@ def build_run(config: RunConfig, place: Place, stop: StopRequest) -> Run:
     )
     board.show_config(dump_config(config))
     saved_step = progress.step if same_run else -1
-    run = Run(config, place, tokenizer, data, engine, board, progress, stop, started, saved_step)
+    run = Run(config, place, data, engine, board, progress, stop, started, identity, saved_step)
     log.info(describe_run(run.config, place, data, engine, progress, origin))
     return run
 
@@ -251,9 +251,7 @@ def save_now(run: Run) -> None:
         return
     run.board.pause()
     begin = time.monotonic()
-    path = save(
-        run.engine, run.config, assembly.identity(run.tokenizer), run.progress, str(run.place.mesh), run.place.device
-    )
+    path = save(run.engine, run.config, run.identity, run.progress, str(run.place.mesh), run.place.device)
     run.saved_step = run.progress.step
     log.info("saved %s in %.1f s", path, time.monotonic() - begin)
     run.board.resume()
