@@ -17,7 +17,7 @@ RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() o
 SHARE = $(if $(filter-out 2,$(RANKS)), --micro-batch-size $(shell expr 16 / $(RANKS)))
 TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml$(SHARE)
 
-.PHONY: setup quickstart test lint format clean
+.PHONY: setup quickstart test lint format docs clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -56,6 +56,9 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)
+	$(BIN)/python -c 'from megalm.config import reference_markdown as text; print(text(), end="")' > docs/configuration.md
 
 clean:
 	rm -rf $(DATA) $(RUN)

@@ -1,4 +1,4 @@
-"""`megalm <command>`: each command lives beside what it does, as `add_arguments` and `run`, imported when it is called."""
+"""`megalm <command>`: each command lives beside what it does (`add_arguments` and `run`), imported when called."""
 
 import argparse
 import importlib

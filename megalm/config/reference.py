@@ -4,13 +4,13 @@ from megalm.config.flags import help_text, option_names
 from megalm.config.names import IMPLIED, NO_EFFECT
 from megalm.config.settings import SECTIONS, SETTINGS, Setting
 
-
 _INTRODUCTION = """# Settings
 
-Every setting is a flag of the launch script and a key of a recipe (YAML), under the section's name and with underscores:
-`--num-layers 4` is `num_layers: 4` under `model:`. Order: defaults < recipes (`--config`, left to right) < flags. The DeepSpeed
-JSON (`--deepspeed_config`) may say "auto" or nothing for what these settings say; where it says something else than a recipe or
-a flag, that is an error which names both places. `--print-config` shows the merged result with the source of each value."""
+Every setting is a flag of the launch script and a key of a recipe (YAML), under the section's name and with
+underscores: `--num-layers 4` is `num_layers: 4` under `model:`. Order: defaults < recipes (`--config`, left to right) <
+flags. The DeepSpeed JSON (`--deepspeed_config`) may say "auto" or nothing for what these settings say; where it says
+something else than a recipe or a flag, that is an error which names both places. `--print-config` shows the merged
+result with the source of each value."""
 
 
 def reference_markdown() -> str:

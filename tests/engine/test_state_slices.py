@@ -146,7 +146,7 @@ def test_writing_into_the_views_changes_the_state_that_the_next_step_uses() -> N
 
 
 def steps_with_infinite_gradients() -> list[tuple[list[bool], bool, bool]]:
-    """For every stage and type: skipped flags of a good, a bad and a good step; state as before the second, the third."""
+    """For every stage and type: skipped flags of a good, a bad and a good step; state kept by 2nd, 3rd."""
     seen = []
     for flags in NON_FINITE:
         engine = build(flags)

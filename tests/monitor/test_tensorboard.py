@@ -28,6 +28,7 @@ def row(step: int, loss: float = 1.0) -> dict[str, Any]:
         "loss_scale": 1.0,
         "params_norm": 3.0,
         "skipped_iterations": 0,
+        "nan_iterations": 0,
         "memory_bytes": 1000,
     }
 

@@ -34,7 +34,8 @@ def trained(extra: str) -> Trained | None:
     """Train on seeded random tokens with a ragged loss mask; rank 0's record (whole weights)."""
     config = load_config([*RECIPE.split(), *extra.split()])
     rank, world = dist.get_rank(), dist.get_world_size()
-    engine = build_model_and_engine(config, config.model, Place(mesh=Mesh.of(world), rank=rank, device=torch.device("cpu")))
+    place = Place(mesh=Mesh.of(world), rank=rank, device=torch.device("cpu"))
+    engine = build_model_and_engine(config, config.model, place)
     micro, accumulation = config.batch.micro_batch_size, config.batch.accumulation(world)
     generator = torch.Generator().manual_seed(7)
     losses, norms = [], []

@@ -1,0 +1,146 @@
+"""The layers: every import in megalm points downwards, deferred and TYPE_CHECKING ones included."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import megalm
+
+ROOT = Path(megalm.__file__).parent
+L0 = {"config", "errors", "files"}
+L1 = {"kernels", "dist", "monitor"}
+L2 = {"data", "objectives", "models"}
+L3 = {"parallel", "engine", "checkpoint", "resilience"}
+MAY_IMPORT = {
+    "errors": set(),
+    "files": {"errors"},
+    "config": {"errors", "files"},
+    **dict.fromkeys(L1, L0),
+    **{part: L0 | {"kernels"} for part in L2},
+    **dict.fromkeys(L3, L0 | L1 | L2),
+}
+"""Part of megalm -> the other parts that it may import. All else directly in megalm/ is at the top: everything."""
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """`engine` of megalm/engine/build.py, `training` of megalm/training.py."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(parsed(path))
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, full name) of everything in megalm that a file imports, by statement or by name (`import_module`)."""
+    package = ("megalm", *path.relative_to(ROOT).parent.parts)
+    for node in nodes(path):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and is_module(node.value):
+            names = [node.value]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in names if name.split(".")[0] == "megalm")
+
+
+def is_module(text: str) -> bool:
+    """Whether a string names a module of megalm, as a table for `import_module` would."""
+    parts = text.split(".")
+    place = ROOT.joinpath(*parts[1:])
+    return parts[0] == "megalm" and len(parts) > 1 and (place.with_suffix(".py").is_file() or place.is_dir())
+
+
+def upward_imports(path: Path, own: str) -> list[str]:
+    """Imports of a file of part `own` that its layer forbids."""
+    found = []
+    for line, name in imported(path):
+        part = (*name.split("."), "")[1]
+        inside = {place.stem for place in ROOT.iterdir()}
+        if part in inside and part != own and own in MAY_IMPORT and part not in MAY_IMPORT[own]:
+            found.append(f"{path.relative_to(ROOT.parent)}:{line} ({own}) imports {name}")
+    return found
+
+
+def test_every_part_has_a_layer() -> None:
+    packages = {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()}
+    assert packages <= set(MAY_IMPORT), "a new package needs its line in MAY_IMPORT"
+    assert {part for part in MAY_IMPORT if part != "parallel"} <= {path.stem for path in ROOT.iterdir()}
+
+
+def test_imports_point_downwards() -> None:
+    assert [text for path in FILES for text in upward_imports(path, part_of(path))] == []
+
+
+@pytest.mark.parametrize(
+    ("own", "source"),
+    [
+        ("dist", "import megalm.monitor.board"),
+        ("monitor", "def f():\n    from megalm.dist import mesh"),
+        ("data", "from megalm import dist"),
+        ("models", "if TYPE_CHECKING:\n    from megalm.dist.mesh import Mesh"),
+        ("data", "from ..models import gpt"),
+        ("engine", "from megalm.checkpoint import reader"),
+        ("config", "import_module('megalm.data.build')"),
+        ("checkpoint", "import json, megalm.training"),
+        ("errors", "from megalm.files import sha256_of"),
+    ],
+)
+def test_the_test_sees_every_kind_of_import(
+    own: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / own / "sample.py"
+    path.parent.mkdir()
+    path.write_text(source)
+    for entry in ROOT.iterdir():
+        (tmp_path / entry.name).mkdir(exist_ok=True) if entry.is_dir() else (tmp_path / entry.name).touch()
+    (tmp_path / "data" / "build.py").touch()
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert len(upward_imports(path, own)) == 1
+
+
+def test_there_are_no_global_statements() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in FILES
+        for node in nodes(path)
+        if isinstance(node, ast.Global)
+    ]
+    assert found == []
+
+
+ENVIRON = {"environ", "environb", "getenv", "putenv", "unsetenv"}
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    found = set()
+    for path in FILES:
+        for node in nodes(path):
+            attribute = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
+            by_name = isinstance(node, ast.ImportFrom) and node.module == "os"
+            names = {node.attr} if attribute else {alias.name for alias in node.names} if by_name else set()
+            if names & ENVIRON:
+                found.add(str(path.relative_to(ROOT)))
+    assert found == {"dist/environment.py"}
+
+
+@pytest.mark.parametrize("module", ["megalm", "megalm.cli", "megalm.entry", "megalm.config"])
+def test_what_answers_before_training_does_not_wait_for_torch(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'deepspeed', 'numpy', 'tensorboard'}} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
