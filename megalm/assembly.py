@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 from megalm.checkpoint.resume import SAMPLE_ORDER
+from megalm.checkpoint.run_folder import lock_run_folder, prepare_run_folder, set_aside
 from megalm.config import RunConfig, engine_json
 from megalm.config.model import ModelConfig
 from megalm.data.build import build_datasets
 from megalm.data.gpt_dataset import GPTDataset, SampleDataset
 from megalm.data.loader import MicroBatchIterator, Transform, build_loader
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
+from megalm.dist.collectives import together
 from megalm.dist.mesh import Axis, Mesh
 from megalm.engine.engine import Engine
 from megalm.errors import ConfigError
@@ -122,6 +124,21 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) 
 def run_folder(config: RunConfig) -> Path | None:
     """The folder of --save."""
     return Path(config.checkpoint.save) if config.checkpoint.save else None
+
+
+def open_run_folder(config: RunConfig, place: Place) -> TextIO | None:
+    """Make, probe and lock the run folder (rank 0 holds it while the returned file is open).
+
+    With --fresh an earlier run's files are set aside.
+    """
+    folder = run_folder(config)
+    if folder is None:
+        return None
+    together(place.device, lambda: prepare_run_folder(folder))
+    lock = together(place.device, lambda: lock_run_folder(folder) if place.rank == 0 else None)
+    if config.checkpoint.fresh:
+        together(place.device, lambda: set_aside(folder) if place.rank == 0 else None)
+    return lock
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

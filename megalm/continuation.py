@@ -1,6 +1,7 @@
 """Where a run stands, and how it is saved and continued: the engine's state to and from a checkpoint."""
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ class Progress:
     """Steps whose loss was not finite."""
     bad_in_a_row: int = 0
     """Skipped steps since the last good one."""
+
+    def count(self, loss: float, skipped: bool, samples: int) -> None:
+        """One more step; a skipped one uses up its samples and its place in the schedule like any other."""
+        self.step += 1
+        self.consumed_samples += samples
+        self.skipped_iterations += skipped
+        self.nan_iterations += not math.isfinite(loss)
+        self.bad_in_a_row = self.bad_in_a_row + 1 if skipped else 0
 
 
 def start_place(config: RunConfig) -> tuple[Path | None, bool]:
@@ -71,7 +80,9 @@ def restore(
         return Progress()
     reader = CheckpointReader(place)
     weights_only = config.checkpoint.finetune and not same_run
-    with_moments = not weights_only and not (config.checkpoint.no_load_optim and not same_run)
+    # asked for, and not needlessly: the same run with its optimizer state always goes on exactly
+    new_optimizer = config.checkpoint.no_load_optim and (not same_run or not reader.has("exp_avg"))
+    with_moments = not weights_only and not new_optimizer
     if not weights_only:
         for change in check_same_run(reader.manifest, config.model_dump(mode="json"), identity):
             log.info("changed since step %d: %s", reader.manifest.step, change)

@@ -65,10 +65,10 @@ def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, th
 
     from megalm import assembly
     from megalm.monitor.log import start_logging
-    from megalm.training import open_run_folder, pretrain
+    from megalm.training import pretrain
 
     place = assembly.Place(mesh=Mesh.of(environment.world_size), rank=environment.rank, device=device)
-    open_run_folder(config, place)
+    lock = assembly.open_run_folder(config, place)
     folder = assembly.run_folder(config)
     log = start_logging(environment.rank, folder / "logs" if folder else None)
     for note in notes:
@@ -79,6 +79,8 @@ def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, th
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         dist.barrier()
     stop_process_group()
+    if lock is not None:
+        lock.close()
     return code
 
 

@@ -1,7 +1,6 @@
 """`megalm report`: what a finished or stopped run has reached, and how to look at it and go on."""
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _span(rows: list[dict[str, Any]], name: str) -> str:
     """First and last value of one metric with their steps."""
-    points = [(row["step"], row[name]) for row in rows if name in row and math.isfinite(row[name])]
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     if not points:
         return "none logged"
     (first, start), (last, end) = points[0], points[-1]

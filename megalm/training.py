@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from megalm import assembly
 from megalm.assembly import Data, Place
-from megalm.checkpoint.run_folder import prepare_run_folder, set_aside, write_config
+from megalm.checkpoint.run_folder import write_config
 from megalm.config import RunConfig, dump_config
 from megalm.continuation import Progress, restore, save, start_place
 from megalm.data.gpt_dataset import SampleDataset
@@ -104,6 +104,7 @@ def build_run(config: RunConfig, place: Place, stop: StopRequest) -> Run:
         folder=folder,
         speaks=place.rank == 0,
         resume_step=progress.step,
+        resume_samples=progress.consumed_samples,
         total_iters=config.training.total_iters(global_batch_size),
         flops_per_token=training_flops_per_token(model, config.batch.seq_length),
         ranks=place.mesh.world_size,
@@ -113,16 +114,6 @@ def build_run(config: RunConfig, place: Place, stop: StopRequest) -> Run:
     run = Run(config, place, data, engine, board, progress, stop, started, identity, saved_step)
     log.info(describe_run(run.config, place, data, engine, progress, origin))
     return run
-
-
-def open_run_folder(config: RunConfig, place: Place) -> None:
-    """Make and probe the run folder; with --fresh set an earlier run's files aside."""
-    folder = assembly.run_folder(config)
-    if folder is None:
-        return
-    together(place.device, lambda: prepare_run_folder(folder))
-    if config.checkpoint.fresh:
-        together(place.device, lambda: set_aside(folder) if place.rank == 0 else None)
 
 
 def train(run: Run) -> bool:
@@ -165,7 +156,7 @@ def step_once(run: Run, micro_batches: Iterator[dict[str, torch.Tensor]]) -> Non
     rate = learning_rate(run.progress.step + 1, run.config.optimizer, run.total_iters)
     parts = [assembly.to_device(part, run.place.device) for part in parts]
     result = run.engine.train_step(parts, seeds, rate)
-    advance(run.progress, result, run.global_batch_size)
+    run.progress.count(result.loss, result.skipped, run.global_batch_size)
     run.board.step(step_row(run, result, rate), run.global_batch_size * batch.seq_length, wait_s)
     if run.progress.bad_in_a_row >= MAX_BAD_STEPS and not run.config.precision.fp16:
         raise NonFiniteError(
@@ -173,15 +164,6 @@ def step_once(run: Run, micro_batches: Iterator[dict[str, torch.Tensor]]) -> Non
             f"{run.progress.step - MAX_BAD_STEPS}); lower --lr or look at the data of samples "
             f"{run.progress.consumed_samples - MAX_BAD_STEPS * run.global_batch_size} and on; checkpoints are untouched"
         )
-
-
-def advance(progress: Progress, result: StepResult, global_batch_size: int) -> None:
-    """Count one step; a skipped step uses up its samples and its place in the schedule like any other."""
-    progress.step += 1
-    progress.consumed_samples += global_batch_size
-    progress.skipped_iterations += result.skipped
-    progress.nan_iterations += not math.isfinite(result.loss)
-    progress.bad_in_a_row = progress.bad_in_a_row + 1 if result.skipped else 0
 
 
 def step_row(run: Run, result: StepResult, rate: float) -> dict[str, float | int]:

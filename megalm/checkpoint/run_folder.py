@@ -1,8 +1,11 @@
 """The run folder (`--save`): made, probed, or set aside."""
 
+import fcntl
 import os
+import socket
 import tempfile
 from pathlib import Path
+from typing import TextIO
 
 from megalm.checkpoint.format import LATEST
 from megalm.errors import CheckpointError
@@ -25,6 +28,27 @@ def prepare_run_folder(run: Path) -> None:
         raise CheckpointError(
             f"--save {run} cannot be written: {error.strerror}; choose another folder or mend its permissions"
         ) from error
+
+
+def lock_run_folder(run: Path) -> TextIO:
+    """Hold the run folder for this job as long as the returned file is open; a dead job's hold is gone with it.
+
+    Raises:
+        CheckpointError: another job holds it.
+    """
+    stream = open(run / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.seek(0)
+        raise CheckpointError(
+            f"--save {run} is in use by another job ({stream.read().strip()}); wait for it, end it, or choose another "
+            "folder"
+        ) from None
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    stream.flush()
+    return stream
 
 
 def set_aside(run: Path) -> Path | None:

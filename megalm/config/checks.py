@@ -137,7 +137,9 @@ def checkpoints(config: RunConfig) -> list[str]:
         "no_save_optim": checkpoint.no_save_optim,
         "fresh": checkpoint.fresh,
     }
-    needs_load = {"finetune": checkpoint.finetune, "no_load_optim": checkpoint.no_load_optim}
+    needs_load = {"finetune": checkpoint.finetune}
+    if checkpoint.save is None:  # a run folder whose checkpoint holds no optimizer state may be gone on from
+        needs_load["no_load_optim"] = checkpoint.no_load_optim
     found = []
     for flag, path, settings in (("--save", checkpoint.save, needs_save), ("--load", checkpoint.load, needs_load)):
         for name, value in settings.items():

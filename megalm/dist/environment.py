@@ -1,7 +1,6 @@
 """What the launcher tells a process about its place in the job. The only reader of `os.environ` in megalm."""
 
 import os
-import socket
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
@@ -134,8 +133,3 @@ def choose_accelerator(cuda: bool, environ: MutableMapping[str, str] | None = No
     """Tell DeepSpeed which accelerator to use, before it is imported (else it guesses and warns)."""
     environ = os.environ if environ is None else environ
     environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
-
-
-def host_name() -> str:
-    """This machine's name, for logs."""
-    return socket.gethostname()

@@ -17,10 +17,10 @@ def learning_rate(step: int, config: OptimizerConfig, total_iters: int) -> float
         return config.lr_warmup_init + (config.lr - config.lr_warmup_init) * step / warmup
     if config.lr_decay_style == "constant":
         return config.lr
+    if step > decay_iters:
+        return config.min_lr
     if config.lr_decay_style == "inverse-square-root":
         return max(config.min_lr, config.lr * math.sqrt(max(warmup, 1)) / math.sqrt(step))
-    if step >= decay_iters:
-        return config.min_lr
     if config.lr_decay_style == "WSD":
         share = _wsd(step, config, decay_iters)
     else:

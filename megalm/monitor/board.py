@@ -25,7 +25,7 @@ class Board:
         folder: Path | None,
         speaks: bool,
         resume_step: int,
-        resume_samples: int = 0,
+        resume_samples: int,
         total_iters: int,
         flops_per_token: float,
         ranks: int,

@@ -1,6 +1,7 @@
 """metrics.jsonl: one JSON object for each logged step and each evaluation."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,23 @@ class MetricsFile:
         self.path = path
         if path.exists():
             rows = [row for row in read_metrics(path) if row["step"] <= resume_step]
-            replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+            replace_text(path, "".join(_line(row) for row in rows))
         self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; it is in the file when this returns."""
-        self._stream.write(json.dumps(row) + "\n")
+        self._stream.write(_line(row))
         self._stream.flush()
 
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One row as strict JSON: what is not finite is null."""
+    finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

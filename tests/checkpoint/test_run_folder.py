@@ -1,12 +1,13 @@
 """The run folder is proved writable before training, and --fresh loses nothing."""
 
+import os
 from pathlib import Path
 
 import pytest
 from handmade import names
 
 from megalm.checkpoint.format import find_checkpoint
-from megalm.checkpoint.run_folder import prepare_run_folder, set_aside, write_config
+from megalm.checkpoint.run_folder import lock_run_folder, prepare_run_folder, set_aside, write_config
 from megalm.errors import CheckpointError
 
 
@@ -54,3 +55,11 @@ def test_each_earlier_run_has_its_own_number(run: Path) -> None:
 def test_there_may_be_nothing_to_set_aside(tmp_path: Path) -> None:
     assert set_aside(tmp_path) is None
     assert names(tmp_path) == []
+
+
+def test_a_second_job_is_refused_while_the_first_holds_the_folder(tmp_path: Path) -> None:
+    first = lock_run_folder(tmp_path)
+    with pytest.raises(CheckpointError, match=f"in use by another job .process {os.getpid()} on"):
+        lock_run_folder(tmp_path)
+    first.close()
+    lock_run_folder(tmp_path).close()

@@ -54,7 +54,7 @@ def test_the_model_learns(trained: Path) -> None:
 
 def test_the_run_folder_holds_everything(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "tensorboard", "logs", "step_20", "step_40", "latest"}
+    assert names == {"config.yaml", "metrics.jsonl", "tensorboard", "logs", "step_20", "step_40", "latest", ".lock"}
     assert (trained / "latest").read_text() == "step_40\n"
     assert {path.name for path in (trained / "logs").iterdir()} == {"rank_00000.log", "rank_00001.log"}
     assert yaml.safe_load((trained / "config.yaml").read_text())["model"]["vocab_size"] == 1000

@@ -69,6 +69,7 @@ def test_the_boards_two_meters_are_both_paused(clock: Clock, monkeypatch: pytest
         folder=None,
         speaks=False,
         resume_step=0,
+        resume_samples=0,
         total_iters=4,
         flops_per_token=1.0,
         ranks=1,

@@ -70,7 +70,7 @@ def one_process() -> Trained:
 
 FP32 = (1e-5, 1e-5)
 # low precision rounds activations and weights at every step; Adam turns a tiny gradient's sign into a whole step
-BF16 = (5e-3, 6e-2)
+BF16 = (1e-2, 6e-2)
 FP16 = (5e-3, 5e-3)
 ROWS = [
     # ranks, flags, relative tolerance: of losses and norms, of all weights together (L2)
