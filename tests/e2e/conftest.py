@@ -107,6 +107,15 @@ class Workspace:
             "launch/pretrain_gpt.py", *self.inputs, *flags, timeout=timeout,
         )  # fmt: skip
 
+    def ten_steps(self, stage: int) -> Path:
+        """The run folder of ten steps on two ranks at one ZeRO stage with the shipped JSON; trained once."""
+        folder = self.folder / f"zero{stage}"
+        if not folder.exists():
+            done = self.deepspeed("--deepspeed_config", f"ds_configs/zero{stage}.json", "--save", folder)
+            assert done.code == 0, done.output
+            assert f"ZeRO {stage}" in done.output
+        return folder
+
     def python(self, *flags: str | Path, timeout: float = 240) -> Finished:
         """Train in one process, without a launcher."""
         return run(sys.executable, "launch/pretrain_gpt.py", *self.inputs, *flags, timeout=timeout)

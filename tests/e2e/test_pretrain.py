@@ -37,11 +37,7 @@ def one_process(workspace: Workspace) -> Path:
 def test_every_zero_stage_on_two_ranks_prints_the_losses_of_one_process(
     workspace: Workspace, one_process: Path, stage: int
 ) -> None:
-    folder = workspace.folder / f"zero{stage}"
-    done = workspace.deepspeed("--deepspeed_config", f"ds_configs/zero{stage}.json", "--save", folder)
-    assert done.code == 0, done.output
-    assert losses(folder) == pytest.approx(losses(one_process), rel=2e-5)
-    assert f"ZeRO {stage}" in done.output
+    assert losses(workspace.ten_steps(stage)) == pytest.approx(losses(one_process), rel=2e-5)
 
 
 def test_the_model_learns(trained: Path) -> None:
@@ -75,17 +71,16 @@ def test_tensorboard_has_the_curves(trained: Path) -> None:
     assert points[9].value == pytest.approx(losses(trained)[10], rel=1e-6)
 
 
-def test_a_stopped_and_resumed_run_is_bit_equal(workspace: Workspace, one_process: Path) -> None:
-    for stage, ranks in ((2, 2), (3, 2)):
-        whole, parts = workspace.folder / f"whole{stage}", workspace.folder / f"parts{stage}"
-        flags = ["--zero-stage", str(stage)]
-        assert workspace.deepspeed(*flags, "--save", whole, ranks=ranks).code == 0
-        assert workspace.deepspeed(*flags, "--save", parts, "--exit-interval", "4", ranks=ranks).code == 0
-        assert max(losses(parts)) == 4
-        assert workspace.deepspeed(*flags, "--save", parts, ranks=ranks).code == 0
-        for one, other in zip(metrics(whole), metrics(parts), strict=True):
-            for name in ("step", "loss", "grad_norm", "validation_loss"):
-                assert one.get(name) == other.get(name), (stage, one["step"], name)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_stopped_and_resumed_run_is_bit_equal(workspace: Workspace, stage: int) -> None:
+    whole, parts = workspace.ten_steps(stage), workspace.folder / f"parts{stage}"
+    flags = ["--deepspeed_config", f"ds_configs/zero{stage}.json", "--save", parts]
+    assert workspace.deepspeed(*flags, "--exit-interval", "4").code == 0
+    assert max(losses(parts)) == 4
+    assert workspace.deepspeed(*flags).code == 0
+    for one, other in zip(metrics(whole), metrics(parts), strict=True):
+        for name in ("step", "loss", "grad_norm", "validation_loss"):
+            assert one.get(name) == other.get(name), (one["step"], name)
 
 
 def test_resuming_with_other_ranks_and_another_stage_goes_on_alike(workspace: Workspace, one_process: Path) -> None:
