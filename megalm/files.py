@@ -7,15 +7,15 @@ from pathlib import Path
 
 def sync_folder(folder: Path) -> None:
     """Returns when the names in `folder` are on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    _sync(folder)
 
 
 def sync_file(path: Path) -> None:
     """Returns when the content of `path` is on disk."""
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megalm.errors import DataError
+from megalm.files import sync_folder
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -62,11 +63,7 @@ def flush_to_disk(stream: BinaryIO) -> None:
 def publish(path: Path) -> None:
     """Gives the temporary file of `path` its final name; the rename survives a power cut."""
     os.replace(partial_path(path), path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 @contextlib.contextmanager

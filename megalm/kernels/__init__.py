@@ -9,7 +9,7 @@ To add one:
 2. `tests/kernels/test_<op>.py`: the reference against an independent formula in float64, gradients
    (`torch.autograd.gradcheck`), odd shapes, and a tolerance of its own for each dtype.
 3. A fused version later: the formula once in `csrc/<op>.h`, included by the CPU and the CUDA source, one schema,
-   and `torch.library.opcheck` in the tests. The public function keeps its name and signature.
+   and torch's `opcheck` of custom operators in the tests. The public function keeps its name and signature.
 
 Kernels know tensors and numbers only: no configuration, no modules, no ranks.
 """
