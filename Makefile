@@ -45,7 +45,7 @@ $(DATA)/corpus_text_document.idx: $(DATA)/corpus.jsonl $(DATA)/tokenizer.model
 
 quickstart: $(DATA)/corpus_text_document.idx
 	PATH="$(abspath $(BIN)):$$PATH" $(TRAIN) $(TRAIN_ARGS)
-	$(BIN)/megalm report --load $(RUN) --command "$(BIN)/$(TRAIN) --train-iters 480"
+	$(BIN)/megalm report --load $(RUN) --command "$(BIN)/$(TRAIN) --train-iters 400"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)

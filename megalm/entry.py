@@ -11,9 +11,11 @@ import traceback
 from collections.abc import Sequence
 
 from megalm.config import check_layout, load
+from megalm.config.load import with_sources
 from megalm.config.sections import RunConfig
+from megalm.config.settings import Given
 from megalm.dist.environment import LaunchEnvironment, choose_accelerator, prepare_process, read_environment
-from megalm.errors import MegalmError
+from megalm.errors import LayoutError, MegalmError
 
 _WAIT_FOR_REPORT_S = 8.0
 
@@ -43,7 +45,11 @@ def _checked(
     if environment.rank != 0 and argv is None and {"--help", "-h", "--print-config"} & set(sys.argv):
         sys.exit(0)  # rank 0 prints it
     loaded = load(sys.argv[1:] if argv is None else argv, prog)
-    check_layout(loaded.config, environment.world_size)
+    try:
+        check_layout(loaded.config, environment.world_size)
+    except LayoutError as error:
+        places = {name: Given(None, source) for name, source in loaded.sources.items()}
+        raise LayoutError([with_sources(problem, places) for problem in error.problems]) from None
     return loaded.config, loaded.notes
 
 

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm generate`."""
     parser.add_argument("--load", required=True, metavar="RUN", help="run folder, or one of its step_N folders")
     parser.add_argument("--prompt", default="", help="text to continue; empty: a new document")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="most tokens to add (default 128)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="most tokens to add (default 128, or what fits)"
+    )
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest only; 0: all")
     parser.add_argument(
@@ -39,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         load_model(reader),
         tokenizer,
         arguments.prompt,
-        max_new_tokens=arguments.max_new_tokens,
+        max_new_tokens=arguments.max_new_tokens or 0,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
@@ -102,8 +104,12 @@ def tokenizer_of(reader: CheckpointReader, moved_to: str | None = None) -> Token
     return tokenizer
 
 
-def sample_text(model: GPT, tokenizer: Tokenizer, prompt: str, *, num_samples: int, **options: Any) -> list[str]:
+def sample_text(
+    model: GPT, tokenizer: Tokenizer, prompt: str, *, num_samples: int, max_new_tokens: int, **options: Any
+) -> list[str]:
     """The prompt with each of its continuations, as text; `options` are those of `models.generation.generate`.
+
+    `max_new_tokens` 0 is 128, or as many as learned positions leave.
 
     Raises:
         ConfigError: no prompt, and the tokenizer has no end-of-document token that could begin a text.
@@ -113,6 +119,12 @@ def sample_text(model: GPT, tokenizer: Tokenizer, prompt: str, *, num_samples: i
         if tokenizer.eod is None:
             raise ConfigError("the tokenizer has no end-of-document token to begin with; give --prompt TEXT")
         tokens = [tokenizer.eod]
-    continuations = generate(model, tokens, num_samples=num_samples, stop_token=tokenizer.eod, **options)
+    if not max_new_tokens:
+        learned = model.config.position_embedding_type == "learned_absolute"
+        room = (model.config.max_position_embeddings or 0) - len(tokens)
+        max_new_tokens = max(1, min(128, room)) if learned else 128
+    continuations = generate(
+        model, tokens, max_new_tokens, num_samples=num_samples, stop_token=tokenizer.eod, **options
+    )
     kept = [[token for token in new if token != tokenizer.eod] for new in continuations]
     return [tokenizer.decode((tokens if prompt else []) + new) for new in kept]

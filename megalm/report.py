@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm report`."""
     parser.add_argument("--load", required=True, metavar="RUN", help="run folder")
     parser.add_argument("--prompt", default="def main(", help="text that the sample continues")
-    parser.add_argument("--max-new-tokens", type=int, default=80, metavar="N", help="length of the sample (default 80)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=0, metavar="N", help="length of the sample (default 128, or what fits)"
+    )
     parser.add_argument("--command", dest="launch", metavar="TEXT", help="the command that trains the run, to be shown")
 
 

@@ -137,7 +137,8 @@ def train(run: Run) -> bool:
                 save_now(run)
     save_now(run)
     if reason is not None and run.progress.step < run.total_iters:
-        log.info("stopped after step %d: %s; run the same command again to continue", run.progress.step, reason)
+        way_on = "run the same command again to continue" if run.config.checkpoint.save else "nothing is saved (--save)"
+        log.info("stopped after step %d: %s; %s", run.progress.step, reason, way_on)
         return False
     return True
 

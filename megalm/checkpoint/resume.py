@@ -3,6 +3,7 @@
 from typing import Any
 
 from megalm.checkpoint.format import Manifest
+from megalm.config.data import DataConfig
 from megalm.errors import CheckpointError
 
 SAMPLE_ORDER = "sample order"
@@ -10,7 +11,7 @@ _FIXED_SECTIONS = ("model",)
 _FIXED_FIELDS = {
     "batch": ("seq_length",),
     "training": ("seed",),
-    "data": ("data_path", "train_data_path", "split", "mock_data", "eod_mask_loss"),
+    "data": ("split", "mock_data", "eod_mask_loss"),  # not the paths: the data's fingerprint is in the identity
 }
 
 
@@ -25,7 +26,7 @@ def check_same_run(manifest: Manifest, config: dict[str, Any], identity: dict[st
     for section, fields in config.items():
         for name, value in fields.items():
             before = manifest.config.get(section, {}).get(name)
-            if before == value:
+            if before == value or (name == "split" and _shares(before) == _shares(value)):
                 continue
             text = f"{section}.{name} was {before!r}, is {value!r}"
             fixed = section in _FIXED_SECTIONS or name in _FIXED_FIELDS.get(section, ())
@@ -44,3 +45,8 @@ def check_same_run(manifest: Manifest, config: dict[str, Any], identity: dict[st
             "restore these settings, or use another --save (and --load with --finetune to start from its weights)"
         )
     return allowed
+
+
+def _shares(split: str) -> tuple[float, float, float]:
+    """The shares of a split, however it is spelled."""
+    return DataConfig(split=split).split_shares()

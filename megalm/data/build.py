@@ -16,6 +16,7 @@ from megalm.errors import DataError
 Datasets = tuple[SampleDataset | None, SampleDataset | None, SampleDataset | None]
 
 SPLITS = ("train", "valid", "test")
+DEFAULT_SPLIT = DataConfig.model_fields["split"].default
 
 
 def build_datasets(
@@ -117,6 +118,8 @@ def _documents(data: DataConfig, num_samples: tuple[int, int, int]) -> list[_Doc
     ):
         if share == 0 or count == 0:
             found.append(None)
+        elif start == stop and name == "test" and data.split == DEFAULT_SPLIT:
+            found.append(None)  # nobody asked for a test set
         elif start == stop:
             raise DataError(
                 f'--split "{data.split}" leaves the {name} split none of the {len(indexed)} documents of '

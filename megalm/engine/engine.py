@@ -3,7 +3,7 @@
 Shapes: B micro-batch size, T sequence length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ class Engine:
     def __init__(self, wrapped: Any, stage: int, names: dict[nn.Parameter, str], device: torch.device) -> None:
         self.wrapped = wrapped
         self.stage = stage
+        self._grow_scale = _grow_after_step(wrapped.optimizer.loss_scaler) if stage and wrapped.fp16_enabled() else None
         self.names = names
         self.device = device
 
@@ -82,6 +83,8 @@ class Engine:
     def _update(self) -> None:
         try:
             self.wrapped.step()
+            if self._grow_scale is not None and self.wrapped.was_step_applied():
+                self._grow_scale(False)
         except Exception as error:
             if "scale already at minimum" not in str(error):
                 raise
@@ -158,3 +161,13 @@ class Engine:
         if dist.get_world_size() > 1:
             dist.all_reduce(total)
         return float(total)
+
+
+def _grow_after_step(scaler: Any) -> Callable[[bool], None]:
+    """Make DeepSpeed's loss scaler leave the scale of a good step alone; returns what lets it grow afterwards.
+
+    ZeRO 1 to 3 update the scale before they divide the gradients by it, so that each growth would halve a step.
+    """
+    update: Callable[[bool], None] = scaler.update_scale
+    scaler.update_scale = lambda overflow: update(True) if overflow else None
+    return update

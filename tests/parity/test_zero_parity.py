@@ -89,6 +89,10 @@ ROWS = [
     (2, "--zero-stage 1 --micro-batch-size 2 --fp16 --initial-loss-scale 1024", *FP16),
     (2, "--zero-stage 2 --micro-batch-size 2 --fp16 --initial-loss-scale 1024", *FP16),
     (2, "--zero-stage 3 --micro-batch-size 2 --fp16 --initial-loss-scale 1024", *FP16),
+    # the loss scale doubles on the way; the step at which it does is like any other
+    (2, "--zero-stage 0 --micro-batch-size 2 --fp16 --initial-loss-scale 1024 --loss-scale-window 1", *FP16),
+    (2, "--zero-stage 2 --micro-batch-size 2 --fp16 --initial-loss-scale 1024 --loss-scale-window 1", *FP16),
+    (2, "--zero-stage 3 --micro-batch-size 2 --fp16 --initial-loss-scale 1024 --loss-scale-window 1", *FP16),
 ]
 
 
