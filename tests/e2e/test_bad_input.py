@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import Workspace
+from launching import Workspace
 
 pytestmark = pytest.mark.e2e
 

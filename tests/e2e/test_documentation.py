@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, environment
+from launching import REPOSITORY, environment
 
 pytestmark = pytest.mark.e2e
 

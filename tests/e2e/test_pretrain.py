@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import BIN, REPOSITORY, Workspace, environment, free_port, losses, metrics, run
+from launching import BIN, REPOSITORY, Workspace, environment, free_port, losses, metrics, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.e2e

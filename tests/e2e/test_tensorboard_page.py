@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import BIN, Workspace, environment, losses, run
+from launching import BIN, Workspace, environment, losses, run
 
 pytestmark = [
     pytest.mark.e2e,
