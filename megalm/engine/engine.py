@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from megalm.dist.slices import StateSlice
 from megalm.engine import state
 from megalm.errors import NonFiniteError
+from megalm.models.loss import summed_loss, token_count
 
 Batch = dict[str, Tensor]
 
@@ -57,7 +58,7 @@ class Engine:
         for group in wrapped.basic_optimizer.param_groups:
             group["lr"] = learning_rate
         scale = self.loss_scale
-        tokens = self._sum_over_ranks(sum(batch["loss_mask"].sum(dtype=torch.float64) for batch in micro_batches))
+        tokens = self._sum_over_ranks(sum(token_count(batch["loss_mask"]) for batch in micro_batches))
         ranks = dist.get_world_size()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), 1):
@@ -97,7 +98,7 @@ class Engine:
     def eval_step(self, batch: Batch) -> Tensor:
         """This rank's (sum of losses, number of unmasked tokens) as a float64 tensor of two."""
         self.wrapped.eval()
-        return torch.stack([self._summed_loss(batch).double(), batch["loss_mask"].sum(dtype=torch.float64)])
+        return torch.stack([self._summed_loss(batch).double(), token_count(batch["loss_mask"])])
 
     def mean_over_ranks(self, sums: Tensor) -> float:
         """Loss per token from every rank's sum of `eval_step` results."""
@@ -154,7 +155,7 @@ class Engine:
 
     def _summed_loss(self, batch: Batch) -> Tensor:
         losses_BT = self.wrapped(batch["tokens"], labels_BT=batch["labels"])
-        return torch.where(batch["loss_mask"] != 0, losses_BT * batch["loss_mask"], 0.0).sum()
+        return summed_loss(losses_BT, batch["loss_mask"])
 
     def _sum_over_ranks(self, value: Tensor | int) -> float:
         total = torch.as_tensor(value, dtype=torch.float64, device=self.device)
