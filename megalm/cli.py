@@ -16,6 +16,7 @@ _COMMANDS = {
     "train-tokenizer": ("megalm.data.train_tokenizer", "train a sentencepiece tokenizer"),
     "preprocess": ("megalm.data.preprocess", "turn JSONL into an indexed dataset (.bin and .idx)"),
     "generate": ("megalm.generate", "continue a prompt with a trained model"),
+    "kernels": ("megalm.kernels.command", "build the fused kernels, or say what a run would use"),
     "report": ("megalm.report", "say how a run went: losses, checkpoint, a sample, how to continue"),
 }
 """Command -> (module with add_arguments and run, one line of help)."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megalm.kernels.support import fused_takes
+
 # Rows are taken in groups of about this many logits, so that the float32 work space stays at 16 MiB.
 CHUNK_ELEMENTS = 4 * 1024 * 1024
 
@@ -59,3 +61,154 @@ def _chunks(tensor: Tensor, logits_NV: Tensor) -> tuple[Tensor, ...]:
     if torch.compiler.is_compiling():
         return (tensor,)
     return torch.split(tensor, max(1, CHUNK_ELEMENTS // logits_NV.shape[-1]))
+
+
+def vocabulary_statistics(
+    logits_NV: Tensor, labels_N: Tensor, start: int, num_classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(max, sum of exp(logit - max), logit of the label) of each row over one range of the vocabulary, float32.
+
+    Column j is token `start` + j; columns from `num_classes` on are padding. The label's logit is 0 where the label
+    lies outside of the range: its sum over ranges is the label's logit. With no columns the maximum is -inf.
+    """
+    wide = logits_NV[:, :num_classes].float()
+    if num_classes == 0:
+        return wide.new_full((len(wide),), float("-inf")), wide.new_zeros(len(wide)), wide.new_zeros(len(wide))
+    largest = wide.amax(-1)
+    column = labels_N - start
+    here = (column >= 0) & (column < num_classes)
+    target = wide.gather(1, column.clamp(0, num_classes - 1)[:, None]).squeeze(1)
+    return largest, (wide - largest[:, None]).exp().sum(-1), torch.where(here, target, 0.0)
+
+
+def vocabulary_gradient(
+    logits_NV: Tensor,
+    labels_N: Tensor,
+    logsumexp_N: Tensor,
+    scale_N: Tensor,
+    start: int,
+    num_classes: int,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """scale x (softmax (1 + 2 z logsumexp) - one hot) of one range of the vocabulary; dtype of the logits.
+
+    `logsumexp_N` is over the whole vocabulary. Padding columns get zero.
+    """
+    wide = logits_NV[:, :num_classes].float()
+    grad = (wide - logsumexp_N[:, None]).exp() * (scale_N * (1 + 2 * z_loss * logsumexp_N))[:, None]
+    column = labels_N - start
+    here = (column >= 0) & (column < num_classes)
+    if num_classes:
+        grad.scatter_add_(1, column.clamp(0, num_classes - 1)[:, None], torch.where(here, -scale_N, 0.0)[:, None])
+    grad = grad.masked_fill(scale_N[:, None] == 0, 0.0)
+    return torch.nn.functional.pad(grad, (0, logits_NV.shape[1] - num_classes)).to(logits_NV.dtype)
+
+
+def fused_vocabulary_statistics(
+    logits_NV: Tensor, labels_N: Tensor, start: int, num_classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`vocabulary_statistics` in one pass over the logits."""
+    if not fused_takes(logits_NV):
+        return vocabulary_statistics(logits_NV, labels_N, start, num_classes)
+    largest, total, target = torch.ops.megalm.cross_entropy(logits_NV, labels_N, start, num_classes, False)
+    return largest, total, target
+
+
+def fused_vocabulary_gradient_(
+    logits_NV: Tensor,
+    labels_N: Tensor,
+    logsumexp_N: Tensor,
+    scale_N: Tensor,
+    start: int,
+    num_classes: int,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """`vocabulary_gradient` written over the logits, which it returns."""
+    if not fused_takes(logits_NV):
+        return vocabulary_gradient(logits_NV, labels_N, logsumexp_N, scale_N, start, num_classes, z_loss)
+    torch.ops.megalm.cross_entropy_backward_(logits_NV, labels_N, logsumexp_N, scale_N, start, num_classes, z_loss)
+    return logits_NV
+
+
+def fused_cross_entropy(
+    logits: Tensor, labels: Tensor, num_classes: int | None = None, *, z_loss: float = 0.0, in_place: bool = False
+) -> Tensor:
+    """`cross_entropy` in one pass over the logits, plus z_loss x logsumexp^2 for each token.
+
+    With `in_place` the backward writes the gradient over the logits: nobody may read them afterwards, and the graph
+    can be walked once only (a second backward is an error). Source of the z-loss: Chowdhery et al. 2022,
+    arXiv:2204.02311, section 5. On CUDA a label outside of the vocabulary gives nan; on the CPU it is an error.
+    """
+    classes = logits.shape[-1] if num_classes is None else num_classes
+    if not fused_takes(logits):
+        assert z_loss == 0.0, "the z-loss has no reference in float64 here"
+        return cross_entropy(logits, labels, classes)
+    flat, ids = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    if in_place and not torch.compiler.is_compiling():
+        losses: Tensor = _InPlaceCrossEntropy.apply(flat, ids, classes, z_loss)
+    else:
+        largest, total, target = torch.ops.megalm.cross_entropy(flat.detach(), ids, 0, classes, True)
+        losses = _CrossEntropyOfStatistics.apply(flat, ids, largest + total.log(), target, classes, z_loss)
+    return losses.view(labels.shape)
+
+
+def _losses(logsumexp_N: Tensor, target_N: Tensor, z_loss: float) -> Tensor:
+    losses_N = logsumexp_N - target_N
+    return losses_N + z_loss * logsumexp_N.square() if z_loss else losses_N
+
+
+class _CrossEntropyOfStatistics(torch.autograd.Function):
+    """Forward: per-row loss from the row's statistics. Backward: a new tensor, from the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_NV: Tensor, labels_N: Tensor, logsumexp_N: Tensor, target_N: Tensor, classes: int, z: float
+    ) -> Tensor:
+        ctx.save_for_backward(logits_NV, labels_N, logsumexp_N)
+        ctx.classes, ctx.z_loss = classes, z
+        return _losses(logsumexp_N, target_N, z)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        logits_NV, labels_N, logsumexp_N = ctx.saved_tensors
+        scale_N = grads[0].contiguous()
+        grad_NV = torch.ops.megalm.cross_entropy_backward(
+            logits_NV, labels_N, logsumexp_N, scale_N, 0, ctx.classes, ctx.z_loss
+        )
+        return grad_NV, None, None, None, None, None
+
+
+class _InPlaceCrossEntropy(torch.autograd.Function):
+    """Forward: per-row loss. Backward: the gradient over the logits themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor, classes: int, z_loss: float) -> Tensor:
+        largest_N, sum_N, target_N = torch.ops.megalm.cross_entropy(logits_NV, labels_N, 0, classes, True)
+        logsumexp_N = largest_N + sum_N.log()
+        ctx.save_for_backward(logits_NV, labels_N, logsumexp_N)
+        ctx.classes, ctx.z_loss = classes, z_loss
+        return _losses(logsumexp_N, target_N, z_loss)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        logits_NV, labels_N, logsumexp_N = ctx.saved_tensors
+        scale_N = grads[0].contiguous()
+        torch.ops.megalm.cross_entropy_backward_(
+            logits_NV, labels_N, logsumexp_N, scale_N, 0, ctx.classes, ctx.z_loss
+        )
+        return logits_NV, None, None, None
+
+
+def register() -> None:
+    """Fake implementations."""
+    torch.library.register_fake("megalm::cross_entropy", _fake)
+    torch.library.register_fake("megalm::cross_entropy_backward", lambda logits, *_: logits.new_empty(logits.shape))
+    torch.library.register_fake("megalm::cross_entropy_backward_", lambda *_: None)
+
+
+def _fake(
+    logits: Tensor, labels: Tensor, start: int, num_classes: int, whole: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = logits.shape[0]
+    largest, total, target = (logits.new_empty(rows, dtype=torch.float32) for _ in range(3))
+    return largest, total, target

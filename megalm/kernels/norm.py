@@ -1,8 +1,17 @@
-"""Layer and root-mean-square normalization of the last dim, with float32 statistics for every input dtype."""
+"""Layer and root-mean-square normalization of the last dim, with float32 statistics for every input dtype.
+
+Each takes an optional residual that is added to the input first: the result is then (normalized, sum), and the sum is
+rounded to the input's dtype before it is normalized, as if it had been computed on its own.
+"""
+
+import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from megalm.kernels.support import fused_takes, wide
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
@@ -18,13 +27,115 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -
     return F.layer_norm(x.float(), weight.shape, weight.float(), shift, epsilon).to(x.dtype)
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """x / sqrt(mean(x^2) + epsilon) * weight over the last dim; shape and dtype of `x`.
+def rms_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last dim; shape and dtype of `x`. `bias` is None.
 
     The mean square, the division and the scale are computed in float32 and rounded once at the end.
     `weight` has shape (x.shape[-1],); its dtype may differ from x's.
     Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", equation 4.
     """
+    assert bias is None, "RMSNorm has no bias"
     wide = x if x.dtype == torch.float64 else x.float()
     inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
     return (wide * inverse * weight.to(wide.dtype)).to(x.dtype)
+
+
+def layer_norm_after_add(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """(`layer_norm` of the sum x + residual, the sum)."""
+    total = x + residual
+    return layer_norm(total, weight, bias, epsilon), total
+
+
+def rms_norm_after_add(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """(`rms_norm` of the sum x + residual, the sum)."""
+    total = x + residual
+    return rms_norm(total, weight, bias, epsilon), total
+
+
+def fused_layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+    """`layer_norm`, one pass over memory."""
+    if not fused_takes(x):
+        return layer_norm(x, weight, bias, epsilon)
+    y: Tensor = torch.ops.megalm.norm(x, None, weight.float(), wide(bias), epsilon, True)[0]
+    return y
+
+
+def fused_rms_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+    """`rms_norm`, one pass over memory."""
+    if not fused_takes(x):
+        return rms_norm(x, weight, bias, epsilon)
+    y: Tensor = torch.ops.megalm.norm(x, None, weight.float(), None, epsilon, False)[0]
+    return y
+
+
+def fused_layer_norm_after_add(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """`layer_norm_after_add`, one pass over memory."""
+    if not fused_takes(x) or x.dtype != residual.dtype:
+        return layer_norm_after_add(x, residual, weight, bias, epsilon)
+    y, total, _, _ = torch.ops.megalm.norm(x, residual, weight.float(), wide(bias), epsilon, True)
+    return y, total
+
+
+def fused_rms_norm_after_add(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """`rms_norm_after_add`, one pass over memory."""
+    if not fused_takes(x) or x.dtype != residual.dtype:
+        return rms_norm_after_add(x, residual, weight, bias, epsilon)
+    y, total, _, _ = torch.ops.megalm.norm(x, residual, weight.float(), None, epsilon, False)
+    return y, total
+
+
+def register() -> None:
+    """Fake implementations and gradient."""
+    torch.library.register_fake("megalm::norm", _fake)
+    torch.library.register_fake("megalm::norm_backward", _fake_backward)
+    torch.library.register_autograd("megalm::norm", _backward, setup_context=_setup)
+
+
+def _fake(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float, center: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = math.prod(x.shape[:-1])
+    total = x.new_empty(x.shape if residual is not None else (0,))
+    mean = x.new_empty(rows if center else 0, dtype=torch.float32)
+    return x.new_empty(x.shape), total, mean, x.new_empty(rows, dtype=torch.float32)
+
+
+def _fake_backward(
+    grad: Tensor,
+    grad_sum: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    center: bool,
+    has_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    width = x.shape[-1]
+    return x.new_empty(x.shape), weight.new_empty(width), weight.new_empty(width if has_bias else 0)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, residual, weight, bias, _, ctx.center = inputs
+    ctx.has_residual, ctx.has_bias = residual is not None, bias is not None
+    ctx.save_for_backward(output[1] if ctx.has_residual else x, weight, output[2], output[3])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, grad_sum: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    x, weight, mean, rstd = ctx.saved_tensors
+    if not ctx.has_residual:
+        grad_sum = None
+    if grad is None:
+        return grad_sum, grad_sum, None, None, None, None
+    grad_x, grad_weight, grad_bias = torch.ops.megalm.norm_backward(
+        grad, grad_sum, x, weight, mean, rstd, ctx.center, ctx.has_bias
+    )
+    return grad_x, grad_x if ctx.has_residual else None, grad_weight, grad_bias if ctx.has_bias else None, None, None

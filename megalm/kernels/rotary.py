@@ -3,8 +3,12 @@
 Shapes: B batch, T sequence, H heads, C head width, R rotary width (R <= C, even).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from megalm.kernels.support import fused_takes
 
 
 def rotary_tables(
@@ -36,3 +40,36 @@ def apply_rotary(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
     if 2 * half == x_BTHC.shape[-1]:
         return turned
     return torch.cat((turned, x_BTHC[..., 2 * half :]), dim=-1)
+
+
+def fused_rotary(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
+    """`apply_rotary`, one pass over memory; the gradient turns back by the same tables."""
+    if not fused_takes(x_BTHC) or cos_BTR.dtype != torch.float32:
+        return apply_rotary(x_BTHC, cos_BTR, sin_BTR)
+    y: Tensor = torch.ops.megalm.rotary(x_BTHC, cos_BTR, sin_BTR, False)
+    return y
+
+
+def fused_rotary_(q_BTHC: Tensor, k_BTGC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> None:
+    """`apply_rotary` of queries and keys in place, without a gradient: for inference, and inside other backwards.
+
+    Both have adjacent channels; H and G may differ.
+    """
+    torch.ops.megalm.rotary_(q_BTHC, k_BTGC, cos_BTR, sin_BTR, False)
+
+
+def register() -> None:
+    """Fake implementations and gradient."""
+    torch.library.register_fake("megalm::rotary", lambda x, cos, sin, inverse: x.new_empty(x.shape))
+    torch.library.register_fake("megalm::rotary_", lambda q, k, cos, sin, inverse: None)
+    torch.library.register_autograd("megalm::rotary", _backward, setup_context=_setup)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, cos, sin, ctx.inverse = inputs
+    ctx.save_for_backward(cos, sin)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    cos, sin = ctx.saved_tensors
+    return torch.ops.megalm.rotary(grad, cos, sin, not ctx.inverse), None, None, None

@@ -1,0 +1,68 @@
+// Activations of the MLP with their derivatives: of x + bias, or of a gate times another input.
+#pragma once
+#include "common.h"
+
+namespace megalm {
+
+enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kSquaredRelu };
+
+struct Gated {  // y = f(gate) up
+  const void *gate, *up, *grad;  // (rows, cols); grad is null in the forward
+  void *y, *grad_gate, *grad_up;  // contiguous
+  int64_t rows, cols, gate_stride, up_stride, grad_stride;
+  Activation kind;
+  Dtype dtype;
+};
+
+struct BiasActivation {  // y = f(x + bias)
+  const void *x, *grad;  // (rows, cols); grad is null in the forward
+  const float* bias;  // (cols), or null
+  void* y;  // contiguous: the output, or the gradient of x
+  float *partial_bias, *grad_bias;  // (chunks, cols) work space and (cols), or null
+  int64_t rows, cols, chunks, x_stride, grad_stride;
+  Activation kind;
+  Dtype dtype;
+};
+
+inline namespace MEGALM_ISA {
+
+template <class F>
+MEGALM_HD F sigmoid(F x) {
+  return 1.0f / (exp_(-x) + 1.0f);
+}
+
+template <class F>
+struct ValueAndSlope {
+  F value, slope;
+};
+
+// f(x) and f'(x)
+template <Activation kind, class F>
+MEGALM_HD ValueAndSlope<F> activation(F x) {
+  if constexpr (kind == Activation::kSilu) {
+    const F s = sigmoid(x);
+    return {x * s, s * (x * (1.0f - s) + 1.0f)};
+  } else if constexpr (kind == Activation::kGelu) {
+    const F cdf = normal_cdf(x);
+    return {x * cdf, cdf + x * exp_(x * x * -0.5f) * 0.39894228f};
+  } else if constexpr (kind == Activation::kGeluTanh) {
+    // (1 + tanh u) / 2 = sigmoid(2u)
+    constexpr float scale = 2.0f * 0.79788456f;
+    const F s = sigmoid((x * x * 0.044715f + 1.0f) * x * scale);
+    return {x * s, s + x * s * (1.0f - s) * (x * x * (3.0f * 0.044715f) + 1.0f) * scale};
+  } else {
+    const F positive = max_(x, x * 0.0f);
+    return {positive * positive, positive * 2.0f};
+  }
+}
+
+}  // inline namespace MEGALM_ISA
+}  // namespace megalm
+
+#define MEGALM_DISPATCH_ACTIVATION(kind, name, ...)                                                             \
+  switch (kind) {                                                                                               \
+    case ::megalm::Activation::kSilu: { constexpr auto name = ::megalm::Activation::kSilu; __VA_ARGS__; break; }               \
+    case ::megalm::Activation::kGelu: { constexpr auto name = ::megalm::Activation::kGelu; __VA_ARGS__; break; }               \
+    case ::megalm::Activation::kGeluTanh: { constexpr auto name = ::megalm::Activation::kGeluTanh; __VA_ARGS__; break; }       \
+    case ::megalm::Activation::kSquaredRelu: { constexpr auto name = ::megalm::Activation::kSquaredRelu; __VA_ARGS__; break; } \
+  }

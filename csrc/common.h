@@ -1,0 +1,116 @@
+// What every kernel source shares: element types, conversions, and the float overloads that the formulas call.
+// No torch header: nvcc and a bare C++ compiler can both read it.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define MEGALM_HD __host__ __device__ __forceinline__
+#else
+#define MEGALM_HD inline __attribute__((always_inline))
+#endif
+
+// Sources are compiled once for each instruction set; the inline namespace keeps the linker from mixing the copies.
+#ifndef MEGALM_ISA
+#define MEGALM_ISA device
+#endif
+
+namespace megalm {
+
+enum class Dtype : int32_t { kFloat32, kBFloat16, kFloat16 };
+
+struct bf16 {
+  uint16_t bits;
+};
+struct fp16 {
+  uint16_t bits;
+};
+
+inline namespace MEGALM_ISA {
+
+MEGALM_HD float as_float(uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(bits);
+#else
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+#endif
+}
+
+MEGALM_HD uint32_t as_bits(float value) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_uint(value);
+#else
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+#endif
+}
+
+MEGALM_HD float to_float(float x) { return x; }
+MEGALM_HD float to_float(bf16 x) { return as_float(static_cast<uint32_t>(x.bits) << 16); }
+MEGALM_HD float to_float(fp16 x) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__ushort_as_half(x.bits));
+#else
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
+  if (rest >= 0x7c00u) return as_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
+  // Scaling by 2^112 turns the exponent's bias of 15 into 127, subnormal numbers included.
+  return as_float(sign | as_bits(as_float(rest << 13) * 0x1p112f));
+#endif
+}
+
+template <class T>
+MEGALM_HD T from_float(float x);
+template <>
+MEGALM_HD float from_float<float>(float x) {
+  return x;
+}
+template <>
+MEGALM_HD bf16 from_float<bf16>(float x) {
+#if defined(__CUDA_ARCH__)
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+#else
+  const uint32_t bits = as_bits(x);
+  if (x != x) return {0x7fc0};
+  return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+#endif
+}
+template <>
+MEGALM_HD fp16 from_float<fp16>(float x) {
+#if defined(__CUDA_ARCH__)
+  return {__half_as_ushort(__float2half_rn(x))};
+#else
+  const uint32_t bits = as_bits(x), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
+  if (rest > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
+  if (rest >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};
+  if (rest < 0x38800000u) {  // subnormal: adding 0.5 lets the float unit round at 2^-24
+    return {static_cast<uint16_t>(sign | (as_bits(as_float(rest) + 0.5f) - 0x3f000000u))};
+  }
+  return {static_cast<uint16_t>(sign | (rest - 0x38000000u + 0xfffu + (rest >> 13 & 1u)) >> 13)};
+#endif
+}
+
+// The functions that formulas use, for one float; simd.h has them for a vector of floats.
+MEGALM_HD float exp_(float x) { return expf(x); }
+MEGALM_HD float sqrt_(float x) { return sqrtf(x); }
+MEGALM_HD float max_(float a, float b) { return a > b ? a : b; }
+MEGALM_HD float abs_(float x) { return fabsf(x); }
+MEGALM_HD float select(bool condition, float yes, float no) { return condition ? yes : no; }
+// The normal distribution function, exact in its small tail too.
+MEGALM_HD float normal_cdf(float x) { return 0.5f * erfcf(x * -0.70710678f); }
+
+}  // inline namespace MEGALM_ISA
+}  // namespace megalm
+
+// Calls `body` with `scalar` naming the element type of `dtype`.
+#define MEGALM_DISPATCH(dtype, scalar, ...)                                          \
+  switch (dtype) {                                                                   \
+    case ::megalm::Dtype::kFloat32: { using scalar = float; __VA_ARGS__; break; }            \
+    case ::megalm::Dtype::kBFloat16: { using scalar = ::megalm::bf16; __VA_ARGS__; break; }  \
+    case ::megalm::Dtype::kFloat16: { using scalar = ::megalm::fp16; __VA_ARGS__; break; }   \
+  }

@@ -1,0 +1,44 @@
+// Every kernel by name: one declaration for each CPU instruction set, and one for CUDA.
+#pragma once
+#include "common.h"
+
+namespace megalm {
+
+struct NormForward;
+struct NormBackward;
+struct Rotary;
+struct Gated;
+struct BiasActivation;
+struct CrossEntropyForward;
+struct CrossEntropyBackward;
+struct BiasDropoutAdd;
+struct EmbeddingBackward;
+struct AdamW;
+struct SquareSum;
+struct Scale;
+struct Softmax;
+struct SoftmaxBackward;
+
+#define MEGALM_KERNELS(X)                            \
+  X(norm_forward, NormForward)                       \
+  X(norm_backward, NormBackward)                     \
+  X(rotary, Rotary)                                  \
+  X(gated_activation, Gated)                         \
+  X(bias_activation, BiasActivation)                 \
+  X(cross_entropy_forward, CrossEntropyForward)      \
+  X(cross_entropy_backward, CrossEntropyBackward)    \
+  X(bias_dropout_add, BiasDropoutAdd)                \
+  X(embedding_backward, EmbeddingBackward)           \
+  X(adamw_step, AdamW)                               \
+  X(square_sum, SquareSum)                           \
+  X(scale, Scale)                                    \
+  X(softmax_forward, Softmax)                        \
+  X(softmax_backward, SoftmaxBackward)
+
+inline namespace MEGALM_ISA {
+#define MEGALM_DECLARE(name, Arguments) void name(const Arguments& arguments);
+MEGALM_KERNELS(MEGALM_DECLARE)
+#undef MEGALM_DECLARE
+}  // inline namespace MEGALM_ISA
+
+}  // namespace megalm

@@ -1,0 +1,48 @@
+// AdamW on float32 master weights, and what gradient clipping needs: sums of squares, and scaling.
+#pragma once
+#include "common.h"
+
+namespace megalm {
+
+struct AdamW {
+  float *master, *first, *second;  // weights and moments, float32
+  const void* grad;
+  void* model;  // the model's copy of the weights, rounded from the masters; null: none
+  int64_t size;
+  float factor;  // every gradient is multiplied by it first (loss scale, clipping)
+  float lr, beta1, beta2, epsilon, decay;  // decay = weight decay
+  float correction1, correction2_root;  // 1 - beta1^t, sqrt(1 - beta2^t)
+  Dtype grad_dtype, model_dtype;
+};
+
+struct SquareSum {
+  const void* x;
+  double* partial;  // one sum for each block of kSquareBlock elements
+  int64_t size;
+  Dtype dtype;
+};
+
+struct Scale {
+  void* x;
+  int64_t size;
+  float factor;
+  Dtype dtype;
+};
+
+// Elements that one partial sum covers: fixed, so that the result does not depend on the number of threads.
+constexpr int64_t kSquareBlock = 65536;
+
+inline namespace MEGALM_ISA {
+
+// One step of AdamW (Loshchilov and Hutter 2019, algorithm 2), with torch.optim.AdamW's order of operations.
+template <class F>
+MEGALM_HD F adamw(const AdamW& a, F weight, F grad, F& first, F& second) {
+  grad = grad * a.factor;
+  weight = weight * (1.0f - a.lr * a.decay);
+  first = first * a.beta1 + grad * (1.0f - a.beta1);
+  second = second * a.beta2 + grad * grad * (1.0f - a.beta2);
+  return weight - first * (a.lr / a.correction1) / (sqrt_(second) / a.correction2_root + a.epsilon);
+}
+
+}  // inline namespace MEGALM_ISA
+}  // namespace megalm

@@ -1,0 +1,147 @@
+// A vector of floats as wide as the instruction set that this copy is compiled for, in the compiler's vector extension.
+#pragma once
+#include "common.h"
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace megalm {
+inline namespace MEGALM_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t VecInt __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t VecUint __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t VecHalf __attribute__((vector_size(2 * kLanes)));
+
+MEGALM_HD Vec splat(float x) { return x - Vec{}; }
+MEGALM_HD Vec select(VecInt condition, Vec yes, Vec no) { return condition ? yes : no; }
+MEGALM_HD Vec max_(Vec a, Vec b) { return a > b ? a : b; }
+MEGALM_HD Vec abs_(Vec x) { return (Vec)((VecInt)x & 0x7fffffff); }
+MEGALM_HD Vec sqrt_(Vec x) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int i = 0; i < kLanes; ++i) x[i] = sqrtf(x[i]);
+  return x;
+#endif
+}
+
+MEGALM_HD float sum(Vec x) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += x[i];
+  return total;
+}
+MEGALM_HD float max_lane(Vec x) {
+  float largest = x[0];
+  for (int i = 1; i < kLanes; ++i) largest = max_(largest, x[i]);
+  return largest;
+}
+
+// e^x to 1e-7 relative: x = n ln 2 + r, a polynomial of degree 7 in r (Cephes expf), scaled by 2^n.
+MEGALM_HD Vec exp_(Vec x) {
+  const Vec low = splat(-86.6f), high = splat(88.72f);
+  const Vec inside = x > high ? high : (x < low ? low : x);
+  const Vec shifted = inside * 1.44269504f + 12582912.0f;
+  const Vec n = shifted - 12582912.0f;
+  const Vec r = inside - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  // 2^n in two factors: n may be 128
+  const VecInt half_scale = ((VecInt)shifted - (0x4b400000 - 126)) << 23;
+  const Vec result = p * (Vec)half_scale * 2.0f;
+  return x < low ? Vec{} : (x > high ? splat(INFINITY) : result);
+}
+
+// Phi(x) by erfc's rational approximation (Abramowitz and Stegun 7.1.26), whose tail keeps its relative accuracy.
+MEGALM_HD Vec normal_cdf(Vec x) {
+  const Vec t = 1.0f / (abs_(x) * (0.3275911f * 0.70710678f) + 1.0f);
+  Vec p = t * 1.061405429f - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const Vec tail = p * t * exp_(x * x * -0.5f) * 0.5f;
+  return x > 0.0f ? 1.0f - tail : tail;
+}
+
+MEGALM_HD Vec load(const float* p) {
+  Vec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+MEGALM_HD void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
+
+MEGALM_HD Vec load(const bf16* p) {
+  VecHalf h;
+  memcpy(&h, p, sizeof h);
+  return (Vec)(__builtin_convertvector(h, VecUint) << 16);
+}
+MEGALM_HD void store(bf16* p, Vec v) {
+  const VecUint bits = (VecUint)v;
+  const VecUint rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const VecHalf h = __builtin_convertvector(v != v ? VecUint{} + 0x7fc0u : rounded, VecHalf);
+  memcpy(p, &h, sizeof h);
+}
+
+MEGALM_HD Vec load(const fp16* p) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__)
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  Vec v;
+  for (int i = 0; i < kLanes; ++i) v[i] = to_float(p[i]);
+  return v;
+#endif
+}
+MEGALM_HD void store(fp16* p, Vec v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes; ++i) p[i] = from_float<fp16>(v[i]);
+#endif
+}
+
+// The first n lanes only; the others are `rest`, and are not stored.
+template <class T>
+MEGALM_HD Vec load(const T* p, int n, float rest = 0.0f) {
+  if (n == kLanes) return load(p);
+  Vec v = splat(rest);
+  for (int i = 0; i < kLanes; ++i) {
+    if (i < n) v[i] = to_float(p[i]);
+  }
+  return v;
+}
+template <class T>
+MEGALM_HD void store(T* p, Vec v, int n) {
+  if (n == kLanes) return store(p, v);
+  for (int i = 0; i < kLanes; ++i) {
+    if (i < n) p[i] = from_float<T>(v[i]);
+  }
+}
+
+// body(i, n) for lanes i .. i + n of each vector of a row; n is kLanes but for the last.
+template <class Body>
+MEGALM_HD void for_lanes(int64_t size, Body body) {
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) body(i, kLanes);
+  if (i < size) body(i, static_cast<int>(size - i));
+}
+
+}  // inline namespace MEGALM_ISA
+}  // namespace megalm

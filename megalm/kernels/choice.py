@@ -1,0 +1,49 @@
+"""The functions that a model calls: the references, or the fused ones. Chosen once, when a model is built."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from megalm.kernels import activation, cross_entropy, norm, rotary
+
+Norm = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
+NormAfterAdd = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """One implementation of every operator that the models call, with the signatures of the references."""
+
+    layer_norm: Norm = norm.layer_norm
+    rms_norm: Norm = norm.rms_norm
+    layer_norm_after_add: NormAfterAdd = norm.layer_norm_after_add
+    rms_norm_after_add: NormAfterAdd = norm.rms_norm_after_add
+    rotary: Callable[[Tensor, Tensor, Tensor], Tensor] = rotary.apply_rotary
+    gelu: Callable[[Tensor], Tensor] = activation.gelu
+    gelu_tanh: Callable[[Tensor], Tensor] = activation.gelu_tanh
+    squared_relu: Callable[[Tensor], Tensor] = activation.squared_relu
+    swiglu: Callable[[Tensor, Tensor], Tensor] = activation.swiglu
+    cross_entropy: Callable[[Tensor, Tensor, int], Tensor] = cross_entropy.cross_entropy
+
+
+REFERENCE = Kernels()
+
+
+def _training_cross_entropy(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    return cross_entropy.fused_cross_entropy(logits, labels, num_classes, in_place=logits.requires_grad)
+
+
+FUSED = Kernels(
+    layer_norm=norm.fused_layer_norm,
+    rms_norm=norm.fused_rms_norm,
+    layer_norm_after_add=norm.fused_layer_norm_after_add,
+    rms_norm_after_add=norm.fused_rms_norm_after_add,
+    rotary=rotary.fused_rotary,
+    gelu=activation.fused_gelu,
+    gelu_tanh=activation.fused_gelu_tanh,
+    squared_relu=activation.fused_squared_relu,
+    swiglu=activation.fused_swiglu,
+    cross_entropy=_training_cross_entropy,
+)
+"""The loss's gradient is written over the logits, which are the model's own."""

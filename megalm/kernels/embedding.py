@@ -1,0 +1,45 @@
+"""Gradient of an embedding table: sums of token gradients by id, in float32, in an order that never changes."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megalm.kernels.support import fused_takes
+
+
+def embedding(ids: Tensor, table_VD: Tensor) -> Tensor:
+    """Rows of the table at integer `ids`: shape ids.shape + (D,)."""
+    return F.embedding(ids, table_VD)
+
+
+def fused_embedding(ids: Tensor, table_VD: Tensor) -> Tensor:
+    """`embedding` whose gradient sums in float32, without atomics, and is the same in every run."""
+    if not fused_takes(table_VD):
+        return embedding(ids, table_VD)
+    rows: Tensor = _Embedding.apply(ids, table_VD)
+    return rows
+
+
+class _Embedding(torch.autograd.Function):
+    """Forward: a gather. Backward: sort the ids, then sum each row's tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, table_VD: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.rows = table_VD.shape[0]
+        return F.embedding(ids, table_VD)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        (ids,) = ctx.saved_tensors
+        places, order = torch.sort(ids.flatten(), stable=True)
+        return None, torch.ops.megalm.embedding_backward(grads[0], places, order, ctx.rows)
+
+
+def register() -> None:
+    """Fake implementation."""
+    torch.library.register_fake(
+        "megalm::embedding_backward", lambda grad, ids, order, rows: grad.new_empty(rows, grad.shape[-1])
+    )

@@ -1,0 +1,162 @@
+"""The compiled kernels: built once for each machine's toolchain, checked, loaded.
+
+One process builds, the others wait for it on a file lock, which the system frees when its holder dies. The finished
+library appears under its name by a rename, so that a killed build leaves nothing that could be loaded.
+"""
+
+import ctypes
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from megalm.errors import PlatformError
+from megalm.kernels.toolchain import SOURCES, BuildError, Toolchain
+
+log = logging.getLogger("megalm")
+
+Backend = Literal["auto", "fused", "reference"]
+
+LOCK_TIMEOUT_S = 900.0
+"""How long a process waits for another one's build."""
+_INSTRUCTION_SETS = ("generic vectors", "AVX2", "AVX-512")
+
+
+@dataclass(frozen=True)
+class Library:
+    """What is live: the fused kernels (a loaded library), or the reference path and why."""
+
+    path: Path | None
+    reason: str
+
+    @property
+    def fused(self) -> bool:
+        """Whether the fused operators can be called."""
+        return self.path is not None
+
+
+def default_cache() -> Path:
+    """Where built libraries are kept: one folder for each user, shared by every checkout and run."""
+    return Path.home() / ".cache" / "megalm" / "kernels"
+
+
+def load(backend: Backend = "auto", cache_folder: Path | None = None) -> Library:
+    """The kernels that `backend` asks for; builds them if this toolchain has not yet.
+
+    `auto` takes the reference path where there is no compiler, the build fails or a kernel gives wrong numbers, and
+    says why in `reason`.
+
+    Raises:
+        PlatformError: `backend` is "fused" and they cannot be had.
+    """
+    if backend == "reference":
+        return Library(None, "torch reference (--kernels-backend reference)")
+    try:
+        return _load(cache_folder or default_cache())
+    except BuildError as error:
+        if backend == "fused":
+            raise PlatformError(
+                f"kernels_backend=fused but {error}; use --kernels-backend auto to train without fused kernels"
+            ) from None
+        return Library(None, f"torch reference: {error}")
+
+
+@cache
+def _load(folder: Path) -> Library:
+    """Build if needed, load, register and check; once for each process."""
+    from megalm.kernels import registration, self_test
+
+    path = build(folder)
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise BuildError(f"{path} does not load: {error}") from None
+    registration.register()
+    wrong = self_test.first_failure()
+    if wrong is not None:
+        raise BuildError(f"the kernel {wrong} gives wrong numbers on this machine")
+    devices = f"CPU {_INSTRUCTION_SETS[instruction_set(path)]}" + (" and CUDA" if has_cuda() else "")
+    return Library(path, f"fused, {devices}")
+
+
+def has_cuda() -> bool:
+    """Whether the loaded library holds the CUDA kernels."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("megalm::norm", "CUDA"))
+
+
+def instruction_set(path: Path, limit: int = -1) -> int:
+    """The CPU instruction set in use (0 generic, 1 AVX2, 2 AVX-512), after lowering it to `limit` if that is given."""
+    return int(ctypes.CDLL(str(path)).megalm_instruction_set(limit))
+
+
+def build(folder: Path | None = None, cxx: str | None = None) -> Path:
+    """The library of this toolchain in the cache `folder`; compiled first if it is not there.
+
+    Raises:
+        BuildError: it cannot be made.
+    """
+    folder = folder or default_cache()
+    if not SOURCES.is_dir():
+        raise BuildError(f"the kernels' sources are not at {SOURCES} (they come with a checkout)")
+    toolchain = Toolchain.find(cxx)
+    key = toolchain.key()
+    library = folder / f"libmegalm-{key}.so"
+    if library.is_file():
+        return library
+    started = time.time()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder / f"{key}.lock"):
+            return _build_locked(toolchain, library, folder / f"{key}.build", started)
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written: {error.strerror}") from None
+
+
+def _build_locked(toolchain: Toolchain, library: Path, work: Path, started: float) -> Path:
+    """Build, unless the process that held the lock before has done it, or has just failed."""
+    failure = library.with_suffix(".failed")
+    if library.is_file():
+        return library
+    if failure.is_file() and failure.stat().st_mtime > started:
+        raise BuildError(failure.read_text(encoding="utf-8"))
+    log.info("compiling the fused kernels with %s, once (under a minute)", toolchain.cxx)
+    shutil.rmtree(work, ignore_errors=True)  # of a build that was killed
+    work.mkdir()
+    try:
+        os.replace(toolchain.build(work), library)
+    except BuildError as error:
+        failure.write_text(str(error), encoding="utf-8")
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    failure.unlink(missing_ok=True)
+    return library
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the lock file; a dead holder's lock is free.
+
+    Raises:
+        BuildError: somebody else held it for LOCK_TIMEOUT_S.
+    """
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BuildError(f"another process has held {path} for {LOCK_TIMEOUT_S:.0f} s") from None
+                time.sleep(0.1)
+        yield

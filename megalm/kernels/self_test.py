@@ -1,0 +1,73 @@
+"""A quick look at every loaded kernel's numbers, so that a miscompiled one is refused and not trained with."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from megalm.kernels import activation, cross_entropy, norm, optimizer, rotary, softmax
+
+Check = Callable[[torch.Generator], tuple[Tensor, Tensor]]
+
+
+def first_failure() -> str | None:
+    """Name of the first kernel whose result is not its reference's, or None. Takes some milliseconds."""
+    for check in (_norm, _rotary, _swiglu, _cross_entropy, _softmax, _adamw):
+        generator = torch.Generator().manual_seed(0)
+        with torch.enable_grad():
+            result, expected = check(generator)
+        if not torch.allclose(result, expected, rtol=1e-4, atol=1e-4):
+            return check.__name__.removeprefix("_")
+    return None
+
+
+def _with_gradient(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The result and the gradient of its weighted sum, in one vector."""
+    x = x.detach().clone().requires_grad_()
+    y = run(x)
+    weights = torch.linspace(-1, 1, y.numel()).view(y.shape)
+    (y.float() * weights).sum().backward()
+    assert x.grad is not None
+    return torch.cat((y.detach().float().flatten(), x.grad.float().flatten()))
+
+
+def _norm(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x, weight = torch.randn(5, 37, generator=generator), torch.randn(37, generator=generator)
+    fused = _with_gradient(lambda x: norm.fused_layer_norm(x, weight, weight, 1e-5), x)
+    return fused, _with_gradient(lambda x: norm.layer_norm(x, weight, weight, 1e-5), x)
+
+
+def _rotary(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x = torch.randn(2, 3, 2, 38, generator=generator)
+    tables = rotary.rotary_tables(torch.arange(3)[None], 34, 100.0)
+    fused = _with_gradient(lambda x: rotary.fused_rotary(x, *tables), x)
+    return fused, _with_gradient(lambda x: rotary.apply_rotary(x, *tables), x)
+
+
+def _swiglu(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x, up = torch.randn(3, 37, generator=generator), torch.randn(3, 37, generator=generator)
+    fused = _with_gradient(lambda x: activation.fused_swiglu(x, up), x)
+    return fused, _with_gradient(lambda x: activation.swiglu(x, up), x)
+
+
+def _cross_entropy(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x, labels = 3 * torch.randn(4, 77, generator=generator), torch.tensor([0, 3, 70, 9])
+    fused = _with_gradient(lambda x: cross_entropy.fused_cross_entropy(x, labels, 71), x)
+    return fused, _with_gradient(lambda x: cross_entropy.cross_entropy(x, labels, 71), x)
+
+
+def _softmax(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x = torch.randn(1, 2, 5, 37, generator=generator)
+    fused = _with_gradient(lambda x: softmax.fused_masked_softmax(x, 0.5, causal=True), x)
+    return fused, _with_gradient(lambda x: softmax.masked_softmax(x, 0.5, causal=True), x)
+
+
+def _adamw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    results = []
+    start = torch.rand(4, 37, generator=generator)
+    for step in (optimizer.fused_adamw_step, optimizer.adamw_step):
+        master, first, second, grad = start.clone()
+        options = {"factor": 0.5, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1, "step": 3}
+        step([master], [first], [second], [grad], [], **options)  # type: ignore[arg-type]
+        results.append(torch.cat((master, first, second)))
+    return results[0], results[1]

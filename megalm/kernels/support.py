@@ -1,0 +1,22 @@
+"""Which tensors the fused operators take; all others go the reference path."""
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def fused_takes(x: Tensor) -> bool:
+    """Whether the fused operators have code for the dtype and the device of `x` (float64 stays on the reference)."""
+    if x.dtype not in DTYPES:
+        return False
+    return x.device.type in ("cpu", "meta") or (x.device.type == "cuda" and _has_cuda())
+
+
+def _has_cuda() -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("megalm::norm", "CUDA"))
+
+
+def wide(x: Tensor | None) -> Tensor | None:
+    """A weight in float32, as the operators read it; its gradient comes back in its own dtype."""
+    return None if x is None else x.float()
