@@ -7,18 +7,18 @@ from torch import Tensor
 
 from megalm.kernels import activation, cross_entropy, norm, rotary
 
-Norm = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
-NormAfterAdd = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
     """One implementation of every operator that the models call, with the signatures of the references."""
 
-    layer_norm: Norm = norm.layer_norm
-    rms_norm: Norm = norm.rms_norm
-    layer_norm_after_add: NormAfterAdd = norm.layer_norm_after_add
-    rms_norm_after_add: NormAfterAdd = norm.rms_norm_after_add
+    layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor] = norm.layer_norm
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor] = norm.rms_norm
+    layer_norm_after_add: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]] = (
+        norm.layer_norm_after_add
+    )
+    rms_norm_after_add: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = norm.rms_norm_after_add
     rotary: Callable[[Tensor, Tensor, Tensor], Tensor] = rotary.apply_rotary
     gelu: Callable[[Tensor], Tensor] = activation.gelu
     gelu_tanh: Callable[[Tensor], Tensor] = activation.gelu_tanh

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megalm.kernels.support import fused_takes
+from megalm.kernels.support import changed, fused_takes
 
 # Rows are taken in groups of about this many logits, so that the float32 work space stays at 16 MiB.
 CHUNK_ELEMENTS = 4 * 1024 * 1024
@@ -127,6 +127,7 @@ def fused_vocabulary_gradient_(
     if not fused_takes(logits_NV):
         return vocabulary_gradient(logits_NV, labels_N, logsumexp_N, scale_N, start, num_classes, z_loss)
     torch.ops.megalm.cross_entropy_backward_(logits_NV, labels_N, logsumexp_N, scale_N, start, num_classes, z_loss)
+    changed(logits_NV)
     return logits_NV
 
 
@@ -193,10 +194,8 @@ class _InPlaceCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         logits_NV, labels_N, logsumexp_N = ctx.saved_tensors
         scale_N = grads[0].contiguous()
-        torch.ops.megalm.cross_entropy_backward_(
-            logits_NV, labels_N, logsumexp_N, scale_N, 0, ctx.classes, ctx.z_loss
-        )
-        return logits_NV, None, None, None
+        grad_NV = fused_vocabulary_gradient_(logits_NV, labels_N, logsumexp_N, scale_N, 0, ctx.classes, ctx.z_loss)
+        return grad_NV, None, None, None
 
 
 def register() -> None:

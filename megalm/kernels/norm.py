@@ -27,14 +27,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -
     return F.layer_norm(x.float(), weight.shape, weight.float(), shift, epsilon).to(x.dtype)
 
 
-def rms_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
-    """x / sqrt(mean(x^2) + epsilon) * weight over the last dim; shape and dtype of `x`. `bias` is None.
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last dim; shape and dtype of `x`.
 
     The mean square, the division and the scale are computed in float32 and rounded once at the end.
     `weight` has shape (x.shape[-1],); its dtype may differ from x's.
     Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", equation 4.
     """
-    assert bias is None, "RMSNorm has no bias"
     wide = x if x.dtype == torch.float64 else x.float()
     inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
     return (wide * inverse * weight.to(wide.dtype)).to(x.dtype)
@@ -48,12 +47,10 @@ def layer_norm_after_add(
     return layer_norm(total, weight, bias, epsilon), total
 
 
-def rms_norm_after_add(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float
-) -> tuple[Tensor, Tensor]:
+def rms_norm_after_add(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """(`rms_norm` of the sum x + residual, the sum)."""
     total = x + residual
-    return rms_norm(total, weight, bias, epsilon), total
+    return rms_norm(total, weight, epsilon), total
 
 
 def fused_layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
@@ -64,10 +61,10 @@ def fused_layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: fl
     return y
 
 
-def fused_rms_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+def fused_rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """`rms_norm`, one pass over memory."""
     if not fused_takes(x):
-        return rms_norm(x, weight, bias, epsilon)
+        return rms_norm(x, weight, epsilon)
     y: Tensor = torch.ops.megalm.norm(x, None, weight.float(), None, epsilon, False)[0]
     return y
 
@@ -82,12 +79,10 @@ def fused_layer_norm_after_add(
     return y, total
 
 
-def fused_rms_norm_after_add(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float
-) -> tuple[Tensor, Tensor]:
+def fused_rms_norm_after_add(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """`rms_norm_after_add`, one pass over memory."""
     if not fused_takes(x) or x.dtype != residual.dtype:
-        return rms_norm_after_add(x, residual, weight, bias, epsilon)
+        return rms_norm_after_add(x, residual, weight, epsilon)
     y, total, _, _ = torch.ops.megalm.norm(x, residual, weight.float(), None, epsilon, False)
     return y, total
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from megalm.kernels.support import changed
+
 
 def adamw_step(
     masters: Sequence[Tensor],
@@ -54,6 +56,7 @@ def fused_adamw_step(
     """`adamw_step` in one pass over memory, the scaling of the gradients included."""
     lists = [list(tensors) for tensors in (masters, first, second, grads, models)]
     torch.ops.megalm.adamw_(*lists, factor, lr, *betas, eps, weight_decay, step)
+    changed(*masters, *first, *second, *models)
 
 
 def l2_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -75,6 +78,7 @@ def scale_tensors(tensors: Sequence[Tensor], factor: float) -> None:
 def fused_scale_tensors(tensors: Sequence[Tensor], factor: float) -> None:
     """`scale_tensors` in one call."""
     torch.ops.megalm.scale_(list(tensors), factor)
+    changed(*tensors)
 
 
 def register() -> None:

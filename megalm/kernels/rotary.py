@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megalm.kernels.support import fused_takes
+from megalm.kernels.support import changed, fused_takes
 
 
 def rotary_tables(
@@ -56,6 +56,7 @@ def fused_rotary_(q_BTHC: Tensor, k_BTGC: Tensor, cos_BTR: Tensor, sin_BTR: Tens
     Both have adjacent channels; H and G may differ.
     """
     torch.ops.megalm.rotary_(q_BTHC, k_BTGC, cos_BTR, sin_BTR, False)
+    changed(q_BTHC, k_BTGC)
 
 
 def register() -> None:

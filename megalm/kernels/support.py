@@ -17,6 +17,13 @@ def _has_cuda() -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key("megalm::norm", "CUDA"))
 
 
+def changed(*tensors: Tensor) -> None:
+    """Tell autograd that an operator wrote over these tensors, so that a graph that still needs them is an error."""
+    if not torch.compiler.is_compiling():
+        for tensor in tensors:
+            torch.autograd.graph.increment_version(tensor)
+
+
 def wide(x: Tensor | None) -> Tensor | None:
     """A weight in float32, as the operators read it; its gradient comes back in its own dtype."""
     return None if x is None else x.float()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
-from megalm.kernels.rotary import apply_rotary
+from megalm.kernels.choice import REFERENCE
 from megalm.models.layers import build_norm
 
 RotaryTables = tuple[Tensor, Tensor]
@@ -110,6 +110,7 @@ class Attention(nn.Module):
         self.k_norm = build_norm(config, self.head_dim) if config.qk_layernorm else nn.Identity()
         self.core = CausalAttention(config.attention_dropout)
         self.wo = nn.Linear(query_width, config.hidden_size, bias=config.linear_bias)
+        self.kernels = REFERENCE
 
     def forward(self, x_BTD: Tensor, rotary: RotaryTables | None = None, cache: LayerCache | None = None) -> Tensor:
         """The branch's output (B, T, D).
@@ -121,7 +122,7 @@ class Attention(nn.Module):
         k_BTGC = self.k_norm(self._heads(self.wk(x_BTD)))
         v_BTGC = self._heads(self.wv(x_BTD))
         if rotary is not None:
-            q_BTHC, k_BTGC = apply_rotary(q_BTHC, *rotary), apply_rotary(k_BTGC, *rotary)
+            q_BTHC, k_BTGC = self.kernels.rotary(q_BTHC, *rotary), self.kernels.rotary(k_BTGC, *rotary)
         if cache is not None:
             k_BTGC, v_BTGC = cache.append(k_BTGC, v_BTGC)
         y_BTD: Tensor = self.wo(self.core(q_BTHC, k_BTGC, v_BTGC).flatten(2))

@@ -28,8 +28,9 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x_BTD: Tensor, rotary: RotaryTables | None = None, cache: LayerCache | None = None) -> Tensor:
         """The residual stream (B, T, D) after this layer."""
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, cache))
-        y_BTD: Tensor = x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
+        branch_BTD = self.dropout(self.attention(self.attention_norm(x_BTD), rotary, cache))
+        normalized_BTD, x_BTD = self.mlp_norm(branch_BTD, x_BTD)
+        y_BTD: Tensor = x_BTD + self.dropout(self.mlp(normalized_BTD))
         return y_BTD
 
 

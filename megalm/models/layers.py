@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
-from megalm.kernels.cross_entropy import cross_entropy
-from megalm.kernels.norm import layer_norm, rms_norm
+from megalm.kernels.choice import REFERENCE, Kernels
 
 
 class LayerNorm(nn.Module):
-    """Layer normalization of the last dim; with `offset` 1.0 the weight is stored as its distance from one."""
+    """Layer normalization of the last dim; with `offset` 1.0 the weight is stored as its distance from one.
+
+    `module(x)` is the normalized x, same shape and dtype; `module(x, residual)` is that of the sum, and the sum.
+    """
 
     def __init__(self, size: int, epsilon: float, offset: float = 0.0) -> None:
         super().__init__()
@@ -22,25 +24,38 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size))
         self.epsilon = epsilon
         self.offset = offset
+        self.kernels = REFERENCE
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalized `x`, same shape and dtype."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalized x, or (normalized x + residual, x + residual)."""
         # 1 + w is rounded to float32, not to bfloat16, which could not tell 1 + 2^-9 from 1.
         weight = self.weight.float() + self.offset if self.offset else self.weight
-        return layer_norm(x, weight, self.bias, self.epsilon)
+        if residual is None:
+            return self.kernels.layer_norm(x, weight, self.bias, self.epsilon)
+        return self.kernels.layer_norm_after_add(x, residual, weight, self.bias, self.epsilon)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalization of the last dim."""
+    """Root-mean-square normalization of the last dim; called as `LayerNorm` is."""
 
     def __init__(self, size: int, epsilon: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.epsilon = epsilon
+        self.kernels = REFERENCE
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalized `x`, same shape and dtype."""
-        return rms_norm(x, self.weight, self.epsilon)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalized x, or (normalized x + residual, x + residual)."""
+        if residual is None:
+            return self.kernels.rms_norm(x, self.weight, self.epsilon)
+        return self.kernels.rms_norm_after_add(x, residual, self.weight, self.epsilon)
+
+
+def use_kernels(model: nn.Module, kernels: Kernels) -> None:
+    """Let every module of `model` call these kernels (a model is built with the references)."""
+    for module in model.modules():
+        if isinstance(getattr(module, "kernels", None), Kernels):
+            module.kernels = kernels
 
 
 def build_norm(config: ModelConfig, size: int) -> nn.Module:
@@ -97,10 +112,11 @@ class TokenLoss(nn.Module):
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
+        self.kernels = REFERENCE
 
     def forward(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         """Losses (B, T), float32, nats; every label must lie in [0, vocab_size)."""
-        return cross_entropy(logits_BTV, labels_BT, num_classes=self.vocab_size)
+        return self.kernels.cross_entropy(logits_BTV, labels_BT, self.vocab_size)
 
 
 class FullLogits(nn.Module):

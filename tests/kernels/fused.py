@@ -1,0 +1,38 @@
+"""The loaded library for tests of fused operators, or one skip that says why there is none."""
+
+import pytest
+import torch
+
+from megalm.kernels import library
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+"""Relative error of one rounding to the dtype (and a few float32 roundings)."""
+LOADED = library.load("auto")
+needs_fused = pytest.mark.skipif(not LOADED.fused, reason=f"no fused kernels: {LOADED.reason}")
+
+
+def leaf(*shape, dtype=torch.float32, scale=1.0):
+    """Random numbers that require a gradient."""
+    return (scale * torch.randn(shape)).to(dtype).requires_grad_()
+
+
+def check(fused, reference, inputs, *, tolerance=None, atol=1e-6, grad_atol=None):
+    """Results and gradients of `fused` against `reference` run in float64 on the same inputs."""
+    dtype = inputs[0].dtype
+    tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    results, expected = fused(*inputs), reference(*wide)
+    results, expected = (r if isinstance(r, tuple) else (r,) for r in (results, expected))
+    weights = [torch.randn(e.shape, dtype=torch.float64) for e in expected]
+    for result, exact in zip(results, expected, strict=True):
+        torch.testing.assert_close(result.double(), exact, rtol=tolerance, atol=max(atol, tolerance * 0.1))
+    sum((r * w.to(r.dtype)).sum() for r, w in zip(results, weights, strict=True)).backward()
+    sum((e * w.to(r.dtype).double()).sum() for r, e, w in zip(results, expected, weights, strict=True)).backward()
+    for number, (x, exact) in enumerate(zip(inputs, wide, strict=True)):
+        assert x.grad.dtype == x.dtype
+        largest = float(exact.grad.abs().max()) if exact.grad.numel() else 1.0
+        bound = max(atol, tolerance * max(1.0, largest)) if grad_atol is None else grad_atol
+        torch.testing.assert_close(
+            x.grad.double(), exact.grad, rtol=4 * tolerance, atol=bound, msg=lambda m, n=number: f"input {n}: {m}"
+        )

@@ -1,0 +1,299 @@
+"""Every fused operator against its reference in float64: values and gradients, each dtype and instruction set."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernels.fused import DTYPES, LOADED, TOLERANCE, check, leaf, needs_fused
+
+from megalm.kernels import library
+from megalm.kernels.activation import (
+    Activation,
+    bias_activation,
+    fused_bias_activation,
+    fused_geglu,
+    fused_swiglu,
+    geglu,
+    swiglu,
+)
+from megalm.kernels.cross_entropy import (
+    fused_cross_entropy,
+    fused_vocabulary_gradient_,
+    fused_vocabulary_statistics,
+    vocabulary_gradient,
+    vocabulary_statistics,
+)
+from megalm.kernels.dropout import bias_dropout_add, fused_bias_dropout_add
+from megalm.kernels.embedding import embedding, fused_embedding
+from megalm.kernels.linear_cross_entropy import linear_cross_entropy
+from megalm.kernels.norm import (
+    fused_layer_norm,
+    fused_layer_norm_after_add,
+    fused_rms_norm,
+    fused_rms_norm_after_add,
+    layer_norm,
+    layer_norm_after_add,
+    rms_norm,
+    rms_norm_after_add,
+)
+from megalm.kernels.optimizer import adamw_step, fused_adamw_step, fused_l2_norm, fused_scale_tensors, l2_norm
+from megalm.kernels.rotary import apply_rotary, fused_rotary, fused_rotary_, rotary_tables
+from megalm.kernels.softmax import fused_masked_softmax, masked_softmax
+
+pytestmark = needs_fused
+SHAPES = [(1, 1), (3, 7), (2, 5, 64), (4, 33), (0, 8), (67, 129)]
+
+
+@pytest.fixture(params=[2, 1, 0], ids=["AVX-512", "AVX2", "generic"], autouse=True)
+def _instruction_set(request):
+    """Runs each test on every copy of the kernels that this machine can execute."""
+    if library.instruction_set(LOADED.path, request.param) != request.param:
+        library.instruction_set(LOADED.path, 2)
+        pytest.skip("this processor has no such instructions")
+    yield
+    library.instruction_set(LOADED.path, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_norms(shape, dtype):
+    x, residual = leaf(*shape, dtype=dtype), leaf(*shape, dtype=dtype)
+    weight, bias = leaf(shape[-1]), leaf(shape[-1])
+    # a row of one element has no variance: its gradient is a difference of rounding errors over sqrt(epsilon)
+    epsilon = 1e-2 if shape[-1] < 4 else 1e-5
+    loose = 20 * TOLERANCE[torch.float32] if dtype == torch.float32 else None
+    check(lambda x, w: fused_rms_norm(x, w, epsilon), lambda x, w: rms_norm(x, w, epsilon), (x, weight), tolerance=loose)
+    x.grad = weight.grad = None
+    check(
+        lambda x, w, b: fused_layer_norm(x, w, b, epsilon),
+        lambda x, w, b: layer_norm(x, w, b, epsilon),
+        (x, weight, bias),
+        tolerance=loose,
+    )
+    for fused, reference, arguments in [
+        (fused_rms_norm_after_add, rms_norm_after_add, (weight,)),
+        (fused_layer_norm_after_add, layer_norm_after_add, (weight, bias)),
+    ]:
+        with torch.no_grad():
+            _, total = fused(x, residual, *arguments, epsilon)
+        assert torch.equal(total, x + residual)
+        # x + x is exact: the sum is rounded before it is normalized, float64 would not
+        inputs = [t.detach().clone().requires_grad_() for t in (x, x, *arguments)]
+        check(lambda *a, f=fused: f(*a, epsilon), lambda *a, f=reference: f(*a, epsilon), inputs, tolerance=loose)
+
+
+def test_norms_of_a_large_mean_and_of_strided_heads():
+    x = (torch.randn(2, 3, 4, 16) + 30).bfloat16()
+    wide = torch.randn(2, 3, 12, 16).bfloat16()
+    weight, bias = torch.randn(16), torch.randn(16)
+    for value in (x, wide[:, :, 4:8], wide.transpose(1, 2)):
+        expected = layer_norm(value.double(), weight.double(), bias.double(), 1e-5)
+        result = fused_layer_norm(value, weight, bias, 1e-5)
+        torch.testing.assert_close(result.double(), expected, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "width", "turned"), [(3, 64, 64), (1, 38, 34), (2, 5, 2)])
+def test_rotary(heads, width, turned, dtype):
+    positions = torch.tensor([[0, 1, 2, 0, 1], [5, 6, 7, 8, 9]])  # a document ends in the first row
+    tables = rotary_tables(positions, turned, 100.0)
+    x = leaf(2, 5, heads, width, dtype=dtype)
+    check(lambda x: fused_rotary(x, *tables), lambda x: apply_rotary(x, *(t.double() for t in tables)), (x,))
+    shared = tuple(table[:1] for table in tables)
+    q = torch.randn(2, 5, 4 * heads, width).to(dtype)[:, :, ::2]  # strided: every second head
+    k = torch.randn(2, 5, heads, width).to(dtype)
+    expected = [fused_rotary(t, *shared) for t in (q, k)]
+    for result, t in zip(expected, (q, k), strict=True):
+        torch.testing.assert_close(result, apply_rotary(t, *shared), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    fused_rotary_(q, k, *shared)
+    assert torch.equal(q, expected[0])
+    assert torch.equal(k, expected[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gated_activations(shape, dtype):
+    gate, up = leaf(*shape, dtype=dtype, scale=3.0), leaf(*shape, dtype=dtype)
+    check(fused_swiglu, swiglu, (gate, up))
+    gate.grad = up.grad = None
+    check(fused_geglu, geglu, (gate, up))
+
+
+@pytest.mark.parametrize("kind", list(Activation))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bias_activations(kind, dtype):
+    x, bias = leaf(67, 37, dtype=dtype, scale=3.0), leaf(37)
+    check(
+        lambda x, b: fused_bias_activation(x, b, kind),
+        lambda x, b: bias_activation(x, b, kind),
+        (x, bias),
+        tolerance=max(TOLERANCE[dtype], 5e-6),
+    )
+    check(
+        lambda x: fused_bias_activation(x, None, kind),
+        lambda x: bias_activation(x, None, kind),
+        (leaf(3, 5, dtype=dtype),),
+    )
+
+
+def test_activations_far_from_zero_and_of_halves_of_one_product():
+    x = torch.tensor([-100.0, -30.0, -10.0, 30.0, 100.0, 1e15, -1e15])
+    for kind in Activation:
+        result = fused_bias_activation(x, None, kind)
+        torch.testing.assert_close(result.double(), bias_activation(x.double(), None, kind), rtol=1e-5, atol=1e-7)
+    product = torch.randn(3, 4, 2 * 40).bfloat16()
+    gate, up = product.chunk(2, dim=-1)
+    torch.testing.assert_close(fused_swiglu(gate, up), swiglu(gate.float(), up.float()).bfloat16())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(("rows", "width", "classes"), [(5, 13, 11), (3, 5000, 4999), (0, 8, 8), (2, 1, 1)])
+def test_cross_entropy(rows, width, classes, in_place, dtype):
+    logits = leaf(rows, width, dtype=dtype, scale=3.0)
+    labels = torch.randint(0, classes, (rows,))
+    scale = torch.rand(rows)
+    scale[:1] = 0.0  # a masked token
+    losses = fused_cross_entropy(logits.clone(), labels, classes, z_loss=1e-3, in_place=in_place)
+    (losses * scale).sum().backward()
+    exact = logits.detach().double().requires_grad_()
+    expected = F.cross_entropy(exact[:, :classes], labels, reduction="none")
+    expected = expected + 1e-3 * exact[:, :classes].logsumexp(-1).square()
+    (expected * scale).sum().backward()
+    torch.testing.assert_close(losses.double(), expected, rtol=2e-6, atol=2e-6)
+    tolerance = max(TOLERANCE[dtype], 5e-6)
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=tolerance, atol=max(1e-6, tolerance * 1e-3))
+    assert torch.equal(logits.grad[:, classes:], torch.zeros(rows, width - classes, dtype=dtype))
+
+
+def test_cross_entropy_with_infinite_and_padded_logits():
+    logits = torch.tensor([[float("-inf"), 1.0, 2.0, float("nan")], [3e4, -3e4, float("-inf"), float("inf")]])
+    losses = fused_cross_entropy(logits, torch.tensor([2, 0]), 3)
+    torch.testing.assert_close(losses, torch.tensor([0.3132617, 0.0]))
+    assert fused_cross_entropy(torch.tensor([[float("nan"), 1.0]]), torch.tensor([1])).isnan()
+    with pytest.raises(RuntimeError, match=r"label 5 must lie in \[0, 3\)"):
+        fused_cross_entropy(logits, torch.tensor([0, 5]), 3)
+
+
+def test_cross_entropy_in_place_takes_the_memory_of_the_logits_and_refuses_a_second_backward():
+    logits = torch.randn(4, 9).requires_grad_()
+    copy = logits * 1.0
+    copy.retain_grad()
+    loss = fused_cross_entropy(copy, torch.arange(4), in_place=True).sum()
+    loss.backward(retain_graph=True)
+    assert torch.equal(copy.detach(), copy.grad)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ranges_of_the_vocabulary_add_up_to_the_whole(dtype):
+    logits, labels, scale = (3 * torch.randn(6, 50)).to(dtype), torch.randint(0, 50, (6,)), torch.rand(6)
+    whole = fused_cross_entropy(logits, labels)
+    parts = [(0, 20), (20, 27), (47, 3)]
+    for statistics in (fused_vocabulary_statistics, vocabulary_statistics):
+        found = [statistics(logits[:, start : start + size], labels, start, size) for start, size in parts]
+        largest = torch.stack([part[0] for part in found]).amax(0)
+        total = sum(part[1] * (part[0] - largest).exp() for part in found)
+        logsumexp = largest + total.log()
+        torch.testing.assert_close(logsumexp - sum(part[2] for part in found), whole, rtol=2e-6, atol=2e-6)
+    for start, size in parts:
+        part = logits[:, start : start + size].clone()
+        expected = vocabulary_gradient(part, labels, logsumexp, scale, start, size - 1, 1e-3)
+        result = fused_vocabulary_gradient_(part, labels, logsumexp, scale, start, size - 1, 1e-3)
+        torch.testing.assert_close(result, expected, rtol=2 * TOLERANCE[dtype], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fused", [False, True])
+def test_chunked_linear_cross_entropy(fused, dtype):
+    x, weight, labels = leaf(7, 16, dtype=dtype), leaf(50, 16, dtype=dtype), torch.randint(0, 45, (7,))
+    scale = torch.rand(7)
+    losses = linear_cross_entropy(x, weight, labels, 45, z_loss=1e-3, chunk=12, fused=fused)
+    (losses * scale).sum().backward()
+    exact_x, exact_weight = (t.detach().double().requires_grad_() for t in (x, weight))
+    logits = exact_x @ exact_weight[:45].t()
+    expected = F.cross_entropy(logits, labels, reduction="none") + 1e-3 * logits.logsumexp(-1).square()
+    (expected * scale).sum().backward()
+    tolerance = 20 * TOLERANCE[dtype] if dtype == torch.float32 else 4 * TOLERANCE[dtype]
+    torch.testing.assert_close(losses.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(x.grad.double(), exact_x.grad, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(weight.grad.double(), exact_weight.grad, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout_drops_the_share_and_the_gradient_has_the_same_mask(dtype):
+    x, residual = leaf(50, 203, dtype=dtype), leaf(50, 203, dtype=dtype)
+    bias = torch.full((203,), 5.0, requires_grad=True)
+    torch.manual_seed(7)
+    y = fused_bias_dropout_add(x, bias, residual, 0.25, True)
+    torch.manual_seed(7)
+    assert torch.equal(y, fused_bias_dropout_add(x, bias, residual, 0.25, True))
+    assert not torch.equal(y, fused_bias_dropout_add(x, bias, residual, 0.25, True))
+    y.sum().backward()
+    kept = x.grad != 0
+    assert abs(kept.float().mean() - 0.75) < 0.02
+    expected = torch.where(kept, (x + 5.0).double() / 0.75, 0.0) + residual.double()
+    torch.testing.assert_close(y.double(), expected, rtol=4 * TOLERANCE[dtype], atol=8 * TOLERANCE[dtype])
+    assert torch.equal(residual.grad, torch.ones_like(residual))
+    torch.testing.assert_close(bias.grad, x.grad.float().sum(0))
+    check(
+        lambda x, r: fused_bias_dropout_add(x, None, r, 0.5, False),
+        lambda x, r: bias_dropout_add(x, None, r, 0.5, False),
+        (leaf(3, 7, dtype=dtype), leaf(3, 7, dtype=dtype)),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [(0,), (2, 9), (1000,)])
+def test_embedding_gradient(tokens, dtype):
+    table, ids = leaf(11, 37, dtype=dtype), torch.randint(0, 9, tokens)
+    check(lambda table: fused_embedding(ids, table), lambda table: embedding(ids, table), (table,))
+
+
+@pytest.mark.parametrize("grad_dtype", DTYPES)
+@pytest.mark.parametrize("model_dtype", [None, torch.bfloat16])
+def test_adamw_steps(model_dtype, grad_dtype):
+    shapes = [(3,), (70000,), (5, 9), (0,)]
+    states = []
+    for step in (fused_adamw_step, adamw_step):
+        torch.manual_seed(1)
+        masters = [torch.randn(shape) for shape in shapes]
+        moments = [[torch.zeros(shape) for shape in shapes] for _ in range(2)]
+        models = [master.to(model_dtype) for master in masters] if model_dtype else []
+        for number in (1, 2, 3):
+            grads = [torch.randn(shape).to(grad_dtype) for shape in shapes]
+            options = {"factor": 0.3, "lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+            step(masters, *moments, grads, models, **options, step=number)
+        states.append((masters, *moments, models))
+    for fused, reference in zip(*states, strict=True):
+        for result, expected in zip(fused, reference, strict=True):
+            tolerance = 2e-5 if result.dtype == torch.float32 else 2**-7
+            torch.testing.assert_close(result, expected, rtol=tolerance, atol=2e-6)
+
+
+def test_l2_norm_and_scale():
+    tensors = [torch.randn(70001), torch.randn(3, 5).bfloat16(), torch.randn(0), 100 * torch.randn(9).half()]
+    torch.testing.assert_close(fused_l2_norm(tensors), l2_norm(tensors), rtol=1e-6, atol=0)
+    expected = [(tensor.float() * 0.5).to(tensor.dtype) for tensor in tensors]
+    fused_scale_tensors(tensors, 0.5)
+    for result, scaled in zip(tensors, expected, strict=True):
+        assert torch.equal(result, scaled)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (3, 37), (1, 16), (33, 33)])
+@pytest.mark.parametrize("masks", ["none", "causal", "mask", "documents"])
+def test_softmax(masks, queries, keys, dtype):
+    options = {"causal": masks != "none"}
+    if masks == "mask":
+        options["visible"] = torch.rand(2, 1, queries, keys) > 0.4
+        options["visible"][0, 0, 0] = False  # sees nothing
+    if masks == "documents":
+        documents = torch.arange(keys).expand(2, keys) // 4
+        options |= {"query_documents_BT": documents[:, keys - queries :], "key_documents_BS": documents}
+    scores = leaf(2, 3, queries, keys, dtype=dtype, scale=2.0)
+    check(
+        lambda scores: fused_masked_softmax(scores, 0.7, **options),
+        lambda scores: masked_softmax(scores, 0.7, **options),
+        (scores,),
+    )
