@@ -15,6 +15,7 @@ from megalm.data.gpt_dataset import GPTDataset, SampleDataset
 from megalm.data.loader import MicroBatchIterator, Transform, build_loader
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.dist.collectives import together
+from megalm.dist.groups import MeshGroups
 from megalm.dist.mesh import Axis, Mesh
 from megalm.engine.engine import Engine
 from megalm.errors import ConfigError
@@ -30,6 +31,13 @@ class Place:
     mesh: Mesh
     rank: int
     device: torch.device
+    groups: MeshGroups
+
+    @classmethod
+    def of(cls, mesh: Mesh, device: torch.device) -> "Place":
+        """This rank's place on `mesh`; every rank of the job calls it, inside the process group."""
+        groups = MeshGroups.build(mesh)
+        return cls(mesh=mesh, rank=groups.rank, device=device, groups=groups)
 
     @property
     def dp_rank(self) -> int:
@@ -45,6 +53,17 @@ class Data:
     valid: SampleDataset | None
     test: SampleDataset | None
     objective: Transform
+
+
+def mesh_of(config: RunConfig, world_size: int) -> Mesh:
+    """The mesh of the run's ranks; `check_layout` has found it possible."""
+    parallel = config.parallel
+    return Mesh.of(
+        world_size,
+        pp=parallel.pipeline_model_parallel_size,
+        cp=parallel.context_parallel_size,
+        tp=parallel.tensor_model_parallel_size,
+    )
 
 
 def load_tokenizer(config: RunConfig) -> Tokenizer | None:
@@ -123,7 +142,7 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) 
     gpt = GPT(model)
     initialize(gpt, model, config.training.seed)
     final_json = engine_json(config, place.mesh.size(Axis.DP))
-    return build_engine(gpt, final_json, config.optimizer, config.precision, place.device)
+    return build_engine(gpt, final_json, config.optimizer, config.precision, place.device, place.groups)
 
 
 def run_folder(config: RunConfig) -> Path | None:
