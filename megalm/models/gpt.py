@@ -3,7 +3,7 @@
 Shapes: B batch, T sequence, D model width, V padded vocabulary, R rotary width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,20 @@ class TransformerLayer(nn.Module):
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, cache))
         y_BTD: Tensor = x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
         return y_BTD
+
+
+NumberedLayers = Iterable[tuple[str, nn.Module]]
+LayerRunner = Callable[[NumberedLayers, Tensor, RotaryTables | None, KVCache | None], Tensor]
+"""Takes the residual stream through layers."""
+
+
+def run_in_order(
+    layers: NumberedLayers, x_BTD: Tensor, rotary: RotaryTables | None, cache: KVCache | None = None
+) -> Tensor:
+    """The residual stream (B, T, D) after all `layers`, one after the other."""
+    for number, layer in layers:
+        x_BTD = layer(x_BTD, rotary, None if cache is None else cache.layer(int(number)))
+    return x_BTD
 
 
 class GPT(nn.Module):
@@ -62,6 +76,7 @@ class GPT(nn.Module):
         if has_embedding or (has_head and config.tied):
             self.embedding = Embedding(config, rows, with_positions=has_embedding)
         numbers = range(config.num_layers) if layers is None else layers
+        self.layer_runner: LayerRunner = run_in_order
         self.layers = nn.ModuleDict({str(number): TransformerLayer(config) for number in numbers})
         if has_head:
             self.final_norm = build_norm(config, config.hidden_size)
@@ -94,10 +109,7 @@ class GPT(nn.Module):
 
     def run_layers(self, x_BTD: Tensor, position_ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """The residual stream (B, T, D) after the layers that this module holds."""
-        rotary = self.rotary(position_ids_BT)
-        for number, layer in self.layers.items():
-            x_BTD = layer(x_BTD, rotary, None if cache is None else cache.layer(int(number)))
-        return x_BTD
+        return self.layer_runner(self.layers.items(), x_BTD, self.rotary(position_ids_BT), cache)
 
     def rotary(self, position_ids_BT: Tensor) -> RotaryTables | None:
         """Cosines and sines (B or 1, T, R/2) for the layers, or None without rotary positions."""
