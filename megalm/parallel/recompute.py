@@ -12,9 +12,10 @@ operators run again on the same values, and dropout draws the same numbers.
 Shapes: B batch, T sequence, D model width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -23,8 +24,7 @@ from torch.utils.checkpoint import checkpoint, get_device_states, set_device_sta
 
 from megalm.config.recompute import RecomputeConfig
 from megalm.errors import ConfigError
-from megalm.models.attention import KVCache, RotaryTables
-from megalm.models.gpt import GPT, NumberedLayers, run_in_order
+from megalm.models.gpt import GPT, LayerStep, run_in_order
 
 SELECTED = ("attention_norm", "attention.core", "mlp_norm")
 """Modules of a layer whose output is recomputed, besides every function called `activation` of its modules."""
@@ -60,16 +60,11 @@ class FullRecompute:
         self.kept = slice(self.groups[-1].stop if self.groups else 0, None)
         self.draws = draws
 
-    def __call__(
-        self, layers: NumberedLayers, x_BTD: Tensor, rotary: RotaryTables | None, cache: KVCache | None = None
-    ) -> Tensor:
-        """The residual stream (B, T, D) after all `layers`."""
-        numbered = list(layers)
+    def __call__(self, steps: Sequence[LayerStep], x_BTD: Tensor) -> Tensor:
+        """The residual stream (B, T, D) after all `steps`."""
         for group in self.groups:
-            x_BTD = checkpoint(
-                run_in_order, numbered[group], x_BTD, rotary, cache, use_reentrant=False, preserve_rng_state=self.draws
-            )
-        return run_in_order(numbered[self.kept], x_BTD, rotary, cache)
+            x_BTD = checkpoint(run_in_order, steps[group], x_BTD, use_reentrant=False, preserve_rng_state=self.draws)
+        return run_in_order(steps[self.kept], x_BTD)
 
 
 class Tape:
@@ -117,12 +112,10 @@ def _restore_all(dropped: list[_Dropped], _gradient: Tensor) -> None:
     dropped.clear()
 
 
-def _run_sealed(
-    tape: Tape, layers: NumberedLayers, x_BTD: Tensor, rotary: RotaryTables | None, cache: KVCache | None = None
-) -> Tensor:
+def _run_sealed(tape: Tape, steps: Sequence[LayerStep], x_BTD: Tensor) -> Tensor:
     """As `run_in_order`, and each layer drops what it noted on `tape`."""
-    for number, layer in layers:
-        x_BTD = tape.seal(layer(x_BTD, rotary, None if cache is None else cache.layer(int(number))))
+    for step in steps:
+        x_BTD = tape.seal(step(x_BTD))
     return x_BTD
 
 
@@ -149,18 +142,19 @@ def _recompute_module(module: nn.Module, tape: Tape, draws: bool) -> None:
     kind: Any = type(module)
     keep = _generator_states if draws else _no_states
 
-    def forward(self: nn.Module, *inputs: Tensor) -> Tensor:
+    def forward(self: nn.Module, *arguments: Any) -> Tensor:
+        inputs = tuple(takewhile(lambda argument: isinstance(argument, Tensor), arguments))
         names = tuple(self._parameters)
-        function = partial(_call_with_parameters, kind.forward, self, names)
+        function = partial(_call_with_parameters, kind.forward, self, names, arguments[len(inputs) :])
         return tape.note(_recomputed(function, keep, *inputs, *(self._parameters[name] for name in names)))
 
     module.__class__ = type("Recomputed" + kind.__name__, (kind,), {"forward": forward})
 
 
 def _call_with_parameters(
-    forward: Callable[..., Tensor], module: nn.Module, names: tuple[str, ...], *tensors: Tensor
+    forward: Callable[..., Tensor], module: nn.Module, names: tuple[str, ...], rest: tuple[Any, ...], *tensors: Tensor
 ) -> Tensor:
-    """forward(inputs) with the last tensors in place of the module's own parameters.
+    """forward(inputs, rest) with the last tensors in place of the module's own parameters.
 
     ZeRO-3 takes a parameter's values away after the forward pass; the values that it had then are the ones needed.
     """
@@ -168,7 +162,7 @@ def _call_with_parameters(
     count = len(tensors) - len(names)
     module.__dict__["_parameters"] = dict(zip(names, tensors[count:], strict=True))
     try:
-        return forward(module, *tensors[:count])
+        return forward(module, *tensors[:count], *rest)
     finally:
         module.__dict__["_parameters"] = own
 

@@ -54,10 +54,10 @@ def tokens() -> Tensor:
     return torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(5))
 
 
-def trained(model: GPT) -> dict[str, Tensor]:
+def trained(model: GPT, cu_seqlens: Tensor | None = None) -> dict[str, Tensor]:
     """Losses, gradients and the next random number of one forward and backward pass."""
     torch.manual_seed(3)
-    losses = model(tokens(), labels_BT=tokens())
+    losses = model(tokens(), labels_BT=tokens(), cu_seqlens_BN=cu_seqlens)
     losses.sum().backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     return found | {"losses": losses.detach(), "next": torch.rand(4)}
@@ -75,6 +75,14 @@ def test_every_mode_equals_no_recomputation_to_the_bit(style: str, dropout: floa
     plain = trained(built(style, {}, dropout).to(dtype))
     for mode in MODES.values():
         assert_same_bits(trained(built(style, mode, dropout).to(dtype)), plain)
+
+
+def test_attention_inside_documents_is_recomputed_inside_them() -> None:
+    ends = torch.tensor([[0, 5, 17] + [T] * (T - 2), [0, 9] + [T] * (T - 1)])
+    plain = trained(built("llama", {}, dropout=0.1), ends)
+    assert not torch.equal(plain["losses"], trained(built("llama", {}, dropout=0.1))["losses"])
+    for mode in MODES.values():
+        assert_same_bits(trained(built("llama", mode, dropout=0.1), ends), plain)
 
 
 def runs_of(model: GPT, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> Callable[[], int]:
