@@ -22,6 +22,7 @@ from megalm.errors import ConfigError
 from megalm.models.gpt import GPT
 from megalm.models.init import initialize
 from megalm.objectives.causal import CausalObjective
+from megalm.parallel.recompute import apply_recompute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,7 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) 
 
     gpt = GPT(model)
     initialize(gpt, model, config.training.seed)
+    apply_recompute(gpt, config.recompute)
     final_json = engine_json(config, place.mesh.size(Axis.DP))
     return build_engine(gpt, final_json, config.optimizer, config.precision, place.device, place.groups)
 
