@@ -4,6 +4,8 @@ Linear and embedding layers are torch's `nn.Linear` and `nn.Embedding`, so that 
 name. Shapes: B batch, T sequence, D model width, V padded vocabulary.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +28,10 @@ class LayerNorm(nn.Module):
         self.offset = offset
         self.kernels = REFERENCE
 
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Call these kernels from now on."""
+        self.kernels = kernels
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Normalized x, or (normalized x + residual, x + residual)."""
         # 1 + w is rounded to float32, not to bfloat16, which could not tell 1 + 2^-9 from 1.
@@ -44,6 +50,10 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
         self.kernels = REFERENCE
 
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Call these kernels from now on."""
+        self.kernels = kernels
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Normalized x, or (normalized x + residual, x + residual)."""
         if residual is None:
@@ -51,11 +61,19 @@ class RMSNorm(nn.Module):
         return self.kernels.rms_norm_after_add(x, residual, self.weight, self.epsilon)
 
 
+@runtime_checkable
+class UsesKernels(Protocol):
+    """A module that calls operators of which there are several implementations."""
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Call these kernels from now on."""
+
+
 def use_kernels(model: nn.Module, kernels: Kernels) -> None:
     """Let every module of `model` call these kernels (a model is built with the references)."""
     for module in model.modules():
-        if isinstance(getattr(module, "kernels", None), Kernels):
-            module.kernels = kernels
+        if isinstance(module, UsesKernels):
+            module.use_kernels(kernels)
 
 
 def build_norm(config: ModelConfig, size: int) -> nn.Module:
@@ -113,6 +131,10 @@ class TokenLoss(nn.Module):
         super().__init__()
         self.vocab_size = vocab_size
         self.kernels = REFERENCE
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Call these kernels from now on."""
+        self.kernels = kernels
 
     def forward(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         """Losses (B, T), float32, nats; every label must lie in [0, vocab_size)."""

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
-from megalm.kernels.choice import REFERENCE
+from megalm.kernels.choice import REFERENCE, Kernels
 
 
 class MLP(nn.Module):
@@ -13,13 +13,16 @@ class MLP(nn.Module):
         super().__init__()
         self.w_up = nn.Linear(config.hidden_size, config.ffn_size, bias=config.linear_bias)
         self.w_down = nn.Linear(config.ffn_size, config.hidden_size, bias=config.linear_bias)
-        self.activation = "squared_relu" if config.squared_relu else "gelu_tanh" if config.openai_gelu else "gelu"
-        self.kernels = REFERENCE
+        self._activation = "squared_relu" if config.squared_relu else "gelu_tanh" if config.openai_gelu else "gelu"
+        self.use_kernels(REFERENCE)
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Take the activation from `kernels`."""
+        self.activation = getattr(kernels, self._activation)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """The branch's output (B, T, D)."""
-        activation = getattr(self.kernels, self.activation)
-        y_BTD: Tensor = self.w_down(activation(self.w_up(x_BTD)))
+        y_BTD: Tensor = self.w_down(self.activation(self.w_up(x_BTD)))
         return y_BTD
 
 
@@ -31,11 +34,15 @@ class GatedMLP(nn.Module):
         self.w_gate = nn.Linear(config.hidden_size, config.ffn_size, bias=config.linear_bias)
         self.w_up = nn.Linear(config.hidden_size, config.ffn_size, bias=config.linear_bias)
         self.w_down = nn.Linear(config.ffn_size, config.hidden_size, bias=config.linear_bias)
-        self.kernels = REFERENCE
+        self.use_kernels(REFERENCE)
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Take the activation from `kernels`."""
+        self.activation = kernels.swiglu
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """The branch's output (B, T, D)."""
-        y_BTD: Tensor = self.w_down(self.kernels.swiglu(self.w_gate(x_BTD), self.w_up(x_BTD)))
+        y_BTD: Tensor = self.w_down(self.activation(self.w_gate(x_BTD), self.w_up(x_BTD)))
         return y_BTD
 
 
