@@ -14,13 +14,16 @@ from megalm.data.build import build_datasets
 from megalm.data.gpt_dataset import GPTDataset, SampleDataset
 from megalm.data.loader import MicroBatchIterator, Transform, build_loader
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
-from megalm.dist.collectives import together
+from megalm.dist.collectives import gather_json, together
 from megalm.dist.groups import MeshGroups
 from megalm.dist.mesh import Axis, Mesh
 from megalm.engine.engine import Engine
-from megalm.errors import ConfigError
+from megalm.errors import ConfigError, PlatformError
+from megalm.kernels import library
+from megalm.kernels.choice import FUSED, REFERENCE, Kernels
 from megalm.models.gpt import GPT
 from megalm.models.init import initialize
+from megalm.models.layers import use_kernels
 from megalm.objectives.causal import CausalObjective
 from megalm.parallel.recompute import apply_recompute
 
@@ -140,11 +143,30 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) 
     """The model with its initial values, under DeepSpeed."""
     from megalm.engine.build import build_engine  # imports DeepSpeed (2 s): after the data is known to be good
 
+    kernels = choose_kernels(config, place)
     gpt = GPT(model)
     initialize(gpt, model, config.training.seed)
+    use_kernels(gpt, kernels)
     apply_recompute(gpt, config.recompute)
     final_json = engine_json(config, place.mesh.size(Axis.DP))
-    return build_engine(gpt, final_json, config.optimizer, config.precision, place.device, place.groups)
+    return build_engine(gpt, final_json, config.optimizer, config.precision, place.device, place.groups, kernels=kernels)
+
+
+def choose_kernels(config: RunConfig, place: Place) -> Kernels:
+    """The operators for model and optimizer, the same kind on every rank.
+
+    Raises:
+        PlatformError: they cannot be had, or not on every rank.
+    """
+    loaded = together(place.device, lambda: library.load(config.kernels.kernels_backend))
+    reasons = gather_json(None if loaded.fused else loaded.reason, place.device)
+    without = [rank for rank, reason in enumerate(reasons) if reason is not None]
+    if without and len(without) < len(reasons):
+        raise PlatformError(
+            f"fused kernels load on some ranks and not on rank {without[0]} ({reasons[without[0]]}); make the nodes "
+            "alike, or give --kernels-backend reference"
+        )
+    return FUSED if loaded.fused else REFERENCE
 
 
 def run_folder(config: RunConfig) -> Path | None:

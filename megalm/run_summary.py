@@ -9,6 +9,7 @@ from megalm.config import RunConfig
 from megalm.continuation import Progress
 from megalm.dist.mesh import Axis
 from megalm.engine.engine import Engine
+from megalm.kernels import library
 from megalm.models.flops import num_parameters, training_flops_per_token
 from megalm.monitor.console import count, summary
 
@@ -25,7 +26,7 @@ def describe_run(
         ("recompute", _recompute(config)),
         ("batch", _batch(config, place)),
         ("data", _data(config, data)),
-        ("kernels", "torch reference"),
+        ("kernels", library.load(config.kernels.kernels_backend).reason),
         ("start", _start(progress, origin)),
         ("run folder", config.checkpoint.save or "none: no checkpoint is written (--save DIR)"),
     ]

@@ -15,6 +15,7 @@ from megalm.config.data import DataConfig, TokenizerConfig
 from megalm.config.dump import config_hash, dump_config
 from megalm.config.engine_json import engine_json, offloads_optimizer, zero_stage
 from megalm.config.flags import build_parser
+from megalm.config.kernels import KernelsConfig
 from megalm.config.load import Loaded, load, load_config
 from megalm.config.model import ModelConfig
 from megalm.config.output import CheckpointConfig, LoggingConfig
@@ -29,6 +30,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EngineConfig",
+    "KernelsConfig",
     "Loaded",
     "LoggingConfig",
     "ModelConfig",

@@ -57,7 +57,7 @@ _RECOMPUTE = (
     "to save fewer inputs"
 )
 _LENGTH = "give the length of runs in --train-iters or --train-samples and of schedules in -iters"
-_KERNELS = "megalm chooses kernels by itself when the model is built; remove the flag"
+_KERNELS = "megalm chooses kernels when the model is built, by --kernels-backend; remove the flag"
 _ZERO = 'put it in the "zero_optimization" block of the DeepSpeed JSON (--deepspeed-config)'
 _PARALLEL = "this form of parallelism is not available in this version; use data parallelism with --zero-stage"
 _OBJECTIVE = "only causal language models train in this version"

@@ -2,6 +2,7 @@
 
 from megalm.config.base import Section
 from megalm.config.data import DataConfig, TokenizerConfig
+from megalm.config.kernels import KernelsConfig
 from megalm.config.model import ModelConfig
 from megalm.config.output import CheckpointConfig, LoggingConfig
 from megalm.config.parallel import EngineConfig, ParallelConfig
@@ -21,6 +22,7 @@ class RunConfig(Section):
     data: DataConfig
     parallel: ParallelConfig
     recompute: RecomputeConfig
+    kernels: KernelsConfig
     engine: EngineConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig

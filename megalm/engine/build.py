@@ -18,6 +18,7 @@ from megalm.dist.groups import MeshGroups
 from megalm.engine.engine import Engine
 from megalm.engine.mpu import MeshUnit
 from megalm.engine.optimizer import ReplicatedAdamW, adam_options, parameter_groups
+from megalm.kernels.choice import REFERENCE, Kernels
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,6 +47,7 @@ def build_engine(
     precision: PrecisionConfig,
     device: torch.device,
     groups: MeshGroups,
+    kernels: Kernels = REFERENCE,
 ) -> Engine:
     """The engine around `model`, which it moves to `device` and casts; ZeRO spreads over the dp axis of `groups`.
 
@@ -58,7 +60,7 @@ def build_engine(
         model.to(device=device, dtype=_DTYPES[precision.dtype])
         engine_json = _for_replicated(engine_json)
     decay_groups = parameter_groups(model, optimizer_config.weight_decay)
-    optimizer = _build_optimizer(decay_groups, stage, engine_json, optimizer_config, precision)
+    optimizer = _build_optimizer(decay_groups, stage, engine_json, optimizer_config, precision, kernels)
     with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use line by line
         wrapped, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=engine_json, mpu=MeshUnit(groups), dist_init_required=False
@@ -78,6 +80,7 @@ def _build_optimizer(
     engine_json: dict[str, Any],
     config: OptimizerConfig,
     precision: PrecisionConfig,
+    kernels: Kernels,
 ) -> torch.optim.Optimizer:
     options = adam_options(config)
     if stage == 0:
@@ -86,6 +89,7 @@ def _build_optimizer(
             clip_grad=config.clip_grad,
             accumulate_fp32=precision.grad_accum_dtype == "fp32",
             scaler=_build_scaler(precision) if precision.fp16 else None,
+            kernels=kernels,
             **options,
         )
     if engine_json["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none":

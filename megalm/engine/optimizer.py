@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from megalm.config.training import OptimizerConfig
+from megalm.kernels.choice import REFERENCE, Kernels
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -42,6 +43,7 @@ class ReplicatedAdamW(torch.optim.AdamW):
         clip_grad: float,
         accumulate_fp32: bool,
         scaler: Any = None,
+        kernels: Kernels = REFERENCE,
         **options: Any,
     ) -> None:
         self.model_parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
@@ -58,6 +60,7 @@ class ReplicatedAdamW(torch.optim.AdamW):
         super().__init__(groups, fused=True, **options)
         self.clip_grad = clip_grad
         self.scaler = scaler
+        self.kernels = kernels
         self.overflow = False
         self._global_grad_norm = 0.0  # the name under which DeepSpeed's engine looks
 
@@ -70,9 +73,9 @@ class ReplicatedAdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update masters and model from the averaged gradients; skip the update if they are not finite."""
         assert closure is None, "closures are not supported"
-        gradients = [parameter.grad.float() for parameter in self.model_parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.model_parameters if parameter.grad is not None]
         assert len(gradients) == len(self.masters), "every parameter has a gradient"
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / self.loss_scale
+        norm = self.kernels.l2_norm(gradients) / self.loss_scale
         self._global_grad_norm = float(norm)
         self.overflow = not bool(torch.isfinite(norm))
         factor = 1.0 / self.loss_scale
@@ -82,12 +85,34 @@ class ReplicatedAdamW(torch.optim.AdamW):
             return
         if self.clip_grad > 0:
             factor *= min(1.0, self.clip_grad / (self._global_grad_norm + 1e-6))
-        if factor != 1.0:
-            torch._foreach_mul_(gradients, factor)
-        for master, gradient in zip(self.masters, gradients, strict=True):
-            master.grad = gradient
-        super().step()
-        for parameter, master in zip(self.model_parameters, self.masters, strict=True):
-            if parameter is not master:
-                parameter.copy_(master)
-                master.grad = None
+        self._apply(dict(zip(self.masters, gradients, strict=True)), factor)
+
+    def _apply(self, gradients: dict[nn.Parameter, torch.Tensor], factor: float) -> None:
+        """AdamW with every gradient times `factor`, and the new weights to the model."""
+        model_of = dict(zip(self.masters, self.model_parameters, strict=True))
+        for group in self.param_groups:
+            masters = group["params"]
+            states = [self._moments(master) for master in masters]
+            for state in states:
+                state["step"] += 1
+            self.kernels.adamw_step(
+                masters,
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [gradients[master].contiguous() for master in masters],
+                [] if masters[0] is model_of[masters[0]] else [model_of[master] for master in masters],
+                factor=factor,
+                lr=group["lr"],
+                betas=group["betas"],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                step=int(states[0]["step"]),
+            )
+
+    def _moments(self, master: nn.Parameter) -> dict[str, torch.Tensor]:
+        """State of one parameter, made before its first step."""
+        state = self.state[master]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+        return state

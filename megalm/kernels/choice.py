@@ -1,11 +1,11 @@
 """The functions that a model calls: the references, or the fused ones. Chosen once, when a model is built."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from megalm.kernels import activation, cross_entropy, norm, rotary
+from megalm.kernels import activation, cross_entropy, embedding, norm, optimizer, rotary
 
 
 
@@ -25,6 +25,9 @@ class Kernels:
     squared_relu: Callable[[Tensor], Tensor] = activation.squared_relu
     swiglu: Callable[[Tensor, Tensor], Tensor] = activation.swiglu
     cross_entropy: Callable[[Tensor, Tensor, int], Tensor] = cross_entropy.cross_entropy
+    embedding: Callable[[Tensor, Tensor], Tensor] = embedding.embedding
+    l2_norm: Callable[[Sequence[Tensor]], Tensor] = optimizer.l2_norm
+    adamw_step: Callable[..., None] = optimizer.adamw_step
 
 
 REFERENCE = Kernels()
@@ -45,5 +48,8 @@ FUSED = Kernels(
     squared_relu=activation.fused_squared_relu,
     swiglu=activation.fused_swiglu,
     cross_entropy=_training_cross_entropy,
+    embedding=embedding.fused_embedding,
+    l2_norm=optimizer.fused_l2_norm,
+    adamw_step=optimizer.fused_adamw_step,
 )
 """The loss's gradient is written over the logits, which are the model's own."""

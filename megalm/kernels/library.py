@@ -60,19 +60,25 @@ def load(backend: Backend = "auto", cache_folder: Path | None = None) -> Library
     """
     if backend == "reference":
         return Library(None, "torch reference (--kernels-backend reference)")
-    try:
-        return _load(cache_folder or default_cache())
-    except BuildError as error:
-        if backend == "fused":
-            raise PlatformError(
-                f"kernels_backend=fused but {error}; use --kernels-backend auto to train without fused kernels"
-            ) from None
-        return Library(None, f"torch reference: {error}")
+    loaded = _load_once(cache_folder or default_cache())
+    if backend == "fused" and not loaded.fused:
+        raise PlatformError(
+            f"kernels_backend=fused but {loaded.reason}; use --kernels-backend auto to train without fused kernels"
+        )
+    return loaded if loaded.fused else Library(None, f"torch reference: {loaded.reason}")
 
 
 @cache
+def _load_once(folder: Path) -> Library:
+    """What this process can have; a failure is not tried again."""
+    try:
+        return _load(folder)
+    except BuildError as error:
+        return Library(None, str(error))
+
+
 def _load(folder: Path) -> Library:
-    """Build if needed, load, register and check; once for each process."""
+    """Build if needed, load, register and check."""
     from megalm.kernels import registration, self_test
 
     path = build(folder)
