@@ -56,7 +56,7 @@ def test_all_arrays_and_samples_equal_megatrons(
 
     lengths = [17, 1, 40, 0, 0, 3, 64, 64, 5, 200, 0, 31, 8, 9, 100]
     indexed = make_dataset(lengths)
-    documents = np.arange(2, 15, dtype=np.int32)
+    documents = range(2, 15)
     options = {"sequence_length": 16, "random_seed": 1234, "add_extra_token_to_sequence": bool(extra)}
     theirs = megatron_dataset(megatron, indexed.prefix, documents, num_samples, tmp_path / "cache", **options)
     ours = GPTDataset(indexed, documents, 16, num_samples, 1234, add_extra_token=bool(extra))
