@@ -202,7 +202,8 @@ def compare_index(folder: Path, num_documents: int, repeats: int) -> None:
     arrays = {json.dumps(result["arrays"]) for who in ("megalm", "peer+files") for result in found[who]}
     middle = {who: statistics.median(r["seconds"] for r in results) for who, results in found.items()}
     peak = {who: max(r["peak_mb"] for r in results) for who, results in found.items()}
-    print(f"index of {num_documents:,} documents, {num_tokens:,} tokens, 2 epochs, {found['megalm'][0]['samples']:,} samples")
+    num_samples = found["megalm"][0]["samples"]
+    print(f"index of {num_documents:,} documents, {num_tokens:,} tokens, 2 epochs, {num_samples:,} samples")
     for who in found:
         print(f"  {who:<11} {middle[who]:6.2f} s   peak {peak[who]:6.0f} MB")
     print(f"  speed: {middle['peer'] / middle['megalm']:.2f} times megatron-core's (target 1.5); with its files "
@@ -245,7 +246,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=10_000_000, help="documents of the index comparison")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side, in alternation")
-    parser.add_argument("--folder", help="where to put the files (10 GB apparent, 0.5 GB real); default: a temporary one")
+    parser.add_argument(
+        "--folder", help="where to put the files (10 GB apparent, 0.5 GB real); default: a temporary one"
+    )
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

@@ -140,6 +140,8 @@ class DataConfig(Section):
             found.append("--valid-data-path and --test-data-path need --train-data-path")
         if self.multiple_validation_sets and self.valid_data_path is None:
             found.append("multiple_validation_sets=true needs the sets in --valid-data-path PREFIX PREFIX")
+        if self.mock_data and self.full_validation:
+            found.append("full_validation=true needs a dataset that ends, not mock_data=true; give --data-path")
         for name in ("data_path", "train_data_path", "valid_data_path", "test_data_path"):
             found += self._blend_problems(name)
         try:

@@ -78,7 +78,7 @@ class Blend:
             return 0, step
         dataset = int(self.dataset_index[step])
         block = step // self.BLOCK
-        inside = np.count_nonzero(self.dataset_index[block * self.BLOCK : step] == dataset)
+        inside = int(np.count_nonzero(self.dataset_index[block * self.BLOCK : step] == dataset))
         return dataset, int(self._counts[block, dataset]) + inside
 
     def counts(self, steps: int) -> list[int]:
@@ -104,9 +104,7 @@ class Blend:
         starts = range(0, len(self), self.BLOCK)
         counts = np.zeros((len(self) // self.BLOCK + 1, self.num_datasets), dtype=np.int64)
         for block, start in enumerate(starts[: len(counts) - 1], 1):
-            counts[block] = np.bincount(
-                self.dataset_index[start : start + self.BLOCK], minlength=self.num_datasets
-            )
+            counts[block] = np.bincount(self.dataset_index[start : start + self.BLOCK], minlength=self.num_datasets)
         return np.cumsum(counts, axis=0, out=counts)
 
 
@@ -125,7 +123,7 @@ def _greedy(weights: list[float], size: int, sizes: Sequence[int] | None) -> npt
     for step in range(size):
         np.multiply(shares, float(max(step, 1)), out=lag)
         np.subtract(lag, counts, out=lag)
-        chosen[step] = dataset = lag.argmax()
+        chosen[step] = dataset = int(lag.argmax())
         counts[dataset] += 1
         if sizes is not None and counts[dataset] == sizes[dataset]:
             counts[dataset] = np.inf

@@ -7,7 +7,7 @@ from typing import Any
 from megalm.data.blend import Blend, BlendSizes, normalize
 from megalm.data.gpt_dataset import Sample
 from megalm.data.source import Layout, Request, Source
-from megalm.errors import DataError
+from megalm.errors import CheckpointError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,8 @@ class BlendedDataset:
         allow_changed: accept sources that the record does not know (they start at 0), and the lack of others.
 
     Raises:
-        DataError: sources without a sample, too few samples without weights, or others than the record's.
+        DataError: sources without a sample, or too few samples without weights.
+        CheckpointError: other sources than the record's.
     """
 
     def __init__(
@@ -114,9 +115,9 @@ class BlendedDataset:
             return requests, Blend.exhaustive(left)
         if size > sum(left) and not capped:
             raise DataError(
-                f"{size} samples are wanted from {len(sources)} datasets without weights, which have {sum(left)} in "
-                f"one epoch ({', '.join(map(str, left))}); give weights (WEIGHT PREFIX WEIGHT PREFIX) to repeat them "
-                "as needed, or shorten the run"
+                f"{len(sources)} datasets without weights has {sum(left)} samples in one epoch of each "
+                f"({', '.join(map(str, left))}), but {size} are wanted; give weights (WEIGHT PREFIX WEIGHT PREFIX) to "
+                "repeat them as needed, or shorten the run"
             )
         if all(left):
             return requests, Blend.weighted(normalize(left), min(size, sum(left)))
@@ -124,7 +125,7 @@ class BlendedDataset:
 
     def __len__(self) -> int:
         """One more than the last sample number; at least what was asked for, unless capped."""
-        if self.num_datasets == 1:
+        if self.num_datasets == 1 and self._weights is None:
             return self.start - self._bases[0] + len(self._layouts[0])
         return self.start + len(self._blend)
 
@@ -190,7 +191,7 @@ def _check_same_data(sources: Sequence[Source], keys: list[str], record: OrderRe
     if new or gone:
         texts = [f"{prefix} is not a dataset that the run began with" for prefix in new]
         texts += [f"the dataset with fingerprint {text} is gone" for text in gone]
-        raise DataError(
+        raise CheckpointError(
             f"{'; '.join(texts)}; restore the data, start a new run (another --save), or continue with "
             "--allow-changed-data: datasets that stay go on where they were, new ones start at their beginning"
         )

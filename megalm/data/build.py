@@ -63,7 +63,8 @@ def build_datasets(
 
     Raises:
         DataError: missing or damaged files, a split without documents, fewer tokens than one sample, ids outside
-            the vocabulary, another tokenizer, or others than the record's datasets.
+            the vocabulary, or another tokenizer.
+        CheckpointError: other datasets than the record's.
     """
     if data.mock_data:
         return _mock_datasets(vocab_size, seq_length, seed, num_samples)
@@ -115,7 +116,7 @@ def short_names(prefixes: Sequence[str]) -> tuple[str, ...]:
         length = 1
         while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
             length += 1
-        name = "/".join(own[-length:])
+        name = str(Path(*own[-length:]))
         names.append(f"{name} {number + 1}" if parts.count(own) > 1 else name)
     return tuple(names)
 

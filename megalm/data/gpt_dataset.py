@@ -105,9 +105,7 @@ class GPTDataset:
                 f"sample of {seq_length + extra_token} tokens (seq_length={seq_length}); "
                 "give more data, another --split or a smaller --seq-length"
             )
-        return plan_epochs(
-            tokens_per_epoch, num_samples, seq_length, extra_token, keep_last_partial=keep_last_partial
-        )
+        return plan_epochs(tokens_per_epoch, num_samples, seq_length, extra_token, keep_last_partial=keep_last_partial)
 
     def __len__(self) -> int:
         """Samples of all epochs; at least the `num_samples` asked for."""

@@ -1,8 +1,9 @@
 """Arrays that take long to build, kept in a folder and mapped from there: one entry a key, one builder a node.
 
-An entry is NAME-ARRAY.npy for each array and NAME.json, which is written last and holds size and SHA-256 of each; NAME is
-the hash of everything that the arrays follow from. Every file gets its name complete and on disk (rename), so readers
-take no lock, and any number of builders, on nodes that share the folder or have one each, only write equal files.
+An entry is NAME-ARRAY.npy for each array and NAME.json, which is written last and holds size and SHA-256 of each;
+NAME is the hash of everything that the arrays follow from. Every file gets its name complete and on disk (rename), so
+readers take no lock, and any number of builders, on nodes that share the folder or have one each, only write equal
+files.
 """
 
 import contextlib

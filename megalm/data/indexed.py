@@ -373,7 +373,7 @@ class IndexedDataset:
             DataError: the file has become shorter, or cannot be read.
         """
         tokens: Tokens = np.empty(count, dtype=self.dtype)
-        space, itemsize, filled = memoryview(tokens).cast("B"), self.dtype.itemsize, 0
+        space, itemsize, filled = tokens.data.cast("B"), self.dtype.itemsize, 0
         for sequence, offset, length in parts:
             position, end = int(self._pointers[sequence]) + offset * itemsize, filled + length * itemsize
             try:
@@ -408,7 +408,7 @@ class IndexedDataset:
 
 
 def _add_blocks(digest: Any, file: int, size: int) -> None:
-    """Adds 256 blocks to `digest` that are spread over the `size` bytes of a file, the first and the last among them."""
+    """Adds 256 blocks of a file to `digest`, spread over its `size` bytes, the first and the last among them."""
     block = 4096
     for number in range(256):
         digest.update(os.pread(file, block, max(0, size - block) * number // 255))

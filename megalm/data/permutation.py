@@ -1,8 +1,8 @@
 """A keyed permutation of 0 .. n - 1 that is computed, not stored: a generalized Feistel network with cycle walking.
 
-Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA 2002), section 4: numbers are pairs (left, right) with
-left < a and right < b for a x b >= n, a about b; each round adds a keyed function of one half to the other, modulo its
-size, which can be undone whatever the function is. A result of n or more is sent through again until it is below n.
+Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA 2002), section 4: numbers are pairs (left, right)
+with left < a and right < b for a x b >= n, a about b; each round adds a keyed function of one half to the other, modulo
+its size, which can be undone whatever the function is. A result of n or more is sent through again until it is below n.
 """
 
 import hashlib

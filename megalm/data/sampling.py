@@ -82,7 +82,7 @@ def build_document_index(documents: range, plan: EpochPlan, random: np.random.Ra
     """The documents of all epochs in shuffled order, int32 [num_epochs x num_documents] (rule 5)."""
     index = np.empty((plan.num_epochs, len(documents)), dtype=np.int32)
     index[:] = np.arange(documents.start, documents.stop, dtype=np.int32)
-    flat = index.reshape(-1)
+    flat: npt.NDArray[np.int32] = index.reshape(-1)
     last = len(flat) - len(documents) if plan.separate_last_epoch else len(flat)
     _shuffle_parts(flat, last, random)
     return flat
@@ -90,7 +90,7 @@ def build_document_index(documents: range, plan: EpochPlan, random: np.random.Ra
 
 def build_shuffle_index(plan: EpochPlan, random: np.random.RandomState) -> npt.NDArray[np.integer[Any]]:
     """Sample number -> position in the stream, uint32 or int64 [num_samples] (rule 7)."""
-    index = np.arange(plan.num_samples, dtype=shuffle_dtype(plan.num_samples))
+    index: npt.NDArray[np.integer[Any]] = np.arange(plan.num_samples, dtype=shuffle_dtype(plan.num_samples))
     _shuffle_parts(index, plan.num_samples_before_last if plan.separate_last_epoch else len(index), random)
     return index
 

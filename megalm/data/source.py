@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from megalm.data.gpt_dataset import GPTDataset, Sample, SampleDataset
+from megalm.data.gpt_dataset import PAD, GPTDataset, Sample, SampleDataset
 from megalm.data.index_cache import IndexCache
 from megalm.data.indexed import IndexedDataset
 from megalm.data.stream import StreamDataset
@@ -79,9 +79,7 @@ class Source:
         return GPTDataset.plan_for(self.indexed, self.documents, self.sampling.seq_length, request).num_samples
 
     def _stream(self, num_samples: int | None) -> StreamDataset:
-        return StreamDataset(
-            self.indexed, self.documents, self.sampling.seq_length, num_samples, self.sampling.seed
-        )
+        return StreamDataset(self.indexed, self.documents, self.sampling.seq_length, num_samples, self.sampling.seed)
 
     def _shuffled(self, request: Request, number: int) -> GPTDataset:
         sampling = self.sampling
@@ -137,4 +135,4 @@ class Padded:
         """The tokens of sample `number`, all -1 beyond the dataset."""
         if number < len(self._dataset):
             return self._dataset[number]
-        return np.full_like(self._dataset[0], -1)
+        return np.full_like(self._dataset[0], PAD)

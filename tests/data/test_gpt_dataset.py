@@ -91,28 +91,35 @@ def build(data: DataConfig, **changes: Any) -> Any:
 
 def test_splits_are_by_position_and_a_share_of_zero_is_none(make_dataset: Any) -> None:
     indexed = make_dataset([10] * 100)
-    train, valid, test = build(DataConfig(data_path=indexed.prefix, split="90,10"))
-    assert test is None
-    assert sorted(set(train.document_index.tolist())) == list(range(90))
-    assert sorted(set(valid.document_index.tolist())) == list(range(90, 100))
-    assert len(train) >= 20
+    built = build(DataConfig(data_path=indexed.prefix, split="90,10"))
+    assert built.test is None
+    assert documents_of(built.train) == list(range(90))
+    assert documents_of(built.valid[""]) == list(range(90, 100))
+    assert len(built.train) >= 20
+
+
+def documents_of(dataset: Any) -> list[int]:
+    """The documents that a dataset of one source is made from."""
+    (layout,) = dataset.layouts
+    return sorted(set(layout.parts[0].document_index.tolist()))
 
 
 def test_a_split_of_which_nothing_is_wanted_is_none(make_dataset: Any) -> None:
     config = DataConfig(data_path=make_dataset([10] * 100).prefix)
-    assert build(config, num_samples=(20, 0, 0))[1:] == (None, None)
+    built = build(config, num_samples=(20, 0, 0))
+    assert (built.valid, built.test) == ({}, None)
 
 
 def test_paths_per_split_use_their_whole_datasets(make_dataset: Any) -> None:
     train, valid = make_dataset([10] * 5, "train"), make_dataset([10] * 3, "valid")
     built = build(DataConfig(train_data_path=train.prefix, valid_data_path=valid.prefix))
-    assert [None if d is None else len(set(d.document_index.tolist())) for d in built] == [5, 3, None]
+    assert (len(documents_of(built.train)), len(documents_of(built.valid[""])), built.test) == (5, 3, None)
 
 
 def test_mock_data_gives_three_different_datasets() -> None:
-    train, valid, test = build(DataConfig(mock_data=True))
-    assert (len(train), len(valid), len(test)) == (20, 5, 5)
-    assert not np.array_equal(train[0], valid[0])
+    built = build(DataConfig(mock_data=True))
+    assert (len(built.train), len(built.valid[""]), len(built.test)) == (20, 5, 5)
+    assert not np.array_equal(built.train[0], built.valid[""][0])
 
 
 def test_a_split_that_rounds_to_no_documents_is_an_error(make_dataset: Any) -> None:
