@@ -19,7 +19,7 @@ from megalm.dist.collectives import together
 from megalm.dist.groups import MeshGroups
 from megalm.dist.mesh import Axis, Mesh
 from megalm.engine.engine import Engine
-from megalm.errors import ConfigError
+from megalm.errors import ConfigError, DataError
 from megalm.models.gpt import GPT
 from megalm.models.init import initialize
 from megalm.objectives.causal import CausalObjective
@@ -124,13 +124,19 @@ def build_data(
         tokenizer_identity=tokenizer.identity if tokenizer else None,
         record=point.order,
     )
+    if isinstance(built.train, BlendedDataset) and built.train.samples_per_epoch < global_batch_size:
+        raise DataError(
+            f"the training data has {built.train.samples_per_epoch} samples of {config.batch.seq_length} tokens in one "
+            f"epoch, less than one global batch of {global_batch_size}; give more data, or a smaller "
+            "--global-batch-size or --seq-length"
+        )
     objective = CausalObjective(
         eod=tokenizer.eod if tokenizer else None,
         eod_mask_loss=config.data.eod_mask_loss,
         reset_position_ids=config.data.reset_position_ids,
         reset_attention_mask=config.data.reset_attention_mask,
     )
-    return Data(built.train, built.valid, built.test, objective)
+    return Data(built.train, built.valid, built.test, objective, built.train_names)
 
 
 def loader(
