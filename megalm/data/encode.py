@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,9 @@ class GigatokenEncoder:
         load = gigatoken.Tokenizer.from_json if content[:1] == b"{" else gigatoken.Tokenizer.from_sentencepiece
         self._model: Any = load(content)
         self._library = library
-        self._differing = tuple(name for name in self._model.as_hf().all_special_tokens if self._differs(name))
+        names = {piece.decode(errors="replace") for piece in self._model.vocab.values() if _SPECIAL.fullmatch(piece)}
+        names |= set(self._model.as_hf().all_special_tokens)
+        self._differing = tuple(sorted(name for name in names if self._differs(name)))
 
     def __call__(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         """The ids of all texts back to back, and the number of ids of each text."""
@@ -92,12 +95,17 @@ class GigatokenEncoder:
         return not _equal(self._encode(texts), self._library(texts))
 
 
+_SPECIAL = re.compile(rb"<.+>|\[.+\]|.*\|.+\|.*", re.DOTALL)
+"""Names as special tokens have them: <s>, [SEP], <|endoftext|>."""
+
+
 def _interleaved(total: int, *parts: tuple[list[int], tuple[Ids, Lengths]]) -> tuple[Ids, Lengths]:
     """The ids of `total` texts in order, from parts that hold the texts of the given numbers."""
     pieces: list[Ids] = [np.empty(0, np.int64)] * total
     for numbers, (ids, lengths) in parts:
-        for number, piece in zip(numbers, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
-            pieces[number] = piece
+        ends = np.cumsum(lengths)
+        for number, start, stop in zip(numbers, ends - lengths, ends, strict=True):
+            pieces[number] = ids[start:stop]
     return np.concatenate(pieces), np.fromiter(map(len, pieces), dtype=np.int64, count=total)
 
 
