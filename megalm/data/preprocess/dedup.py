@@ -42,16 +42,14 @@ def _partition(batches: Iterable[Batch], paths: list[Path], bits: int) -> None:
         records["high"], records["low"] = batch.digests[:, 0], batch.digests[:, 1]
         records["number"] = np.arange(first, first + len(records))
         first += len(records)
-        if bits == 0:
-            parts: Iterable[tuple[int, npt.NDArray[np.void]]] = [(0, records)]
-        else:
-            number = records["high"] >> np.uint64(64 - bits)
-            order = np.argsort(number, kind="stable")
-            found, starts = np.unique(number[order], return_index=True)
-            parts = zip(found.tolist(), np.split(records[order], starts[1:]), strict=True)
-        for number, part in parts:
-            with open(paths[number], "ab") as stream:
-                part.tofile(stream)
+        # The shift is done in two steps, since one of 64 bits is undefined.
+        partition = (records["high"] >> np.uint64(63 - bits)) >> np.uint64(1)
+        order = np.argsort(partition, kind="stable")
+        cuts = np.searchsorted(partition[order], np.arange(len(paths) + 1, dtype=np.uint64))
+        for path, start, stop in zip(paths, cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+            if stop > start:
+                with open(path, "ab") as stream:
+                    records[order[start:stop]].tofile(stream)
 
 
 def without(batches: Iterable[Batch], flags: npt.NDArray[np.uint8]) -> Iterator[Batch]:

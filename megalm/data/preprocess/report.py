@@ -11,7 +11,7 @@ from megalm.data.preprocess.work import Report
 from megalm.data.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
-    from megalm.data.preprocess.run import PreprocessOptions
+    from megalm.data.preprocess.pipeline import PreprocessOptions
 
 _PACKAGES = ("numpy", "sentencepiece", "tokenizers", "tiktoken", "gigatoken", "pyarrow", "zstandard")
 

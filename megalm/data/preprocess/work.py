@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def process_unit(recipe: Recipe, unit: Unit, folder: str, *, stop_at_fault: bool
                     return report
                 writer.add(batches)
             if not (stop_at_fault and report.faults):
-                writer.commit(asdict(report))
+                writer.commit(vars(report))
         finally:
             writer.discard()
     except OSError as error:

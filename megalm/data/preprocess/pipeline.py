@@ -164,9 +164,8 @@ class _Run:
         lines = _LineCounter()
         with contextlib.ExitStack() as stack:
             stack.callback(self._progress.close)
-            rejects = None
-            if self._options.reject_file:
-                rejects = stack.enter_context(atomic_write(Path(self._options.reject_file)))
+            # Not yet under its own name: the lock of that file would go to the workers too, and outlive a kill.
+            rejects = stack.enter_context(open(parts / "rejected", "w+b"))
             done_bytes = 0
             for unit, report in in_order(executor, tasks, work, UNITS_PER_WORKER * num_workers):
                 self._handle_faults(lines.of(unit, report), rejects)
@@ -178,14 +177,17 @@ class _Run:
                 )
             digests: list[tuple[str, Future[str]]] = [(f.path, executor.submit(file_sha256, f.path)) for f in known]
             self._sha256 = planner.sha256 | {path: future.result() for path, future in digests}
+            if self._options.reject_file:
+                rejects.seek(0)
+                with atomic_write(Path(self._options.reject_file)) as stream:
+                    shutil.copyfileobj(rejects, stream)
         self._check_unchanged()
 
-    def _handle_faults(self, faults: Iterator[Rejected], rejects: BinaryIO | None) -> None:
+    def _handle_faults(self, faults: Iterator[Rejected], rejects: BinaryIO) -> None:
         for fault in faults:
             if not self._options.skip_bad:
                 raise DataError(f"{fault}; correct the line, or leave such lines out with --on-error skip")
-            if rejects is not None:
-                rejects.write(f"{fault}\n".encode(errors="backslashreplace"))
+            rejects.write(f"{fault}\n".encode(errors="backslashreplace"))
 
     def _check_unchanged(self) -> None:
         for file in self._files:
@@ -207,6 +209,8 @@ class _Run:
                     for batch in self._batches(number, own):
                         writer.add(batch)
                 if writer.num_sequences == 0:
+                    for shard in self._shards:
+                        shard.unlink()  # nothing to go on from
                     raise DataError(self._nothing_left(prefix))
                 built.append(writer.prepare())
                 writers.append(writer)
@@ -369,11 +373,14 @@ def _check_output(options: PreprocessOptions, fingerprint: str) -> None:
 
 
 def _take(lock: BinaryIO, parts: Path) -> None:
-    """Locks; a run that has just finished has removed the file that was opened."""
+    """Locks for this process: its workers must not hold the lock on when it is killed, so no `flock`.
+
+    A run that has just finished has removed the file that was opened: then there is nothing to lock.
+    """
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(lock.fileno()), os.stat(parts / "lock")):
             return
-    except (BlockingIOError, FileNotFoundError):
+    except (BlockingIOError, PermissionError, FileNotFoundError):
         pass
     raise DataError(f"{parts} is being written by another process; wait for it, or write to another place")
