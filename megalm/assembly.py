@@ -15,12 +15,14 @@ from megalm.data.gpt_dataset import GPTDataset, SampleDataset
 from megalm.data.loader import MicroBatchIterator, Transform, build_loader
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.dist.collectives import together
+from megalm.dist.groups import MeshGroups
 from megalm.dist.mesh import Axis, Mesh
 from megalm.engine.engine import Engine
 from megalm.errors import ConfigError
 from megalm.models.gpt import GPT
 from megalm.models.init import initialize
 from megalm.objectives.causal import CausalObjective
+from megalm.parallel.recompute import apply_recompute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,13 @@ class Place:
     mesh: Mesh
     rank: int
     device: torch.device
+    groups: MeshGroups
+
+    @classmethod
+    def of(cls, mesh: Mesh, device: torch.device) -> "Place":
+        """This rank's place on `mesh`; every rank of the job calls it, inside the process group."""
+        groups = MeshGroups.build(mesh)
+        return cls(mesh=mesh, rank=groups.rank, device=device, groups=groups)
 
     @property
     def dp_rank(self) -> int:
@@ -45,6 +54,17 @@ class Data:
     valid: SampleDataset | None
     test: SampleDataset | None
     objective: Transform
+
+
+def mesh_of(config: RunConfig, world_size: int) -> Mesh:
+    """The mesh of the run's ranks; `check_layout` has found it possible."""
+    parallel = config.parallel
+    return Mesh.of(
+        world_size,
+        pp=parallel.pipeline_model_parallel_size,
+        cp=parallel.context_parallel_size,
+        tp=parallel.tensor_model_parallel_size,
+    )
 
 
 def load_tokenizer(config: RunConfig) -> Tokenizer | None:
@@ -88,8 +108,13 @@ def build_data(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | Non
         vocab_size=model.vocab_size,
         tokenizer_identity=tokenizer.identity if tokenizer else None,
     )
-    eod = tokenizer.eod if tokenizer else None
-    return Data(train, valid, test, CausalObjective(eod=eod, eod_mask_loss=config.data.eod_mask_loss))
+    objective = CausalObjective(
+        eod=tokenizer.eod if tokenizer else None,
+        eod_mask_loss=config.data.eod_mask_loss,
+        reset_position_ids=config.data.reset_position_ids,
+        reset_attention_mask=config.data.reset_attention_mask,
+    )
+    return Data(train, valid, test, objective)
 
 
 def loader(
@@ -117,8 +142,9 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) 
 
     gpt = GPT(model)
     initialize(gpt, model, config.training.seed)
+    apply_recompute(gpt, config.recompute)
     final_json = engine_json(config, place.mesh.size(Axis.DP))
-    return build_engine(gpt, final_json, config.optimizer, config.precision, place.device)
+    return build_engine(gpt, final_json, config.optimizer, config.precision, place.device, place.groups)
 
 
 def run_folder(config: RunConfig) -> Path | None:
@@ -141,9 +167,13 @@ def open_run_folder(config: RunConfig, place: Place) -> TextIO | None:
     return lock
 
 
+ON_HOST = frozenset({"cu_seqlens"})
+"""Parts of a batch that the model reads on the host, where a copy on the device would make it wait."""
+
+
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch on `device`."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    """The batch on `device`, but for what stays on the host."""
+    return {name: tensor if name in ON_HOST else tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def identity(tokenizer: Tokenizer | None, data: Data) -> dict[str, Any]:

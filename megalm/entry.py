@@ -58,7 +58,6 @@ def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, th
     import torch
     import torch.distributed as dist
 
-    from megalm.dist.mesh import Mesh
     from megalm.dist.process_group import default_backend, rank_device, start_process_group, stop_process_group
 
     torch.set_num_threads(threads)
@@ -73,7 +72,7 @@ def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, th
     from megalm.monitor.log import start_logging
     from megalm.training import pretrain
 
-    place = assembly.Place(mesh=Mesh.of(environment.world_size), rank=environment.rank, device=device)
+    place = assembly.Place.of(assembly.mesh_of(config, environment.world_size), device)
     lock = assembly.open_run_folder(config, place)
     folder = assembly.run_folder(config)
     log = start_logging(environment.rank, folder / "logs" if folder else None)

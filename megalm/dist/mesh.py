@@ -76,11 +76,17 @@ class Mesh:
 
     def groups(self, axis: Axis) -> list[list[int]]:
         """The groups of ranks that differ only along `axis`; every rank is in one of them."""
+        return self._grouped_by([other for other in Axis if other is not axis])
+
+    def replicas(self) -> list[list[int]]:
+        """The groups of ranks that together hold one copy of the model; every rank is in one of them."""
+        return self._grouped_by([Axis.DP])
+
+    def _grouped_by(self, fixed: list[Axis]) -> list[list[int]]:
         groups: dict[tuple[int, ...], list[int]] = {}
         for rank in range(self.world_size):
             place = self.coordinate(rank)
-            key = tuple(place[other] for other in Axis if other is not axis)
-            groups.setdefault(key, []).append(rank)
+            groups.setdefault(tuple(place[axis] for axis in fixed), []).append(rank)
         return list(groups.values())
 
     def __str__(self) -> str:

@@ -14,7 +14,9 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from torch import nn
 
 from megalm.config.training import OptimizerConfig, PrecisionConfig
+from megalm.dist.groups import MeshGroups
 from megalm.engine.engine import Engine
+from megalm.engine.mpu import MeshUnit
 from megalm.engine.optimizer import ReplicatedAdamW, adam_options, parameter_groups
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,8 +45,9 @@ def build_engine(
     optimizer_config: OptimizerConfig,
     precision: PrecisionConfig,
     device: torch.device,
+    groups: MeshGroups,
 ) -> Engine:
-    """The engine around `model`, which it moves to `device` and casts.
+    """The engine around `model`, which it moves to `device` and casts; ZeRO spreads over the dp axis of `groups`.
 
     `engine_json` is the final DeepSpeed configuration (`config.engine_json`): its ZeRO stage decides who keeps which
     part of the state. The learning rate is set at every step, by `Engine.train_step`.
@@ -54,13 +57,13 @@ def build_engine(
     if stage == 0:
         model.to(device=device, dtype=_DTYPES[precision.dtype])
         engine_json = _for_replicated(engine_json)
-    groups = parameter_groups(model, optimizer_config.weight_decay)
-    optimizer = _build_optimizer(groups, stage, engine_json, optimizer_config, precision)
+    decay_groups = parameter_groups(model, optimizer_config.weight_decay)
+    optimizer = _build_optimizer(decay_groups, stage, engine_json, optimizer_config, precision)
     with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use line by line
         wrapped, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=engine_json, dist_init_required=False
+            model=model, optimizer=optimizer, config=engine_json, mpu=MeshUnit(groups), dist_init_required=False
         )
-    return Engine(wrapped, stage, {parameter: name for name, parameter in model.named_parameters()}, device)
+    return Engine(wrapped, stage, {parameter: name for name, parameter in model.named_parameters()}, device, groups)
 
 
 def _for_replicated(engine_json: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from megalm.dist.groups import MeshGroups
+from megalm.dist.mesh import Axis
 from megalm.dist.slices import StateSlice
 from megalm.engine import state
 from megalm.errors import NonFiniteError
@@ -38,12 +40,20 @@ class StepResult:
 class Engine:
     """A model under DeepSpeed: train_step, eval_step, and its state as named slices."""
 
-    def __init__(self, wrapped: Any, stage: int, names: dict[nn.Parameter, str], device: torch.device) -> None:
+    def __init__(
+        self,
+        wrapped: Any,
+        stage: int,
+        names: dict[nn.Parameter, str],
+        device: torch.device,
+        groups: MeshGroups,
+    ) -> None:
         self.wrapped = wrapped
         self.stage = stage
         self._grow_scale = _grow_after_step(wrapped.optimizer.loss_scaler) if stage and wrapped.fp16_enabled() else None
         self.names = names
         self.device = device
+        self.groups = groups
 
     def train_step(self, micro_batches: Sequence[Batch], seeds: Sequence[int], learning_rate: float) -> StepResult:
         """One optimizer step over this rank's micro-batches of the global batch.
@@ -58,20 +68,20 @@ class Engine:
         for group in wrapped.basic_optimizer.param_groups:
             group["lr"] = learning_rate
         scale = self.loss_scale
-        tokens = self._sum_over_ranks(sum(token_count(batch["loss_mask"]) for batch in micro_batches))
-        ranks = dist.get_world_size()
+        tokens = self._sum_over_data(sum(token_count(batch["loss_mask"]) for batch in micro_batches))
+        replicas = self.groups.size(Axis.DP)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), 1):
             torch.manual_seed(seed)
             wrapped.set_gradient_accumulation_boundary(number == len(micro_batches))
             loss = self._summed_loss(batch)
             loss_sum += loss.detach()
-            # DeepSpeed averages gradients over ranks; the sum over ranks is wanted
-            loss = loss * (ranks / max(tokens, 1.0))
+            # DeepSpeed averages gradients over the dp axis; the sum over it is wanted
+            loss = loss * (replicas / max(tokens, 1.0))
             wrapped.backward(loss * scale if self.stage == 0 else loss, scale_wrt_gas=False)
             if number < len(micro_batches):
                 wrapped.step()
-        loss_total = self._sum_over_ranks(loss_sum)
+        loss_total = self._sum_over_data(loss_sum)
         self._update()
         return StepResult(
             loss=loss_total / max(tokens, 1.0),
@@ -102,8 +112,7 @@ class Engine:
 
     def mean_over_ranks(self, sums: Tensor) -> float:
         """Loss per token from every rank's sum of `eval_step` results."""
-        if dist.get_world_size() > 1:
-            dist.all_reduce(sums)
+        self._all_reduce(sums)
         return float(sums[0] / sums[1].clamp(min=1.0))
 
     def state_slices(self) -> list[StateSlice]:
@@ -122,9 +131,9 @@ class Engine:
         return {name: tuple(getattr(p, "ds_shape", p.shape)) for p, name in self.names.items()}
 
     def owned_slices(self) -> list[StateSlice]:
-        """The slices that this rank is to write: at stage 0, where all ranks hold the same, every n-th."""
-        slices = self.state_slices()
-        return slices[dist.get_rank() :: dist.get_world_size()] if self.stage == 0 else slices
+        """The slices that this rank is to write: at stage 0, where the dp axis holds the same, every n-th."""
+        slices, groups = self.state_slices(), self.groups
+        return slices[groups.position(Axis.DP) :: groups.size(Axis.DP)] if self.stage == 0 else slices
 
     def scalar_state(self) -> dict[str, Any]:
         """The optimizer's state that is not a tensor: step count and loss scaler."""
@@ -149,19 +158,28 @@ class Engine:
         """L2 norm of all parameters (fp32 masters)."""
         squares = [s.weight.double().square().sum() for s in self.state_slices()]
         total = torch.stack(squares).sum().to(self.device) if squares else torch.zeros((), dtype=torch.float64)
-        if self.stage > 0 and dist.get_world_size() > 1:
-            dist.all_reduce(total)
+        if self.stage > 0:
+            self._all_reduce(total)
         return float(total.sqrt())
 
     def _summed_loss(self, batch: Batch) -> Tensor:
-        losses_BT = self.wrapped(batch["tokens"], labels_BT=batch["labels"])
+        losses_BT = self.wrapped(
+            batch["tokens"],
+            position_ids_BT=batch.get("position_ids"),
+            labels_BT=batch["labels"],
+            cu_seqlens_BN=batch.get("cu_seqlens"),
+        )
         return summed_loss(losses_BT, batch["loss_mask"])
 
-    def _sum_over_ranks(self, value: Tensor | int) -> float:
+    def _sum_over_data(self, value: Tensor | int) -> float:
         total = torch.as_tensor(value, dtype=torch.float64, device=self.device)
-        if dist.get_world_size() > 1:
-            dist.all_reduce(total)
+        self._all_reduce(total)
         return float(total)
+
+    def _all_reduce(self, value: Tensor) -> None:
+        """Sum `value` in place over the dp axis."""
+        if self.groups.size(Axis.DP) > 1:
+            dist.all_reduce(value, group=self.groups.group(Axis.DP))
 
 
 def _grow_after_step(scaler: Any) -> Callable[[bool], None]:

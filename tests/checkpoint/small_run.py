@@ -61,7 +61,7 @@ def sample(number: int) -> dict[str, torch.Tensor]:
 def start(folder: str, flags: str = "", place: Path | None = None) -> SmallRun:
     """A run from scratch, or from the checkpoint at `place`."""
     config = load_config([*RECIPE.split(), "--save", folder, *flags.split()])
-    where = Place(mesh=Mesh.of(dist.get_world_size()), rank=dist.get_rank(), device=CPU)
+    where = Place.of(Mesh.of(dist.get_world_size()), CPU)
     run = SmallRun(config, build_model_and_engine(config, config.model, where))
     run.progress = restore(run.engine, config, IDENTITY, place, same_run=True)
     return run

@@ -37,7 +37,7 @@ class Held:
 
 def build(flags: str) -> Engine:
     config = load_config([*RECIPE.split(), *flags.split()])
-    place = Place(mesh=Mesh.of(dist.get_world_size()), rank=dist.get_rank(), device=CPU)
+    place = Place.of(Mesh.of(dist.get_world_size()), CPU)
     return build_model_and_engine(config, config.model, place)
 
 

@@ -34,7 +34,7 @@ def trained(extra: str) -> Trained | None:
     """Train on seeded random tokens with a ragged loss mask; rank 0's record (whole weights)."""
     config = load_config([*RECIPE.split(), *extra.split()])
     rank, world = dist.get_rank(), dist.get_world_size()
-    place = Place(mesh=Mesh.of(world), rank=rank, device=torch.device("cpu"))
+    place = Place.of(Mesh.of(world), torch.device("cpu"))
     engine = build_model_and_engine(config, config.model, place)
     micro, accumulation = config.batch.micro_batch_size, config.batch.accumulation(world)
     generator = torch.Generator().manual_seed(7)
@@ -124,5 +124,5 @@ def test_the_recipe_clips_and_moves_the_weights(one_process: Trained) -> None:
 def initial_weights() -> dict[str, torch.Tensor]:
     """Weights before the first step."""
     config = load_config([*RECIPE.split(), "--micro-batch-size", "8"])
-    place = Place(mesh=Mesh.of(1), rank=0, device=torch.device("cpu"))
+    place = Place.of(Mesh.of(1), torch.device("cpu"))
     return whole_weights(build_model_and_engine(config, config.model, place))

@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tokenizer")
     for name, info in TokenizerConfig.model_fields.items():
         kind = int if info.annotation == (int | None) else str
-        group.add_argument("--" + name.replace("_", "-"), type=kind, metavar="X", help=info.description)
+        aliases = ["--vocab-size"] if name == "tokenizer_vocab_size" else []
+        group.add_argument("--" + name.replace("_", "-"), *aliases, type=kind, metavar="X", help=info.description)
     _switch(group, "--append-eod", "End each document with the end-of-document token.")
     _switch(group, "--prepend-bos", "Begin each document with the begin-of-sequence token.")
     group.add_argument(
