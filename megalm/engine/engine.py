@@ -16,7 +16,7 @@ from megalm.dist.mesh import Axis
 from megalm.dist.slices import StateSlice
 from megalm.engine import state
 from megalm.errors import NonFiniteError
-from megalm.models.loss import summed_loss, token_count
+from megalm.models.loss import DatasetSums, summed_loss, token_count
 
 Batch = dict[str, Tensor]
 
@@ -35,6 +35,8 @@ class StepResult:
     """Loss scale of this step; 1 without fp16."""
     skipped: bool
     """The gradients were not finite; weights and moments are as before."""
+    dataset_losses: tuple[float | None, ...] = ()
+    """Loss per unmasked token of each dataset of the blend; None for one without tokens in this batch."""
 
 
 class Engine:
@@ -54,6 +56,11 @@ class Engine:
         self.names = names
         self.device = device
         self.groups = groups
+        self._by_dataset: DatasetSums | None = None
+
+    def count_by_dataset(self, num_datasets: int) -> None:
+        """From now on training steps also give the loss of each dataset; batches hold `dataset_id` [B] then."""
+        self._by_dataset = DatasetSums(num_datasets, self.device)
 
     def train_step(self, micro_batches: Sequence[Batch], seeds: Sequence[int], learning_rate: float) -> StepResult:
         """One optimizer step over this rank's micro-batches of the global batch.
@@ -81,7 +88,7 @@ class Engine:
             wrapped.backward(loss * scale if self.stage == 0 else loss, scale_wrt_gas=False)
             if number < len(micro_batches):
                 wrapped.step()
-        loss_total = self._sum_over_data(loss_sum)
+        loss_total, dataset_losses = self._loss_over_data(loss_sum)
         self._update()
         return StepResult(
             loss=loss_total / max(tokens, 1.0),
@@ -89,7 +96,18 @@ class Engine:
             tokens=int(tokens),
             loss_scale=scale,
             skipped=not wrapped.was_step_applied(),
+            dataset_losses=dataset_losses,
         )
+
+    def _loss_over_data(self, loss_sum: Tensor) -> tuple[float, tuple[float | None, ...]]:
+        """The summed loss of all ranks, and the loss per token of each dataset, in one reduction."""
+        if self._by_dataset is None:
+            return self._sum_over_data(loss_sum), ()
+        sums = torch.cat([loss_sum.view(1), self._by_dataset.take().flatten()])
+        self._all_reduce(sums)
+        losses, tokens = sums[1:].view(2, -1).tolist()
+        means = tuple(loss / number if number else None for loss, number in zip(losses, tokens, strict=True))
+        return float(sums[0]), means
 
     def _update(self) -> None:
         try:
@@ -169,6 +187,8 @@ class Engine:
             labels_BT=batch["labels"],
             cu_seqlens_BN=batch.get("cu_seqlens"),
         )
+        if self._by_dataset is not None and "dataset_id" in batch:
+            self._by_dataset.add(losses_BT.detach(), batch["loss_mask"], batch["dataset_id"])
         return summed_loss(losses_BT, batch["loss_mask"])
 
     def _sum_over_data(self, value: Tensor | int) -> float:
