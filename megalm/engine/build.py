@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import deepspeed
@@ -15,9 +16,10 @@ from torch import nn
 
 from megalm.config.training import OptimizerConfig, PrecisionConfig
 from megalm.dist.groups import MeshGroups
+from megalm.dist.slices import Placement
 from megalm.engine.engine import Engine
 from megalm.engine.mpu import MeshUnit
-from megalm.engine.optimizer import ReplicatedAdamW, adam_options, parameter_groups
+from megalm.engine.optimizer import ReplicatedAdamW, adam_options, mark_counted, parameter_groups
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,10 +48,11 @@ def build_engine(
     precision: PrecisionConfig,
     device: torch.device,
     groups: MeshGroups,
+    placements: Mapping[str, Placement],
 ) -> Engine:
     """The engine around `model`, which it moves to `device` and casts; ZeRO spreads over the dp axis of `groups`.
 
-    `engine_json` is the final DeepSpeed configuration (`config.engine_json`): its ZeRO stage decides who keeps which
+    `placements` says of every parameter, by name, which part of the whole model it is. `engine_json` is the final DeepSpeed configuration (`config.engine_json`): its ZeRO stage decides who keeps which
     part of the state. The learning rate is set at every step, by `Engine.train_step`.
     """
     connect_deepspeed()
@@ -57,13 +60,15 @@ def build_engine(
     if stage == 0:
         model.to(device=device, dtype=_DTYPES[precision.dtype])
         engine_json = _for_replicated(engine_json)
+    mark_counted(model, placements)
     decay_groups = parameter_groups(model, optimizer_config.weight_decay)
-    optimizer = _build_optimizer(decay_groups, stage, engine_json, optimizer_config, precision)
+    optimizer = _build_optimizer(decay_groups, stage, engine_json, optimizer_config, precision, groups)
     with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use line by line
         wrapped, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=engine_json, mpu=MeshUnit(groups), dist_init_required=False
         )
-    return Engine(wrapped, stage, {parameter: name for name, parameter in model.named_parameters()}, device, groups)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return Engine(wrapped, stage, names, placements, device, groups)
 
 
 def _for_replicated(engine_json: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +83,7 @@ def _build_optimizer(
     engine_json: dict[str, Any],
     config: OptimizerConfig,
     precision: PrecisionConfig,
+    mesh_groups: MeshGroups,
 ) -> torch.optim.Optimizer:
     options = adam_options(config)
     if stage == 0:
@@ -85,6 +91,7 @@ def _build_optimizer(
             groups,
             clip_grad=config.clip_grad,
             accumulate_fp32=precision.grad_accum_dtype == "fp32",
+            mesh_groups=mesh_groups,
             scaler=_build_scaler(precision) if precision.fp16 else None,
             **options,
         )

@@ -1,11 +1,16 @@
 """AdamW for DeepSpeed: parameter groups, and the optimizer with master weights that ZeRO stage 0 runs on."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from megalm.config.training import OptimizerConfig
+from megalm.dist.groups import MeshGroups
+from megalm.dist.slices import Placement
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -20,6 +25,19 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         (decayed if len(shape) >= 2 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def mark_counted(model: nn.Module, placements: Mapping[str, Placement]) -> None:
+    """Tell DeepSpeed which parameters this rank counts in the gradient's norm: each is counted by one rank of a copy.
+
+    DeepSpeed counts what is marked `model_parallel`, leaves out what is marked `ds_pipe_replicated`, and where nothing
+    is marked counts on the first tensor-parallel rank. Stage 3 does not know the second mark; it counts everything on
+    the first rank of a model copy, which indeed speaks for all that it holds, and elsewhere what has the first mark.
+    """
+    for name, parameter in model.named_parameters():
+        counted = placements[name].counted
+        parameter.model_parallel = counted  # type: ignore[attr-defined]
+        parameter.ds_pipe_replicated = not counted  # type: ignore[attr-defined]
 
 
 def adam_options(config: OptimizerConfig) -> dict[str, Any]:
@@ -41,6 +59,7 @@ class ReplicatedAdamW(torch.optim.AdamW):
         *,
         clip_grad: float,
         accumulate_fp32: bool,
+        mesh_groups: MeshGroups,
         scaler: Any = None,
         **options: Any,
     ) -> None:
@@ -56,6 +75,7 @@ class ReplicatedAdamW(torch.optim.AdamW):
         master_of = dict(zip(self.model_parameters, self.masters, strict=True))
         groups = [{**group, "params": [master_of[p] for p in group["params"]]} for group in groups]
         super().__init__(groups, fused=True, **options)
+        self.mesh_groups = mesh_groups
         self.clip_grad = clip_grad
         self.scaler = scaler
         self.overflow = False
@@ -72,9 +92,8 @@ class ReplicatedAdamW(torch.optim.AdamW):
         assert closure is None, "closures are not supported"
         gradients = [parameter.grad.float() for parameter in self.model_parameters if parameter.grad is not None]
         assert len(gradients) == len(self.masters), "every parameter has a gradient"
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / self.loss_scale
-        self._global_grad_norm = float(norm)
-        self.overflow = not bool(torch.isfinite(norm))
+        self._global_grad_norm = self._norm(gradients) / self.loss_scale
+        self.overflow = not math.isfinite(self._global_grad_norm)
         factor = 1.0 / self.loss_scale
         if self.scaler is not None:
             self.scaler.update_scale(self.overflow)
@@ -91,3 +110,13 @@ class ReplicatedAdamW(torch.optim.AdamW):
             if parameter is not master:
                 parameter.copy_(master)
                 master.grad = None
+
+    def _norm(self, gradients: list[Tensor]) -> float:
+        """L2 norm of the whole model's gradient: every part counted by one rank of the model copy."""
+        counted = [g for g, p in zip(gradients, self.model_parameters, strict=True) if p.model_parallel]  # type: ignore[attr-defined]
+        squares = torch.zeros((), dtype=torch.float64, device=gradients[0].device)
+        if counted:
+            squares += torch.stack(torch._foreach_norm(counted)).double().square().sum()
+        if dist.get_world_size(self.mesh_groups.replica) > 1:
+            dist.all_reduce(squares, group=self.mesh_groups.replica)
+        return math.sqrt(float(squares))
