@@ -139,7 +139,7 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) 
     with torch.device("meta"):
         gpt = GPT(model, model.padded_vocab_size(tensor_parallel.size))
     shards = parallelize(gpt, tensor_parallel)
-    materialize(gpt, shards, model, config.training.seed, torch.device("cpu"))
+    materialize(gpt, shards, config.training.seed, torch.device("cpu"))
     final_json = engine_json(config, place.mesh.size(Axis.DP))
     return build_engine(
         gpt, final_json, config.optimizer, config.precision, place.device, place.groups, shards.placements

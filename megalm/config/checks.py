@@ -254,8 +254,8 @@ def sequence_split(config: RunConfig) -> list[str]:
         return ["sequence_parallel=true needs tensor_model_parallel_size > 1; raise it or drop --sequence-parallel"]
     if length % tp:
         return [
-            f"sequence_parallel=true splits seq_length={length} into tensor_model_parallel_size={tp} parts: it must be a "
-            f"multiple of {tp}; use --seq-length {_nearest_multiples(length, tp)}"
+            f"sequence_parallel=true splits seq_length={length} over tensor_model_parallel_size={tp} ranks: it must be "
+            f"a multiple of {tp}; use --seq-length {_nearest_multiples(length, tp)}"
         ]
     return []
 

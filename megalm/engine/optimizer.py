@@ -1,15 +1,16 @@
 """AdamW for DeepSpeed: parameter groups, and the optimizer with master weights that ZeRO stage 0 runs on."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from megalm.config.training import OptimizerConfig
-from megalm.dist.groups import MeshGroups
 from megalm.dist.slices import Placement
 
 
@@ -50,7 +51,8 @@ class ReplicatedAdamW(torch.optim.AdamW):
 
     DeepSpeed averages the gradients (in fp32: `grad_dtype`), then calls `step`, which unscales, measures, clips,
     updates the masters and copies them to the model. DeepSpeed's own stage 0 cannot accumulate in fp32 under bf16.
-    In fp32 the masters are the model's own parameters.
+    In fp32 the masters are the model's own parameters. The gradient's norm is that of the whole model, whose parts the
+    ranks of `replica` hold (None: only this one); another of them counts the parameters `uncounted`.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class ReplicatedAdamW(torch.optim.AdamW):
         *,
         clip_grad: float,
         accumulate_fp32: bool,
-        mesh_groups: MeshGroups,
         scaler: Any = None,
+        uncounted: Collection[nn.Parameter] = (),
+        replica: ProcessGroup | None = None,
         **options: Any,
     ) -> None:
         self.model_parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
@@ -75,7 +78,8 @@ class ReplicatedAdamW(torch.optim.AdamW):
         master_of = dict(zip(self.model_parameters, self.masters, strict=True))
         groups = [{**group, "params": [master_of[p] for p in group["params"]]} for group in groups]
         super().__init__(groups, fused=True, **options)
-        self.mesh_groups = mesh_groups
+        self.replica = replica
+        self.counted = [parameter not in uncounted for parameter in self.model_parameters]
         self.clip_grad = clip_grad
         self.scaler = scaler
         self.overflow = False
@@ -113,10 +117,10 @@ class ReplicatedAdamW(torch.optim.AdamW):
 
     def _norm(self, gradients: list[Tensor]) -> float:
         """L2 norm of the whole model's gradient: every part counted by one rank of the model copy."""
-        counted = [g for g, p in zip(gradients, self.model_parameters, strict=True) if p.model_parallel]  # type: ignore[attr-defined]
+        counted = list(itertools.compress(gradients, self.counted))
         squares = torch.zeros((), dtype=torch.float64, device=gradients[0].device)
         if counted:
             squares += torch.stack(torch._foreach_norm(counted)).double().square().sum()
-        if dist.get_world_size(self.mesh_groups.replica) > 1:
-            dist.all_reduce(squares, group=self.mesh_groups.replica)
+        if self.replica is not None and dist.get_world_size(self.replica) > 1:
+            dist.all_reduce(squares, group=self.replica)
         return math.sqrt(float(squares))

@@ -87,10 +87,10 @@ def set_weight(parameter: Any, placement: Placement, part: Tensor) -> None:
         if not hasattr(parameter, "ds_tensor"):
             parameter.data.copy_(full)
             return
-        part = parameter.ds_tensor
-        start = torch.distributed.get_rank(parameter.ds_process_group) * part.ds_numel
-        piece = full.reshape(-1)[start : start + part.ds_numel]
-        part.data.view(-1)[: piece.numel()].copy_(piece)
+        held: Any = parameter.ds_tensor
+        start = torch.distributed.get_rank(parameter.ds_process_group) * held.ds_numel
+        piece = full.reshape(-1)[start : start + held.ds_numel]
+        held.data.view(-1)[: piece.numel()].copy_(piece)
         if parameter.numel() == parameter.ds_numel:  # small parameters stay gathered
             parameter.data.copy_(full)
 

@@ -95,11 +95,11 @@ class _CrossEntropy(torch.autograd.Function):
         here_N = (labels_N >= 0) & (labels_N < num_classes)
         column_N = labels_N.masked_fill(~here_N, 0)
         target_N = logits_NV.gather(1, column_N[:, None]).squeeze(1).float().masked_fill(~here_N, 0.0)
-        exponentials_N, target_N = all_reduce(torch.stack((exponentials_N, target_N)), group)
-        normalizer_N = maximum_N + exponentials_N.log()
+        sums_2N = all_reduce(torch.stack((exponentials_N, target_N)), group)
+        normalizer_N = maximum_N + sums_2N[0].log()
         ctx.save_for_backward(logits_NV, column_N, here_N, normalizer_N)
         ctx.num_classes = num_classes
-        return normalizer_N - target_N
+        return normalizer_N - sums_2N[1]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
