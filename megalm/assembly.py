@@ -22,6 +22,7 @@ from megalm.errors import ConfigError
 from megalm.models.gpt import GPT
 from megalm.objectives.causal import CausalObjective
 from megalm.parallel.plan import materialize, parallelize
+from megalm.parallel.recompute import apply_recompute
 from megalm.parallel.region import TensorParallel
 
 
@@ -108,8 +109,13 @@ def build_data(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | Non
         vocab_size=model.vocab_size,
         tokenizer_identity=tokenizer.identity if tokenizer else None,
     )
-    eod = tokenizer.eod if tokenizer else None
-    return Data(train, valid, test, CausalObjective(eod=eod, eod_mask_loss=config.data.eod_mask_loss))
+    objective = CausalObjective(
+        eod=tokenizer.eod if tokenizer else None,
+        eod_mask_loss=config.data.eod_mask_loss,
+        reset_position_ids=config.data.reset_position_ids,
+        reset_attention_mask=config.data.reset_attention_mask,
+    )
+    return Data(train, valid, test, objective)
 
 
 def loader(
@@ -140,6 +146,7 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) 
         gpt = GPT(model, model.padded_vocab_size(tensor_parallel.size))
     shards = parallelize(gpt, tensor_parallel)
     materialize(gpt, shards, config.training.seed, torch.device("cpu"))
+    apply_recompute(gpt, config.recompute)
     final_json = engine_json(config, place.mesh.size(Axis.DP))
     return build_engine(
         gpt, final_json, config.optimizer, config.precision, place.device, place.groups, shards.placements
@@ -166,9 +173,13 @@ def open_run_folder(config: RunConfig, place: Place) -> TextIO | None:
     return lock
 
 
+ON_HOST = frozenset({"cu_seqlens"})
+"""Parts of a batch that the model reads on the host, where a copy on the device would make it wait."""
+
+
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch on `device`."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    """The batch on `device`, but for what stays on the host."""
+    return {name: tensor if name in ON_HOST else tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def identity(tokenizer: Tokenizer | None, data: Data) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""How one model is spread over ranks: tables that give each layer of the one-device model its parallel form."""
+"""How a model is spread over ranks and what it keeps in memory: applied to the one-device model when it is built."""
