@@ -87,7 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, info in TokenizerConfig.model_fields.items():
         kind = int if info.annotation == (int | None) else str
-        parser.add_argument("--" + name.replace("_", "-"), type=kind, metavar="X", help=info.description)
+        aliases = ["--vocab-size"] if name == "tokenizer_vocab_size" else []
+        parser.add_argument("--" + name.replace("_", "-"), *aliases, type=kind, metavar="X", help=info.description)
     parser.add_argument("--append-eod", action="store_true", help="End each document with the end-of-document token.")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="Processes that tokenize (1).")
     policy = "A line that cannot be used ends the run (default), or is left out and counted."
