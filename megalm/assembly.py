@@ -21,9 +21,10 @@ from megalm.dist.mesh import Axis, Mesh
 from megalm.engine.engine import Engine
 from megalm.errors import ConfigError, DataError
 from megalm.models.gpt import GPT
-from megalm.models.init import initialize
 from megalm.objectives.causal import CausalObjective
+from megalm.parallel.plan import materialize, parallelize
 from megalm.parallel.recompute import apply_recompute
+from megalm.parallel.region import TensorParallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,11 +165,16 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) 
     """The model with its initial values, under DeepSpeed."""
     from megalm.engine.build import build_engine  # imports DeepSpeed (2 s): after the data is known to be good
 
-    gpt = GPT(model)
-    initialize(gpt, model, config.training.seed)
+    tensor_parallel = TensorParallel.build(place.groups, model, config.parallel.sequence_parallel)
+    with torch.device("meta"):
+        gpt = GPT(model, model.padded_vocab_size(tensor_parallel.size))
+    shards = parallelize(gpt, tensor_parallel)
+    materialize(gpt, shards, config.training.seed, torch.device("cpu"))
     apply_recompute(gpt, config.recompute)
     final_json = engine_json(config, place.mesh.size(Axis.DP))
-    return build_engine(gpt, final_json, config.optimizer, config.precision, place.device, place.groups)
+    return build_engine(
+        gpt, final_json, config.optimizer, config.precision, place.device, place.groups, shards.placements
+    )
 
 
 def run_folder(config: RunConfig) -> Path | None:

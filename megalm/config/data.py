@@ -11,20 +11,34 @@ from pydantic import BeforeValidator, Field, field_validator
 from megalm.config.base import Section
 from megalm.config.names import VALUE_ALIASES
 
-TokenizerType = Literal["SentencePieceTokenizer", "HFTokenizer", "ByteLevelTokenizer", "NullTokenizer"]
+TokenizerType = Literal[
+    "GPTSentencePieceTokenizer", "SentencePieceTokenizer", "Llama2Tokenizer", "HFTokenizer", "GPT2BPETokenizer",
+    "TikTokenizer", "ByteLevelTokenizer", "NullTokenizer",
+]  # fmt: skip
 
 
 class TokenizerConfig(Section):
     """Which tokenizer turns text into ids."""
 
     tokenizer_type: TokenizerType | None = None
-    """Kind of tokenizer. Default: told from the file name of --tokenizer-model."""
+    """Kind of tokenizer. Default: told from its files."""
     tokenizer_model: str | None = None
-    """Tokenizer file: a sentencepiece .model or a Hugging Face tokenizer.json, or the folder that holds one."""
+    """Tokenizer file: a sentencepiece .model, a Hugging Face tokenizer.json, a tiktoken vocabulary; or its folder."""
+    vocab_file: str | None = None
+    """vocab.json of a GPT2BPETokenizer."""
+    merge_file: str | None = None
+    """merges.txt of a GPT2BPETokenizer."""
     tokenizer_vocab_size: int | None = Field(None, ge=1)
-    """Number of ids of a NullTokenizer (its text is ids with blanks between), without end of document."""
+    """Number of ids of a NullTokenizer (its text is ids with blanks between) without end of document, or of a
+    TikTokenizer with all special tokens."""
+    vocab_extra_ids: int | None = Field(None, ge=0)
+    """Tokens <extra_id_0>, ... to add to a SentencePieceTokenizer."""
     eod_token: str | None = None
-    """Token that ends a document. Default: the sentencepiece end of sentence; <|endoftext|>, </s>, <eos> or [SEP]."""
+    """Token that ends a document. Default: the tokenizer's own (see docs/data.md)."""
+    tiktoken_pattern: Literal["v1", "v2", "r50k", "cl100k", "o200k", "llama3"] | None = None
+    """How a TikTokenizer cuts text into words. Default: v2 for Megatron's JSON; that of a known BPE file."""
+    tiktoken_num_special_tokens: int | None = Field(None, ge=7)
+    """Special tokens before the vocabulary of a TikTokenizer in Megatron's JSON. Default: 1000."""
 
     @field_validator("tokenizer_type", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 Shapes: B micro-batch size, T sequence length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from megalm.dist.groups import MeshGroups
 from megalm.dist.mesh import Axis
-from megalm.dist.slices import StateSlice
+from megalm.dist.slices import Placement, StateSlice
 from megalm.engine import state
 from megalm.errors import NonFiniteError
 from megalm.models.loss import DatasetSums, summed_loss, token_count
@@ -47,6 +47,7 @@ class Engine:
         wrapped: Any,
         stage: int,
         names: dict[nn.Parameter, str],
+        placements: Mapping[str, Placement],
         device: torch.device,
         groups: MeshGroups,
     ) -> None:
@@ -54,6 +55,7 @@ class Engine:
         self.stage = stage
         self._grow_scale = _grow_after_step(wrapped.optimizer.loss_scaler) if stage and wrapped.fp16_enabled() else None
         self.names = names
+        self.placements = placements
         self.device = device
         self.groups = groups
         self._by_dataset: DatasetSums | None = None
@@ -135,7 +137,7 @@ class Engine:
 
     def state_slices(self) -> list[StateSlice]:
         """The part of weights and moments that this rank keeps; empty moments are created as zeros."""
-        return state.state_slices(self.wrapped, self.stage, self.names)
+        return state.state_slices(self.wrapped, self.stage, self.names, self.placements)
 
     @property
     def optimizer_name(self) -> str:
@@ -143,14 +145,11 @@ class Engine:
         base, outer = type(self.wrapped.basic_optimizer).__name__, type(self.wrapped.optimizer).__name__
         return base if base == outer else f"{base} in DeepSpeed's {outer}"
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Global shape of every parameter, by name."""
-        return {name: tuple(getattr(p, "ds_shape", p.shape)) for p, name in self.names.items()}
-
     def owned_slices(self) -> list[StateSlice]:
-        """The slices that this rank is to write: at stage 0, where the dp axis holds the same, every n-th."""
-        slices, groups = self.state_slices(), self.groups
+        """The slices that this rank is to write: those that it counts; at stage 0, where the dp axis holds the same,
+        every n-th of them.
+        """
+        slices, groups = [piece for piece in self.state_slices() if piece.placement.counted], self.groups
         return slices[groups.position(Axis.DP) :: groups.size(Axis.DP)] if self.stage == 0 else slices
 
     def scalar_state(self) -> dict[str, Any]:
@@ -161,9 +160,9 @@ class Engine:
         """Inverse of `scalar_state`."""
         state.load_scalar_state(self.wrapped, self.stage, values)
 
-    def set_weight(self, parameter: nn.Parameter, full: Tensor) -> None:
-        """Give the model its working copy of one parameter; `full` is the whole fp32 tensor."""
-        state.set_weight(parameter, full)
+    def set_weight(self, parameter: nn.Parameter, part: Tensor) -> None:
+        """Give the model its working copy of one parameter; `part` holds the fp32 elements of its placement."""
+        state.set_weight(parameter, self.placements[self.names[parameter]], part)
 
     @property
     def loss_scale(self) -> float:
@@ -173,11 +172,15 @@ class Engine:
         return float(self.wrapped.optimizer.loss_scale) if self.wrapped.fp16_enabled() else 1.0
 
     def parameters_norm(self) -> float:
-        """L2 norm of all parameters (fp32 masters)."""
-        squares = [s.weight.double().square().sum() for s in self.state_slices()]
-        total = torch.stack(squares).sum().to(self.device) if squares else torch.zeros((), dtype=torch.float64)
+        """L2 norm of all parameters (fp32 masters) of the whole model."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for piece in self.state_slices():
+            if piece.placement.counted:
+                total += piece.weight.double().square().sum().to(self.device)
         if self.stage > 0:
             self._all_reduce(total)
+        if dist.get_world_size(self.groups.replica) > 1:
+            dist.all_reduce(total, group=self.groups.replica)
         return float(total.sqrt())
 
     def _summed_loss(self, batch: Batch) -> Tensor:
