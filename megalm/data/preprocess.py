@@ -15,13 +15,10 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
-
-from pydantic import ValidationError
+from typing import Any, BinaryIO
 
 from megalm import __version__
-from megalm.config.data import TokenizerConfig, TokenizerType
-from megalm.config.suggest import did_you_mean
+from megalm.config.data import TokenizerConfig
 from megalm.data.atomic import atomic_write
 from megalm.data.encode import EncodedChunk, Encoding, encode_chunk, tokenizer_of
 from megalm.data.indexed import BuiltFiles, IndexedDatasetBuilder, best_dtype
@@ -30,6 +27,7 @@ from megalm.data.processes import follow_parent
 from megalm.data.progress import Progress
 from megalm.data.readers import Chunk, InputFile, Rejected
 from megalm.data.tokenizers import Tokenizer
+from megalm.data.tokenizers.arguments import add_tokenizer_arguments, tokenizer_config
 from megalm.errors import ConfigError, DataError, PlatformError
 
 CHUNKS_PER_WORKER = 3
@@ -85,10 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-prefix", required=True, metavar="P", help="Writes P_KEY_document.bin, .idx and .manifest.json."
     )
-    for name, info in TokenizerConfig.model_fields.items():
-        kind = int if info.annotation == (int | None) else str
-        aliases = ["--vocab-size"] if name == "tokenizer_vocab_size" else []
-        parser.add_argument("--" + name.replace("_", "-"), *aliases, type=kind, metavar="X", help=info.description)
+    add_tokenizer_arguments(parser)
     parser.add_argument("--append-eod", action="store_true", help="End each document with the end-of-document token.")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="Processes that tokenize (1).")
     policy = "A line that cannot be used ends the run (default), or is left out and counted."
@@ -127,14 +122,7 @@ def options_of(arguments: argparse.Namespace) -> PreprocessOptions:
     for name, values in (("--input", arguments.input), ("--json-keys", arguments.json_keys)):
         if twice := [value for value, count in collections.Counter(values).items() if count > 1]:
             found.append(f"{name} names {', '.join(twice)} twice; name each once")
-    try:
-        given = {name: getattr(arguments, name) for name in TokenizerConfig.model_fields}
-        tokenizer = TokenizerConfig(**given)
-    except ValidationError as error:
-        kinds = get_args(TokenizerType)
-        for problem in error.errors():
-            flag, value = "--" + str(problem["loc"][0]).replace("_", "-"), problem["input"]
-            found.append(f"{flag} {value}: {problem['msg']}{did_you_mean(str(value), kinds)}")
+    tokenizer = tokenizer_config(arguments, found)
     if found:
         raise ConfigError(found)
     return PreprocessOptions(
