@@ -12,7 +12,7 @@ from megalm.data.build import open_dataset
 from megalm.data.indexed import IndexedDataset
 from megalm.data.manifest import check_tokenizer, manifest_path, read_manifest
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
-from megalm.data.tokenizers.arguments import add_tokenizer_arguments, is_given, tokenizer_config
+from megalm.data.tokenizers.arguments import add_tokenizer_arguments, tokenizer_config
 from megalm.errors import ConfigError
 
 STEP = 1 << 20
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     if problems:
         raise ConfigError(problems)
     indexed = open_dataset(arguments.prefix)
-    tokenizer = build_tokenizer(config) if is_given(config) else None
+    tokenizer = build_tokenizer(config) if config.is_given else None
     if tokenizer is not None:
         check_tokenizer(arguments.prefix, tokenizer.identity)
     blocks = describe(indexed), histogram(indexed), first_documents(indexed, tokenizer, arguments.documents)

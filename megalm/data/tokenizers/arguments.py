@@ -28,8 +28,3 @@ def tokenizer_config(arguments: argparse.Namespace, problems: list[str]) -> Toke
             flag, value = "--" + str(problem["loc"][0]).replace("_", "-"), problem["input"]
             problems.append(f"{flag} {value}: {problem['msg']}{did_you_mean(str(value), kinds)}")
         return TokenizerConfig()
-
-
-def is_given(config: TokenizerConfig) -> bool:
-    """Whether the settings name a tokenizer."""
-    return bool(config.tokenizer_type or config.tokenizer_model or config.vocab_file)
