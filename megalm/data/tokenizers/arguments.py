@@ -9,7 +9,7 @@ from megalm.config.data import TokenizerConfig, TokenizerType
 from megalm.config.suggest import did_you_mean
 
 
-def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
+def add_tokenizer_arguments(parser: argparse._ActionsContainer) -> None:
     """Adds a flag for each field of TokenizerConfig, with Megatron's names."""
     for name, info in TokenizerConfig.model_fields.items():
         kind = int if info.annotation == (int | None) else str
