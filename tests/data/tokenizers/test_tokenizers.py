@@ -253,7 +253,8 @@ def test_a_file_that_is_no_tokenizer_is_named(options: Any, message: str, tmp_pa
 
 SOURCES = """
 import sys, types
-import megalm.data.preprocess, megalm.data.corpus, megalm.data.train_tokenizer
+import megalm.data.preprocess.command, megalm.data.corpus, megalm.data.train_tokenizer
+import megalm.data.inspect, megalm.data.verify, megalm.data.merge, megalm.data.split
 slow = {"torch", "deepspeed", "transformers", "sentencepiece", "tokenizers", "tiktoken"} & set(sys.modules)
 assert not slow, slow
 """
