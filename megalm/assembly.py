@@ -78,9 +78,7 @@ def mesh_of(config: RunConfig, world_size: int) -> Mesh:
 
 def load_tokenizer(config: RunConfig) -> Tokenizer | None:
     """The run's tokenizer, or None if none is named."""
-    if config.tokenizer.tokenizer_type is None and config.tokenizer.tokenizer_model is None:
-        return None
-    return build_tokenizer(config.tokenizer)
+    return build_tokenizer(config.tokenizer) if config.tokenizer.is_given else None
 
 
 def complete_model(config: RunConfig, tokenizer: Tokenizer | None) -> ModelConfig:

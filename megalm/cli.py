@@ -15,6 +15,10 @@ _COMMANDS = {
     ),
     "train-tokenizer": ("megalm.data.train_tokenizer", "train a sentencepiece tokenizer"),
     "preprocess": ("megalm.data.preprocess", "turn JSONL into an indexed dataset (.bin and .idx)"),
+    "inspect": ("megalm.data.inspect", "show what an indexed dataset holds"),
+    "verify": ("megalm.data.verify", "check every byte of an indexed dataset"),
+    "merge": ("megalm.data.merge", "join indexed datasets into one"),
+    "split": ("megalm.data.split", "cut an indexed dataset into several"),
     "generate": ("megalm.generate", "continue a prompt with a trained model"),
     "report": ("megalm.report", "say how a run went: losses, checkpoint, a sample, how to continue"),
 }
