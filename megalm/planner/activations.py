@@ -27,7 +27,7 @@ class LiveStorages(TorchDispatchMode):
 
     def __init__(self, free: Iterable[Tensor] = ()) -> None:
         """`free`: tensors made before, which are not counted."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._free = {tensor.untyped_storage()._cdata for tensor in free}
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
         self.live = 0

@@ -12,9 +12,7 @@ TAKES_RUN_FLAGS = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm plan` beside those of a run."""
     parser.add_argument("--world-size", type=int, metavar="N", help="number of ranks (default: one copy of the model)")
-    parser.add_argument(
-        "--memory-per-device", type=float, metavar="GB", help="warn where a rank needs more (1e9 bytes)"
-    )
+    parser.add_argument("--memory-per-device", type=float, metavar="GB", help="warn if a rank needs more (1 GB = 1e9)")
     parser.add_argument(
         "--forward-ms", type=float, default=1.0, metavar="X", help="time of a stage's forward pass (default 1)"
     )

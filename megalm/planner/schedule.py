@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from torch import nn
 from torch.distributed.pipelining import schedules
 
 _CLASSES: dict[str, Any] = {
@@ -48,14 +49,13 @@ def action_table(schedule: str, num_ranks: int, chunks: int, micro_batches: int,
         return [_one_forward_one_backward(rank, num_ranks, micro_batches) for rank in range(num_ranks)]
     stages = [
         SimpleNamespace(
-            stage_index=stage, num_stages=len(stage_ranks), group_rank=0, group_size=num_ranks, group=None,
+            stage_index=stage, num_stages=len(stage_ranks), group_rank=0, group_size=num_ranks, group=None, submod=nn.Identity(),
             is_first=stage == 0, is_last=stage == len(stage_ranks) - 1, device="cpu", has_backward=True,
         )
         for stage, rank in enumerate(stage_ranks) if rank == 0
     ]  # fmt: skip
-    built = _CLASSES[schedule](
-        stages[0] if schedule == "gpipe" else stages, micro_batches, loss_fn=lambda output, target: output
-    )
+    only = stages[0] if schedule == "gpipe" else stages
+    built = _CLASSES[schedule](only, micro_batches, loss_fn=lambda output, target: output)
     return [[action for action in built.pipeline_order[rank] if action is not None] for rank in range(num_ranks)]
 
 
