@@ -3,7 +3,7 @@
 Shapes: B micro-batch size, T sequence length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from megalm.dist.groups import MeshGroups
 from megalm.dist.mesh import Axis
-from megalm.dist.slices import StateSlice
+from megalm.dist.slices import Placement, StateSlice
 from megalm.engine import state
 from megalm.errors import NonFiniteError
-from megalm.models.loss import summed_loss, token_count
+from megalm.models.loss import DatasetSums, summed_loss, token_count
 
 Batch = dict[str, Tensor]
 
@@ -35,6 +35,8 @@ class StepResult:
     """Loss scale of this step; 1 without fp16."""
     skipped: bool
     """The gradients were not finite; weights and moments are as before."""
+    dataset_losses: tuple[float | None, ...] = ()
+    """Loss per unmasked token of each dataset of the blend; None for one without tokens in this batch."""
 
 
 class Engine:
@@ -45,6 +47,7 @@ class Engine:
         wrapped: Any,
         stage: int,
         names: dict[nn.Parameter, str],
+        placements: Mapping[str, Placement],
         device: torch.device,
         groups: MeshGroups,
     ) -> None:
@@ -52,8 +55,14 @@ class Engine:
         self.stage = stage
         self._grow_scale = _grow_after_step(wrapped.optimizer.loss_scaler) if stage and wrapped.fp16_enabled() else None
         self.names = names
+        self.placements = placements
         self.device = device
         self.groups = groups
+        self._by_dataset: DatasetSums | None = None
+
+    def count_by_dataset(self, num_datasets: int) -> None:
+        """From now on training steps also give the loss of each dataset; batches hold `dataset_id` [B] then."""
+        self._by_dataset = DatasetSums(num_datasets, self.device)
 
     def train_step(self, micro_batches: Sequence[Batch], seeds: Sequence[int], learning_rate: float) -> StepResult:
         """One optimizer step over this rank's micro-batches of the global batch.
@@ -81,7 +90,7 @@ class Engine:
             wrapped.backward(loss * scale if self.stage == 0 else loss, scale_wrt_gas=False)
             if number < len(micro_batches):
                 wrapped.step()
-        loss_total = self._sum_over_data(loss_sum)
+        loss_total, dataset_losses = self._loss_over_data(loss_sum)
         self._update()
         return StepResult(
             loss=loss_total / max(tokens, 1.0),
@@ -89,7 +98,18 @@ class Engine:
             tokens=int(tokens),
             loss_scale=scale,
             skipped=not wrapped.was_step_applied(),
+            dataset_losses=dataset_losses,
         )
+
+    def _loss_over_data(self, loss_sum: Tensor) -> tuple[float, tuple[float | None, ...]]:
+        """The summed loss of all ranks, and the loss per token of each dataset, in one reduction."""
+        if self._by_dataset is None:
+            return self._sum_over_data(loss_sum), ()
+        sums = torch.cat([loss_sum.view(1), self._by_dataset.take().flatten()])
+        self._all_reduce(sums)
+        losses, tokens = sums[1:].view(2, -1).tolist()
+        means = tuple(loss / number if number else None for loss, number in zip(losses, tokens, strict=True))
+        return float(sums[0]), means
 
     def _update(self) -> None:
         try:
@@ -117,7 +137,7 @@ class Engine:
 
     def state_slices(self) -> list[StateSlice]:
         """The part of weights and moments that this rank keeps; empty moments are created as zeros."""
-        return state.state_slices(self.wrapped, self.stage, self.names)
+        return state.state_slices(self.wrapped, self.stage, self.names, self.placements)
 
     @property
     def optimizer_name(self) -> str:
@@ -125,14 +145,11 @@ class Engine:
         base, outer = type(self.wrapped.basic_optimizer).__name__, type(self.wrapped.optimizer).__name__
         return base if base == outer else f"{base} in DeepSpeed's {outer}"
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Global shape of every parameter, by name."""
-        return {name: tuple(getattr(p, "ds_shape", p.shape)) for p, name in self.names.items()}
-
     def owned_slices(self) -> list[StateSlice]:
-        """The slices that this rank is to write: at stage 0, where the dp axis holds the same, every n-th."""
-        slices, groups = self.state_slices(), self.groups
+        """The slices that this rank is to write: those that it counts; at stage 0, where the dp axis holds the same,
+        every n-th of them.
+        """
+        slices, groups = [piece for piece in self.state_slices() if piece.placement.counted], self.groups
         return slices[groups.position(Axis.DP) :: groups.size(Axis.DP)] if self.stage == 0 else slices
 
     def scalar_state(self) -> dict[str, Any]:
@@ -143,9 +160,9 @@ class Engine:
         """Inverse of `scalar_state`."""
         state.load_scalar_state(self.wrapped, self.stage, values)
 
-    def set_weight(self, parameter: nn.Parameter, full: Tensor) -> None:
-        """Give the model its working copy of one parameter; `full` is the whole fp32 tensor."""
-        state.set_weight(parameter, full)
+    def set_weight(self, parameter: nn.Parameter, part: Tensor) -> None:
+        """Give the model its working copy of one parameter; `part` holds the fp32 elements of its placement."""
+        state.set_weight(parameter, self.placements[self.names[parameter]], part)
 
     @property
     def loss_scale(self) -> float:
@@ -155,11 +172,15 @@ class Engine:
         return float(self.wrapped.optimizer.loss_scale) if self.wrapped.fp16_enabled() else 1.0
 
     def parameters_norm(self) -> float:
-        """L2 norm of all parameters (fp32 masters)."""
-        squares = [s.weight.double().square().sum() for s in self.state_slices()]
-        total = torch.stack(squares).sum().to(self.device) if squares else torch.zeros((), dtype=torch.float64)
+        """L2 norm of all parameters (fp32 masters) of the whole model."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for piece in self.state_slices():
+            if piece.placement.counted:
+                total += piece.weight.double().square().sum().to(self.device)
         if self.stage > 0:
             self._all_reduce(total)
+        if dist.get_world_size(self.groups.replica) > 1:
+            dist.all_reduce(total, group=self.groups.replica)
         return float(total.sqrt())
 
     def _summed_loss(self, batch: Batch) -> Tensor:
@@ -169,6 +190,8 @@ class Engine:
             labels_BT=batch["labels"],
             cu_seqlens_BN=batch.get("cu_seqlens"),
         )
+        if self._by_dataset is not None and "dataset_id" in batch:
+            self._by_dataset.add(losses_BT.detach(), batch["loss_mask"], batch["dataset_id"])
         return summed_loss(losses_BT, batch["loss_mask"])
 
     def _sum_over_data(self, value: Tensor | int) -> float:
