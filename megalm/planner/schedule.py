@@ -49,8 +49,9 @@ def action_table(schedule: str, num_ranks: int, chunks: int, micro_batches: int,
         return [_one_forward_one_backward(rank, num_ranks, micro_batches) for rank in range(num_ranks)]
     stages = [
         SimpleNamespace(
-            stage_index=stage, num_stages=len(stage_ranks), group_rank=0, group_size=num_ranks, group=None, submod=nn.Identity(),
+            stage_index=stage, num_stages=len(stage_ranks), group_rank=0, group_size=num_ranks, group=None,
             is_first=stage == 0, is_last=stage == len(stage_ranks) - 1, device="cpu", has_backward=True,
+            submod=nn.Identity(),
         )
         for stage, rank in enumerate(stage_ranks) if rank == 0
     ]  # fmt: skip
