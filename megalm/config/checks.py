@@ -7,6 +7,7 @@ A new rule is a function here and its name in `CHECKS`. What concerns one sectio
 from collections.abc import Callable
 
 from megalm.config.engine_json import deepspeed_only, zero_stage
+from megalm.config.pipeline import micro_batch_problems, pipeline_problems
 from megalm.config.sections import RunConfig
 from megalm.errors import LayoutError
 
@@ -162,8 +163,7 @@ def engine(config: RunConfig) -> list[str]:
     return found
 
 
-AXES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
-UNAVAILABLE_AXES = AXES
+UNAVAILABLE_AXES = ("tensor_model_parallel_size", "context_parallel_size")
 """Axes that cannot be larger than 1 in this version. Take a name out when its axis works."""
 
 
@@ -187,6 +187,7 @@ CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     checkpoints,
     engine,
     available_axes,
+    pipeline_problems,
 )
 
 
@@ -219,16 +220,13 @@ def layout_problems(config: RunConfig, world_size: int) -> list[str]:
 
 def model_split(config: RunConfig) -> list[str]:
     """Heads over tensor-parallel ranks, layers over stages."""
-    tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
-    model = config.model
+    tp, model = config.parallel.tensor_model_parallel_size, config.model
     found = []
     for name, heads in (("num_attention_heads", model.num_attention_heads), ("num_query_groups", model.num_kv_heads)):
         if heads % tp:
             valid = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
             found.append(f"tensor_model_parallel_size={tp} must divide {name}={heads}; use one of {valid}")
-    if pp > model.num_layers:
-        found.append(f"pipeline_model_parallel_size={pp} must not exceed num_layers={model.num_layers}")
-    return found
+    return found + pipeline_problems(config)
 
 
 def batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
@@ -243,7 +241,8 @@ def batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
         product = f"micro_batch_size={micro} x dp {dp} x gradient_accumulation_steps={steps} = {micro * dp * steps}"
         fix = f"drop gradient_accumulation_steps or set it to {total // (micro * dp)}"
         return [f"global_batch_size={total} is not {product}; {fix}"]
-    return sample_count(config, total)
+    found = micro_batch_problems(config.parallel, config.model.num_layers, total // (micro * dp))
+    return found + sample_count(config, total)
 
 
 def _ranks_of_one_model(config: RunConfig) -> int:

@@ -43,7 +43,6 @@ from megalm.errors import LayoutError
         ("--no-load-optim", "no_load_optim=true needs a folder; give --load FOLDER"),
         ("--no-deepspeed", "deepspeed=false is not possible"),
         ("--tensor-model-parallel-size 2", "tensor_model_parallel_size=2 is not available in this version"),
-        ("--pipeline-model-parallel-size 2", "is not available in this version"),
         ("--context-parallel-size 2", "is not available in this version"),
         ("--num-attention-heads 5", "num_attention_heads=5 must divide hidden_size=64"),
         ("--no-mock-data", "exactly one source of data is needed"),
@@ -115,7 +114,7 @@ def test_ranks_that_do_not_split_print_the_equation_and_the_nearest_worlds(load)
     found = "\n".join(layout_problems(with_axes(load(), tp=2, pp=3), 8))
     assert "world 8 = tp 2 x pp 3 x cp 1 x dp ? has no solution" in found
     assert "start 6 or 12 ranks" in found
-    assert "pipeline_model_parallel_size=3 must not exceed num_layers=2" in found
+    assert "3 stages need a layer each, but num_layers=2" in found
 
 
 def test_heads_must_split_over_tensor_parallel_ranks(load):
