@@ -6,7 +6,6 @@ from pydantic import Field
 
 from megalm.config.base import Section
 
-
 PipelineSchedule = Literal["gpipe", "1f1b", "interleaved-1f1b", "interleaved-zero-bubble", "zbv", "dualpipev"]
 PartitionMethod = Literal["flops", "parameters"]
 

@@ -47,7 +47,7 @@ def test_micro_batches_that_a_schedule_cannot_do(load, flags, ranks, expected):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_takes_four_micro_batches_on_two_ranks(load, name):
-    config = load(*PP2.split(), "--pipeline-schedule", name, *"--micro-batch-size 4 --global-batch-size 16".split())
+    config = load(*PP2.split(), "--pipeline-schedule", name, *["--micro-batch-size", "4", "--global-batch-size", "16"])
     assert check_layout(config, 2) == 1
 
 

@@ -1,6 +1,6 @@
 """Which layers stand in which stage: exact on every small case, by comparison with all partitions."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ def all_partitions(layers: int, stages: int) -> list[list[range]]:
     found = []
     for inner in combinations(range(1, layers), stages - 1):
         borders = (0, *inner, layers)
-        found.append([range(*pair) for pair in zip(borders, borders[1:], strict=False)])
+        found.append([range(*pair) for pair in pairwise(borders)])
     return found
 
 
