@@ -107,8 +107,13 @@ def build_data(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | Non
         vocab_size=model.vocab_size,
         tokenizer_identity=tokenizer.identity if tokenizer else None,
     )
-    eod = tokenizer.eod if tokenizer else None
-    return Data(train, valid, test, CausalObjective(eod=eod, eod_mask_loss=config.data.eod_mask_loss))
+    objective = CausalObjective(
+        eod=tokenizer.eod if tokenizer else None,
+        eod_mask_loss=config.data.eod_mask_loss,
+        reset_position_ids=config.data.reset_position_ids,
+        reset_attention_mask=config.data.reset_attention_mask,
+    )
+    return Data(train, valid, test, objective)
 
 
 def loader(
@@ -160,9 +165,13 @@ def open_run_folder(config: RunConfig, place: Place) -> TextIO | None:
     return lock
 
 
+ON_HOST = frozenset({"cu_seqlens"})
+"""Parts of a batch that the model reads on the host, where a copy on the device would make it wait."""
+
+
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch on `device`."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    """The batch on `device`, but for what stays on the host."""
+    return {name: tensor if name in ON_HOST else tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def identity(tokenizer: Tokenizer | None, data: Data) -> dict[str, Any]:

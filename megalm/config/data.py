@@ -51,6 +51,10 @@ class DataConfig(Section):
     """Folder for index caches. Default: next to the data, in PREFIX/cache."""
     mock_data: bool = False
     """Train on generated tokens instead of a dataset."""
+    reset_position_ids: bool = False
+    """Positions start again at 0 after each end-of-document token."""
+    reset_attention_mask: bool = False
+    """Documents in one sample do not see each other."""
     eod_mask_loss: bool = False
     """No loss on end-of-document tokens."""
     num_workers: int = Field(2, ge=0)

@@ -163,7 +163,12 @@ class Engine:
         return float(total.sqrt())
 
     def _summed_loss(self, batch: Batch) -> Tensor:
-        losses_BT = self.wrapped(batch["tokens"], labels_BT=batch["labels"])
+        losses_BT = self.wrapped(
+            batch["tokens"],
+            position_ids_BT=batch.get("position_ids"),
+            labels_BT=batch["labels"],
+            cu_seqlens_BN=batch.get("cu_seqlens"),
+        )
         return summed_loss(losses_BT, batch["loss_mask"])
 
     def _sum_over_data(self, value: Tensor | int) -> float:

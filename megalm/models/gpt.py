@@ -1,6 +1,7 @@
 """Decoder-only Transformer: GPT-2 style and Llama style from the same blocks.
 
-Shapes: B batch, T sequence, D model width, V padded vocabulary, R rotary width.
+Shapes: B batch, T sequence, N = T + 1 room for cumulative document lengths, D model width, V padded vocabulary,
+R rotary width.
 """
 
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from megalm.config.model import ModelConfig
 from megalm.kernels.rotary import rotary_tables
 from megalm.models.attention import Attention, KVCache, LayerCache, RotaryTables
+from megalm.models.documents import Documents
 from megalm.models.layers import Embedding, FullLogits, TiedHead, TokenLoss, build_norm
 from megalm.models.mlp import build_mlp
 
@@ -26,9 +28,15 @@ class TransformerLayer(nn.Module):
         self.mlp = build_mlp(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, x_BTD: Tensor, rotary: RotaryTables | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: RotaryTables | None = None,
+        cache: LayerCache | None = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
         """The residual stream (B, T, D) after this layer."""
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, cache))
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, cache, documents))
         y_BTD: Tensor = x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
         return y_BTD
 
@@ -75,16 +83,18 @@ class GPT(nn.Module):
         position_ids_BT: Tensor | None = None,
         labels_BT: Tensor | None = None,
         cache: KVCache | None = None,
+        cu_seqlens_BN: Tensor | None = None,
     ) -> Tensor:
         """Losses (B, T), float32, where `labels_BT` is given, else logits (B, T, V).
 
         `position_ids_BT` defaults to 0, 1, ... after what `cache` holds. `labels_BT` holds the next token of each
-        position, all in [0, vocab_size): mask the losses, not the labels.
+        position, all in [0, vocab_size): mask the losses, not the labels. With `cu_seqlens_BN` (integers on the host:
+        0, the end of each document, then T to the end of the row) attention stays inside each document.
         """
         if position_ids_BT is None:
             start = 0 if cache is None else cache.length
             position_ids_BT = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)[None]
-        x_BTD = self.run_layers(self.embed(tokens_BT, position_ids_BT), position_ids_BT, cache)
+        x_BTD = self.run_layers(self.embed(tokens_BT, position_ids_BT), position_ids_BT, cache, cu_seqlens_BN)
         return self.logits(x_BTD) if labels_BT is None else self.token_losses(x_BTD, labels_BT)
 
     def embed(self, tokens_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
@@ -92,11 +102,18 @@ class GPT(nn.Module):
         x_BTD: Tensor = self.embedding(tokens_BT, position_ids_BT)
         return x_BTD
 
-    def run_layers(self, x_BTD: Tensor, position_ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The residual stream (B, T, D) after the layers that this module holds."""
+    def run_layers(
+        self,
+        x_BTD: Tensor,
+        position_ids_BT: Tensor,
+        cache: KVCache | None = None,
+        cu_seqlens_BN: Tensor | None = None,
+    ) -> Tensor:
+        """The residual stream (B, T, D) after the layers that this module holds; arguments as in `forward`."""
         rotary = self.rotary(position_ids_BT)
+        documents = None if cu_seqlens_BN is None else Documents.of_batch(cu_seqlens_BN, x_BTD.device)
         for number, layer in self.layers.items():
-            x_BTD = layer(x_BTD, rotary, None if cache is None else cache.layer(int(number)))
+            x_BTD = layer(x_BTD, rotary, None if cache is None else cache.layer(int(number)), documents)
         return x_BTD
 
     def rotary(self, position_ids_BT: Tensor) -> RotaryTables | None:
