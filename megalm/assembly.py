@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from torch import nn
+from torch.distributed import ProcessGroup
 
 from megalm.checkpoint.resume import SAMPLE_ORDER
 from megalm.checkpoint.run_folder import lock_run_folder, prepare_run_folder, set_aside
@@ -22,6 +24,7 @@ from megalm.errors import ConfigError
 from megalm.models.gpt import GPT
 from megalm.models.init import initialize
 from megalm.objectives.causal import CausalObjective
+from megalm.parallel.pipeline import Pipeline, PipelinePlan, build_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,9 @@ class Place:
     def dp_rank(self) -> int:
         """Position on the data-parallel axis."""
         return self.mesh.coordinate(self.rank)[Axis.DP]
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -136,13 +142,70 @@ def loader(
 
 
 def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) -> Engine:
-    """The model with its initial values, under DeepSpeed."""
+    """The part of the model that this rank holds, with its initial values, under DeepSpeed."""
     from megalm.engine.build import build_engine  # imports DeepSpeed (2 s): after the data is known to be good
 
+    final_json = engine_json(config, place.mesh.size(Axis.DP))
+    settings = (final_json, config.optimizer, config.precision, place.device, place.groups)
+    if place.mesh.size(Axis.PP) > 1:
+        stages = build_stages(config, model, place)
+        return build_engine(
+            stages.model,
+            *settings,
+            names=stages.names,
+            shapes=stages.shapes,
+            pipeline=stages.pipeline,
+            shared_over=stages.shared_over,
+        )
     gpt = GPT(model)
     initialize(gpt, model, config.training.seed)
-    final_json = engine_json(config, place.mesh.size(Axis.DP))
-    return build_engine(gpt, final_json, config.optimizer, config.precision, place.device, place.groups)
+    return build_engine(gpt, *settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """This rank's pipeline stages, and what the engine is told of them."""
+
+    model: nn.Module
+    names: dict[nn.Parameter, str]
+    shapes: dict[str, tuple[int, ...]]
+    pipeline: Pipeline
+    shared_over: ProcessGroup | None
+
+
+def build_stages(config: RunConfig, model: ModelConfig, place: Place) -> Stages:
+    """The pipeline stages of this rank, with their initial values; every rank calls it."""
+    from megalm.engine.stage_gradients import mark_shared
+
+    plan = PipelinePlan.of(config.parallel, model, config.batch.seq_length)
+    rank = place.groups.position(Axis.PP)
+    chunks = build_chunks(plan, rank, model)
+    for chunk in chunks:
+        initialize(chunk, model, config.training.seed)
+    shared_over = None
+    first, last = plan.ends
+    if model.tied and first != last:
+        shared_over = place.groups.subgroup(Axis.PP, (first, last))
+        if rank in (first, last):
+            mark_shared(chunks[0 if rank == first else -1].embedding.tokens.weight, is_copy=rank == last)
+    pipeline = Pipeline(
+        plan,
+        chunks,
+        shape=(config.batch.micro_batch_size, config.batch.seq_length, model.hidden_size),
+        dtype=DTYPES[config.precision.dtype],
+        device=place.device,
+        group=place.groups.group(Axis.PP),
+        num_micro_batches=config.batch.accumulation(place.mesh.size(Axis.DP)),
+    )
+    with torch.device("meta"):
+        whole = GPT(model)
+    return Stages(
+        model=nn.ModuleList(chunks),
+        names={parameter: name for chunk in chunks for name, parameter in chunk.named_parameters()},
+        shapes={name: tuple(parameter.shape) for name, parameter in whole.named_parameters()},
+        pipeline=pipeline,
+        shared_over=shared_over,
+    )
 
 
 def run_folder(config: RunConfig) -> Path | None:

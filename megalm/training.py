@@ -212,8 +212,8 @@ def evaluate(run: Run, dataset: SampleDataset | None, name: str) -> None:
     run.board.pause()
     batches = assembly.loader(run.config, run.data, dataset, run.place, 0, samples, workers=0)
     sums = torch.zeros(2, dtype=torch.float64, device=run.place.device)
-    for batch in batches:
-        sums += run.engine.eval_step(assembly.to_device(batch, run.place.device))
+    while parts := list(islice(batches, run.config.batch.accumulation(run.place.mesh.size(Axis.DP)))):
+        sums += run.engine.eval_step([assembly.to_device(part, run.place.device) for part in parts])
     loss = run.engine.mean_over_ranks(sums)
     row = {"step": run.progress.step, "consumed_samples": run.progress.consumed_samples}
     run.board.validation(name, row | {f"{name}_loss": loss, f"{name}_ppl": math.exp(min(loss, 20.0))})

@@ -16,16 +16,16 @@ def restore_weights(
     shapes: dict[str, tuple[int, ...]],
     set_weight: Callable[[nn.Parameter, torch.Tensor], None],
 ) -> None:
-    """Give the model its working copy of every parameter.
+    """Give this rank's `parameters` their working copies; `shapes` are those of the whole model.
 
     Raises:
         CheckpointError: names or shapes differ from the checkpoint's, all of them listed.
     """
-    problems = [f"{name} is not in the checkpoint" for name in parameters if name not in reader.names]
-    problems += [f"{name} is only in the checkpoint" for name in sorted(reader.names - set(parameters))]
+    problems = [f"{name} is not in the checkpoint" for name in shapes if name not in reader.names]
+    problems += [f"{name} is only in the checkpoint" for name in sorted(reader.names - set(shapes))]
     problems += [
         f"{name} is {reader.shape(name)} in the checkpoint, {shapes[name]} here"
-        for name in parameters
+        for name in shapes
         if name in reader.names and reader.shape(name) != shapes[name]
     ]
     if problems:

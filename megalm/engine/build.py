@@ -12,10 +12,11 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from megalm.config.training import OptimizerConfig, PrecisionConfig
 from megalm.dist.groups import MeshGroups
-from megalm.engine.engine import Engine
+from megalm.engine.engine import Engine, Pipeline
 from megalm.engine.mpu import MeshUnit
 from megalm.engine.optimizer import ReplicatedAdamW, adam_options, parameter_groups
 
@@ -46,8 +47,16 @@ def build_engine(
     precision: PrecisionConfig,
     device: torch.device,
     groups: MeshGroups,
+    *,
+    names: dict[nn.Parameter, str] | None = None,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+    pipeline: Pipeline | None = None,
+    shared_over: ProcessGroup | None = None,
 ) -> Engine:
     """The engine around `model`, which it moves to `device` and casts; ZeRO spreads over the dp axis of `groups`.
+
+    `names` and `shapes` are those of the whole model, which `model` is if they are not given. With a `pipeline`, `model`
+    holds this rank's stages, and `shared_over` is the group over which shared parameters (`mark_shared`) are summed.
 
     `engine_json` is the final DeepSpeed configuration (`config.engine_json`): its ZeRO stage decides who keeps which
     part of the state. The learning rate is set at every step, by `Engine.train_step`.
@@ -58,12 +67,14 @@ def build_engine(
         model.to(device=device, dtype=_DTYPES[precision.dtype])
         engine_json = _for_replicated(engine_json)
     decay_groups = parameter_groups(model, optimizer_config.weight_decay)
-    optimizer = _build_optimizer(decay_groups, stage, engine_json, optimizer_config, precision)
+    optimizer = _build_optimizer(decay_groups, stage, engine_json, optimizer_config, precision, groups)
+    names = names or {parameter: name for name, parameter in model.named_parameters()}
+    shapes = shapes or {name: tuple(parameter.shape) for parameter, name in names.items()}
     with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use line by line
         wrapped, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=engine_json, mpu=MeshUnit(groups), dist_init_required=False
         )
-    return Engine(wrapped, stage, {parameter: name for name, parameter in model.named_parameters()}, device, groups)
+    return Engine(wrapped, stage, names, shapes, device, groups, pipeline, shared_over)
 
 
 def _for_replicated(engine_json: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +89,7 @@ def _build_optimizer(
     engine_json: dict[str, Any],
     config: OptimizerConfig,
     precision: PrecisionConfig,
+    mesh_groups: MeshGroups,
 ) -> torch.optim.Optimizer:
     options = adam_options(config)
     if stage == 0:
@@ -85,6 +97,7 @@ def _build_optimizer(
             groups,
             clip_grad=config.clip_grad,
             accumulate_fp32=precision.grad_accum_dtype == "fp32",
+            replica=mesh_groups.replica,
             scaler=_build_scaler(precision) if precision.fp16 else None,
             **options,
         )

@@ -1,11 +1,15 @@
 """AdamW for DeepSpeed: parameter groups, and the optimizer with master weights that ZeRO stage 0 runs on."""
 
+import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from megalm.config.training import OptimizerConfig
+from megalm.engine.stage_gradients import is_copy
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -32,7 +36,8 @@ class ReplicatedAdamW(torch.optim.AdamW):
 
     DeepSpeed averages the gradients (in fp32: `grad_dtype`), then calls `step`, which unscales, measures, clips,
     updates the masters and copies them to the model. DeepSpeed's own stage 0 cannot accumulate in fp32 under bf16.
-    In fp32 the masters are the model's own parameters.
+    In fp32 the masters are the model's own parameters. `replica` is the group that shares one copy of the model: the
+    norm is that of all its gradients, so that its ranks clip and skip alike.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class ReplicatedAdamW(torch.optim.AdamW):
         *,
         clip_grad: float,
         accumulate_fp32: bool,
+        replica: ProcessGroup | None = None,
         scaler: Any = None,
         **options: Any,
     ) -> None:
@@ -57,6 +63,7 @@ class ReplicatedAdamW(torch.optim.AdamW):
         groups = [{**group, "params": [master_of[p] for p in group["params"]]} for group in groups]
         super().__init__(groups, fused=True, **options)
         self.clip_grad = clip_grad
+        self.replica = replica
         self.scaler = scaler
         self.overflow = False
         self._global_grad_norm = 0.0  # the name under which DeepSpeed's engine looks
@@ -72,9 +79,8 @@ class ReplicatedAdamW(torch.optim.AdamW):
         assert closure is None, "closures are not supported"
         gradients = [parameter.grad.float() for parameter in self.model_parameters if parameter.grad is not None]
         assert len(gradients) == len(self.masters), "every parameter has a gradient"
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / self.loss_scale
-        self._global_grad_norm = float(norm)
-        self.overflow = not bool(torch.isfinite(norm))
+        self._global_grad_norm = self._norm(gradients) / self.loss_scale
+        self.overflow = not math.isfinite(self._global_grad_norm)
         factor = 1.0 / self.loss_scale
         if self.scaler is not None:
             self.scaler.update_scale(self.overflow)
@@ -91,3 +97,13 @@ class ReplicatedAdamW(torch.optim.AdamW):
             if parameter is not master:
                 parameter.copy_(master)
                 master.grad = None
+
+    def _norm(self, gradients: list[torch.Tensor]) -> float:
+        """L2 norm of the gradients of the whole model; what stands on several ranks counts once."""
+        counted = [g for g, p in zip(gradients, self.model_parameters, strict=True) if not is_copy(p)]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(counted)))
+        if self.replica is not None and dist.get_world_size(self.replica) > 1:
+            squared = norm.double().square()
+            dist.all_reduce(squared, group=self.replica)
+            norm = squared.sqrt()
+        return float(norm)

@@ -1,0 +1,184 @@
+"""The gradients of a step whose backward passes a pipeline schedule runs, handed to DeepSpeed at every ZeRO stage.
+
+DeepSpeed expects one backward pass of the whole model at a time and hangs its reduction on autograd's hooks. A schedule
+runs backward passes of single stages, in its own order, and zero-bubble ones without hooks. So the hooks are taken off,
+and after each backward pass the gradients are put where the ZeRO stage accumulates them:
+
+* 0: `grad` itself, fp32 under 16 bits too (`grad_dtype`); averaged at the end.
+* 1: `grad`, or DeepSpeed's fp32 accumulators; averaged at the end.
+* 2 and 3: averaged over the dp axis and added to the rank's fp32 part at once, so that no rank ever holds the
+  accumulated gradients of a whole stage.
+
+A weight that stands on the first and the last stage (tied embeddings) needs the sum over both before anything else is
+done with it. Its two gradients of one micro-batch are ready at different times, so both ends keep theirs, in fp32, until
+the step's last backward pass.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+_SHARED = "pipeline_shared"
+_COPY = "ds_pipe_replicated"  # DeepSpeed's word: such a parameter is left out of the gradient norm
+
+
+def mark_shared(parameter: nn.Parameter, *, is_copy: bool) -> None:
+    """Say that `parameter` stands on another stage too; one of the two is the copy that is not counted or written."""
+    setattr(parameter, _SHARED, True)
+    setattr(parameter, _COPY, is_copy)
+
+
+def is_copy(parameter: nn.Parameter) -> bool:
+    """Whether another stage counts and writes this parameter."""
+    return bool(getattr(parameter, _COPY, False))
+
+
+class StageGradients:
+    """Collects the gradients of a step and ends it as DeepSpeed's optimizer wants.
+
+    `shared_over` is the group of the two ranks that hold shared parameters; None where this rank holds none.
+    """
+
+    def __init__(self, wrapped: Any, stage: int, shared_over: ProcessGroup | None) -> None:
+        self._wrapped = wrapped
+        self._optimizer = wrapped.optimizer
+        self._stage = stage
+        self._shared_over = shared_over
+        parameters = list(wrapped.module.parameters())
+        self._shared = [parameter for parameter in parameters if getattr(parameter, _SHARED, False)]
+        self._held: dict[nn.Parameter, Tensor] = {}
+        self._group_of = {p: number for number, g in enumerate(getattr(self._optimizer, "bit16_groups", [])) for p in g}
+        for hook in getattr(self._optimizer, "_grad_acc_hooks", []):
+            hook.remove()
+        if stage == 3:
+            _leave_copies_out_of_norm(self._optimizer)
+
+    @contextmanager
+    def collected(self) -> Iterator[Callable[[Iterable[nn.Parameter]], None]]:
+        """Yields what is to be called after every backward pass of a stage; ends with averaged gradients."""
+        self._begin()
+        with self.parameters_at_hand():
+            yield self._collect
+        self._finish()
+
+    @contextmanager
+    def parameters_at_hand(self) -> Iterator[None]:
+        """Let ZeRO-3's modules gather parameters that they do not own, as DeepSpeed's own forward does."""
+        if self._stage < 3:
+            yield
+            return
+        modules = list(self._wrapped.module.modules())
+        for module in modules:
+            module._parameters._in_forward = True  # type: ignore[attr-defined]
+        self._wrapped.optimizer._get_param_coordinator().reset_step()
+        try:
+            yield
+        finally:
+            for module in modules:
+                module._parameters._in_forward = False  # type: ignore[attr-defined]
+
+    def _begin(self) -> None:
+        """Nothing is accumulated yet. The boundary comes in `_finish`, when all micro-batches are in."""
+        self._wrapped.set_gradient_accumulation_boundary(False)
+        if self._stage == 3:
+            # stages see their first micro-batch at different times, so all of them add, to zero
+            self._optimizer.grad_partitions_flat_buffer.zero_()
+            self._optimizer.micro_step_id = 1
+
+    @torch.no_grad()
+    def _collect(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Put one stage's gradients of one micro-batch where they are accumulated."""
+        optimizer = self._optimizer
+        if self._stage == 1:
+            if hasattr(optimizer, "update_hp_grads"):  # BF16_Optimizer
+                optimizer.update_hp_grads(clear_lp_grads=True)
+            else:
+                optimizer.backward_epilogue()
+        elif self._stage >= 2:
+            for parameter in self._shared:
+                self._hold(parameter)
+            self._reduce([parameter for parameter in parameters if parameter.grad is not None])
+
+    def _hold(self, parameter: nn.Parameter) -> None:
+        if parameter.grad is None:
+            return
+        if parameter in self._held:
+            self._held[parameter] += parameter.grad
+        else:
+            self._held[parameter] = parameter.grad.float()
+        parameter.grad = None
+
+    def _reduce(self, parameters: list[nn.Parameter]) -> None:
+        """Average over the dp axis and add to this rank's part (ZeRO 2 and 3)."""
+        if self._stage == 2:
+            self._optimizer.setup_buckets()
+            for parameter in parameters:
+                self._optimizer.reduce_ready_partitions_and_remove_grads(parameter, self._group_of[parameter])
+        else:
+            for parameter in parameters:
+                self._optimizer.reduce_ready_partitions_and_remove_grads(parameter)
+        self._optimizer.overlapping_partition_gradients_reduce_epilogue()
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        wrapped, optimizer = self._wrapped, self._optimizer
+        self._sum_shared()
+        if self._stage >= 2:
+            self._reduce(self._shared)
+            wrapped.set_gradient_accumulation_boundary(True)
+            optimizer.finalize_gradient_accumulation_boundary()
+            return
+        wrapped.set_gradient_accumulation_boundary(True)
+        if self._stage == 1 and hasattr(optimizer, "reduce_gradients"):
+            optimizer.set_gradient_accumulation_boundary(True)
+            optimizer.reduce_gradients(pipeline_parallel=True)
+        else:
+            wrapped.allreduce_gradients()
+
+    def _sum_shared(self) -> None:
+        """Both ends get the sum of their gradients of each shared parameter."""
+        for parameter in self._shared:
+            total = self._accumulated(parameter)
+            dist.all_reduce(total, group=self._shared_over)
+            if self._stage >= 2:
+                _set_gradient(parameter, total.to(parameter.dtype))
+        self._held.clear()
+
+    def _accumulated(self, parameter: nn.Parameter) -> Tensor:
+        """The tensor in which this parameter's gradient has been summed up."""
+        if self._stage >= 2:
+            return self._held[parameter]
+        optimizer = self._optimizer
+        if hasattr(optimizer, "fp32_groups_gradients"):  # BF16_Optimizer
+            for low, high in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
+                for candidate, gradient in zip(low, high, strict=True):
+                    if candidate is parameter:
+                        return gradient  # type: ignore[no-any-return]
+        gradient = parameter.grad if parameter.grad is not None else parameter.grad_accum  # type: ignore[attr-defined]
+        assert gradient is not None, "a shared parameter has a gradient at both ends"
+        return gradient
+
+
+def _set_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """`parameter.grad = gradient`, also where ZeRO-3 has taken the values away and torch would miss their shape."""
+    values = parameter.data
+    parameter.data = values.new_empty(1).expand(gradient.shape)
+    parameter.grad = gradient
+    parameter.data = values
+
+
+def _leave_copies_out_of_norm(optimizer: Any) -> None:
+    """ZeRO-3 counts every parameter in the gradient norm; ZeRO 1 and 2 know the mark and leave copies out."""
+    norm = optimizer.get_grad_norm_direct
+
+    def without_copies(gradients: Iterable[Tensor], parameters: Iterable[nn.Parameter], norm_type: float = 2) -> Any:
+        parameters = list(parameters)
+        counted = [torch.zeros_like(g) if is_copy(p) else g for g, p in zip(gradients, parameters, strict=True)]
+        return norm(counted, parameters, norm_type)
+
+    optimizer.get_grad_norm_direct = without_copies
