@@ -25,6 +25,7 @@ from megalm.models.gpt import GPT
 from megalm.models.init import initialize
 from megalm.objectives.causal import CausalObjective
 from megalm.parallel.pipeline import Pipeline, PipelinePlan, build_chunks
+from megalm.parallel.recompute import apply_recompute
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ def describe_run(
         ("layout", f"{place.mesh}, ZeRO {engine.stage}, {engine.optimizer_name}"),
         ("device", _device(place)),
         ("precision", _precision(config)),
+        ("recompute", _recompute(config)),
         ("batch", _batch(config, place)),
         ("data", _data(config, data)),
         ("kernels", "torch reference"),
@@ -55,6 +56,15 @@ def _precision(config: RunConfig) -> str:
         return "fp32"
     accumulated = "fp32" if config.precision.grad_accum_dtype == "fp32" else dtype
     return f"{dtype}, fp32 master weights, gradients accumulated in {accumulated}"
+
+
+def _recompute(config: RunConfig) -> str:
+    recompute = config.recompute
+    if recompute.recompute_granularity is None:
+        return "none: all activations are kept"
+    if recompute.recompute_granularity == "selective":
+        return "selective: norms, attention core and MLP activation"
+    return f"full, {recompute.recompute_method or 'uniform'}, {recompute.recompute_num_layers} layers"
 
 
 def _batch(config: RunConfig, place: Place) -> str:

@@ -19,7 +19,7 @@ def run_problems(config: RunConfig) -> list[str]:
 
 def sections(config: RunConfig) -> list[str]:
     """Each section's own problems."""
-    return config.model.problems() + config.data.problems()
+    return config.model.problems() + config.data.problems() + config.recompute.problems()
 
 
 def lengths(config: RunConfig) -> list[str]:
@@ -50,6 +50,14 @@ def sample_count(config: RunConfig, global_batch_size: int) -> list[str]:
         return []
     nearest = _nearest_multiples(samples, global_batch_size)
     return [f"train_samples={samples} must be a multiple of global_batch_size={global_batch_size}; use {nearest}"]
+
+
+def recomputation(config: RunConfig) -> list[str]:
+    """No more recomputed layers than there are."""
+    count, layers = config.recompute.recompute_num_layers, config.model.num_layers
+    if count <= layers:
+        return []
+    return [f"recompute_num_layers={count} must not exceed num_layers={layers}; lower --recompute-num-layers"]
 
 
 def learning_rate(config: RunConfig) -> list[str]:
@@ -183,6 +191,7 @@ CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     learning_rate,
     schedule,
     precision,
+    recomputation,
     evaluation,
     checkpoints,
     engine,

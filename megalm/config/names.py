@@ -11,6 +11,7 @@ RENAMED = {
     "layernorm-epsilon": "norm_epsilon",
     "rotary-position-embeddings-theta": "rotary_base",
     "num-virtual-stages-per-pipeline-rank": "virtual_pipeline_size",
+    "checkpoint-num-layers": "recompute_num_layers",
 }
 """Another name of a flag: the field that takes its value."""
 
@@ -19,6 +20,9 @@ IMPLIED: dict[str, tuple[str, str]] = {
     "no-position-embedding": ("position_embedding_type", "none"),
     "accumulate-allreduce-grads-in-fp32": ("grad_accum_dtype", "fp32"),
     "grad-reduce-in-bf16": ("grad_accum_dtype", "model"),
+    "recompute-activations": ("recompute_granularity", "selective"),
+    "checkpoint-activations": ("recompute_granularity", "full"),
+    "deepspeed-activation-checkpointing": ("recompute_granularity", "full"),
 }
 """A switch that stands for one value of a field."""
 
@@ -51,7 +55,10 @@ NEEDS = {"group-query-attention": "num_query_groups"}
 """Flags without effect that stand for nothing unless this field is given."""
 
 _MOE = "mixture-of-experts models are not available in this version; train a dense model"
-_RECOMPUTE = "activation recomputation is not available in this version; use a smaller --micro-batch-size"
+_RECOMPUTE = (
+    "a layer's saved input stays whole on its device; use --recompute-granularity full, with --recompute-num-layers N "
+    "to save fewer inputs"
+)
 _LENGTH = "give the length of runs in --train-iters or --train-samples and of schedules in -iters"
 _KERNELS = "megalm chooses kernels by itself when the model is built; remove the flag"
 _ZERO = 'put it in the "zero_optimization" block of the DeepSpeed JSON (--deepspeed-config)'
@@ -74,9 +81,9 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("batch-size", "use --micro-batch-size and --global-batch-size"),
     ("warmup", "use --lr-warmup-fraction or --lr-warmup-iters"),
     ("model-parallel-size", "use --tensor-model-parallel-size"),
-    ("checkpoint-activations checkpoint-num-layers recompute-* distribute-*-activations", _RECOMPUTE),
-    ("deepspeed-activation-checkpointing partition-activations contigious-checkpointing", _RECOMPUTE),
+    ("distribute-*-activations partition-activations contigious-checkpointing", _RECOMPUTE),
     ("contiguous-checkpointing checkpoint-in-cpu synchronize-each-layer profile-backward", _RECOMPUTE),
+    ("recompute-modules", "--recompute-granularity selective always recomputes attention core, norms and activation"),
     ("moe-* num-experts* topk expert-* mlp-type enable-expert-tensor-parallelism use-tutel", _MOE),
     ("disable-moe-* create-moe-param-group", _MOE),
     ("train-tokens lr-decay-tokens lr-warmup-tokens lr-decay-samples lr-warmup-samples", _LENGTH),

@@ -4,7 +4,8 @@ Shapes: B batch, T sequence, N = T + 1 room for cumulative document lengths, D m
 R rotary width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,18 @@ class TransformerLayer(nn.Module):
         return y_BTD
 
 
+LayerStep = Callable[[Tensor], Tensor]
+LayerRunner = Callable[[Sequence[LayerStep], Tensor], Tensor]
+"""Takes the residual stream (B, T, D) through layers."""
+
+
+def run_in_order(steps: Sequence[LayerStep], x_BTD: Tensor) -> Tensor:
+    """The residual stream (B, T, D) after all `steps`, one after the other."""
+    for step in steps:
+        x_BTD = step(x_BTD)
+    return x_BTD
+
+
 class GPT(nn.Module):
     """A decoder-only language model, or the part of one that a pipeline stage holds.
 
@@ -71,6 +84,7 @@ class GPT(nn.Module):
         if has_embedding or (has_head and config.tied):
             self.embedding = Embedding(config, rows, with_positions=has_embedding)
         numbers = range(config.num_layers) if layers is None else layers
+        self.layer_runner: LayerRunner = run_in_order
         self.layers = nn.ModuleDict({str(number): TransformerLayer(config) for number in numbers})
         if has_head:
             self.final_norm = build_norm(config, config.hidden_size)
@@ -119,11 +133,14 @@ class GPT(nn.Module):
         """The residual stream (B, T, D) after the layers that this module holds; arguments as in `forward`."""
         rotary = self.rotary(position_ids_BT)
         documents = None if cu_seqlens_BN is None else Documents.of_batch(cu_seqlens_BN, x_BTD.device)
+        steps: list[Callable[[Tensor], Tensor]] = []
         for number, layer in self.layers.items():
-            if dropout_seed is not None:
-                layer = seeded(layer, stable_seed(dropout_seed, "layer", number))
-            x_BTD = layer(x_BTD, rotary, None if cache is None else cache.layer(int(number)), documents)
-        return x_BTD
+            kept = None if cache is None else cache.layer(int(number))
+            step = partial(layer, rotary=rotary, cache=kept, documents=documents)
+            # inside the step, so that recomputing it draws the same
+            seed = None if dropout_seed is None else stable_seed(dropout_seed, "layer", number)
+            steps.append(step if seed is None else seeded(step, seed))
+        return self.layer_runner(steps, x_BTD)
 
     def rotary(self, position_ids_BT: Tensor) -> RotaryTables | None:
         """Cosines and sines (B or 1, T, R/2) for the layers, or None without rotary positions."""

@@ -1,1 +1,1 @@
-"""From the one-device model to the part of it that a rank holds, and the way ranks work on it together."""
+"""How a model is spread over ranks and what it keeps in memory: applied to the one-device model when it is built."""

@@ -36,6 +36,15 @@ from megalm.errors import LayoutError
         ("--eval-interval 5 --eval-iters 0", "asks for evaluation but eval_iters=0 turns it off"),
         ("--no-mock-data --data-path x --split 1 --eval-interval 5", 'split="1" leaves it no data'),
         ("--no-mock-data --train-data-path x --skip-train", "skip_train=true asks for evaluation; give its data"),
+        (
+            "--recompute-method block",
+            "recompute_method=block needs recompute_granularity=full, not recompute_granularity",
+        ),
+        ("--recompute-activations --recompute-num-layers 2", "recompute_num_layers=2 needs recompute_granularity=full"),
+        (
+            "--checkpoint-activations --checkpoint-num-layers 3",
+            "recompute_num_layers=3 must not exceed num_layers=2; lower --recompute-num-layers",
+        ),
         ("--save-interval 5", "save_interval=5 needs a folder; give --save FOLDER"),
         ("--fresh", "fresh=true needs a folder; give --save FOLDER"),
         ("--keep-checkpoints 2", "keep_checkpoints=2 needs a folder"),

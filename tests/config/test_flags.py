@@ -96,8 +96,22 @@ def test_the_number_of_groups_may_stand_in_a_recipe(load, write):
 
 
 def test_known_but_unsupported_flag_says_what_to_use(problem):
-    text = problem("--checkpoint-activations")
-    assert text.startswith("--checkpoint-activations is known in Megatron(-DeepSpeed) but not supported here; ")
+    text = problem("--partition-activations")
+    assert text.startswith("--partition-activations is known in Megatron(-DeepSpeed) but not supported here; ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "granularity"),
+    [
+        ("--recompute-activations", "selective"),
+        ("--checkpoint-activations", "full"),
+        ("--deepspeed-activation-checkpointing --checkpoint-activations", "full"),
+        ("--recompute-granularity selective", "selective"),
+        ("--recompute-activations --recompute-granularity none", None),
+    ],
+)
+def test_every_spelling_of_recomputation(load, flags, granularity):
+    assert load(flags).recompute.recompute_granularity == granularity
 
 
 def test_values_of_unsupported_flags_are_not_reported_too(problem):

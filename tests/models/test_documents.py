@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 from megalm.config.model import ModelConfig
 from megalm.models.attention import CausalAttention
-from megalm.models.documents import Documents
+from megalm.models.documents import Documents, document_attention, takes_varlen
 from megalm.models.gpt import GPT
 
 T = 24
@@ -95,3 +96,50 @@ def test_a_packed_sample_is_its_documents_one_by_one(
     theirs = torch.autograd.grad(apart.sum(), parameters)
     for name, a, b in zip(names, ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_cuda_kernel_gets_the_batch_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes and arguments of the call, checked by torch's own shape function of the operator."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    layout = [[5, 1, 18], [24]]
+    documents = Documents.of_batch(cumulative(layout), torch.device("cpu"))
+    assert documents is not None
+    assert documents.cu_seqlens.tolist() == [0, 5, 6, 24, 48]
+    assert documents.cu_seqlens.dtype == torch.int32
+    calls = []
+
+    def counted(*arguments: object, **options: object) -> object:
+        calls.append((arguments[5:], options))
+        return varlen_attn(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("megalm.models.documents.varlen_attn", counted)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q, k = (torch.empty(2, T, heads, 8, dtype=torch.bfloat16, device="cuda") for heads in (4, 2))
+        assert takes_varlen(q, 0.0)
+        assert not takes_varlen(q, 0.1)
+        assert not takes_varlen(q.float(), 0.0)
+        y = document_attention(q, k, k, documents, 0.0)
+    assert y.shape == q.shape
+    assert calls == [((24, 24), {"window_size": (-1, 0), "enable_gqa": True})]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("groups", [4, 2])
+def test_the_cuda_kernel_equals_the_dense_mask(groups: int) -> None:
+    layout = [[5, 1, 18], [24], [11, 13]]
+    q, k, v = (
+        torch.randn(3, T, heads, 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
+        for heads in (4, groups, groups)
+    )
+    weight = torch.randn(3, T, 4, 64, device="cuda")
+    documents = Documents.of_batch(cumulative(layout), q.device)
+    assert documents is not None
+    found = document_attention(q, k, v, documents, 0.0)
+    wanted = dense_attention(q, k, v, dense_mask(layout).cuda())
+    torch.testing.assert_close(found.double(), wanted, rtol=3e-2, atol=3e-2)
+    ours = torch.autograd.grad((found.float() * weight).sum(), (q, k, v))
+    theirs = torch.autograd.grad((wanted * weight).sum(), (q, k, v))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=0.1, atol=0.1)
