@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from torch import nn
-from torch.distributed import ProcessGroup
 
 from megalm.checkpoint.resume import SAMPLE_ORDER
 from megalm.checkpoint.run_folder import lock_run_folder, prepare_run_folder, set_aside
@@ -19,13 +17,16 @@ from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.dist.collectives import together
 from megalm.dist.groups import MeshGroups
 from megalm.dist.mesh import Axis, Mesh
+from megalm.dist.slices import Placement, Rectangle
 from megalm.engine.engine import Engine
+from megalm.engine.stages import Staged
 from megalm.errors import ConfigError
 from megalm.models.gpt import GPT
-from megalm.models.init import initialize
 from megalm.objectives.causal import CausalObjective
-from megalm.parallel.pipeline import Pipeline, PipelinePlan, build_chunks
+from megalm.parallel.pipeline import TIED, ChunkList, Pipeline, PipelinePlan, build_chunks
+from megalm.parallel.plan import materialize
 from megalm.parallel.recompute import apply_recompute
+from megalm.parallel.region import TensorParallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,67 +147,53 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) 
     """The part of the model that this rank holds, with its initial values, under DeepSpeed."""
     from megalm.engine.build import build_engine  # imports DeepSpeed (2 s): after the data is known to be good
 
-    final_json = engine_json(config, place.mesh.size(Axis.DP))
-    settings = (final_json, config.optimizer, config.precision, place.device, place.groups)
-    if place.mesh.size(Axis.PP) > 1:
-        stages = build_stages(config, model, place)
-        return build_engine(
-            stages.model,
-            *settings,
-            names=stages.names,
-            shapes=stages.shapes,
-            pipeline=stages.pipeline,
-            shared_over=stages.shared_over,
-        )
-    gpt = GPT(model)
-    initialize(gpt, model, config.training.seed)
-    return build_engine(gpt, *settings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stages:
-    """This rank's pipeline stages, and what the engine is told of them."""
-
-    model: nn.Module
-    names: dict[nn.Parameter, str]
-    shapes: dict[str, tuple[int, ...]]
-    pipeline: Pipeline
-    shared_over: ProcessGroup | None
-
-
-def build_stages(config: RunConfig, model: ModelConfig, place: Place) -> Stages:
-    """The pipeline stages of this rank, with their initial values; every rank calls it."""
-    from megalm.engine.stage_gradients import mark_shared
-
+    tensor_parallel = TensorParallel.build(place.groups, model, config.parallel.sequence_parallel)
     plan = PipelinePlan.of(config.parallel, model, config.batch.seq_length)
     rank = place.groups.position(Axis.PP)
-    chunks = build_chunks(plan, rank, model)
-    for chunk in chunks:
-        initialize(chunk, model, config.training.seed)
-    shared_over = None
-    first, last = plan.ends
-    if model.tied and first != last:
-        shared_over = place.groups.subgroup(Axis.PP, (first, last))
-        if rank in (first, last):
-            mark_shared(chunks[0 if rank == first else -1].embedding.tokens.weight, is_copy=rank == last)
+    chunks = build_chunks(plan, rank, model, tensor_parallel)
+    placements = whole_model_elsewhere(model)
+    for chunk, shards in chunks:
+        materialize(chunk, shards, config.training.seed, torch.device("cpu"))
+        apply_recompute(chunk, config.recompute)
+        placements |= shards.placements
+    final_json = engine_json(config, place.mesh.size(Axis.DP))
+    settings = (final_json, config.optimizer, config.precision, place.device, place.groups)
+    if plan.num_ranks == 1:
+        return build_engine(chunks[0][0], *settings, placements)
+    parts = [chunk for chunk, _ in chunks]
+    return build_engine(ChunkList(parts), *settings, placements, stage_by_stage(config, model, place, plan, parts))
+
+
+def whole_model_elsewhere(model: ModelConfig) -> dict[str, Placement]:
+    """Every parameter of the whole model, as a rank sees it that holds nothing of it."""
+    with torch.device("meta"):
+        whole = GPT(model, model.vocab_size)
+    nothing = Rectangle((0, 0), (0, 0))
+    return {name: Placement(tuple(p.shape), nothing, counted=False) for name, p in whole.named_parameters()}
+
+
+def stage_by_stage(
+    config: RunConfig, model: ModelConfig, place: Place, plan: PipelinePlan, chunks: list[GPT]
+) -> Staged:
+    """How the engine runs this rank's stages; every rank calls it."""
+    tp, batch = place.mesh.size(Axis.TP), config.batch
+    length = batch.seq_length // tp if config.parallel.sequence_parallel else batch.seq_length
     pipeline = Pipeline(
         plan,
         chunks,
-        shape=(config.batch.micro_batch_size, config.batch.seq_length, model.hidden_size),
+        shape=(batch.micro_batch_size, length, model.hidden_size),
         dtype=DTYPES[config.precision.dtype],
         device=place.device,
         group=place.groups.group(Axis.PP),
-        num_micro_batches=config.batch.accumulation(place.mesh.size(Axis.DP)),
+        num_micro_batches=batch.accumulation(place.mesh.size(Axis.DP)),
     )
-    with torch.device("meta"):
-        whole = GPT(model)
-    return Stages(
-        model=nn.ModuleList(chunks),
-        names={parameter: name for chunk in chunks for name, parameter in chunk.named_parameters()},
-        shapes={name: tuple(parameter.shape) for name, parameter in whole.named_parameters()},
-        pipeline=pipeline,
-        shared_over=shared_over,
-    )
+    if not plan.has_copy(model):
+        return Staged(pipeline=pipeline)
+    ends = place.groups.subgroup(Axis.PP, plan.ends)
+    if ends is None:
+        return Staged(pipeline=pipeline)
+    names = dict(chunks[0 if place.groups.position(Axis.PP) == plan.ends[0] else -1].named_parameters())
+    return Staged(pipeline=pipeline, shared=(names[TIED],), shared_over=ends)
 
 
 def run_folder(config: RunConfig) -> Path | None:

@@ -87,7 +87,7 @@ def restore(
         for change in check_same_run(reader.manifest, config.model_dump(mode="json"), identity):
             log.info("changed since step %d: %s", reader.manifest.step, change)
     parameters = {name: parameter for parameter, name in engine.names.items()}
-    restore_weights(reader, parameters, engine.shapes, engine.set_weight)
+    restore_weights(reader, parameters, engine.placements, engine.set_weight)
     restore_slices(reader, engine.state_slices(), with_moments=with_moments)
     if with_moments:
         engine.load_scalar_state(reader.manifest.scalars["optimizer"])

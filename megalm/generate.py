@@ -78,7 +78,8 @@ def load_model(reader: CheckpointReader) -> GPT:
     model.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(reader.read_tensor(name))
+            rows = reader.read_tensor(name)  # a vocabulary table has padding here that the checkpoint may lack
+            parameter.zero_()[: rows.shape[0]] = rows
     return model
 
 

@@ -105,7 +105,7 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("use-torch-fsdp2 torch-fsdp2-* use-megatron-fsdp megatron-fsdp-* fsdp-* data-parallel-sharding-strategy", _FSDP),
     ("outer-dp-sharding-strategy enable-full-sharding-in-hsdp init-model-with-meta-device", _FSDP),
     ("gtp-* disable-symmetric-registration suggested-communication-unit-size keep-fp8-transpose-cache", _FSDP),
-    ("sequence-parallel ds-sequence-parallel-* force-ds-sequence-parallel cp-comm-type", _PARALLEL),
+    ("ds-sequence-parallel-* force-ds-sequence-parallel cp-comm-type", _PARALLEL),
     ("hierarchical-context-parallel-sizes tp-comm-overlap* use-tp-pp-dp-mapping", _PARALLEL),
     ("pipeline-model-parallel-split-rank pipeline-model-parallel-layout *-pipeline-num-layers", _STAGES),
     ("account-for-*-in-pipeline-split standalone-embedding-stage defer-embedding-*", _STAGES),

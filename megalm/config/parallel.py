@@ -15,6 +15,8 @@ class ParallelConfig(Section):
 
     tensor_model_parallel_size: int = Field(1, ge=1)
     """Ranks that share each layer's matrices."""
+    sequence_parallel: bool = False
+    """Norms, dropout and residual work on 1/TP of the sequence on each tensor-parallel rank."""
     pipeline_model_parallel_size: int = Field(1, ge=1)
     """Pipeline ranks that share the layers."""
     pipeline_schedule: PipelineSchedule | None = None

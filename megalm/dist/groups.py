@@ -39,6 +39,11 @@ class MeshGroups:
         """Where this rank stands along `axis`."""
         return self.mesh.coordinate(self.rank)[axis]
 
+    def neighbours(self, axis: Axis, count: int) -> ProcessGroup:
+        """The run of `count` ranks along `axis` in which this rank stands; every rank of the job calls it."""
+        runs = [ranks[i : i + count] for ranks in self.mesh.groups(axis) for i in range(0, len(ranks), count)]
+        return _own_group(runs, self.rank)
+
 
     def subgroup(self, axis: Axis, positions: Sequence[int]) -> ProcessGroup | None:
         """The ranks at `positions` of this rank's group along `axis`; None where this rank is not among them.

@@ -3,24 +3,21 @@
 Shapes: B micro-batch size, T sequence length.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from megalm.dist.groups import MeshGroups
 from megalm.dist.mesh import Axis
-from megalm.dist.slices import StateSlice
+from megalm.dist.slices import Placement, StateSlice
 from megalm.engine import state
-from megalm.engine.stage_gradients import StageGradients, is_copy
+from megalm.engine.stages import Batch, Staged, StageGradients
 from megalm.errors import NonFiniteError
 from megalm.models.loss import summed_loss, token_count
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,49 +36,26 @@ class StepResult:
     """The gradients were not finite; weights and moments are as before."""
 
 
-class Pipeline(Protocol):
-    """What takes micro-batches through a model whose stages stand on several ranks."""
-
-    def train(
-        self,
-        micro_batches: Sequence[Batch],
-        seeds: Sequence[int],
-        factor: float,
-        on_gradients: Callable[[Iterable[nn.Parameter]], None],
-    ) -> Tensor:
-        """Forward and backward of all; the sum of losses on the last stage, else 0. Gradients are times `factor`.
-
-        `on_gradients` gets the parameters whose gradients of one micro-batch are complete.
-        """
-
-    def evaluate(self, micro_batches: Sequence[Batch]) -> Tensor:
-        """(sum of losses, number of unmasked tokens), float64, on the last stage; else zeros."""
-
-
 class Engine:
-    """A model under DeepSpeed: train_step, eval_step, and its state as named slices.
-
-    `names` are those of this rank's parameters, `shapes` those of the whole model's.
-    """
+    """A model under DeepSpeed: train_step, eval_step, and its state as named slices."""
 
     def __init__(
         self,
         wrapped: Any,
         stage: int,
         names: dict[nn.Parameter, str],
-        shapes: dict[str, tuple[int, ...]],
+        placements: Mapping[str, Placement],
         device: torch.device,
         groups: MeshGroups,
-        pipeline: Pipeline | None = None,
-        shared_over: ProcessGroup | None = None,
+        staged: Staged | None = None,
     ) -> None:
         self.wrapped = wrapped
         self.stage = stage
-        self.shapes = shapes
-        self._pipeline = pipeline
-        self._gradients = StageGradients(wrapped, stage, shared_over) if pipeline is not None else None
+        self._pipeline = staged.pipeline if staged else None
+        self._gradients = StageGradients(wrapped, stage, staged) if staged else None
         self._grow_scale = _grow_after_step(wrapped.optimizer.loss_scaler) if stage and wrapped.fp16_enabled() else None
         self.names = names
+        self.placements = placements
         self.device = device
         self.groups = groups
 
@@ -101,10 +75,10 @@ class Engine:
         tokens = self._sum_over_data(sum(token_count(batch["loss_mask"]) for batch in micro_batches))
         # DeepSpeed averages gradients over the dp axis; the sum over it is wanted
         factor = self.groups.size(Axis.DP) / max(tokens, 1.0)
-        loss_total = self._sum_over_pipeline(self._accumulate(micro_batches, seeds, factor))
+        loss_total = self._sum_over_ranks(self._accumulate(micro_batches, seeds, factor))
         self._update()
         return StepResult(
-            loss=loss_total / max(tokens, 1.0),
+            loss=float(loss_total) / max(tokens, 1.0),
             grad_norm=float(wrapped.get_global_grad_norm()),
             tokens=int(tokens),
             loss_scale=scale,
@@ -143,7 +117,10 @@ class Engine:
 
     @torch.no_grad()
     def eval_step(self, micro_batches: Sequence[Batch]) -> Tensor:
-        """This rank's (sum of losses, number of unmasked tokens) as a float64 tensor of two."""
+        """This rank's (sum of losses, number of unmasked tokens) as a float64 tensor of two.
+
+        Of a pipeline, only the last stage's rank has them; the others have zeros.
+        """
         self.wrapped.eval()
         if self._pipeline is not None and self._gradients is not None:
             with self._gradients.parameters_at_hand():
@@ -155,13 +132,12 @@ class Engine:
 
     def mean_over_ranks(self, sums: Tensor) -> float:
         """Loss per token from every rank's sum of `eval_step` results."""
-        self._all_reduce(sums, Axis.DP)
-        self._all_reduce(sums, Axis.PP)
-        return float(sums[0] / sums[1].clamp(min=1.0))
+        total = self._sum_over_ranks(sums)
+        return float(total[0] / total[1].clamp(min=1.0))
 
     def state_slices(self) -> list[StateSlice]:
         """The part of weights and moments that this rank keeps; empty moments are created as zeros."""
-        return state.state_slices(self.wrapped, self.stage, self.names)
+        return state.state_slices(self.wrapped, self.stage, self.names, self.placements)
 
     @property
     def optimizer_name(self) -> str:
@@ -170,12 +146,10 @@ class Engine:
         return base if base == outer else f"{base} in DeepSpeed's {outer}"
 
     def owned_slices(self) -> list[StateSlice]:
-        """The slices that this rank is to write: at stage 0, where the dp axis holds the same, every n-th.
-
-        A tied weight that stands on two stages is written by the first.
+        """The slices that this rank is to write: those that it counts; at stage 0, where the dp axis holds the same,
+        every n-th of them.
         """
-        copies = {name for parameter, name in self.names.items() if is_copy(parameter)}
-        slices, groups = [piece for piece in self.state_slices() if piece.name not in copies], self.groups
+        slices, groups = [piece for piece in self.state_slices() if piece.placement.counted], self.groups
         return slices[groups.position(Axis.DP) :: groups.size(Axis.DP)] if self.stage == 0 else slices
 
     def scalar_state(self) -> dict[str, Any]:
@@ -186,9 +160,9 @@ class Engine:
         """Inverse of `scalar_state`."""
         state.load_scalar_state(self.wrapped, self.stage, values)
 
-    def set_weight(self, parameter: nn.Parameter, full: Tensor) -> None:
-        """Give the model its working copy of one parameter; `full` is the whole fp32 tensor."""
-        state.set_weight(parameter, full)
+    def set_weight(self, parameter: nn.Parameter, part: Tensor) -> None:
+        """Give the model its working copy of one parameter; `part` holds the fp32 elements of its placement."""
+        state.set_weight(parameter, self.placements[self.names[parameter]], part)
 
     @property
     def loss_scale(self) -> float:
@@ -198,11 +172,15 @@ class Engine:
         return float(self.wrapped.optimizer.loss_scale) if self.wrapped.fp16_enabled() else 1.0
 
     def parameters_norm(self) -> float:
-        """L2 norm of all parameters (fp32 masters)."""
-        squares = [piece.weight.double().square().sum() for piece in self.owned_slices()]
-        total = torch.stack(squares).sum().to(self.device) if squares else torch.zeros((), dtype=torch.float64)
-        self._all_reduce(total, Axis.DP)
-        self._all_reduce(total, Axis.PP)
+        """L2 norm of all parameters (fp32 masters) of the whole model."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for piece in self.state_slices():
+            if piece.placement.counted:
+                total += piece.weight.double().square().sum().to(self.device)
+        if self.stage > 0:
+            self._all_reduce(total)
+        if dist.get_world_size(self.groups.replica) > 1:
+            dist.all_reduce(total, group=self.groups.replica)
         return float(total.sqrt())
 
     def _summed_loss(self, batch: Batch, seed: int | None) -> Tensor:
@@ -217,16 +195,16 @@ class Engine:
 
     def _sum_over_data(self, value: Tensor | int) -> float:
         total = torch.as_tensor(value, dtype=torch.float64, device=self.device)
-        self._all_reduce(total, Axis.DP)
+        self._all_reduce(total)
         return float(total)
 
-    def _sum_over_pipeline(self, value: Tensor) -> float:
-        """Sum over all ranks of what only the last stages hold."""
-        self._all_reduce(value, Axis.DP)
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        """Sum of `value`, which only ranks with the last stage have, over the axes along which it differs."""
+        self._all_reduce(value)
         self._all_reduce(value, Axis.PP)
-        return float(value)
+        return value
 
-    def _all_reduce(self, value: Tensor, axis: Axis) -> None:
+    def _all_reduce(self, value: Tensor, axis: Axis = Axis.DP) -> None:
         """Sum `value` in place over one axis."""
         if self.groups.size(axis) > 1:
             dist.all_reduce(value, group=self.groups.group(axis))

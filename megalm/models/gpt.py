@@ -81,6 +81,7 @@ class GPT(nn.Module):
         rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
         assert rows >= config.vocab_size, f"padded_vocab_size={rows} is less than vocab_size={config.vocab_size}"
         self.config = config
+        self.draws = config.attention_dropout > 0 or config.hidden_dropout > 0
         if has_embedding or (has_head and config.tied):
             self.embedding = Embedding(config, rows, with_positions=has_embedding)
         numbers = range(config.num_layers) if layers is None else layers
@@ -117,7 +118,7 @@ class GPT(nn.Module):
 
     def embed(self, tokens_BT: Tensor, position_ids_BT: Tensor, dropout_seed: int | None = None) -> Tensor:
         """The residual stream (B, T, D) before the first layer; positions (B or 1, T)."""
-        if dropout_seed is not None:
+        if dropout_seed is not None and self.draws:
             torch.manual_seed(stable_seed(dropout_seed, "embedding"))
         x_BTD: Tensor = self.embedding(tokens_BT, position_ids_BT)
         return x_BTD
@@ -136,10 +137,11 @@ class GPT(nn.Module):
         steps: list[Callable[[Tensor], Tensor]] = []
         for number, layer in self.layers.items():
             kept = None if cache is None else cache.layer(int(number))
-            step = partial(layer, rotary=rotary, cache=kept, documents=documents)
-            # inside the step, so that recomputing it draws the same
-            seed = None if dropout_seed is None else stable_seed(dropout_seed, "layer", number)
-            steps.append(step if seed is None else seeded(step, seed))
+            step: LayerStep = partial(layer, rotary=rotary, cache=kept, documents=documents)
+            if dropout_seed is not None and self.draws:
+                # inside the step, so that recomputing it draws the same
+                step = seeded(step, stable_seed(dropout_seed, "layer", number))
+            steps.append(step)
         return self.layer_runner(steps, x_BTD)
 
     def rotary(self, position_ids_BT: Tensor) -> RotaryTables | None:

@@ -4,8 +4,8 @@ What travels between stages is the residual stream alone; tokens, labels, positi
 each stage from the batch, which every pipeline rank loads. Shapes: B micro-batch size, T sequence, D model width.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,12 @@ from megalm.config.pipeline import layout_counts, num_stages, schedule_name
 from megalm.models.gpt import GPT
 from megalm.models.loss import summed_loss, token_count
 from megalm.parallel.partition import PartCosts, balanced_layers, layer_ranges
+from megalm.parallel.plan import parallelize
+from megalm.parallel.region import TensorParallel
 from megalm.parallel.schedules import build_schedule, rank_of_stage, stages_of_rank
+from megalm.parallel.styles import Shards
 
+TIED = "embedding.tokens.weight"
 Batch = dict[str, Tensor]
 OnGradients = Callable[[Iterable[nn.Parameter]], None]
 
@@ -56,6 +60,10 @@ class PipelinePlan:
         """The pipeline ranks of the first and of the last stage."""
         return 0, rank_of_stage(self.schedule, len(self.layers) - 1, self.num_ranks)
 
+    def has_copy(self, model: ModelConfig) -> bool:
+        """Whether the last stage has a token embedding of its own, because another rank has the first stage."""
+        return model.tied and self.ends[0] != self.ends[1]
+
     def __str__(self) -> str:
         return ", ".join(
             f"rank {rank}: " + " + ".join(self._describe(stage) for stage in self.stages(rank))
@@ -70,25 +78,38 @@ class PipelinePlan:
         return ", ".join([*parts, "head"] if stage == len(self.layers) - 1 else parts)
 
 
-def build_chunks(plan: PipelinePlan, rank: int, model: ModelConfig, padded_vocab_size: int | None = None) -> list[GPT]:
-    """The stages of pipeline rank `rank`, as parts of the model with the whole model's parameter names.
+def build_chunks(
+    plan: PipelinePlan, rank: int, model: ModelConfig, tensor_parallel: TensorParallel
+) -> list[tuple[GPT, Shards]]:
+    """The stages of pipeline rank `rank`, on the meta device, and what they hold of the whole model.
 
-    Where first and last stage share the rank and the weights are tied, both use one token embedding.
+    Parameters have the whole model's names. With tied weights the first and the last stage need the token embedding:
+    on one rank they use the same, on two the last one's is a copy that does not count.
     """
     last = len(plan.layers) - 1
-    chunks = [
-        GPT(
-            model,
-            padded_vocab_size,
-            layers=plan.layers[stage],
-            has_embedding=stage == 0,
-            has_head=stage == last,
-        )
-        for stage in plan.stages(rank)
-    ]
-    if model.tied and len(chunks) > 1 and plan.ends == (rank, rank):
-        chunks[-1].embedding.tokens = chunks[0].embedding.tokens
+    rows = model.padded_vocab_size(tensor_parallel.size)
+    chunks = []
+    for stage in plan.stages(rank):
+        ends = {"has_embedding": stage == 0, "has_head": stage == last}
+        with torch.device("meta"):
+            chunk = GPT(model, rows, layers=plan.layers[stage], **ends)
+        chunks.append((chunk, parallelize(chunk, tensor_parallel)))
+    if model.tied and rank == plan.ends[1] and last > 0:
+        chunk, shards = chunks[-1]
+        if plan.has_copy(model):
+            shards.placements[TIED] = replace(shards.placements[TIED], counted=False)
+        else:
+            chunk.embedding.tokens = chunks[0][0].embedding.tokens
     return chunks
+
+
+class ChunkList(nn.ModuleList):
+    """The stages of one rank as one module, whose parameters keep the names of the whole model."""
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of any module, without the number of the stage in front."""
+        for name, parameter in super().named_parameters(*args, **kwargs):
+            yield name.partition(".")[2], parameter
 
 
 @dataclass
@@ -122,9 +143,7 @@ class StageModule(nn.Module):
         if self.is_first:
             x_BTD = self.part.embed(tokens_BT, position_ids_BT, dropout_seed=seed)
         assert x_BTD is not None, "stages after the first receive the residual stream"
-        x_BTD = self.part.run_layers(
-            x_BTD, position_ids_BT, cu_seqlens_BN=batch.get("cu_seqlens"), dropout_seed=seed
-        )
+        x_BTD = self.part.run_layers(x_BTD, position_ids_BT, cu_seqlens_BN=batch.get("cu_seqlens"), dropout_seed=seed)
         if not self.is_last:
             return x_BTD
         return summed_loss(self.part.token_losses(x_BTD, batch["labels"]), batch["loss_mask"])

@@ -60,7 +60,9 @@ def rank_of_stage(name: PipelineSchedule, stage: int, num_ranks: int) -> int:
     return num_ranks - 1 - position if SCHEDULES[name].v_shaped and turn % 2 else position
 
 
-def build_schedule(name: PipelineSchedule, stages: Sequence[PipelineStage], micro_batches: int, loss: LossFunction) -> Any:
+def build_schedule(
+    name: PipelineSchedule, stages: Sequence[PipelineStage], micro_batches: int, loss: LossFunction
+) -> Any:
     """torch's schedule over this rank's stages; gradients are left as the losses give them, summed."""
     single = SCHEDULES[name].chunks == (1, 1)
     return _CLASSES[name](stages[0] if single else list(stages), micro_batches, loss_fn=loss, scale_grads=False)

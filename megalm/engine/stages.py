@@ -10,56 +10,69 @@ and after each backward pass the gradients are put where the ZeRO stage accumula
   accumulated gradients of a whole stage.
 
 A weight that stands on the first and the last stage (tied embeddings) needs the sum over both before anything else is
-done with it. Its two gradients of one micro-batch are ready at different times, so both ends keep theirs, in fp32, until
-the step's last backward pass.
+done with it. Its two gradients of one micro-batch are ready at different times, so both ends keep theirs, in fp32,
+until the step's last backward pass.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-_SHARED = "pipeline_shared"
-_COPY = "ds_pipe_replicated"  # DeepSpeed's word: such a parameter is left out of the gradient norm
+Batch = dict[str, Tensor]
+OnGradients = Callable[[Iterable[nn.Parameter]], None]
 
 
-def mark_shared(parameter: nn.Parameter, *, is_copy: bool) -> None:
-    """Say that `parameter` stands on another stage too; one of the two is the copy that is not counted or written."""
-    setattr(parameter, _SHARED, True)
-    setattr(parameter, _COPY, is_copy)
+class Pipeline(Protocol):
+    """What takes micro-batches through a model whose stages stand on several ranks."""
+
+    def train(
+        self, micro_batches: Sequence[Batch], seeds: Sequence[int], factor: float, on_gradients: OnGradients
+    ) -> Tensor:
+        """Forward and backward of all; the sum of losses, float64, on the last stage, else 0.
+
+        Gradients are those of losses x `factor`. `on_gradients` gets the parameters of a stage whenever its gradients
+        of a micro-batch are complete.
+        """
+
+    def evaluate(self, micro_batches: Sequence[Batch]) -> Tensor:
+        """(sum of losses, number of unmasked tokens), float64, on the last stage, else zeros."""
 
 
-def is_copy(parameter: nn.Parameter) -> bool:
-    """Whether another stage counts and writes this parameter."""
-    return bool(getattr(parameter, _COPY, False))
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """What the engine is told of a model whose stages stand on several ranks."""
+
+    pipeline: Pipeline
+    shared: tuple[nn.Parameter, ...] = ()
+    """Parameters of this rank that another stage holds as well."""
+    shared_over: ProcessGroup | None = None
+    """The ranks that hold them."""
 
 
 class StageGradients:
-    """Collects the gradients of a step and ends it as DeepSpeed's optimizer wants.
+    """Collects the gradients of a step and ends it as DeepSpeed's optimizer wants."""
 
-    `shared_over` is the group of the two ranks that hold shared parameters; None where this rank holds none.
-    """
-
-    def __init__(self, wrapped: Any, stage: int, shared_over: ProcessGroup | None) -> None:
+    def __init__(self, wrapped: Any, stage: int, staged: Staged) -> None:
         self._wrapped = wrapped
         self._optimizer = wrapped.optimizer
         self._stage = stage
-        self._shared_over = shared_over
-        parameters = list(wrapped.module.parameters())
-        self._shared = [parameter for parameter in parameters if getattr(parameter, _SHARED, False)]
+        self._shared = staged.shared
+        self._shared_over = staged.shared_over
         self._held: dict[nn.Parameter, Tensor] = {}
         self._group_of = {p: number for number, g in enumerate(getattr(self._optimizer, "bit16_groups", [])) for p in g}
         for hook in getattr(self._optimizer, "_grad_acc_hooks", []):
             hook.remove()
         if stage == 3:
-            _leave_copies_out_of_norm(self._optimizer)
+            _count_by_mark(self._optimizer)
 
     @contextmanager
-    def collected(self) -> Iterator[Callable[[Iterable[nn.Parameter]], None]]:
+    def collected(self) -> Iterator[OnGradients]:
         """Yields what is to be called after every backward pass of a stage; ends with averaged gradients."""
         self._begin()
         with self.parameters_at_hand():
@@ -129,7 +142,7 @@ class StageGradients:
         wrapped, optimizer = self._wrapped, self._optimizer
         self._sum_shared()
         if self._stage >= 2:
-            self._reduce(self._shared)
+            self._reduce(list(self._shared))
             wrapped.set_gradient_accumulation_boundary(True)
             optimizer.finalize_gradient_accumulation_boundary()
             return
@@ -172,13 +185,16 @@ def _set_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
     parameter.data = values
 
 
-def _leave_copies_out_of_norm(optimizer: Any) -> None:
-    """ZeRO-3 counts every parameter in the gradient norm; ZeRO 1 and 2 know the mark and leave copies out."""
+def _count_by_mark(optimizer: Any) -> None:
+    """Let ZeRO-3's gradient norm leave out what is marked `ds_pipe_replicated`, as ZeRO 1 and 2 do."""
     norm = optimizer.get_grad_norm_direct
 
-    def without_copies(gradients: Iterable[Tensor], parameters: Iterable[nn.Parameter], norm_type: float = 2) -> Any:
+    def of_counted(gradients: Iterable[Tensor], parameters: Iterable[Any], norm_type: float = 2) -> Any:
         parameters = list(parameters)
-        counted = [torch.zeros_like(g) if is_copy(p) else g for g, p in zip(gradients, parameters, strict=True)]
+        counted = [
+            torch.zeros_like(gradient) if parameter.ds_pipe_replicated else gradient
+            for gradient, parameter in zip(gradients, parameters, strict=True)
+        ]
         return norm(counted, parameters, norm_type)
 
-    optimizer.get_grad_norm_direct = without_copies
+    optimizer.get_grad_norm_direct = of_counted
