@@ -81,14 +81,17 @@ class StageGradients:
 
     @contextmanager
     def parameters_at_hand(self) -> Iterator[None]:
-        """Let ZeRO-3's modules gather parameters that they do not own, as DeepSpeed's own forward does."""
+        """Let ZeRO-3's modules gather parameters that they do not own, as DeepSpeed's own forward does.
+
+        DeepSpeed's trace of the order of modules, by which it fetches parameters ahead, stays off: it supposes that all
+        ranks run the same modules.
+        """
         if self._stage < 3:
             yield
             return
         modules = list(self._wrapped.module.modules())
         for module in modules:
             module._parameters._in_forward = True  # type: ignore[attr-defined]
-        self._wrapped.optimizer._get_param_coordinator().reset_step()
         try:
             yield
         finally:

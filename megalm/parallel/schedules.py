@@ -5,6 +5,7 @@ arXiv:2104.04473), zero bubble and ZB-V (Qi et al. 2023, arXiv:2401.10241), Dual
 arXiv:2412.19437).
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
 from megalm.config.parallel import PipelineSchedule
 from megalm.config.pipeline import SCHEDULES
+
+# torch logs the whole table of actions, on every rank, when one action fails; the failure itself says what happened
+logging.getLogger("torch.distributed.pipelining.schedules").setLevel(logging.CRITICAL)
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
