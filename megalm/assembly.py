@@ -1,17 +1,18 @@
 """The parts of a run, built from its configuration in the order in which the data flows."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from megalm.checkpoint.resume import SAMPLE_ORDER
 from megalm.checkpoint.run_folder import lock_run_folder, prepare_run_folder, set_aside
 from megalm.config import RunConfig, engine_json
 from megalm.config.model import ModelConfig
+from megalm.continuation import ResumePoint
+from megalm.data.blended_dataset import BlendedDataset
 from megalm.data.build import build_datasets
-from megalm.data.gpt_dataset import GPTDataset, SampleDataset
+from megalm.data.gpt_dataset import SampleDataset
 from megalm.data.loader import MicroBatchIterator, Transform, build_loader
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.dist.collectives import together
@@ -58,9 +59,16 @@ class Data:
     """The datasets of a run (None: not used) and the objective that turns a sample into a batch row."""
 
     train: SampleDataset | None
-    valid: SampleDataset | None
+    valid: dict[str, SampleDataset]
+    """Validation sets by name; "" for the only one."""
     test: SampleDataset | None
     objective: Transform
+    train_names: tuple[str, ...] = ()
+    """Names of the datasets that the training samples come from."""
+
+    def order(self, consumed_samples: int) -> dict[str, Any] | None:
+        """What a checkpoint records of the training samples; None where their number says all."""
+        return asdict(self.train.record(consumed_samples)) if isinstance(self.train, BlendedDataset) else None
 
 
 def mesh_of(config: RunConfig, world_size: int) -> Mesh:
@@ -101,19 +109,27 @@ def complete_model(config: RunConfig, tokenizer: Tokenizer | None) -> ModelConfi
     return model.model_copy(update={"vocab_size": vocab_size, "max_position_embeddings": positions})
 
 
-def build_data(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None, global_batch_size: int) -> Data:
-    """The datasets, each with as many samples as the run draws from it."""
+def build_data(
+    config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None, global_batch_size: int, point: ResumePoint
+) -> Data:
+    """The datasets, each with as many samples as the run draws from it; training samples go on from `point`."""
     training = config.training
     assert model.vocab_size is not None
     evaluated = training.eval_iters * global_batch_size
-    trained = 0 if training.skip_train else training.total_iters(global_batch_size) * global_batch_size
-    train, valid, test = build_datasets(
+    steps = training.total_iters(global_batch_size, point.step, point.consumed_samples) - point.step
+    trained = point.consumed_samples + max(0, steps) * global_batch_size
+    built = build_datasets(
         config.data,
         seq_length=config.batch.seq_length,
-        num_samples=(trained, evaluated, evaluated),
+        num_samples=(
+            0 if training.skip_train else trained,
+            None if config.data.full_validation and evaluated else evaluated,
+            evaluated,
+        ),
         seed=training.seed,
         vocab_size=model.vocab_size,
         tokenizer_identity=tokenizer.identity if tokenizer else None,
+        record=point.order,
     )
     objective = CausalObjective(
         eod=tokenizer.eod if tokenizer else None,
@@ -121,7 +137,7 @@ def build_data(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | Non
         reset_position_ids=config.data.reset_position_ids,
         reset_attention_mask=config.data.reset_attention_mask,
     )
-    return Data(train, valid, test, objective)
+    return Data(built.train, built.valid, built.test, objective)
 
 
 def loader(
@@ -129,6 +145,7 @@ def loader(
 ) -> MicroBatchIterator:
     """This rank's micro-batches of samples start..stop."""
     dp = place.mesh.size(Axis.DP)
+    blended = isinstance(dataset, BlendedDataset) and dataset.num_datasets > 1 and dataset is data.train
     return build_loader(
         dataset,
         data.objective,
@@ -140,6 +157,7 @@ def loader(
         size=dp,
         num_workers=workers,
         pin_memory=place.device.type == "cuda",
+        dataset_of=data.train.dataset_of if blended and isinstance(data.train, BlendedDataset) else None,
     )
 
 
@@ -225,19 +243,6 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     return {name: tensor if name in ON_HOST else tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def identity(tokenizer: Tokenizer | None, data: Data) -> dict[str, Any]:
-    """What a checkpoint remembers of the run's inputs, to refuse others on resume: hashes of tokenizer and data."""
-    indexed = data.train.indexed if isinstance(data.train, GPTDataset) else None
-    return {
-        "tokenizer": tokenizer.identity if tokenizer else None,
-        "data": indexed.fingerprint() if indexed else None,
-        SAMPLE_ORDER: sample_order(data),
-    }
-
-
-def sample_order(data: Data) -> str:
-    """How the training samples are laid out; it follows from the length of the run, and decides their order."""
-    if not isinstance(data.train, GPTDataset):
-        return "generated"
-    plan = data.train.plan
-    return f"{plan.num_epochs} epochs shuffled " + ("with the last apart" if plan.separate_last_epoch else "together")
+def identity(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """What a checkpoint remembers of the run's inputs, to refuse others on resume (the data: see `Data.order`)."""
+    return {"tokenizer": tokenizer.identity if tokenizer else None}

@@ -7,6 +7,7 @@ import torch
 from megalm.assembly import Data, Place
 from megalm.config import RunConfig
 from megalm.continuation import Progress
+from megalm.data.gpt_dataset import SampleDataset
 from megalm.dist.mesh import Axis
 from megalm.engine.engine import Engine
 from megalm.models.flops import num_parameters, training_flops_per_token
@@ -23,7 +24,7 @@ def describe_run(
         ("device", _device(place)),
         ("precision", _precision(config)),
         ("recompute", _recompute(config)),
-        ("batch", _batch(config, place)),
+        ("batch", _batch(config, place, progress)),
         ("data", _data(config, data)),
         ("kernels", "torch reference"),
         ("start", _start(progress, origin)),
@@ -67,10 +68,11 @@ def _recompute(config: RunConfig) -> str:
     return f"full, {recompute.recompute_method or 'uniform'}, {recompute.recompute_num_layers} layers"
 
 
-def _batch(config: RunConfig, place: Place) -> str:
+def _batch(config: RunConfig, place: Place, progress: Progress) -> str:
     dp = place.mesh.size(Axis.DP)
     batch = config.batch
-    size, steps = batch.global_size(dp), config.training.total_iters(batch.global_size(dp))
+    size = batch.global_size(dp)
+    steps = config.training.total_iters(size, progress.step, progress.consumed_samples)
     return (
         f"{size} samples = {batch.micro_batch_size} micro x {dp} dp x {batch.accumulation(dp)} accumulated, "
         f"{count(size * batch.seq_length)} tokens a step, {steps} steps = "
@@ -81,10 +83,15 @@ def _batch(config: RunConfig, place: Place) -> str:
 def _data(config: RunConfig, data: Data) -> str:
     if config.data.mock_data:
         return "generated tokens (--mock-data)"
-    source = config.data.data_path or config.data.train_data_path
-    names = ("train", "valid", "test")
-    sets = zip(names, (data.train, data.valid, data.test), strict=True)
-    return f"{source}: " + ", ".join(f"{name} {len(d)} samples" if d else f"{name} none" for name, d in sets)
+    source = " ".join(config.data.data_path or config.data.train_data_path or ())
+    sets: dict[str, SampleDataset | None] = {
+        "train": data.train,
+        **{f"valid {name}".rstrip(): dataset for name, dataset in data.valid.items()},
+        "test": data.test,
+    }
+    sizes = ", ".join(f"{name} {len(d)} samples" if d else f"{name} none" for name, d in sets.items())
+    order = "" if config.data.sampling == "shuffle" else " (documents in file order, samples permuted)"
+    return f"{source}{order}: {sizes}"
 
 
 def _start(progress: Progress, origin: Path | None) -> str:

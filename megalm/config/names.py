@@ -29,10 +29,8 @@ IMPLIED: dict[str, tuple[str, str]] = {
 VALUE_ALIASES = {
     "optimizer": {"adamw": "adam"},
     "tokenizer_type": {
-        "gptsentencepiecetokenizer": "SentencePieceTokenizer",
         "huggingfacetokenizer": "HFTokenizer",
         "pretrainedfromhf": "HFTokenizer",
-        "llama2tokenizer": "SentencePieceTokenizer",
     },
 }
 """Other words (in lower case) for a choice of a field."""
@@ -116,7 +114,7 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("biencoder-* block-data-path embedding-path evidence-data-path titles-data-path query-in-block-prob", _OBJECTIVE),
     ("retriever-* use-one-sent-docs indexer-* output-bert-embeddings vision-* dino-* swin-* img-*", _OBJECTIVE),
     ("num-classes num-channels patch-dim classes-fraction data-per-class-fraction no-data-sharding", _OBJECTIVE),
-    ("sample-rate vocab-extra-ids mtp-* relative-attention-*", _OBJECTIVE),
+    ("sample-rate mtp-* relative-attention-*", _OBJECTIVE),
     ("kd kd-* mos load-teacher *-teacher", "distillation is not available; train on the data alone"),
     ("rl-* grpo-* langrl-* perform-rl-step sft sft-* refit-method run-workload-inspector-server", _RL),
     ("fp8-* no-fp8-wgrad fp4-*", _FP8),
@@ -136,8 +134,8 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("use-rope-scaling rope-* rotary-scaling-factor yarn-* no-yarn-* mscale mscale-* no-rope-freq", _ROPE),
     ("mrope-section rotary-interleaved", _ROPE),
     ("embedding-weights-in-fp32 disable-embedding-*", "the embedding has the model's type; remove the flag"),
-    ("vocab-file merge-file tokenizer-metadata tokenizer-special-tokens tokenizer-*-options tiktoken-*",
-     "give the tokenizer as one file: --tokenizer-model (a sentencepiece .model or a Hugging Face tokenizer.json)"),
+    ("tokenizer-metadata tokenizer-special-tokens tokenizer-*-options tiktoken-special-tokens",
+     "special tokens come from the tokenizer's files; name its end of document with --eod-token"),
     ("tokenizer-hf-* tokenizer-sentencepiece-* tokenizer-prompt-format legacy-tokenizer",
      "give the tokenizer as one file: --tokenizer-model"),
     ("trust-remote-code", "megalm runs no code from tokenizers or checkpoints; remove the flag"),

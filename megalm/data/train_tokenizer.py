@@ -14,7 +14,7 @@ from typing import Any
 from megalm import __version__
 from megalm.data.atomic import atomic_write
 from megalm.data.corpus import is_up_to_date, write_manifest
-from megalm.data.readers import InputFile, Rejected
+from megalm.data.readers import InputFile, Reading, Rejected
 from megalm.errors import DataError
 
 TRAINING_BYTES = {"bpe": 24_000_000, "unigram": 2_000_000}
@@ -123,11 +123,10 @@ def _blocks(text: str) -> Iterator[str]:
 
 
 def _texts(file: InputFile, key: str) -> Iterator[str]:
-    for chunk in file.chunks():
-        for document in file.format.documents(chunk, (key,)):
-            if isinstance(document, Rejected):
-                raise DataError(f"{document}; correct the line")
-            yield document[0]
+    for found in file.documents(Reading(keys=(key,))):
+        if isinstance(found, Rejected):
+            raise DataError(f"{found}; correct the line")
+        yield found.texts[0]
 
 
 def _sha256(path: str) -> str:

@@ -20,6 +20,7 @@ from megalm.dist.groups import MeshGroups
 from megalm.dist.slices import Placement
 from megalm.engine.engine import Engine
 from megalm.engine.mpu import MeshUnit
+from megalm.engine.norm import agree_on_norm
 from megalm.engine.optimizer import ReplicatedAdamW, adam_options, mark_counted, parameter_groups
 from megalm.engine.stages import Staged
 
@@ -76,6 +77,8 @@ def build_engine(
         wrapped, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=engine_json, mpu=MeshUnit(groups), dist_init_required=False
         )
+    if staged is not None and stage > 0:
+        agree_on_norm(wrapped.optimizer, stage)
     names = {parameter: name for name, parameter in model.named_parameters()}
     return Engine(wrapped, stage, names, placements, device, groups, staged)
 

@@ -17,7 +17,7 @@ from megalm.dist.slices import Placement, StateSlice
 from megalm.engine import state
 from megalm.engine.stages import Batch, Staged, StageGradients
 from megalm.errors import NonFiniteError
-from megalm.models.loss import summed_loss, token_count
+from megalm.models.loss import DatasetSums, summed_loss, token_count
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class StepResult:
     """Loss scale of this step; 1 without fp16."""
     skipped: bool
     """The gradients were not finite; weights and moments are as before."""
+    dataset_losses: tuple[float | None, ...] = ()
+    """Loss per unmasked token of each dataset of the blend; None for one without tokens in this batch."""
 
 
 class Engine:
@@ -58,6 +60,11 @@ class Engine:
         self.placements = placements
         self.device = device
         self.groups = groups
+        self._by_dataset: DatasetSums | None = None
+
+    def count_by_dataset(self, num_datasets: int) -> None:
+        """From now on training steps also give the loss of each dataset; batches hold `dataset_id` [B] then."""
+        self._by_dataset = DatasetSums(num_datasets, self.device)
 
     def train_step(self, micro_batches: Sequence[Batch], seeds: Sequence[int], learning_rate: float) -> StepResult:
         """One optimizer step over this rank's micro-batches of the global batch.
@@ -75,14 +82,15 @@ class Engine:
         tokens = self._sum_over_data(sum(token_count(batch["loss_mask"]) for batch in micro_batches))
         # DeepSpeed averages gradients over the dp axis; the sum over it is wanted
         factor = self.groups.size(Axis.DP) / max(tokens, 1.0)
-        loss_total = self._sum_over_ranks(self._accumulate(micro_batches, seeds, factor))
+        loss_total, dataset_losses = self._loss_over_ranks(self._accumulate(micro_batches, seeds, factor))
         self._update()
         return StepResult(
-            loss=float(loss_total) / max(tokens, 1.0),
+            loss=loss_total / max(tokens, 1.0),
             grad_norm=float(wrapped.get_global_grad_norm()),
             tokens=int(tokens),
             loss_scale=scale,
             skipped=not wrapped.was_step_applied(),
+            dataset_losses=dataset_losses,
         )
 
     def _accumulate(self, micro_batches: Sequence[Batch], seeds: Sequence[int], factor: float) -> Tensor:
@@ -90,7 +98,8 @@ class Engine:
         wrapped = self.wrapped
         if self._pipeline is not None and self._gradients is not None:
             with self._gradients.collected() as collect:
-                return self._pipeline.train(micro_batches, seeds, factor * self.loss_scale, collect)
+                scaled = factor * self.loss_scale
+                return self._pipeline.train(micro_batches, seeds, scaled, collect, self._note_losses)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), 1):
             wrapped.set_gradient_accumulation_boundary(number == len(micro_batches))
@@ -101,6 +110,15 @@ class Engine:
             if number < len(micro_batches):
                 wrapped.step()
         return loss_sum
+
+    def _loss_over_ranks(self, loss_sum: Tensor) -> tuple[float, tuple[float | None, ...]]:
+        """The summed loss of all ranks, and the loss per token of each dataset, in one reduction."""
+        if self._by_dataset is None:
+            return float(self._sum_over_ranks(loss_sum)), ()
+        sums = self._sum_over_ranks(torch.cat([loss_sum.view(1), self._by_dataset.take().flatten()]))
+        losses, tokens = sums[1:].view(2, -1).tolist()
+        means = tuple(loss / number if number else None for loss, number in zip(losses, tokens, strict=True))
+        return float(sums[0]), means
 
     def _update(self) -> None:
         try:
@@ -191,7 +209,12 @@ class Engine:
             cu_seqlens_BN=batch.get("cu_seqlens"),
             dropout_seed=seed,
         )
+        self._note_losses(losses_BT.detach(), batch)
         return summed_loss(losses_BT, batch["loss_mask"])
+
+    def _note_losses(self, losses_BT: Tensor, batch: Batch) -> None:
+        if self._by_dataset is not None and "dataset_id" in batch:
+            self._by_dataset.add(losses_BT, batch["loss_mask"], batch["dataset_id"])
 
     def _sum_over_data(self, value: Tensor | int) -> float:
         total = torch.as_tensor(value, dtype=torch.float64, device=self.device)

@@ -26,18 +26,24 @@ from torch.distributed import ProcessGroup
 
 Batch = dict[str, Tensor]
 OnGradients = Callable[[Iterable[nn.Parameter]], None]
+OnLosses = Callable[[Tensor, Batch], None]
 
 
 class Pipeline(Protocol):
     """What takes micro-batches through a model whose stages stand on several ranks."""
 
     def train(
-        self, micro_batches: Sequence[Batch], seeds: Sequence[int], factor: float, on_gradients: OnGradients
+        self,
+        micro_batches: Sequence[Batch],
+        seeds: Sequence[int],
+        factor: float,
+        on_gradients: OnGradients,
+        on_losses: OnLosses,
     ) -> Tensor:
         """Forward and backward of all; the sum of losses, float64, on the last stage, else 0.
 
         Gradients are those of losses x `factor`. `on_gradients` gets the parameters of a stage whenever its gradients
-        of a micro-batch are complete.
+        of a micro-batch are complete, `on_losses` the last stage's losses (B, T) of each.
         """
 
     def evaluate(self, micro_batches: Sequence[Batch]) -> Tensor:
@@ -68,8 +74,6 @@ class StageGradients:
         self._group_of = {p: number for number, g in enumerate(getattr(self._optimizer, "bit16_groups", [])) for p in g}
         for hook in getattr(self._optimizer, "_grad_acc_hooks", []):
             hook.remove()
-        if stage == 3:
-            _count_by_mark(self._optimizer)
 
     @contextmanager
     def collected(self) -> Iterator[OnGradients]:
@@ -186,18 +190,3 @@ def _set_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
     parameter.data = values.new_empty(1).expand(gradient.shape)
     parameter.grad = gradient
     parameter.data = values
-
-
-def _count_by_mark(optimizer: Any) -> None:
-    """Let ZeRO-3's gradient norm leave out what is marked `ds_pipe_replicated`, as ZeRO 1 and 2 do."""
-    norm = optimizer.get_grad_norm_direct
-
-    def of_counted(gradients: Iterable[Tensor], parameters: Iterable[Any], norm_type: float = 2) -> Any:
-        parameters = list(parameters)
-        counted = [
-            torch.zeros_like(gradient) if parameter.ds_pipe_replicated else gradient
-            for gradient, parameter in zip(gradients, parameters, strict=True)
-        ]
-        return norm(counted, parameters, norm_type)
-
-    optimizer.get_grad_norm_direct = of_counted

@@ -28,6 +28,7 @@ from megalm.parallel.styles import Shards
 TIED = "embedding.tokens.weight"
 Batch = dict[str, Tensor]
 OnGradients = Callable[[Iterable[nn.Parameter]], None]
+OnLosses = Callable[[Tensor, Batch], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,8 @@ class Feed:
     factor: float = 0.0
     """What losses are multiplied by before the backward pass."""
     on_gradients: OnGradients = field(default=lambda _: None)
-    loss_sum: float | Tensor = 0.0
+    on_losses: OnLosses = field(default=lambda _losses, _batch: None)
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
     """Sum of the losses so far, on the last stage."""
 
 
@@ -134,7 +136,9 @@ class StageModule(nn.Module):
         self.is_first = is_first
         self.is_last = is_last
 
-    def forward(self, x_BTD: Tensor | None, batch: Batch, seed: int | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor | None, batch: Batch, seed: int | None, on_losses: OnLosses | None = None
+    ) -> Tensor:
         """The residual stream (B, T, D), or on the last stage the sum of losses, a float32 scalar."""
         tokens_BT = batch["tokens"]
         position_ids_BT = batch.get("position_ids")
@@ -146,7 +150,10 @@ class StageModule(nn.Module):
         x_BTD = self.part.run_layers(x_BTD, position_ids_BT, cu_seqlens_BN=batch.get("cu_seqlens"), dropout_seed=seed)
         if not self.is_last:
             return x_BTD
-        return summed_loss(self.part.token_losses(x_BTD, batch["labels"]), batch["loss_mask"])
+        losses_BT = self.part.token_losses(x_BTD, batch["labels"])
+        if on_losses is not None:
+            on_losses(losses_BT.detach(), batch)
+        return summed_loss(losses_BT, batch["loss_mask"])
 
 
 class FedStage(PipelineStage):
@@ -164,9 +171,13 @@ class FedStage(PipelineStage):
         self, fwd_chunk_id: int, args: Any, kwargs: Any = None, save_forward_output: bool = True
     ) -> Any:
         """Forward of one micro-batch."""
-        batch, seed = self.feed.micro_batches[fwd_chunk_id], self.feed.seeds[fwd_chunk_id]
-        args = (None,) if self.is_first else ()
-        return super().forward_one_chunk(fwd_chunk_id, args, {"batch": batch, "seed": seed}, save_forward_output)
+        feed = self.feed
+        given = {
+            "batch": feed.micro_batches[fwd_chunk_id],
+            "seed": feed.seeds[fwd_chunk_id],
+            "on_losses": feed.on_losses,
+        }
+        return super().forward_one_chunk(fwd_chunk_id, (None,) if self.is_first else (), given, save_forward_output)
 
     def backward_one_chunk(
         self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
@@ -247,15 +258,21 @@ class Pipeline:
         dist.barrier(group)  # NCCL makes a group's communicator at its first collective, not at a send
 
     def train(
-        self, micro_batches: Sequence[Batch], seeds: Sequence[int], factor: float, on_gradients: OnGradients
+        self,
+        micro_batches: Sequence[Batch],
+        seeds: Sequence[int],
+        factor: float,
+        on_gradients: OnGradients,
+        on_losses: OnLosses,
     ) -> Tensor:
         """Forward and backward of all micro-batches; the sum of their losses on the last stage, elsewhere 0.
 
         Gradients are those of losses x `factor`. `on_gradients` is called with a stage's parameters whenever its
-        backward pass of a micro-batch is complete.
+        backward pass of a micro-batch is complete, `on_losses` with the losses (B, T) of a micro-batch and itself.
         """
         feed = self._feed
-        feed.micro_batches, feed.seeds, feed.factor, feed.on_gradients = micro_batches, seeds, factor, on_gradients
+        feed.micro_batches, feed.seeds, feed.factor = micro_batches, seeds, factor
+        feed.on_gradients, feed.on_losses = on_gradients, on_losses
         feed.loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         numbers = torch.arange(self.num_micro_batches)
         self._schedule.step(target=numbers, return_outputs=False)
