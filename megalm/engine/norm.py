@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.utils import combine_grad_norm_groups
 from torch import Tensor
 
-_SUM = torch.distributed.ReduceOp.SUM
+_SUM = comm.ReduceOp.SUM
 _INVALID = -1.0  # DeepSpeed's word for a norm that is not finite
 
 

@@ -5,9 +5,12 @@ are not there, nothing is computed. So the figures follow the kernels and the re
 """
 
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

@@ -33,7 +33,9 @@ from megalm.errors import ConfigError, DataError, PlatformError
 BYTES = "--tokenizer-type ByteLevelTokenizer"
 
 
-def parsed(tmp_path: Path, flags: str = "", inputs: str = "in.jsonl", tokenizer: str = BYTES) -> argparse.Namespace:
+def parsed(
+    tmp_path: Path, flags: str = "", inputs: str = "in.jsonl", tokenizer: str = BYTES
+) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     preprocess.add_arguments(parser)
     files = [str(tmp_path / name) for name in inputs.split()]
@@ -392,17 +394,7 @@ def test_folders_patterns_and_compressions_are_read_in_order(tmp_path: Path) -> 
 
 def test_standard_input_is_json_lines(tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", ["from a pipe"] * 3)
-    command = [
-        sys.executable,
-        "-m",
-        "megalm.cli",
-        "preprocess",
-        "--input",
-        "-",
-        "--output-prefix",
-        "out",
-        *BYTES.split(),
-    ]
+    command = [sys.executable, "-m", "megalm.cli", "preprocess", "--input", "-", "--output-prefix", "out", *BYTES.split()]
     with open(tmp_path / "in.jsonl", "rb") as stream:
         subprocess.run(command, stdin=stream, cwd=tmp_path, check=True, timeout=60)
     assert texts_of(tmp_path / "out_text_document") == ["from a pipe"] * 3

@@ -97,9 +97,7 @@ class PreprocessOptions:
                 "--append-eod needs a tokenizer with an end-of-document token; give --eod-token, or drop it"
             )
         if self.prepend_bos and tokenizer.bos is None:
-            raise DataError(
-                "--prepend-bos needs a tokenizer with a begin-of-sequence token; this one has none: drop it"
-            )
+            raise DataError("--prepend-bos needs a tokenizer with a begin-of-sequence token; this one has none: drop it")
         same = (
             "tokenizer", "reading", "append_eod", "prepend_bos", "clean", "redact_pii", "min_chars", "max_chars",
             "split_sentences", "keep_newlines", "lang",
@@ -174,7 +172,9 @@ class _Run:
                 self._shards.append(shard_path(parts, unit))
                 self._totals.add(report)
                 done_bytes += unit.input_bytes
-                self._progress.update(done_bytes, self._totals.text_bytes, self._totals.documents, self._totals.tokens)
+                self._progress.update(
+                    done_bytes, self._totals.text_bytes, self._totals.documents, self._totals.tokens
+                )
             digests: list[tuple[str, Future[str]]] = [(f.path, executor.submit(file_sha256, f.path)) for f in known]
             self._sha256 = planner.sha256 | {path: future.result() for path, future in digests}
             if self._options.reject_file:

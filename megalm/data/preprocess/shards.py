@@ -1,7 +1,7 @@
 """A shard: the tokens of one work unit in one file, which has its final name when it is complete and on disk.
 
-tokens of batch 0 key 0 | of key 1 | ... of batch 1 ... | arrays of the index (numpy .npy, one after another)
-| JSON about it | u64 position of the arrays | u64 position of the JSON | magic
+    tokens of batch 0 key 0 | of key 1 | ... of batch 1 ... | arrays of the index (numpy .npy, one after another)
+    | JSON about it | u64 position of the arrays | u64 position of the JSON | magic
 """
 
 import json
