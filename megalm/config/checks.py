@@ -7,7 +7,7 @@ A new rule is a function here and its name in `CHECKS`. What concerns one sectio
 from collections.abc import Callable
 
 from megalm.config.engine_json import deepspeed_only, zero_stage
-from megalm.config.pipeline import micro_batch_problems, pipeline_problems
+from megalm.config.pipeline import SCHEDULES, micro_batch_problems, pipeline_problems, schedule_name
 from megalm.config.sections import RunConfig
 from megalm.errors import LayoutError
 
@@ -185,6 +185,22 @@ def available_axes(config: RunConfig) -> list[str]:
     ]
 
 
+def pipeline_engine(config: RunConfig) -> list[str]:
+    """ZeRO 3 with schedules that do not split backward passes."""
+    name = schedule_name(config.parallel)
+    if (
+        config.parallel.pipeline_model_parallel_size == 1
+        or zero_stage(config) < 3
+        or not SCHEDULES[name].splits_backward
+    ):
+        return []
+    whole = " or ".join(other for other, rule in SCHEDULES.items() if not rule.splits_backward)
+    return [
+        f"pipeline_schedule={name} computes weight gradients after ZeRO stage 3 has taken the weights away; use "
+        f"--zero-stage 2, or --pipeline-schedule {whole}"
+    ]
+
+
 CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     sections,
     lengths,
@@ -197,6 +213,7 @@ CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     engine,
     available_axes,
     pipeline_problems,
+    pipeline_engine,
 )
 
 

@@ -71,6 +71,7 @@ class StageGradients:
         self._shared = staged.shared
         self._shared_over = staged.shared_over
         self._held: dict[nn.Parameter, Tensor] = {}
+        self._keeps_fp32 = hasattr(self._optimizer, "fp32_groups_gradients")  # BF16_Optimizer, at stage 1
         self._group_of = {p: number for number, g in enumerate(getattr(self._optimizer, "bit16_groups", [])) for p in g}
         for hook in getattr(self._optimizer, "_grad_acc_hooks", []):
             hook.remove()
@@ -115,14 +116,14 @@ class StageGradients:
         """Put one stage's gradients of one micro-batch where they are accumulated."""
         optimizer = self._optimizer
         if self._stage == 1:
-            if hasattr(optimizer, "update_hp_grads"):  # BF16_Optimizer
+            if self._keeps_fp32:
                 optimizer.update_hp_grads(clear_lp_grads=True)
             else:
                 optimizer.backward_epilogue()
         elif self._stage >= 2:
             for parameter in self._shared:
                 self._hold(parameter)
-            self._reduce([parameter for parameter in parameters if parameter.grad is not None])
+            self._reduce(parameters)
 
     def _hold(self, parameter: nn.Parameter) -> None:
         if parameter.grad is None:
@@ -133,30 +134,32 @@ class StageGradients:
             self._held[parameter] = parameter.grad.float()
         parameter.grad = None
 
-    def _reduce(self, parameters: list[nn.Parameter]) -> None:
-        """Average over the dp axis and add to this rank's part (ZeRO 2 and 3)."""
-        if self._stage == 2:
-            self._optimizer.setup_buckets()
+    def _reduce(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average the gradients over the dp axis and add them to this rank's part (ZeRO 1 to 3)."""
+        optimizer = self._optimizer
+        if self._stage == 3:
             for parameter in parameters:
-                self._optimizer.reduce_ready_partitions_and_remove_grads(parameter, self._group_of[parameter])
+                if parameter.grad is not None:
+                    optimizer.reduce_ready_partitions_and_remove_grads(parameter)
         else:
+            optimizer.setup_buckets()
             for parameter in parameters:
-                self._optimizer.reduce_ready_partitions_and_remove_grads(parameter)
-        self._optimizer.overlapping_partition_gradients_reduce_epilogue()
+                if optimizer.get_gradient_for_reduction(parameter) is not None:
+                    optimizer.reduce_ready_partitions_and_remove_grads(parameter, self._group_of[parameter])
+        optimizer.overlapping_partition_gradients_reduce_epilogue()
 
     @torch.no_grad()
     def _finish(self) -> None:
         wrapped, optimizer = self._wrapped, self._optimizer
         self._sum_shared()
         if self._stage >= 2:
-            self._reduce(list(self._shared))
+            self._reduce(self._shared)
             wrapped.set_gradient_accumulation_boundary(True)
             optimizer.finalize_gradient_accumulation_boundary()
             return
         wrapped.set_gradient_accumulation_boundary(True)
-        if self._stage == 1 and hasattr(optimizer, "reduce_gradients"):
-            optimizer.set_gradient_accumulation_boundary(True)
-            optimizer.reduce_gradients(pipeline_parallel=True)
+        if self._stage == 1 and not self._keeps_fp32:
+            self._reduce(self._group_of)
         else:
             wrapped.allreduce_gradients()
 
@@ -174,7 +177,7 @@ class StageGradients:
         if self._stage >= 2:
             return self._held[parameter]
         optimizer = self._optimizer
-        if hasattr(optimizer, "fp32_groups_gradients"):  # BF16_Optimizer
+        if self._keeps_fp32:
             for low, high in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
                 for candidate, gradient in zip(low, high, strict=True):
                     if candidate is parameter:

@@ -26,6 +26,7 @@ PP2 = "--num-layers 8 --pipeline-model-parallel-size 2"
         (f"{PP2} --pipeline-layout 4,2,2", "has 3 stages; 2 pipeline ranks x 1 stages each are 2"),
         (f"{PP2} --pipeline-layout 4,3", "has 7 layers, the model num_layers=8"),
         (f"{PP2} --pipeline-schedule zbv --pipeline-layout 4,0,2,2", "an inner stage without layers"),
+        (f"{PP2} --pipeline-schedule zbv --zero-stage 3", "gpipe or 1f1b or interleaved-1f1b"),
     ],
 )
 def test_pipelines_that_cannot_be_built(problem, flags, expected):
