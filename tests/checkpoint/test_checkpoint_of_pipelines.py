@@ -1,4 +1,4 @@
-"""A checkpoint of pipeline stages is that of the whole model: every layout goes on from it, tied weights written once."""
+"""A checkpoint of pipeline stages is that of the whole model: all layouts go on from it, tied weights once."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from spawner import run_on_ranks
 
 from megalm.checkpoint.format import MANIFEST
 
-DEEP = "--num-layers 4 --attention-dropout 0"
+DEEP = "--num-layers 4 --attention-dropout 0 --ffn-hidden-size 20"
 PP2 = f"{DEEP} --pipeline-model-parallel-size 2 --zero-stage 1 --pipeline-schedule"
 TARGETS = [
     (1, f"{DEEP} --zero-stage 0"),
