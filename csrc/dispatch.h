@@ -1,4 +1,4 @@
-// Chooses the copy of a kernel: CUDA's, or the CPU's widest instruction set.
+// Chooses the copy of a kernel: the widest instruction set that this processor has.
 #pragma once
 #ifndef MEGALM_ISA
 #define MEGALM_ISA any
@@ -19,12 +19,6 @@ namespace avx512 {
 MEGALM_KERNELS(MEGALM_DECLARE)
 }
 #endif
-#undef MEGALM_DECLARE
-
-#define MEGALM_DECLARE(name, Arguments) void name(const Arguments& arguments, void* stream);
-namespace device {
-MEGALM_KERNELS(MEGALM_DECLARE)
-}
 #undef MEGALM_DECLARE
 
 enum class InstructionSet { kGeneric, kAvx2, kAvx512 };

@@ -1,4 +1,4 @@
-// Every kernel by name: one declaration for each CPU instruction set, and one for CUDA.
+// Every kernel by name, declared for the instruction set at hand.
 #pragma once
 #include "common.h"
 

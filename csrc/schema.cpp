@@ -1,5 +1,5 @@
-// The one list of operator signatures. Each has a CPU and a CUDA implementation (bindings.cpp), and beside its reference in
-// megalm/kernels/ its fake implementation and gradient.
+// The one list of operator signatures. Implementations are in bindings.cpp; beside each operator's
+// reference, in megalm/kernels/, are its fake implementation and its gradient.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(megalm, m) {

@@ -1,6 +1,5 @@
 // Checks and views of torch tensors for the bindings, on torch's stable interface (no other torch header).
 #pragma once
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -85,15 +84,5 @@ struct Rows {
     return true;
   }
 };
-
-inline void* current_stream(const Tensor& x) {
-  void* stream = nullptr;
-#if defined(MEGALM_CUDA)
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-#else
-  (void)x;
-#endif
-  return stream;
-}
 
 }  // namespace megalm

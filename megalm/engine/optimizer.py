@@ -1,11 +1,17 @@
 """AdamW for DeepSpeed: parameter groups, and the optimizer with master weights that ZeRO stage 0 runs on."""
 
+import itertools
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from megalm.config.training import OptimizerConfig
+from megalm.dist.slices import Placement
 from megalm.kernels.choice import REFERENCE, Kernels
 
 
@@ -23,6 +29,19 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def mark_counted(model: nn.Module, placements: Mapping[str, Placement]) -> None:
+    """Tell DeepSpeed which parameters this rank counts in the gradient's norm: each is counted by one rank of a copy.
+
+    DeepSpeed counts what is marked `model_parallel`, leaves out what is marked `ds_pipe_replicated`, and where nothing
+    is marked counts on the first tensor-parallel rank. Stage 3 does not know the second mark; it counts everything on
+    the first rank of a model copy, which indeed speaks for all that it holds, and elsewhere what has the first mark.
+    """
+    for name, parameter in model.named_parameters():
+        counted = placements[name].counted
+        parameter.model_parallel = counted  # type: ignore[attr-defined]
+        parameter.ds_pipe_replicated = not counted  # type: ignore[attr-defined]
+
+
 def adam_options(config: OptimizerConfig) -> dict[str, Any]:
     """Keyword arguments of AdamW."""
     return {"lr": config.lr, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_eps}
@@ -33,7 +52,8 @@ class ReplicatedAdamW(torch.optim.AdamW):
 
     DeepSpeed averages the gradients (in fp32: `grad_dtype`), then calls `step`, which unscales, measures, clips,
     updates the masters and copies them to the model. DeepSpeed's own stage 0 cannot accumulate in fp32 under bf16.
-    In fp32 the masters are the model's own parameters.
+    In fp32 the masters are the model's own parameters. The gradient's norm is that of the whole model, whose parts the
+    ranks of `replica` hold (None: only this one); another of them counts the parameters `uncounted`.
     """
 
     def __init__(
@@ -43,6 +63,8 @@ class ReplicatedAdamW(torch.optim.AdamW):
         clip_grad: float,
         accumulate_fp32: bool,
         scaler: Any = None,
+        uncounted: Collection[nn.Parameter] = (),
+        replica: ProcessGroup | None = None,
         kernels: Kernels = REFERENCE,
         **options: Any,
     ) -> None:
@@ -58,9 +80,11 @@ class ReplicatedAdamW(torch.optim.AdamW):
         master_of = dict(zip(self.model_parameters, self.masters, strict=True))
         groups = [{**group, "params": [master_of[p] for p in group["params"]]} for group in groups]
         super().__init__(groups, fused=True, **options)
+        self.replica = replica
+        self.kernels = kernels
+        self.counted = [parameter not in uncounted for parameter in self.model_parameters]
         self.clip_grad = clip_grad
         self.scaler = scaler
-        self.kernels = kernels
         self.overflow = False
         self._global_grad_norm = 0.0  # the name under which DeepSpeed's engine looks
 
@@ -73,11 +97,10 @@ class ReplicatedAdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update masters and model from the averaged gradients; skip the update if they are not finite."""
         assert closure is None, "closures are not supported"
-        gradients = [parameter.grad for parameter in self.model_parameters if parameter.grad is not None]
+        gradients = [parameter.grad.float() for parameter in self.model_parameters if parameter.grad is not None]
         assert len(gradients) == len(self.masters), "every parameter has a gradient"
-        norm = self.kernels.l2_norm(gradients) / self.loss_scale
-        self._global_grad_norm = float(norm)
-        self.overflow = not bool(torch.isfinite(norm))
+        self._global_grad_norm = self._norm(gradients) / self.loss_scale
+        self.overflow = not math.isfinite(self._global_grad_norm)
         factor = 1.0 / self.loss_scale
         if self.scaler is not None:
             self.scaler.update_scale(self.overflow)
@@ -85,22 +108,39 @@ class ReplicatedAdamW(torch.optim.AdamW):
             return
         if self.clip_grad > 0:
             factor *= min(1.0, self.clip_grad / (self._global_grad_norm + 1e-6))
-        self._apply(dict(zip(self.masters, gradients, strict=True)), factor)
+        if self.kernels.adamw_step is None:
+            self._update_by_torch(gradients, factor)
+        else:
+            self._update_in_one_pass(dict(zip(self.masters, gradients, strict=True)), factor, self.kernels.adamw_step)
 
-    def _apply(self, gradients: dict[nn.Parameter, torch.Tensor], factor: float) -> None:
-        """AdamW with every gradient times `factor`, and the new weights to the model."""
+    def _update_by_torch(self, gradients: list[Tensor], factor: float) -> None:
+        """Scale, step and copy, one after the other."""
+        if factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
+        for master, gradient in zip(self.masters, gradients, strict=True):
+            master.grad = gradient
+        super().step()
+        for parameter, master in zip(self.model_parameters, self.masters, strict=True):
+            if parameter is not master:
+                parameter.copy_(master)
+                master.grad = None
+
+    def _update_in_one_pass(
+        self, gradients: dict[nn.Parameter, Tensor], factor: float, adamw_step: Callable[..., None]
+    ) -> None:
+        """The same, each tensor read and written once."""
         model_of = dict(zip(self.masters, self.model_parameters, strict=True))
         for group in self.param_groups:
             masters = group["params"]
-            states = [self._moments(master) for master in masters]
+            states = [self._state_of(master) for master in masters]
             for state in states:
                 state["step"] += 1
-            self.kernels.adamw_step(
+            adamw_step(
                 masters,
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [gradients[master].contiguous() for master in masters],
-                [] if masters[0] is model_of[masters[0]] else [model_of[master] for master in masters],
+                [] if model_of[masters[0]] is masters[0] else [model_of[master].data for master in masters],
                 factor=factor,
                 lr=group["lr"],
                 betas=group["betas"],
@@ -109,10 +149,20 @@ class ReplicatedAdamW(torch.optim.AdamW):
                 step=int(states[0]["step"]),
             )
 
-    def _moments(self, master: nn.Parameter) -> dict[str, torch.Tensor]:
-        """State of one parameter, made before its first step."""
-        state = self.state[master]
+    def _state_of(self, master: nn.Parameter) -> dict[str, Tensor]:
+        """Step count and moments of one parameter, made before its first step."""
+        state: dict[str, Tensor] = self.state[master]
         if not state:
-            state["step"] = torch.zeros(())
+            state["step"] = torch.zeros((), device=master.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
         return state
+
+    def _norm(self, gradients: list[Tensor]) -> float:
+        """L2 norm of the whole model's gradient: every part counted by one rank of the model copy."""
+        counted = list(itertools.compress(gradients, self.counted))
+        squares = torch.zeros((), dtype=torch.float64, device=gradients[0].device)
+        if counted:
+            squares += self.kernels.l2_norm(counted).square()
+        if self.replica is not None and dist.get_world_size(self.replica) > 1:
+            dist.all_reduce(squares, group=self.replica)
+        return math.sqrt(float(squares))

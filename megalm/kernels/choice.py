@@ -8,7 +8,6 @@ from torch import Tensor
 from megalm.kernels import activation, cross_entropy, embedding, norm, optimizer, rotary
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
     """One implementation of every operator that the models call, with the signatures of the references."""
@@ -27,7 +26,8 @@ class Kernels:
     cross_entropy: Callable[[Tensor, Tensor, int], Tensor] = cross_entropy.cross_entropy
     embedding: Callable[[Tensor, Tensor], Tensor] = embedding.embedding
     l2_norm: Callable[[Sequence[Tensor]], Tensor] = optimizer.l2_norm
-    adamw_step: Callable[..., None] = optimizer.adamw_step
+    adamw_step: Callable[..., None] | None = None
+    """As `optimizer.adamw_step`; None: torch's own fused AdamW."""
 
 
 REFERENCE = Kernels()

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from megalm.kernels import library  # imports torch
 
-    loaded = library.load("auto", arguments.cache)
+    loaded = library.load("auto", cache_folder=arguments.cache)
     if loaded.path is None and arguments.action == "build":
         raise PlatformError(f"no fused kernels, runs use the {loaded.reason}")
     print(f"kernels: {loaded.reason}" + (f" ({loaded.path})" if loaded.path else ""))

@@ -138,7 +138,7 @@ def fused_cross_entropy(
 
     With `in_place` the backward writes the gradient over the logits: nobody may read them afterwards, and the graph
     can be walked once only (a second backward is an error). Source of the z-loss: Chowdhery et al. 2022,
-    arXiv:2204.02311, section 5. On CUDA a label outside of the vocabulary gives nan; on the CPU it is an error.
+    arXiv:2204.02311, section 5. A label outside of the vocabulary is an error.
     """
     classes = logits.shape[-1] if num_classes is None else num_classes
     if not fused_takes(logits):
@@ -205,9 +205,7 @@ def register() -> None:
     torch.library.register_fake("megalm::cross_entropy_backward_", lambda *_: None)
 
 
-def _fake(
-    logits: Tensor, labels: Tensor, start: int, num_classes: int, whole: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(logits: Tensor, labels: Tensor, start: int, num_classes: int, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
     rows = logits.shape[0]
     largest, total, target = (logits.new_empty(rows, dtype=torch.float32) for _ in range(3))
     return largest, total, target

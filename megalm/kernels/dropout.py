@@ -41,9 +41,7 @@ def register() -> None:
     torch.library.register_fake(
         "megalm::bias_dropout_add", lambda x, bias, residual, seed, probability: x.new_empty(x.shape)
     )
-    torch.library.register_fake(
-        "megalm::dropout_backward", lambda grad, seed, probability: grad.new_empty(grad.shape)
-    )
+    torch.library.register_fake("megalm::dropout_backward", lambda grad, seed, probability: grad.new_empty(grad.shape))
     torch.library.register_autograd("megalm::bias_dropout_add", _backward, setup_context=_setup)
 
 

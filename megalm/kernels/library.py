@@ -49,8 +49,8 @@ def default_cache() -> Path:
     return Path.home() / ".cache" / "megalm" / "kernels"
 
 
-def load(backend: Backend = "auto", cache_folder: Path | None = None) -> Library:
-    """The kernels that `backend` asks for; builds them if this toolchain has not yet.
+def load(backend: Backend = "auto", device_type: str = "cpu", cache_folder: Path | None = None) -> Library:
+    """The kernels that `backend` asks for on "cpu" or "cuda"; builds them if this toolchain has not yet.
 
     `auto` takes the reference path where there is no compiler, the build fails or a kernel gives wrong numbers, and
     says why in `reason`.
@@ -60,12 +60,15 @@ def load(backend: Backend = "auto", cache_folder: Path | None = None) -> Library
     """
     if backend == "reference":
         return Library(None, "torch reference (--kernels-backend reference)")
-    loaded = _load_once(cache_folder or default_cache())
+    loaded = _NO_CUDA if device_type != "cpu" else _load_once(cache_folder or default_cache())
     if backend == "fused" and not loaded.fused:
         raise PlatformError(
             f"kernels_backend=fused but {loaded.reason}; use --kernels-backend auto to train without fused kernels"
         )
     return loaded if loaded.fused else Library(None, f"torch reference: {loaded.reason}")
+
+
+_NO_CUDA = Library(None, "the fused kernels of this version run on CPUs only")
 
 
 @cache
@@ -90,13 +93,7 @@ def _load(folder: Path) -> Library:
     wrong = self_test.first_failure()
     if wrong is not None:
         raise BuildError(f"the kernel {wrong} gives wrong numbers on this machine")
-    devices = f"CPU {_INSTRUCTION_SETS[instruction_set(path)]}" + (" and CUDA" if has_cuda() else "")
-    return Library(path, f"fused, {devices}")
-
-
-def has_cuda() -> bool:
-    """Whether the loaded library holds the CUDA kernels."""
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("megalm::norm", "CUDA"))
+    return Library(path, f"fused, CPU {_INSTRUCTION_SETS[instruction_set(path)]}")
 
 
 def instruction_set(path: Path, limit: int = -1) -> int:

@@ -36,7 +36,7 @@ def linear_cross_entropy(
     are padding. Sources: Wijmans et al. 2024, "Cut your losses", arXiv:2411.09009; Liger-Kernel, arXiv:2410.10989.
     """
     classes = len(weight_VD) if num_classes is None else num_classes
-    if labels_N.numel() and not (0 <= int(labels_N.min()) and int(labels_N.max()) < classes):
+    if labels_N.numel() and not (int(labels_N.min()) >= 0 and int(labels_N.max()) < classes):
         raise RuntimeError(f"labels must lie in [0, {classes})")
     losses: Tensor = _LinearCrossEntropy.apply(x_ND, weight_VD, labels_N, classes, z_loss, chunk, fused)
     return losses
@@ -47,7 +47,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, classes: int, z_loss: float, chunk: int, fused: bool
+        ctx: Any,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        labels_N: Tensor,
+        classes: int,
+        z_loss: float,
+        chunk: int,
+        fused: bool,
     ) -> Tensor:
         statistics = fused_vocabulary_statistics if fused else vocabulary_statistics
         largest_N = x_ND.new_full((len(x_ND),), float("-inf"), dtype=torch.float32)

@@ -61,7 +61,7 @@ def fused_adamw_step(
 
 def l2_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Root of the sum of squares of all elements: a float64 scalar."""
-    return torch.stack([tensor.double().square().sum() for tensor in tensors]).sum().sqrt()
+    return torch.stack(torch._foreach_norm([tensor.float() for tensor in tensors])).double().square().sum().sqrt()
 
 
 def fused_l2_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -85,6 +85,4 @@ def register() -> None:
     """Fake implementations."""
     torch.library.register_fake("megalm::adamw_", lambda *_: None)
     torch.library.register_fake("megalm::scale_", lambda tensors, factor: None)
-    torch.library.register_fake(
-        "megalm::square_sum", lambda tensors: tensors[0].new_empty((), dtype=torch.float64)
-    )
+    torch.library.register_fake("megalm::square_sum", lambda tensors: tensors[0].new_empty((), dtype=torch.float64))

@@ -31,11 +31,9 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A C++ compiler, and nvcc where torch itself has CUDA."""
+    """A C++ compiler."""
 
     cxx: str
-    nvcc: str | None = None
-    cuda_architectures: tuple[str, ...] = ()
 
     @classmethod
     def find(cls, cxx: str | None = None) -> "Toolchain":
@@ -49,17 +47,11 @@ class Toolchain:
         found = cxx or next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
         if found is None:
             raise BuildError("there is no C++ compiler (c++, g++ or clang++) on the search path")
-        nvcc = shutil.which("nvcc") if torch.version.cuda and torch.cuda.is_available() else None
-        architectures: list[str] = []
-        if nvcc is not None:
-            capabilities = {torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())}
-            architectures = sorted(f"{major}{minor}" for major, minor in capabilities)
-        return cls(str(shutil.which(found)), nvcc, tuple(architectures))
+        return cls(str(shutil.which(found)))
 
     def key(self) -> str:
         """Hash of everything that the library depends on: sources, flags, compilers, torch, machine."""
-        parts = [torch.__version__, platform.machine(), *_version(self.cxx), *self.cuda_architectures]
-        parts += _version(self.nvcc) if self.nvcc else ()
+        parts = [torch.__version__, platform.machine(), *_version(self.cxx)]
         parts += [" ".join(map(str, command)) for command in self._commands(Path("out"))]
         digest = hashlib.sha256("\n".join(parts).encode())
         for path in sorted(SOURCES.iterdir()):
@@ -82,24 +74,18 @@ class Toolchain:
         """One command per object file, then the link; longest first, so that the cores end together."""
         torch_root = Path(torch.__file__).parent
         include = ["-isystem", str(torch_root / "include")]
-        cuda = ["-DMEGALM_CUDA"] if self.nvcc else []
         commands: list[list[str]] = []
 
         def add(compiler: list[str], source: Path, label: str) -> None:
             commands.append([*compiler, "-c", str(source), "-o", str(folder / f"{source.stem}.{label}.o")])
 
         for name in ("bindings.cpp", "schema.cpp"):
-            add([self.cxx, *_FLAGS, *_QUIET, *include, *self._cuda_include(), *cuda], SOURCES / name, "any")
+            add([self.cxx, *_FLAGS, *_QUIET, *include], SOURCES / name, "any")
         for label, flags in self._instruction_sets().items():
             for source in sorted(SOURCES.glob("*_cpu.cpp")):
                 add([self.cxx, *_FLAGS, *_QUIET, *flags, f"-DMEGALM_ISA={label}"], source, label)
-        if self.nvcc:
-            for source in sorted(SOURCES.glob("*_cuda.cu")):
-                add([self.nvcc, *nvcc_flags(self.cuda_architectures)], source, "cuda")
         objects = [command[-1] for command in commands]
         libraries = [f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"]
-        if self.nvcc:
-            libraries += [f"-L{Path(self.nvcc).resolve().parents[1] / 'lib64'}", "-lcudart", "-ltorch_cuda"]
         commands.append([self.cxx, "-shared", *objects, *libraries, "-o", str(folder / "libmegalm.so")])
         return commands
 
@@ -108,15 +94,6 @@ class Toolchain:
         if platform.machine() == "x86_64":
             return _INSTRUCTION_SETS
         return {"generic": ()}
-
-    def _cuda_include(self) -> list[str]:
-        return ["-isystem", str(Path(self.nvcc).resolve().parents[1] / "include")] if self.nvcc else []
-
-
-def nvcc_flags(architectures: tuple[str, ...]) -> list[str]:
-    """Flags of nvcc for compute capabilities such as "90"; the sources need no torch header."""
-    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
-    return ["-std=c++17", "-O3", "-Xcompiler=-fPIC", "--expt-relaxed-constexpr", *targets]
 
 
 def _version(compiler: str) -> tuple[str, str]:

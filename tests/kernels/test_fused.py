@@ -61,7 +61,9 @@ def test_norms(shape, dtype):
     # a row of one element has no variance: its gradient is a difference of rounding errors over sqrt(epsilon)
     epsilon = 1e-2 if shape[-1] < 4 else 1e-5
     loose = 20 * TOLERANCE[torch.float32] if dtype == torch.float32 else None
-    check(lambda x, w: fused_rms_norm(x, w, epsilon), lambda x, w: rms_norm(x, w, epsilon), (x, weight), tolerance=loose)
+    check(
+        lambda x, w: fused_rms_norm(x, w, epsilon), lambda x, w: rms_norm(x, w, epsilon), (x, weight), tolerance=loose
+    )
     x.grad = weight.grad = None
     check(
         lambda x, w, b: fused_layer_norm(x, w, b, epsilon),
