@@ -1,6 +1,7 @@
 # make quickstart   set up, prepare a corpus, train a small model on it and show the result
 # make test         set up and run the whole test suite
 # make setup        install into .venv only
+# make bench-data   the data plane against its peers
 # make lint         ruff and mypy
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +20,7 @@ RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() o
 SHARE = $(if $(filter-out 2,$(RANKS)), --micro-batch-size $(shell expr 16 / $(RANKS)))
 TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml$(SHARE) --save $(RUN) --save-interval 100
 
-.PHONY: setup quickstart test lint format docs clean
+.PHONY: setup quickstart test lint format docs bench-data clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -58,6 +59,9 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-data: $(INSTALLED)
+	$(BIN)/python benchmarks/preprocess.py
 
 docs: $(INSTALLED)
 	$(BIN)/python -c 'from megalm.config import reference_markdown as text; print(text(), end="")' > docs/configuration.md
