@@ -65,6 +65,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench-data: $(INSTALLED)
+	$(BIN)/python benchmarks/preprocess.py
 	$(BIN)/python benchmarks/dataset.py
 
 docs: $(INSTALLED)

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,13 +180,22 @@ def main() -> None:
         corpus = str(folder / "corpus.jsonl")
         model = folder / "tokenizer.model"
         if not model.exists():
-            megalm("train-tokenizer", "--input", corpus, "--output-prefix", str(folder / "tokenizer"), "--vocab-size", "16000")
+            megalm(
+                "train-tokenizer",
+                "--input",
+                corpus,
+                "--output-prefix",
+                str(folder / "tokenizer"),
+                "--vocab-size",
+                "16000",
+            )
         if arguments.rounds:
             compare_speed(arguments, folder, model)
         for size_mb in arguments.memory_mb:
             source = make_input(folder, size_mb)
-            peak = peak_memory_mb(lambda: preprocess(source, model, folder / "memory", arguments.workers))
-            print(f"peak memory of megalm at {size_mb:,.0f} MB of input: {peak:.0f} MB, sum over {arguments.workers} workers and parent")
+            peak = peak_memory_mb(partial(preprocess, source, model, folder / "memory", arguments.workers))
+            processes = f"{arguments.workers} workers and the parent together"
+            print(f"peak memory of megalm at {size_mb:,.0f} MB of input: {peak:.0f} MB, {processes}")
             source.unlink()
 
 

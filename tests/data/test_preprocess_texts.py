@@ -68,7 +68,8 @@ def test_personal_data_and_keys_are_replaced_and_counted(text: str, redacted: st
 
 
 @pytest.mark.parametrize(
-    "text", ["version 1.2.3.4.5 of 2026-01-31 10:20:30", "pi is 3.14159265358979", "f(a)@g", "127.0.0.1 and ::1", "300.1.2.3"]
+    "text",
+    ["version 1.2.3.4.5 of 2026-01-31 10:20:30", "pi is 3.14159265358979", "f(a)@g", "127.0.0.1 and ::1", "300.1.2.3"],
 )
 def test_what_only_looks_like_personal_data_stays(text: str) -> None:
     pytest.importorskip("phonenumbers")
