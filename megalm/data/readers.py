@@ -219,6 +219,7 @@ class LineRange(io.RawIOBase):
         self._ended = True
 
     def readable(self) -> bool:
+        """True: it is for reading."""
         return True
 
     def read(self, size: int = -1) -> bytes:
@@ -368,11 +369,8 @@ def text_documents(chunk: Chunk, reading: Reading) -> Iterator[Found]:
     if not chunk.content:
         yield _too_long(chunk.path, chunk.first_line, reading)
         return
-    if reading.text_documents == "file":
-        parts = [(chunk.first_line, chunk.content)]
-    else:
-        parts = list(_paragraphs(chunk))
-    for line, part in parts:
+    whole = reading.text_documents == "file"
+    for line, part in [(chunk.first_line, chunk.content)] if whole else _paragraphs(chunk):
         body = part.removeprefix(BOM)
         if len(body) > reading.max_line_bytes:
             yield _too_long(chunk.path, line, reading)
@@ -446,7 +444,7 @@ def _open_zstd(stream: IO[bytes]) -> IO[bytes]:
         raise PlatformError(
             "reading .zst needs the package zstandard; `pip install zstandard`, or unpack the file"
         ) from error
-    return _CompleteZstd(zstandard.ZstdDecompressor(max_window_size=1 << 31), stream)
+    return cast(IO[bytes], _CompleteZstd(zstandard.ZstdDecompressor(max_window_size=1 << 31), stream))
 
 
 class _CompleteZstd(io.RawIOBase):

@@ -33,9 +33,7 @@ from megalm.errors import ConfigError, DataError, PlatformError
 BYTES = "--tokenizer-type ByteLevelTokenizer"
 
 
-def parsed(
-    tmp_path: Path, flags: str = "", inputs: str = "in.jsonl", tokenizer: str = BYTES
-) -> argparse.Namespace:
+def parsed(tmp_path: Path, flags: str = "", inputs: str = "in.jsonl", tokenizer: str = BYTES) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     preprocess.add_arguments(parser)
     files = [str(tmp_path / name) for name in inputs.split()]
@@ -386,15 +384,25 @@ def test_folders_patterns_and_compressions_are_read_in_order(tmp_path: Path) -> 
     assert texts_of(tmp_path / "out_text_document") == ["1", "2", "3", "4", "5", "6"]
     run(tmp_path, "--overwrite", inputs="many/*.jsonl*")
     assert texts_of(tmp_path / "out_text_document") == ["1", "2", "3", "4"]
-    with pytest.raises(DataError, match="pattern .* holds no input"):
+    with pytest.raises(DataError, match=r"pattern .* holds no input"):
         run(tmp_path, inputs="many/*.md")
-    with pytest.raises(DataError, match="names .* twice"):
+    with pytest.raises(DataError, match=r"names .* twice"):
         run(tmp_path, inputs="many many/a.jsonl")
 
 
 def test_standard_input_is_json_lines(tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", ["from a pipe"] * 3)
-    command = [sys.executable, "-m", "megalm.cli", "preprocess", "--input", "-", "--output-prefix", "out", *BYTES.split()]
+    command = [
+        sys.executable,
+        "-m",
+        "megalm.cli",
+        "preprocess",
+        "--input",
+        "-",
+        "--output-prefix",
+        "out",
+        *BYTES.split(),
+    ]
     with open(tmp_path / "in.jsonl", "rb") as stream:
         subprocess.run(command, stdin=stream, cwd=tmp_path, check=True, timeout=60)
     assert texts_of(tmp_path / "out_text_document") == ["from a pipe"] * 3

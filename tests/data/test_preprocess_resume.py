@@ -30,7 +30,17 @@ FLAGS = "--tokenizer-type ByteLevelTokenizer --append-eod --workers 2 --json-key
 def command(folder: Path, prefix: str, flags: str) -> list[str]:
     inputs = [str(folder / name) for name in ("a.jsonl", "b.jsonl.gz")]
     output = ["--output-prefix", str(folder / prefix)]
-    return [sys.executable, "-c", SMALL_UNITS, "preprocess", "--input", *inputs, *output, *FLAGS.split(), *flags.split()]
+    return [
+        sys.executable,
+        "-c",
+        SMALL_UNITS,
+        "preprocess",
+        "--input",
+        *inputs,
+        *output,
+        *FLAGS.split(),
+        *flags.split(),
+    ]
 
 
 def make_input(folder: Path, documents: int) -> None:
