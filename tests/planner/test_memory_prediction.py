@@ -18,6 +18,7 @@ MODEL = (
     "--eval-iters 0 "
 )
 LONG, SHORT = "--seq-length 128 --micro-batch-size 4 ", "--seq-length 16 --micro-batch-size 2 "
+PIPELINE = LONG + "--pipeline-model-parallel-size 2 --gradient-accumulation-steps 4 "
 
 
 def loaded(flags: str):
@@ -56,17 +57,9 @@ ROWS = [
     (2, LONG + "--zero-stage 3"),
     (2, LONG + "--zero-stage 0 --tensor-model-parallel-size 2"),
     (2, LONG + "--zero-stage 1 --tensor-model-parallel-size 2 --sequence-parallel"),
-    (2, LONG + "--zero-stage 0 --pipeline-model-parallel-size 2 --gradient-accumulation-steps 4"),
-    (
-        2,
-        LONG
-        + "--zero-stage 0 --pipeline-model-parallel-size 2 --pipeline-schedule gpipe --gradient-accumulation-steps 4",
-    ),
-    (
-        2,
-        LONG
-        + "--zero-stage 1 --pipeline-model-parallel-size 2 --pipeline-schedule zbv --gradient-accumulation-steps 4",
-    ),
+    (2, PIPELINE + "--zero-stage 0"),
+    (2, PIPELINE + "--zero-stage 0 --pipeline-schedule gpipe"),
+    (2, PIPELINE + "--zero-stage 1 --pipeline-schedule zbv"),
 ]
 
 

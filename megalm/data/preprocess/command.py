@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from megalm.config.data import TokenizerConfig, TokenizerType
 from megalm.config.suggest import did_you_mean
 from megalm.data.preprocess import mpi
-from megalm.data.preprocess.pipeline import PreprocessOptions, preprocess
 from megalm.data.preprocess.pool import local_workers
+from megalm.data.preprocess.pipeline import PreprocessOptions, preprocess
 from megalm.data.readers import MAX_LINE_BYTES, Reading
 from megalm.errors import ConfigError
 

@@ -7,7 +7,8 @@ from typing import Any
 from megalm.errors import PlatformError
 
 ABBREVIATIONS = frozenset(
-    ["a.m", "p.m", "e.g", "i.e", "etc", "vs", "cf", "al", "fig", "no", "vol", "pp", "ed", "eds", "approx", "dr", "mr", "mrs", "ms", "prof", "rev", "gen", "col", "lt", "sgt", "st", "sr", "jr", "inc", "ltd", "co", "corp", "dept", "univ", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "u.s", "u.k", "ph.d"]
+    "a.m p.m e.g i.e etc vs cf al fig no vol pp ed eds approx dr mr mrs ms prof rev gen col lt sgt st sr jr inc ltd co corp "
+    "dept univ jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k ph.d".split()
 )
 """English abbreviations for the splitter that goes without NLTK's data."""
 

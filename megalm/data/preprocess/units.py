@@ -85,7 +85,7 @@ def expand(inputs: tuple[str, ...]) -> list[str]:
     """
     paths: list[str] = []
     for name in inputs:
-        if name == STDIN or (os.path.exists(name) and not os.path.isdir(name)):
+        if name == STDIN or os.path.exists(name) and not os.path.isdir(name):
             paths.append(name)
         elif os.path.isdir(name):
             paths += _known(sorted(str(path) for path in Path(name).rglob("*")), f"the folder {name}")
