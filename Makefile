@@ -3,6 +3,7 @@
 # make test-parity  every row of the parity tables: all layouts against one process
 # make setup        install into .venv only
 # make lint         ruff and mypy
+# make bench-data   the data plane against its peers
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -20,7 +21,7 @@ RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() o
 SHARE = $(if $(filter-out 2,$(RANKS)), --micro-batch-size $(shell expr 16 / $(RANKS)))
 TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml$(SHARE) --save $(RUN) --save-interval 100
 
-.PHONY: setup quickstart test test-parity lint format docs clean
+.PHONY: setup quickstart test test-parity lint format docs bench-data clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -62,6 +63,9 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-data: $(INSTALLED)
+	$(BIN)/python benchmarks/dataset.py
 
 docs: $(INSTALLED)
 	$(BIN)/python -c 'from megalm.config import reference_markdown as text; print(text(), end="")' > docs/configuration.md

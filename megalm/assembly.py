@@ -21,7 +21,7 @@ from megalm.dist.mesh import Axis, Mesh
 from megalm.dist.slices import Placement, Rectangle
 from megalm.engine.engine import Engine
 from megalm.engine.stages import Staged
-from megalm.errors import ConfigError
+from megalm.errors import ConfigError, DataError
 from megalm.models.gpt import GPT
 from megalm.objectives.causal import CausalObjective
 from megalm.parallel.pipeline import TIED, ChunkList, Pipeline, PipelinePlan, build_chunks
@@ -84,9 +84,7 @@ def mesh_of(config: RunConfig, world_size: int) -> Mesh:
 
 def load_tokenizer(config: RunConfig) -> Tokenizer | None:
     """The run's tokenizer, or None if none is named."""
-    if config.tokenizer.tokenizer_type is None and config.tokenizer.tokenizer_model is None:
-        return None
-    return build_tokenizer(config.tokenizer)
+    return build_tokenizer(config.tokenizer) if config.tokenizer.is_given else None
 
 
 def complete_model(config: RunConfig, tokenizer: Tokenizer | None) -> ModelConfig:
@@ -131,13 +129,19 @@ def build_data(
         tokenizer_identity=tokenizer.identity if tokenizer else None,
         record=point.order,
     )
+    if isinstance(built.train, BlendedDataset) and built.train.samples_per_epoch < global_batch_size:
+        raise DataError(
+            f"the training data has {built.train.samples_per_epoch} samples of {config.batch.seq_length} tokens in one "
+            f"epoch, less than one global batch of {global_batch_size}; give more data, or a smaller "
+            "--global-batch-size or --seq-length"
+        )
     objective = CausalObjective(
         eod=tokenizer.eod if tokenizer else None,
         eod_mask_loss=config.data.eod_mask_loss,
         reset_position_ids=config.data.reset_position_ids,
         reset_attention_mask=config.data.reset_attention_mask,
     )
-    return Data(built.train, built.valid, built.test, objective)
+    return Data(built.train, built.valid, built.test, objective, built.train_names)
 
 
 def loader(
