@@ -179,13 +179,23 @@ def main() -> None:
         corpus = str(folder / "corpus.jsonl")
         model = folder / "tokenizer.model"
         if not model.exists():
-            megalm("train-tokenizer", "--input", corpus, "--output-prefix", str(folder / "tokenizer"), "--vocab-size", "16000")
+            megalm(
+                "train-tokenizer",
+                "--input",
+                corpus,
+                "--output-prefix",
+                str(folder / "tokenizer"),
+                "--vocab-size",
+                "16000",
+            )
         if arguments.rounds:
             compare_speed(arguments, folder, model)
         for size_mb in arguments.memory_mb:
             source = make_input(folder, size_mb)
             peak = peak_memory_mb(lambda: preprocess(source, model, folder / "memory", arguments.workers))
-            print(f"peak memory of megalm at {size_mb:,.0f} MB of input: {peak:.0f} MB, sum over {arguments.workers} workers and parent")
+            print(
+                f"peak memory of megalm at {size_mb:,.0f} MB of input: {peak:.0f} MB, sum over {arguments.workers} workers and parent"
+            )
             source.unlink()
 
 
