@@ -1,6 +1,7 @@
 """The .bin/.idx files: byte for byte as the specification and megatron-core, and every damage named at open."""
 
 import fcntl
+import os
 import pickle
 import struct
 from collections.abc import Callable
