@@ -4,6 +4,7 @@
 # make bench-parallel  step times, bubbles and memory of layouts on 2 ranks, as ratios
 # make setup        install into .venv only
 # make lint         ruff and mypy
+# make bench-train  time a training step against Hugging Face
 # make bench-data   the data plane against its peers
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,7 +23,7 @@ RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() o
 SHARE = $(if $(filter-out 2,$(RANKS)), --micro-batch-size $(shell expr 16 / $(RANKS)))
 TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml$(SHARE) --save $(RUN) --save-interval 100
 
-.PHONY: setup quickstart test test-parity bench-parallel lint format docs bench-data clean
+.PHONY: bench-train setup quickstart test test-parity bench-parallel lint format docs bench-data clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -34,6 +35,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation deepspeed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation \
 		--editable '.[mpi,hf,data,bench,dev]'
+	$(BIN)/megalm kernels build || true  # without a compiler it says so, and runs use torch's operators
 	touch $@
 
 $(DATA)/corpus.jsonl: | $(INSTALLED)
@@ -58,6 +60,10 @@ test-parity: $(INSTALLED)
 
 bench-parallel: $(INSTALLED)
 	$(BIN)/python benchmarks/parallel.py
+
+bench-train: $(INSTALLED)
+	$(BIN)/python benchmarks/train_step.py --style llama
+	$(BIN)/python benchmarks/train_step.py --style gpt2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -8,8 +8,9 @@ To add one:
    unless the docstring says otherwise.
 2. `tests/kernels/test_<op>.py`: the reference against an independent formula in float64, gradients
    (`torch.autograd.gradcheck`), odd shapes, and a tolerance of its own for each dtype.
-3. A fused version later: the formula once in `csrc/<op>.h`, included by the CPU and the CUDA source, one schema,
-   and torch's `opcheck` of custom operators in the tests. The public function keeps its name and signature.
+3. The fused version: the formula once in `csrc/<op>.h`, vectorised in `csrc/<op>_cpu.cpp`, its signature in
+   `csrc/schema.cpp`, checks and allocation in `csrc/bindings.cpp`; fake implementation and gradient in `register` of
+   the Python file; a check in `self_test.py`, and samples for torch's `opcheck` in the tests.
 
 Kernels know tensors and numbers only: no configuration, no modules, no ranks.
 """

@@ -1,5 +1,6 @@
 """Activations of the MLP. All keep the shape and dtype of their input and are computed in float32 inside."""
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
@@ -47,7 +48,7 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.gelu(gate) * up
 
 
-REFERENCES = {
+REFERENCES: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.SILU: F.silu,
     Activation.GELU: gelu,
     Activation.GELU_TANH: gelu_tanh,

@@ -146,10 +146,12 @@ def fused_cross_entropy(
         return cross_entropy(logits, labels, classes)
     flat, ids = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     if in_place and not torch.compiler.is_compiling():
-        losses: Tensor = _InPlaceCrossEntropy.apply(flat, ids, classes, z_loss)
+        in_place_apply: Callable[..., Tensor] = _InPlaceCrossEntropy.apply
+        losses = in_place_apply(flat, ids, classes, z_loss)
     else:
         largest, total, target = torch.ops.megalm.cross_entropy(flat.detach(), ids, 0, classes, True)
-        losses = _CrossEntropyOfStatistics.apply(flat, ids, largest + total.log(), target, classes, z_loss)
+        apply: Callable[..., Tensor] = _CrossEntropyOfStatistics.apply
+        losses = apply(flat, ids, largest + total.log(), target, classes, z_loss)
     return losses.view(labels.shape)
 
 

@@ -1,5 +1,6 @@
 """Gradient of an embedding table: sums of token gradients by id, in float32, in an order that never changes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ def fused_embedding(ids: Tensor, table_VD: Tensor) -> Tensor:
     """`embedding` whose gradient sums in float32, without atomics, and is the same in every run."""
     if not fused_takes(table_VD):
         return embedding(ids, table_VD)
-    rows: Tensor = _Embedding.apply(ids, table_VD)
-    return rows
+    apply: Callable[[Tensor, Tensor], Tensor] = _Embedding.apply
+    return apply(ids, table_VD)
 
 
 class _Embedding(torch.autograd.Function):

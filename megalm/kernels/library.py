@@ -86,7 +86,7 @@ def _load(folder: Path) -> Library:
 
     path = build(folder)
     try:
-        torch.ops.load_library(path)
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise BuildError(f"{path} does not load: {error}") from None
     registration.register()

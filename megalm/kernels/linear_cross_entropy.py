@@ -3,6 +3,7 @@
 Shapes: N tokens, D model width, V padded vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ def linear_cross_entropy(
     classes = len(weight_VD) if num_classes is None else num_classes
     if labels_N.numel() and not (int(labels_N.min()) >= 0 and int(labels_N.max()) < classes):
         raise RuntimeError(f"labels must lie in [0, {classes})")
-    losses: Tensor = _LinearCrossEntropy.apply(x_ND, weight_VD, labels_N, classes, z_loss, chunk, fused)
-    return losses
+    apply: Callable[..., Tensor] = _LinearCrossEntropy.apply
+    return apply(x_ND, weight_VD, labels_N, classes, z_loss, chunk, fused)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -26,7 +26,7 @@ def _with_gradient(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     x = x.detach().clone().requires_grad_()
     y = run(x)
     weights = torch.linspace(-1, 1, y.numel()).view(y.shape)
-    (y.float() * weights).sum().backward()
+    (y.float() * weights).sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
     return torch.cat((y.detach().float().flatten(), x.grad.float().flatten()))
 

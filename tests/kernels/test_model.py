@@ -1,0 +1,72 @@
+"""A model that trains with the fused kernels against the same model with the references."""
+
+import pytest
+import torch
+from kernels.fused import needs_fused
+
+from megalm.config.model import ModelConfig
+from megalm.engine.optimizer import ReplicatedAdamW, parameter_groups
+from megalm.kernels.choice import FUSED, REFERENCE
+from megalm.models.gpt import GPT
+from megalm.models.init import initialize
+from megalm.models.layers import use_kernels
+
+pytestmark = needs_fused
+SIZES = {
+    "num_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "vocab_size": 250,
+    "max_position_embeddings": 24,
+}
+LLAMA = {
+    "num_query_groups": 2,
+    "position_embedding_type": "rope",
+    "rotary_percent": 0.5,
+    "normalization": "RMSNorm",
+    "swiglu": True,
+    "disable_bias_linear": True,
+    "qk_layernorm": True,
+}
+GPT2 = {"openai_gelu": True, "apply_layernorm_1p": True}
+
+
+def losses_of(kernels, options, dtype, steps=6):
+    """Losses and gradient norms of some steps on one batch."""
+    config = ModelConfig(**SIZES, **options)
+    model = GPT(config)
+    initialize(model, config, 1)
+    use_kernels(model, kernels)
+    model.to(dtype)
+    optimizer = ReplicatedAdamW(
+        parameter_groups(model, 0.1), clip_grad=0.5, accumulate_fp32=True, kernels=kernels, lr=3e-3, betas=(0.9, 0.95)
+    )
+    tokens = torch.randint(0, 250, (3, 24), generator=torch.Generator().manual_seed(2))
+    found = []
+    for _ in range(steps):
+        loss = model(tokens, labels_BT=tokens.roll(-1, 1)).mean()
+        loss.backward()
+        optimizer.step()
+        found.append([float(loss.detach()), optimizer._global_grad_norm])
+        for parameter in model.parameters():
+            parameter.grad = None
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("options", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.bfloat16, 2e-2)])
+def test_training_is_that_of_the_references(options, dtype, tolerance):
+    fused, reference = (losses_of(kernels, options, dtype) for kernels in (FUSED, REFERENCE))
+    torch.testing.assert_close(fused, reference, rtol=tolerance, atol=0)
+    assert fused[-1, 0] < fused[0, 0] - 0.5
+
+
+def test_generation_and_evaluation_leave_the_logits_alone():
+    config = ModelConfig(**SIZES, **LLAMA)
+    model = GPT(config)
+    initialize(model, config, 1)
+    use_kernels(model, FUSED)
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        first, second = model(tokens, labels_BT=tokens), model(tokens, labels_BT=tokens)
+    assert torch.equal(first, second)
