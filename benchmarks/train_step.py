@@ -1,6 +1,6 @@
 """Time of a training step of a 124M model in bfloat16: megalm with fused kernels and with torch's, and Hugging Face.
 
-All take turns in one process (A B C A B C ...), so that a busy machine slows all of them; medians and ratios are printed.
+All take turns in one process (A B C A B C ...), so that a busy machine slows all of them; medians and ratios are shown.
 Every side has the same weights' shapes, batch and AdamW; megalm keeps float32 master weights and clips, Hugging Face's
 weights and moments are bfloat16 and it does not clip (which favours it).
 """
