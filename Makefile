@@ -1,8 +1,9 @@
 # make quickstart   set up, prepare a corpus, train a small model on it and show the result
 # make test         set up and run the whole test suite
+# make test-parity  every row of the parity tables: all layouts against one process
 # make setup        install into .venv only
-# make bench-data   the data plane against its peers
 # make lint         ruff and mypy
+# make bench-data   the data plane against its peers
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -20,7 +21,7 @@ RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() o
 SHARE = $(if $(filter-out 2,$(RANKS)), --micro-batch-size $(shell expr 16 / $(RANKS)))
 TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml$(SHARE) --save $(RUN) --save-interval 100
 
-.PHONY: setup quickstart test lint format docs bench-data clean
+.PHONY: setup quickstart test test-parity lint format docs bench-data clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -51,6 +52,9 @@ quickstart: $(DATA)/corpus_text_document.idx
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
+test-parity: $(INSTALLED)
+	$(BIN)/python -m pytest tests/parity --all-layouts $(PYTEST_ARGS)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,6 +66,7 @@ format: $(INSTALLED)
 
 bench-data: $(INSTALLED)
 	$(BIN)/python benchmarks/preprocess.py
+	$(BIN)/python benchmarks/dataset.py
 
 docs: $(INSTALLED)
 	$(BIN)/python -c 'from megalm.config import reference_markdown as text; print(text(), end="")' > docs/configuration.md

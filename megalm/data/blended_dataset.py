@@ -6,6 +6,7 @@ from typing import Any
 
 from megalm.data.blend import Blend, BlendSizes, normalize
 from megalm.data.gpt_dataset import Sample
+from megalm.data.index_cache import IndexCache
 from megalm.data.source import Layout, Request, Source
 from megalm.errors import CheckpointError, DataError
 
@@ -72,7 +73,7 @@ class BlendedDataset:
         allow_changed: bool = False,
     ) -> None:
         assert num_samples is not None or weights is None or len(sources) == 1, "whole datasets have no weights"
-        self.num_datasets = len(sources)
+        self._sources, self.num_datasets = sources, len(sources)
         self._weights = None if weights is None else list(weights)
         self._keys = _keys(sources)
         known = {} if record is None else {dataset.data: dataset for dataset in record.datasets}
@@ -100,12 +101,13 @@ class BlendedDataset:
         requests = [
             source.begun(dataset.requests, dataset.consumed) for source, dataset in zip(sources, records, strict=True)
         ]
+        cache = sources[0].sampling.cache
         if self._weights is not None and size is not None:
             shares = normalize(self._weights)
             if not fresh:
-                return requests, Blend.weighted(shares, size)
+                return requests, _weighted(shares, size, cache)
             sizes = BlendSizes.of(shares, size)
-            return [[request] for request in sizes.requests], Blend.weighted(shares, sum(sizes.targets))
+            return [[request] for request in sizes.requests], _weighted(shares, sum(sizes.targets), cache)
         if len(sources) == 1 and size is not None:
             return [[size]] if fresh else requests, Blend.weighted([1.0], size)
         requests = [wanted or [None] for wanted in requests]
@@ -120,7 +122,7 @@ class BlendedDataset:
                 "repeat them as needed, or shorten the run"
             )
         if all(left):
-            return requests, Blend.weighted(normalize(left), min(size, sum(left)))
+            return requests, _weighted(normalize(left), min(size, sum(left)), cache)
         return requests, Blend.exhaustive(left)
 
     def __len__(self) -> int:
@@ -157,6 +159,11 @@ class BlendedDataset:
         )
 
     @property
+    def samples_per_epoch(self) -> int:
+        """Samples of all datasets together, each taken once."""
+        return sum(source.num_samples(None) for source in self._sources)
+
+    @property
     def layouts(self) -> list[Layout]:
         """The numbered samples of each dataset."""
         return self._layouts
@@ -172,6 +179,16 @@ class BlendedDataset:
         step = number - self.start
         dataset, inside = (0, step) if self.num_datasets == 1 else self._blend.locate(step)
         return dataset, self._bases[dataset] + inside
+
+
+def _weighted(shares: list[float], size: int, cache: IndexCache | None) -> Blend:
+    """The weighted blend, from the cache if there is one."""
+    if cache is None or len(shares) == 1:
+        return Blend.weighted(shares, size)
+    built = cache.get(
+        {"blend": shares, "size": size}, lambda: {"dataset_index": Blend.weighted(shares, size).dataset_index}
+    )
+    return Blend(built["dataset_index"], len(shares))
 
 
 def _keys(sources: Sequence[Source]) -> list[str]:
