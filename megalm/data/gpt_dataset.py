@@ -120,10 +120,8 @@ class GPTDataset:
         """
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)} in {self.indexed.prefix}")
-        position = int(self.shuffle_index[number])
-        start, stop = self.sample_index.token_range(position)
-        tokens = self.indexed.gather(self.sample_index.pieces(position), stop - start)
-        if stop - start == self.sample_tokens:
+        tokens = self.indexed.gather(self.sample_index.pieces(int(self.shuffle_index[number])))
+        if len(tokens) == self.sample_tokens:
             return tokens.astype(np.int64)
         sample = np.full(self.sample_tokens, PAD, dtype=np.int64)
         sample[: len(tokens)] = tokens

@@ -12,7 +12,7 @@ import mmap
 import os
 import shutil
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -395,27 +395,23 @@ class IndexedDataset:
         _add_blocks(digest, self._bin, self.num_tokens * self.dtype.itemsize)
         return digest.hexdigest()
 
-    def gather(self, parts: Iterable[tuple[int, int, int]], count: int) -> Tokens:
-        """The tokens of `parts` (sequence, offset, length) end to end, `count` together, in the stored dtype.
+    def gather(self, parts: Sequence[tuple[int, int, int]]) -> Tokens:
+        """The tokens of `parts` (sequence, offset, length) end to end, in the stored dtype.
 
         The parts are trusted to lie inside their sequences.
 
         Raises:
             DataError: the file has become shorter, or cannot be read.
         """
-        tokens: Tokens = np.empty(count, dtype=self.dtype)
-        space, itemsize, filled = tokens.data.cast("B"), self.dtype.itemsize, 0
-        for sequence, offset, length in parts:
-            position, end = int(self._pointers[sequence]) + offset * itemsize, filled + length * itemsize
-            try:
-                read = os.preadv(self._bin, [space[filled:end]], position)
-            except OSError as error:
-                raise DataError(f"cannot read {self.prefix}.bin at byte {position}: {error.strerror}") from error
-            if read != end - filled:  # the slow way, which goes on after 2 GiB and explains what is missing
-                tokens[filled // itemsize : end // itemsize] = self._read(position, length)
-            filled = end
-        assert filled == len(space), "parts must add up to count"
-        return tokens
+        file, pointers, size = self._bin, self._pointers, self.dtype.itemsize
+        try:
+            raw = b"".join([os.pread(file, n * size, int(pointers[s]) + offset * size) for s, offset, n in parts])
+        except OSError:
+            raw = b""
+        if len(raw) == size * sum([n for _, _, n in parts]):
+            return np.frombuffer(raw, dtype=self.dtype)
+        # the slow way goes on after 2 GiB, and says what is wrong
+        return np.concatenate([self._read(int(pointers[s]) + offset * size, n) for s, offset, n in parts])
 
     def _read(self, position: int, count: int) -> Tokens:
         wanted = count * self.dtype.itemsize

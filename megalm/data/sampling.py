@@ -7,7 +7,7 @@ last label). The samples are shuffled again. "Rule n" below are the steps of Meg
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -141,9 +141,10 @@ class SampleIndex:
         start = position * self.seq_length
         return start, min(start + self.seq_length + self.extra_token, self.num_tokens)
 
-    def pieces(self, position: int) -> Iterator[tuple[int, int, int]]:
+    def pieces(self, position: int) -> list[tuple[int, int, int]]:
         """(document, offset, number of tokens) of each part of sample `position`, in order; none is empty."""
         start, stop = self.token_range(position)
+        parts = []
         # side right: blocks of empty documents are passed over
         block = int(self.block_starts.searchsorted(start, side="right")) - 1
         while start < stop:
@@ -156,9 +157,10 @@ class SampleIndex:
             for document, end in zip(documents[first:last].tolist(), ends[first:last].tolist(), strict=True):
                 taken = min(stop, end) - start
                 if taken > 0:
-                    yield document, start - begin, taken
+                    parts.append((document, start - begin, taken))
                 start, begin = start + taken, end
             block += 1
+        return parts
 
     def rows(self, start: int = 0, stop: int | None = None) -> Int64s:
         """Rows start .. stop of Megatron's sample index, int64 [stop - start, 2]; default: all num_samples + 1.
@@ -196,11 +198,14 @@ def _block_starts(
     lengths: npt.NDArray[np.integer[Any]], document_index: npt.NDArray[np.integer[Any]], block: int
 ) -> Int64s:
     starts: Int64s = np.zeros(-(-len(document_index) // block) + 1, dtype=np.int64)
-    if 2 * len(document_index) > len(lengths):
-        lengths = lengths.copy()  # in the .idx they are not aligned, which makes each random access slower
+    # The lengths of this split, copied: in the .idx they are not aligned, which makes each random access slower; and
+    # with half the bytes fewer of them miss the cache.
+    low, high = int(document_index.min()), int(document_index.max())
+    own = lengths[low : high + 1]
+    own = own.astype(np.uint16 if int(own.max()) < 2**16 else own.dtype)
     chunk = block << 14  # a million documents at a time: the lengths in stream order are never held at once
     for first in range(0, len(document_index), chunk):
-        ordered = lengths[document_index[first : first + chunk]]
+        ordered = own.take(document_index[first : first + chunk] - low, mode="clip")  # twice as fast as [...]
         sums = np.add.reduceat(ordered, np.arange(0, len(ordered), block), dtype=np.int64)
         starts[first // block + 1 : first // block + 1 + len(sums)] = sums
     np.cumsum(starts, out=starts)

@@ -2,6 +2,8 @@
 
 The process's own figures cannot say it: they hold the interpreter and the libraries, and what the allocator keeps.
 torch's profiler is told of every block that the CPU allocator gives and takes back, temporary ones of operators too.
+It hears of the calling thread's blocks only: one that a thread of the communication library is the last to let go of
+counts on. So a measurement may be too high, never too low; of several the lowest is right.
 """
 
 from types import TracebackType

@@ -1,7 +1,7 @@
 """Who holds what: the rank grid, the stages of the pipeline, and each stage's share of the model."""
 
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 
 import torch
 
@@ -9,8 +9,9 @@ from megalm.assembly import mesh_of
 from megalm.config import RunConfig
 from megalm.config.model import ModelConfig
 from megalm.dist.mesh import Mesh
-from megalm.models.flops import forward_flops_per_token
 from megalm.models.gpt import GPT
+from megalm.parallel.partition import PartCosts
+from megalm.parallel.pipeline import PipelinePlan
 from megalm.planner.activations import Part
 
 
@@ -26,27 +27,22 @@ class Layout:
         """The layout; `check_layout` has found it possible."""
         return cls(config, mesh_of(config, world_size))
 
-    @property
-    def schedule(self) -> str:
-        """The pipeline schedule."""
-        return "1f1b"
+    @cached_property
+    def pipeline(self) -> PipelinePlan:
+        """The stages and their layers."""
+        return PipelinePlan.of(self.config.parallel, self.config.model, self.config.batch.seq_length)
 
     @property
     def chunks(self) -> int:
         """Stages of each pipeline rank."""
-        return 1
+        return len(self.pipeline.layers) // self.mesh.pp
 
     @property
     def stage_ranks(self) -> list[int]:
         """The pipeline rank of each stage."""
-        return [stage % self.mesh.pp for stage in range(self.mesh.pp * self.chunks)]
-
-    @property
-    def stage_layers(self) -> list[range]:
-        """The layers of each stage."""
-        stages, layers = self.mesh.pp * self.chunks, self.config.model.num_layers
-        edges = [stage * layers // stages for stage in range(stages + 1)]
-        return [range(start, stop) for start, stop in pairwise(edges)]
+        ranks = range(self.mesh.pp)
+        owner = {stage: rank for rank in ranks for stage in self.pipeline.stages(rank)}
+        return [owner[stage] for stage in range(len(self.pipeline.layers))]
 
     @property
     def rows(self) -> int:
@@ -60,23 +56,20 @@ class Layout:
 
     def stage_costs(self) -> list[float]:
         """Operations of each stage relative to their mean, output head counted."""
-        model, length = self.config.model, self.config.batch.seq_length
-        head = 2 * model.hidden_size * model.padded_vocab_size(self.mesh.tp)
-        layer = forward_flops_per_token(model.model_copy(update={"num_layers": 1}), length, 0)
-        costs = [layer * len(layers) for layers in self.stage_layers]
-        costs[-1] += head
-        return [cost * len(costs) / sum(costs) for cost in costs]
+        costs = PartCosts.of_model(self.config.model, self.config.batch.seq_length, "flops")
+        of_stages = costs.of_stages(self.pipeline.layers)
+        return [cost * len(of_stages) / sum(of_stages) for cost in of_stages]
 
     def part(self, pp_rank: int) -> Part:
         """What a rank of one pipeline rank holds, as a model of its own size."""
-        stages = [stage for stage, rank in enumerate(self.stage_ranks) if rank == pp_rank]
-        layers = tuple(number for stage in stages for number in self.stage_layers[stage])
+        stages = self.pipeline.stages(pp_rank)
+        layers = tuple(number for stage in stages for number in self.pipeline.layers[stage])
         return Part(
             model=self._share_of_layers(),
             rows=self.rows,
             layers=layers,
             has_embedding=0 in stages,
-            has_head=len(self.stage_ranks) - 1 in stages,
+            has_head=len(self.pipeline.layers) - 1 in stages,
         )
 
     def _share_of_layers(self) -> ModelConfig:

@@ -64,7 +64,8 @@ def make_plan(config: RunConfig, world_size: int, times: StepTimes, modes: tuple
         LayoutError: the ranks, the model or the batch cannot be split so.
     """
     layout = Layout.of(config, world_size)
-    table = action_table(layout.schedule, layout.mesh.pp, layout.chunks, layout.micro_batches, layout.stage_ranks)
+    schedule = layout.pipeline.schedule
+    table = action_table(schedule, layout.mesh.pp, layout.chunks, layout.micro_batches, layout.stage_ranks)
     step = simulate(table, layout.stage_costs(), times, layout.chunks)
     ranks = [_plan_rank(layout, rank, step.in_flight[rank], modes) for rank in range(layout.mesh.pp)]
     sent = sent_bytes(layout, max(rank.parameters for rank in ranks))

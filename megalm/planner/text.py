@@ -107,12 +107,12 @@ def _work(plan: Plan) -> str:
     sent = ", ".join(f"{axis} {gigabytes(size)}" for axis, size in plan.sent.items())
     rows = [("sent by a rank", f"{sent} a step")]
     if layout.mesh.pp > 1:
-        ideal = layout.micro_batches * layout.mesh.pp
-        rows.append(
-            ("pipeline", f"{layout.schedule}, {layout.micro_batches} micro-batches over {layout.mesh.pp} ranks x "
-                         f"{layout.chunks} stages: bubble {100 * plan.step.bubble:.1f} %, at most "
-                         f"{max(plan.step.in_flight):g} of {ideal // layout.mesh.pp} micro-batches in flight")
-        )  # fmt: skip
+        text = (
+            f"{layout.pipeline.schedule}, {layout.micro_batches} micro-batches over {layout.mesh.pp} ranks x "
+            f"{layout.chunks} stages: bubble {100 * plan.step.bubble:.1f} %, at most {max(plan.step.in_flight):g} of "
+            f"{layout.micro_batches} micro-batches in flight"
+        )
+        rows.append(("pipeline", text))
     else:
         rows.append(("pipeline", "one stage: no bubble"))
     return summary("work of a step", rows)

@@ -65,6 +65,8 @@ def differing_modes(flags: str) -> list[str]:
         "--zero-stage 3",
         "--tensor-model-parallel-size 2",
         "--tensor-model-parallel-size 2 --sequence-parallel --zero-stage 2",
+        "--pipeline-model-parallel-size 2 --pipeline-layout 2,1 --zero-stage 2",
+        "--pipeline-model-parallel-size 2 --pipeline-schedule zbv --num-layers 4",
     ],
 )
 def test_every_mode_gives_the_same_bits(flags: str) -> None:
