@@ -4,7 +4,6 @@ import sys
 import time
 from typing import TextIO
 
-
 _BAR_WIDTH = 20
 
 
@@ -49,8 +48,8 @@ class Progress:
         filled = round(share * _BAR_WIDTH)
         bar = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]" if self._is_terminal else ""
         return (
-            f"{bar}{share:6.1%} | {documents:,} documents | {tokens:,} tokens | {text_bytes / 1e6 / elapsed:.1f} MB/s | "
-            f"{documents / elapsed:,.0f} documents/s | {left}"
+            f"{bar}{share:6.1%} | {documents:,} documents | {tokens:,} tokens | "
+            f"{text_bytes / 1e6 / elapsed:.1f} MB/s | {documents / elapsed:,.0f} documents/s | {left}"
         )
 
     def close(self) -> None:
