@@ -18,11 +18,14 @@ from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.dist.collectives import together
 from megalm.dist.groups import MeshGroups
 from megalm.dist.mesh import Axis, Mesh
+from megalm.dist.slices import Placement, Rectangle
 from megalm.engine.engine import Engine
+from megalm.engine.stages import Staged
 from megalm.errors import ConfigError, DataError
 from megalm.models.gpt import GPT
 from megalm.objectives.causal import CausalObjective
-from megalm.parallel.plan import materialize, parallelize
+from megalm.parallel.pipeline import TIED, ChunkList, Pipeline, PipelinePlan, build_chunks
+from megalm.parallel.plan import materialize
 from megalm.parallel.recompute import apply_recompute
 from megalm.parallel.region import TensorParallel
 
@@ -46,6 +49,9 @@ class Place:
     def dp_rank(self) -> int:
         """Position on the data-parallel axis."""
         return self.mesh.coordinate(self.rank)[Axis.DP]
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,7 @@ def mesh_of(config: RunConfig, world_size: int) -> Mesh:
 
 def load_tokenizer(config: RunConfig) -> Tokenizer | None:
     """The run's tokenizer, or None if none is named."""
-    if config.tokenizer.tokenizer_type is None and config.tokenizer.tokenizer_model is None:
-        return None
-    return build_tokenizer(config.tokenizer)
+    return build_tokenizer(config.tokenizer) if config.tokenizer.is_given else None
 
 
 def complete_model(config: RunConfig, tokenizer: Tokenizer | None) -> ModelConfig:
@@ -162,19 +166,56 @@ def loader(
 
 
 def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) -> Engine:
-    """The model with its initial values, under DeepSpeed."""
+    """The part of the model that this rank holds, with its initial values, under DeepSpeed."""
     from megalm.engine.build import build_engine  # imports DeepSpeed (2 s): after the data is known to be good
 
     tensor_parallel = TensorParallel.build(place.groups, model, config.parallel.sequence_parallel)
-    with torch.device("meta"):
-        gpt = GPT(model, model.padded_vocab_size(tensor_parallel.size))
-    shards = parallelize(gpt, tensor_parallel)
-    materialize(gpt, shards, config.training.seed, torch.device("cpu"))
-    apply_recompute(gpt, config.recompute)
+    plan = PipelinePlan.of(config.parallel, model, config.batch.seq_length)
+    rank = place.groups.position(Axis.PP)
+    chunks = build_chunks(plan, rank, model, tensor_parallel)
+    placements = whole_model_elsewhere(model)
+    for chunk, shards in chunks:
+        materialize(chunk, shards, config.training.seed, torch.device("cpu"))
+        apply_recompute(chunk, config.recompute)
+        placements |= shards.placements
     final_json = engine_json(config, place.mesh.size(Axis.DP))
-    return build_engine(
-        gpt, final_json, config.optimizer, config.precision, place.device, place.groups, shards.placements
+    settings = (final_json, config.optimizer, config.precision, place.device, place.groups)
+    if plan.num_ranks == 1:
+        return build_engine(chunks[0][0], *settings, placements)
+    parts = [chunk for chunk, _ in chunks]
+    return build_engine(ChunkList(parts), *settings, placements, stage_by_stage(config, model, place, plan, parts))
+
+
+def whole_model_elsewhere(model: ModelConfig) -> dict[str, Placement]:
+    """Every parameter of the whole model, as a rank sees it that holds nothing of it."""
+    with torch.device("meta"):
+        whole = GPT(model, model.vocab_size)
+    nothing = Rectangle((0, 0), (0, 0))
+    return {name: Placement(tuple(p.shape), nothing, counted=False) for name, p in whole.named_parameters()}
+
+
+def stage_by_stage(
+    config: RunConfig, model: ModelConfig, place: Place, plan: PipelinePlan, chunks: list[GPT]
+) -> Staged:
+    """How the engine runs this rank's stages; every rank calls it."""
+    tp, batch = place.mesh.size(Axis.TP), config.batch
+    length = batch.seq_length // tp if config.parallel.sequence_parallel else batch.seq_length
+    pipeline = Pipeline(
+        plan,
+        chunks,
+        shape=(batch.micro_batch_size, length, model.hidden_size),
+        dtype=DTYPES[config.precision.dtype],
+        device=place.device,
+        group=place.groups.group(Axis.PP),
+        num_micro_batches=batch.accumulation(place.mesh.size(Axis.DP)),
     )
+    if not plan.has_copy(model):
+        return Staged(pipeline=pipeline)
+    ends = place.groups.subgroup(Axis.PP, plan.ends)
+    if ends is None:
+        return Staged(pipeline=pipeline)
+    names = dict(chunks[0 if place.groups.position(Axis.PP) == plan.ends[0] else -1].named_parameters())
+    return Staged(pipeline=pipeline, shared=(names[TIED],), shared_over=ends)
 
 
 def run_folder(config: RunConfig) -> Path | None:

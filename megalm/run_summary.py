@@ -12,6 +12,7 @@ from megalm.dist.mesh import Axis
 from megalm.engine.engine import Engine
 from megalm.models.flops import num_parameters, training_flops_per_token
 from megalm.monitor.console import count, summary
+from megalm.parallel.pipeline import PipelinePlan
 
 
 def describe_run(
@@ -21,6 +22,7 @@ def describe_run(
     rows = [
         ("model", _model(config)),
         ("layout", f"{place.mesh}, ZeRO {engine.stage}, {engine.optimizer_name}"),
+        *([("stages", _stages(config))] if place.mesh.size(Axis.PP) > 1 else []),
         ("device", _device(place)),
         ("precision", _precision(config)),
         ("recompute", _recompute(config)),
@@ -43,6 +45,11 @@ def _model(config: RunConfig) -> str:
         f"{model.position_embedding_type}, vocabulary {model.vocab_size} (padded {model.padded_vocab_size()}), "
         f"{count(flops)}FLOP/token"
     )
+
+
+def _stages(config: RunConfig) -> str:
+    plan = PipelinePlan.of(config.parallel, config.model, config.batch.seq_length)
+    return f"{plan.schedule}; {plan}"
 
 
 def _device(place: Place) -> str:

@@ -235,8 +235,9 @@ def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.T
         dataset = Padded(dataset, size)
     samples = len(dataset) if whole else min(len(dataset), run.config.training.eval_iters * size)
     sums = torch.zeros(2, dtype=torch.float64, device=run.place.device)
-    for batch in assembly.loader(run.config, run.data, dataset, run.place, 0, samples, workers=0):
-        sums += run.engine.eval_step(assembly.to_device(batch, run.place.device))
+    batches = assembly.loader(run.config, run.data, dataset, run.place, 0, samples, workers=0)
+    while parts := list(islice(batches, run.config.batch.accumulation(run.place.mesh.size(Axis.DP)))):
+        sums += run.engine.eval_step([assembly.to_device(part, run.place.device) for part in parts])
     return sums
 
 

@@ -40,6 +40,11 @@ class TokenizerConfig(Section):
     tiktoken_num_special_tokens: int | None = Field(None, ge=7)
     """Special tokens before the vocabulary of a TikTokenizer in Megatron's JSON. Default: 1000."""
 
+    @property
+    def is_given(self) -> bool:
+        """Whether these settings name a tokenizer."""
+        return any(value is not None for value in (self.tokenizer_type, self.tokenizer_model, self.vocab_file))
+
     @field_validator("tokenizer_type", mode="before")
     @classmethod
     def _peer_name(cls, word: object) -> object:

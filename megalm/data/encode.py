@@ -117,10 +117,13 @@ def _equal(left: tuple[Ids, Lengths], right: tuple[Ids, Lengths]) -> bool:
 
 
 HARD_TEXTS = (
-    "", " ", "  two  blanks  ", "\t\ttabs", "line\nline\r\n\r\n\n\nline", "\0\x01\x7f\x85", "\ufeffbom", "\u00a0\u2003\u200b\u200d",
-    "caf\u00e9 cafe\u0301 \ufb01 \u01c6 \u1e9b\u0323", "\u0130i\u0131I \u00df\u1e9e", "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0\u3002 \ud55c\uad6d\uc5b4 \u4e2d\u6587", "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1\u05e8\u05d9\u05ea",
-    "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \U0001d54f", "\u2581\u2581a\u2581b", "\ufffd\ufffe\U0010ffff", "a" * 300, "=" * 200, "1234567890" * 20,
-    "don't I'LL we've 'tis", "x=1;y[2]={'k':3.14e-5}  # c\n    return f(x)\n", "<s></s><unk><0x41><|endoftext|>[SEP]<EOD>a<CLS><pad>", " a", "a ",
+    "", " ", " a", "a ", "  two  blanks  ", "\t\ttabs", "line\nline\r\n\r\n\n\nline", "\0\x01\x7f\x85", "\ufeffbom",
+    "\u00a0\u2003\u200b\u200d", "caf\u00e9 cafe\u0301 \ufb01 \u01c6 \u1e9b\u0323", "\u0130i\u0131I \u00df\u1e9e",
+    "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0\u3002 \ud55c\uad6d\uc5b4 \u4e2d\u6587",
+    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1\u05e8\u05d9\u05ea",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \U0001d54f", "\u2581\u2581a\u2581b",
+    "\ufffd\ufffe\U0010ffff", "a" * 300, "=" * 200, "1234567890" * 20, "don't I'LL we've 'tis",
+    "x=1;y[2]={'k':3.14e-5}  # c\n    return f(x)\n", "<s></s><unk><0x41><|endoftext|>[SEP]<EOD>a<CLS><pad>",
 )  # fmt: skip
 """Texts in which encoders differ when they differ at all."""
 

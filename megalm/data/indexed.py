@@ -113,17 +113,27 @@ class IndexedDatasetBuilder:
             DataError: another dtype, or a dataset that does not open.
         """
         other = IndexedDataset(prefix)
+        self.add_part(other, 0, len(other.document_indices) - 1)
+
+    def add_part(self, other: "IndexedDataset", start: int, stop: int) -> None:
+        """Appends the documents start .. stop of a dataset of the same dtype; copies block by block.
+
+        Raises:
+            DataError: another dtype, or a file that is cut off.
+        """
         if other.dtype != self.dtype:
             raise DataError(
                 f"{other.prefix} holds {other.dtype.name}, {self.prefix} {self.dtype.name}; "
                 "only datasets of the same dtype can be merged: preprocess one of them again"
             )
-        with open(f"{other.prefix}.bin", "rb") as stream:
-            while block := stream.read(1 << 22):
-                self._write(np.frombuffer(block, dtype=self.dtype))
-        shift = len(self._lengths)
-        self._lengths.frombytes(other.sequence_lengths.tobytes())
-        self._boundaries.frombytes((other.document_indices[1:] + shift).tobytes())
+        boundaries = other.document_indices[start : stop + 1]
+        first, last = int(boundaries[0]), int(boundaries[-1])
+        lengths = other.sequence_lengths[first:last]
+        for block in other.blocks(first, last):
+            self._write(block)
+        shift = len(self._lengths) - first
+        self._lengths.frombytes(lengths.tobytes())
+        self._boundaries.frombytes((boundaries[1:] + shift).tobytes())
 
     def finalize(self) -> BuiltFiles:
         """Publishes both files and returns what they hold."""
@@ -269,6 +279,11 @@ class IndexedDataset:
         count = self._header.num_sequences
         return np.frombuffer(self._map, "<i8", count, HEADER.size + 4 * count)
 
+    @property
+    def sequence_pointers(self) -> npt.NDArray[np.int64]:
+        """Byte offset of each sequence in `.bin`, int64 [num_sequences], read-only."""
+        return self._pointers
+
     @functools.cached_property
     def document_indices(self) -> npt.NDArray[np.int64]:
         """Document boundaries as sequence numbers, int64 [num_documents + 1], read-only."""
@@ -316,6 +331,22 @@ class IndexedDataset:
         if offset < 0 or not 0 <= count <= available:
             raise IndexError(f"tokens {offset} .. {offset + count} of sequence {index} in {self.prefix}")
         return self._read(int(self._pointers[index]) + offset * self.dtype.itemsize, count)
+
+    def blocks(self, first: int, last: int, limit: int = 1 << 21) -> Iterator[Tokens]:
+        """The tokens of the sequences first .. last back to back, at most `limit` at a time.
+
+        Raises:
+            DataError: the file has become shorter, or cannot be read.
+        """
+        if first == last:
+            return
+        itemsize = self.dtype.itemsize
+        position = int(self._pointers[first])
+        stop = int(self._pointers[last - 1]) + int(self.sequence_lengths[last - 1]) * itemsize
+        while position < stop:
+            count = min(limit, (stop - position) // itemsize)
+            yield self._read(position, count)
+            position += count * itemsize
 
     def check_token_range(self, vocab_size: int, limit: int = 1024) -> None:
         """Checks the first 65,536 tokens of up to `limit` sequences, evenly spread, for ids not in 0 .. vocab_size - 1.

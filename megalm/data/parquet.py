@@ -44,7 +44,9 @@ def batches(
         about = table.metadata.row_group(group)
         rows = max(1, batch_bytes * about.num_rows // max(1, about.total_byte_size))
         try:
-            for batch in table.iter_batches(rows, row_groups=[group], columns=list(dict.fromkeys(keys)), use_threads=False):
+            for batch in table.iter_batches(
+                rows, row_groups=[group], columns=list(dict.fromkeys(keys)), use_threads=False
+            ):
                 yield tuple(batch.column(key).to_pylist() for key in keys)
         except (arrow.ArrowException, OSError) as error:
             raise DamagedError(str(error)) from error

@@ -3,6 +3,7 @@
 import argparse
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -33,9 +34,7 @@ from megalm.errors import ConfigError, DataError, PlatformError
 BYTES = "--tokenizer-type ByteLevelTokenizer"
 
 
-def parsed(
-    tmp_path: Path, flags: str = "", inputs: str = "in.jsonl", tokenizer: str = BYTES
-) -> argparse.Namespace:
+def parsed(tmp_path: Path, flags: str = "", inputs: str = "in.jsonl", tokenizer: str = BYTES) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     preprocess.add_arguments(parser)
     files = [str(tmp_path / name) for name in inputs.split()]
@@ -386,15 +385,25 @@ def test_folders_patterns_and_compressions_are_read_in_order(tmp_path: Path) -> 
     assert texts_of(tmp_path / "out_text_document") == ["1", "2", "3", "4", "5", "6"]
     run(tmp_path, "--overwrite", inputs="many/*.jsonl*")
     assert texts_of(tmp_path / "out_text_document") == ["1", "2", "3", "4"]
-    with pytest.raises(DataError, match="pattern .* holds no input"):
+    with pytest.raises(DataError, match=r"pattern .* holds no input"):
         run(tmp_path, inputs="many/*.md")
-    with pytest.raises(DataError, match="names .* twice"):
+    with pytest.raises(DataError, match=r"names .* twice"):
         run(tmp_path, inputs="many many/a.jsonl")
 
 
 def test_standard_input_is_json_lines(tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", ["from a pipe"] * 3)
-    command = [sys.executable, "-m", "megalm.cli", "preprocess", "--input", "-", "--output-prefix", "out", *BYTES.split()]
+    command = [
+        sys.executable,
+        "-m",
+        "megalm.cli",
+        "preprocess",
+        "--input",
+        "-",
+        "--output-prefix",
+        "out",
+        *BYTES.split(),
+    ]
     with open(tmp_path / "in.jsonl", "rb") as stream:
         subprocess.run(command, stdin=stream, cwd=tmp_path, check=True, timeout=60)
     assert texts_of(tmp_path / "out_text_document") == ["from a pipe"] * 3
@@ -439,3 +448,20 @@ def test_a_run_that_is_complete_is_not_repeated(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "out_text_document.bin").stat().st_mtime_ns == made
     with pytest.raises(DataError, match="exist already"):
         run(tmp_path, "--append-eod")
+
+
+def test_a_terminal_shows_a_bar_that_is_rewritten() -> None:
+    screen = Terminal()
+    progress = Progress(1000, every_documents=10, stream=screen)
+    for done in (10, 50):
+        progress.update(input_bytes=done * 10, text_bytes=done * 8, documents=done, tokens=done * 4)
+    progress.close()
+    first, second = screen.getvalue().split("\r")[1:]
+    assert first.startswith("[##..................] 10.0% | 10 documents | 40 tokens | ")
+    assert second.startswith("[##########..........] 50.0% | 50 documents | 200 tokens | ")
+    assert second.endswith("\n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True

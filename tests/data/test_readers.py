@@ -151,9 +151,7 @@ def test_text_is_cut_at_blank_lines(
     assert found == ["a", "b\nc"]
 
 
-def test_a_text_document_that_is_too_long_is_rejected_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_document_that_is_too_long_is_rejected_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "CHUNK_BYTES", 7)
     (tmp_path / "f.txt").write_text("one\n\n" + "too\nlong\n" * 9 + "\nthree\n\n" + "x" * 90 + "\n\nfive")
     found = documents(tmp_path / "f.txt", max_line_bytes=20)

@@ -36,7 +36,7 @@ class DatasetWriter:
         self._bin = open_locked(self._bin_path)
         # The index holds three arrays one after another, whose sizes are known at the end only.
         self._idx: BinaryIO = open(partial_path(self._idx_path), "wb")  # noqa: SIM115 (closed by __exit__)
-        self._columns: list[BinaryIO] = [open(scratch / f"{name}.column", "w+b") for name in ("offsets", "bounds")]
+        self._columns: list[BinaryIO] = [open(scratch / f"{name}.column", "w+b") for name in ("offsets", "bounds")]  # noqa: SIM115
         self._digest = hashlib.sha256()
         self._num_sequences = self._num_documents = self._num_tokens = 0
         self._idx.write(b"\0" * HEADER.size)

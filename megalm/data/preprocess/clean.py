@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 _LINE_ENDS = re.compile(r"\r\n?")
 _CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f\x80-\x84\x86-\x9f\ufeff\ufffe\uffff]")
@@ -36,7 +37,7 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def _ftfy() -> "object | None":
+def _ftfy() -> Any:
     try:
         import ftfy
     except ImportError:

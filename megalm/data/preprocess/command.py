@@ -4,14 +4,11 @@ import argparse
 import collections
 from typing import Any, get_args
 
-from pydantic import ValidationError
-
-from megalm.config.data import TokenizerConfig, TokenizerType
-from megalm.config.suggest import did_you_mean
 from megalm.data.preprocess import mpi
-from megalm.data.preprocess.pool import local_workers
 from megalm.data.preprocess.pipeline import PreprocessOptions, preprocess
+from megalm.data.preprocess.pool import local_workers
 from megalm.data.readers import MAX_LINE_BYTES, Reading
+from megalm.data.tokenizers.arguments import add_tokenizer_arguments, tokenizer_config
 from megalm.errors import ConfigError
 
 
@@ -24,10 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_input(parser.add_argument_group("input"))
     _add_cleaning(parser.add_argument_group("cleaning"))
     group = parser.add_argument_group("tokenizer")
-    for name, info in TokenizerConfig.model_fields.items():
-        kind = int if info.annotation == (int | None) else str
-        aliases = ["--vocab-size"] if name == "tokenizer_vocab_size" else []
-        group.add_argument("--" + name.replace("_", "-"), *aliases, type=kind, metavar="X", help=info.description)
+    add_tokenizer_arguments(group)
     _switch(group, "--append-eod", "End each document with the end-of-document token.")
     _switch(group, "--prepend-bos", "Begin each document with the begin-of-sequence token.")
     group.add_argument(
@@ -124,14 +118,7 @@ def options_of(arguments: argparse.Namespace) -> PreprocessOptions:
         ConfigError: every problem found.
     """
     found = _problems(arguments)
-    try:
-        given = {name: getattr(arguments, name) for name in TokenizerConfig.model_fields}
-        tokenizer = TokenizerConfig(**given)
-    except ValidationError as error:
-        kinds = get_args(TokenizerType)
-        for problem in error.errors():
-            flag, value = "--" + str(problem["loc"][0]).replace("_", "-"), problem["input"]
-            found.append(f"{flag} {value}: {problem['msg']}{did_you_mean(str(value), kinds)}")
+    tokenizer = tokenizer_config(arguments, found)
     if found:
         raise ConfigError(found)
     reading = Reading(

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, cast
 
 from megalm.errors import PlatformError
 
@@ -29,4 +29,4 @@ def rank_workers(communicator: Any) -> Iterator[Executor | None]:
     from mpi4py.futures import MPICommExecutor
 
     with MPICommExecutor(communicator, root=0) as executor:
-        yield executor
+        yield cast(Executor | None, executor)

@@ -14,7 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -51,7 +51,7 @@ class PreprocessOptions:
     inputs: tuple[str, ...]
     output_prefix: str
     tokenizer: TokenizerConfig
-    reading: Reading = Reading()
+    reading: Reading = field(default_factory=Reading)
     append_eod: bool = False
     prepend_bos: bool = False
     clean: bool = False
@@ -97,7 +97,9 @@ class PreprocessOptions:
                 "--append-eod needs a tokenizer with an end-of-document token; give --eod-token, or drop it"
             )
         if self.prepend_bos and tokenizer.bos is None:
-            raise DataError("--prepend-bos needs a tokenizer with a begin-of-sequence token; this one has none: drop it")
+            raise DataError(
+                "--prepend-bos needs a tokenizer with a begin-of-sequence token; this one has none: drop it"
+            )
         same = (
             "tokenizer", "reading", "append_eod", "prepend_bos", "clean", "redact_pii", "min_chars", "max_chars",
             "split_sentences", "keep_newlines", "lang",
@@ -172,9 +174,7 @@ class _Run:
                 self._shards.append(shard_path(parts, unit))
                 self._totals.add(report)
                 done_bytes += unit.input_bytes
-                self._progress.update(
-                    done_bytes, self._totals.text_bytes, self._totals.documents, self._totals.tokens
-                )
+                self._progress.update(done_bytes, self._totals.text_bytes, self._totals.documents, self._totals.tokens)
             digests: list[tuple[str, Future[str]]] = [(f.path, executor.submit(file_sha256, f.path)) for f in known]
             self._sha256 = planner.sha256 | {path: future.result() for path, future in digests}
             if self._options.reject_file:

@@ -13,12 +13,16 @@ from typing import Any
 
 from megalm.errors import PlatformError
 
-_EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9_.+%-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.)+[A-Za-z]{2,24}(?![\w-])")
+_EMAIL = re.compile(
+    r"(?<![\w.+-])[A-Za-z0-9_.+%-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.)+[A-Za-z]{2,24}(?![\w-])"
+)
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
 _PHONE_HINT = re.compile(r"(?<![\w.])\+?\(?(?!\d{4}-\d\d-\d\d)\d[\d ()./\-]{6,}\d(?!\w)")
 """Digits that could be a number, and no date as 2026-01-31."""
-_KEY_BLOCK = re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z0-9 ]*-----|\Z)", re.DOTALL)
+_KEY_BLOCK = re.compile(
+    r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z0-9 ]*-----|\Z)", re.DOTALL
+)
 _KEY_MODULES = (
     "aws", "azure_storage_key", "discord", "github_token", "gitlab_token", "jwt", "mailchimp", "npm", "openai",
     "pypi_token", "sendgrid", "slack", "square_oauth", "stripe", "telegram_token", "twilio",
@@ -82,7 +86,8 @@ def _key_pattern() -> re.Pattern[str]:
     for name in _KEY_MODULES:
         for plugin in vars(importlib.import_module(f"detect_secrets.plugins.{name}")).values():
             if isinstance(plugin, type) and issubclass(plugin, RegexBasedDetector) and plugin is not RegexBasedDetector:
-                patterns += [pattern.pattern for pattern in plugin.denylist]
+                denylist: Any = plugin.denylist  # a tuple there, a property in the base class
+                patterns += [pattern.pattern for pattern in denylist]
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
 
 

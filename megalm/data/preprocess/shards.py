@@ -1,9 +1,10 @@
 """A shard: the tokens of one work unit in one file, which has its final name when it is complete and on disk.
 
-    tokens of batch 0 key 0 | of key 1 | ... of batch 1 ... | arrays of the index (numpy .npy, one after another)
-    | JSON about it | u64 position of the arrays | u64 position of the JSON | magic
+tokens of batch 0 key 0 | of key 1 | ... of batch 1 ... | arrays of the index (numpy .npy, one after another)
+| JSON about it | u64 position of the arrays | u64 position of the JSON | magic
 """
 
+import contextlib
 import json
 import os
 import struct
@@ -38,9 +39,11 @@ class Batch:
 
     def tokens_of_documents(self) -> npt.NDArray[np.int64]:
         """Tokens of each document."""
-        sums = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        sums = np.zeros(len(self.lengths) + 1, np.int64)
+        np.cumsum(self.lengths, out=sums[1:])
         ends = np.cumsum(self.counts)
-        return np.diff(sums[np.concatenate([[0], ends])])
+        of_documents: npt.NDArray[np.int64] = sums[ends] - sums[ends - self.counts]
+        return of_documents
 
 
 class ShardWriter:
@@ -79,10 +82,8 @@ class ShardWriter:
         """Removes what is written; does nothing after `commit`."""
         if not self._stream.closed:
             self._partial.unlink(missing_ok=True)
-            try:
+            with contextlib.suppress(OSError):  # what a full disk still has in the buffer is not wanted any more
                 self._stream.close()
-            except OSError:  # what a full disk still has in the buffer is not wanted any more
-                pass
 
 
 _NO_I32 = np.empty(0, np.int32)

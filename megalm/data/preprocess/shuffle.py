@@ -45,7 +45,8 @@ def shuffled(batches: Iterable[Batch], seed: int, token_bytes: int, scratch: Pat
     paths = [scratch / f"bucket-{number}" for number in range(1 << bits)]
     for path in paths:
         path.write_bytes(b"")
-    first, dtype = 0, np.dtype(np.uint8)
+    first = 0
+    dtype: np.dtype[Any] = np.dtype(np.uint8)
     for batch in batches:
         keys = keys_of(seed, first, len(batch.counts))
         first, dtype = first + len(keys), batch.tokens.dtype

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, cast
 
 from megalm.data import parquet
+from megalm.data.compression import COMPRESSIONS
 from megalm.data.readers import (
-    COMPRESSIONS,
     FORMATS,
     STDIN,
     Chunk,
@@ -85,7 +85,7 @@ def expand(inputs: tuple[str, ...]) -> list[str]:
     """
     paths: list[str] = []
     for name in inputs:
-        if name == STDIN or os.path.exists(name) and not os.path.isdir(name):
+        if name == STDIN or (os.path.exists(name) and not os.path.isdir(name)):
             paths.append(name)
         elif os.path.isdir(name):
             paths += _known(sorted(str(path) for path in Path(name).rglob("*")), f"the folder {name}")

@@ -234,7 +234,7 @@ def test_peers_names_are_accepted(word: Any, kind: str) -> None:
         ),
         ({"tokenizer_type": "ByteLevelTokenizer", "tokenizer_model": "x"}, "says nothing to ByteLevelTokenizer"),
         ({"tokenizer_type": "HFTokenizer", "vocab_file": "x"}, "only to GPT2BPETokenizer; leave out --vocab-file"),
-        ({"tokenizer_model": "x.model", "vocab_extra_ids": "2"}, "only to SentencePieceTokenizer"),
+        ({"tokenizer_model": "DIR/small.model", "vocab_extra_ids": "2"}, "only to SentencePieceTokenizer"),
         ({"tokenizer_type": "GPT2BPETokenizer"}, "--vocab-file vocab.json and --merge-file merges.txt"),
         ({"vocab_file": "DIR/vocab.json"}, "--vocab-file vocab.json and --merge-file merges.txt"),
         ({"tokenizer_model": "DIR/binary.json"}, r"binary\.json is not a Hugging Face tokenizer"),
@@ -253,7 +253,8 @@ def test_a_file_that_is_no_tokenizer_is_named(options: Any, message: str, tmp_pa
 
 SOURCES = """
 import sys, types
-import megalm.data.preprocess, megalm.data.corpus, megalm.data.train_tokenizer
+import megalm.data.preprocess.command, megalm.data.corpus, megalm.data.train_tokenizer
+import megalm.data.inspect, megalm.data.verify, megalm.data.merge, megalm.data.split
 slow = {"torch", "deepspeed", "transformers", "sentencepiece", "tokenizers", "tiktoken"} & set(sys.modules)
 assert not slow, slow
 """
