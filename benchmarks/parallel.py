@@ -4,8 +4,9 @@
     python benchmarks/parallel.py --quick    # a smaller model, fewer steps: does it run?
 
 Step time: every layout on 2 ranks with 1 thread each, against 1 rank with 2 threads, the same global batch; A B A B,
-the least of the medians. Pipelines: the share of time in which ranks wait, beside the bubble that `megalm plan` simulates.
-DP=2 does the same work a rank without a bubble (but for a larger optimizer step), so measured is 1 - DP step / PP step.
+the least of the medians. Pipelines: the share of time in which ranks wait, beside the bubble that `megalm plan`
+simulates. DP=2 does the same work a rank without a bubble (but for a larger optimizer step), so measured is
+1 - DP step / PP step.
 Memory: the peak of tensors on a rank, and what stands between steps, beside the theory of `megalm plan`.
 """
 

@@ -3,6 +3,7 @@
 import argparse
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -447,3 +448,20 @@ def test_a_run_that_is_complete_is_not_repeated(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "out_text_document.bin").stat().st_mtime_ns == made
     with pytest.raises(DataError, match="exist already"):
         run(tmp_path, "--append-eod")
+
+
+def test_a_terminal_shows_a_bar_that_is_rewritten() -> None:
+    screen = Terminal()
+    progress = Progress(1000, every_documents=10, stream=screen)
+    for done in (10, 50):
+        progress.update(input_bytes=done * 10, text_bytes=done * 8, documents=done, tokens=done * 4)
+    progress.close()
+    first, second = screen.getvalue().split("\r")[1:]
+    assert first.startswith("[##..................] 10.0% | 10 documents | 40 tokens | ")
+    assert second.startswith("[##########..........] 50.0% | 50 documents | 200 tokens | ")
+    assert second.endswith("\n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True

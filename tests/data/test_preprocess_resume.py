@@ -61,7 +61,7 @@ def datasets(folder: Path, prefix: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("flags", ["", "--dedup exact --shuffle"])
 def test_killed_runs_end_in_the_bytes_of_an_undisturbed_one(tmp_path: Path, flags: str) -> None:
-    make_input(tmp_path, 20_000)
+    make_input(tmp_path, 12_000)
     start = time.monotonic()
     subprocess.run(command(tmp_path, "whole", flags), check=True, timeout=120, stdout=subprocess.DEVNULL)
     whole_s = time.monotonic() - start

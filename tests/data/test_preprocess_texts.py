@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megalm.config.data import TokenizerConfig
@@ -39,6 +39,7 @@ def test_broken_encodings_are_repaired() -> None:
     assert counts == {"broken encoding repaired": 1}
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     once = clean(text, Counter())
@@ -101,6 +102,7 @@ def test_gigatoken_is_used_where_its_ids_are_the_library_s(model: str, kind: Any
     assert isinstance(encoder_of(config, fast=True), GigatokenEncoder)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.one_of(st.text(), st.sampled_from(["</s>", "a<EOD>b", "<s> x", "<unk>", "The  quick\n", "<MASK>"]))))
 def test_gigatoken_gives_the_library_s_ids(texts: list[str]) -> None:
     pytest.importorskip("gigatoken")

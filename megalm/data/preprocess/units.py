@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, cast
 
 from megalm.data import parquet
+from megalm.data.compression import COMPRESSIONS
 from megalm.data.readers import (
-    COMPRESSIONS,
     FORMATS,
     STDIN,
     Chunk,
