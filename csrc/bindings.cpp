@@ -20,9 +20,8 @@ void parallel_for_raw(int64_t size, int64_t grain, void (*body)(int64_t, int64_t
 
 namespace {
 
-
 // Parts whose sums over rows are kept apart: fixed, so that results do not depend on the number of threads.
-int64_t num_chunks(int64_t rows) { return std::min<int64_t>(rows, 32); }
+int64_t num_chunks(const Tensor& x, int64_t rows) { return std::min<int64_t>(rows, x.is_cuda() ? 512 : 32); }
 
 float* floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
 
@@ -39,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm(const Tensor& x, const OptionalT
       rows.data(), residual ? other.data() : nullptr, floats(w), bias ? floats(b) : nullptr, y.mutable_data_ptr(),
       residual ? sum.mutable_data_ptr() : nullptr, center ? floats(mean) : nullptr, floats(rstd), rows.rows, rows.cols,
       rows.stride, other.stride, static_cast<float>(epsilon), center, dtype_of(x)};
-  cpu::norm_forward(arguments);
+  run::norm_forward(x, arguments);
   return {y, sum, mean, rstd};
 }
 
@@ -52,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_backward(const Tensor& grad, const Optio
   const Tensor w = checked(weight, ScalarType::Float, rows.cols, "weight");
   const Tensor means = checked(mean, ScalarType::Float, center ? rows.rows : 0, "mean"),
                rstds = checked(rstd, ScalarType::Float, rows.rows, "rstd");
-  const int64_t chunks = num_chunks(rows.rows);
+  const int64_t chunks = num_chunks(x, rows.rows);
   const Tensor grad_x = empty(x, shape_of(x)), grad_weight = empty(x, {rows.cols}, ScalarType::Float);
   const Tensor grad_bias = empty(x, {has_bias ? rows.cols : 0}, ScalarType::Float);
   const Tensor partial = empty(x, {has_bias ? 2 : 1, chunks, rows.cols}, ScalarType::Float);
@@ -61,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_backward(const Tensor& grad, const Optio
       grad_x.mutable_data_ptr(), floats(partial), has_bias ? floats(partial) + chunks * rows.cols : nullptr,
       floats(grad_weight), has_bias ? floats(grad_bias) : nullptr, rows.rows, rows.cols, chunks, g.stride, gs.stride,
       rows.stride, center, dtype_of(x)};
-  cpu::norm_backward(arguments);
+  run::norm_backward(x, arguments);
   return {grad_x, grad_weight, grad_bias};
 }
 
@@ -77,7 +76,7 @@ void rotate(const Tensor& x, const Tensor& y, const Tensor& cos, const Tensor& s
                          x.size(3), half, {x.stride(0), x.stride(1), x.stride(2)},
                          {y.stride(0), y.stride(1), y.stride(2)}, cos.size(0) == 1 ? 0 : length * half, inverse,
                          dtype_of(x)};
-  cpu::rotary(arguments);
+  run::rotary(x, arguments);
 }
 
 Tensor rotary_new(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inverse) {
@@ -105,7 +104,7 @@ Tensor gated(const Tensor& gate, const Tensor& up, int64_t kind) {
   const Tensor y = empty(gate, shape_of(gate));
   const Gated arguments{g.data(), u.data(), nullptr, y.mutable_data_ptr(), nullptr, nullptr, g.rows, g.cols, g.stride,
                         u.stride, 0, kind_of(kind), dtype_of(gate)};
-  cpu::gated_activation(arguments);
+  run::gated_activation(gate, arguments);
   return y;
 }
 
@@ -117,7 +116,7 @@ std::tuple<Tensor, Tensor> gated_backward(const Tensor& grad, const Tensor& gate
   if (g.rows * g.cols == 0) return {grad_gate, grad_up};
   const Gated arguments{g.data(), u.data(), d.data(), nullptr, grad_gate.mutable_data_ptr(), grad_up.mutable_data_ptr(),
                         g.rows, g.cols, g.stride, u.stride, d.stride, kind_of(kind), dtype_of(gate)};
-  cpu::gated_activation(arguments);
+  run::gated_activation(gate, arguments);
   return {grad_gate, grad_up};
 }
 
@@ -127,7 +126,7 @@ Tensor bias_act(const Tensor& x, const OptionalTensor& bias, int64_t kind) {
   const Tensor y = empty(x, shape_of(x));
   const BiasActivation arguments{rows.data(), nullptr, bias ? floats(b) : nullptr, y.mutable_data_ptr(), nullptr,
                                  nullptr, rows.rows, rows.cols, rows.rows, rows.stride, 0, kind_of(kind), dtype_of(x)};
-  cpu::bias_activation(arguments);
+  run::bias_activation(x, arguments);
   return y;
 }
 
@@ -135,7 +134,7 @@ std::tuple<Tensor, Tensor> bias_act_backward(const Tensor& grad, const Tensor& x
                                              int64_t kind) {
   check_same(grad, x, "gradient and input");
   const Rows g(grad), rows(x);
-  const int64_t chunks = bias ? num_chunks(rows.rows) : rows.rows;
+  const int64_t chunks = bias ? num_chunks(x, rows.rows) : rows.rows;
   const Tensor b = bias ? checked(*bias, ScalarType::Float, rows.cols, "bias") : x;
   const Tensor grad_x = empty(x, shape_of(x)), grad_bias = empty(x, {bias ? rows.cols : 0}, ScalarType::Float);
   const Tensor partial = empty(x, {bias ? chunks : 0, rows.cols}, ScalarType::Float);
@@ -143,7 +142,7 @@ std::tuple<Tensor, Tensor> bias_act_backward(const Tensor& grad, const Tensor& x
   const BiasActivation arguments{rows.data(), g.data(), bias ? floats(b) : nullptr, grad_x.mutable_data_ptr(),
                                  bias ? floats(partial) : nullptr, bias ? floats(grad_bias) : nullptr, rows.rows,
                                  rows.cols, chunks, rows.stride, g.stride, kind_of(kind), dtype_of(x)};
-  cpu::bias_activation(arguments);
+  run::bias_activation(x, arguments);
   return {grad_x, grad_bias};
 }
 
@@ -160,13 +159,13 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Ten
                num_classes);
   const Rows rows(logits);
   const Tensor ids = checked(labels, ScalarType::Long, rows.rows, "labels");
-  if (whole) check_labels(ids, num_classes);
+  if (whole && !ids.is_cuda()) check_labels(ids, num_classes);
   const Tensor max = empty(logits, {rows.rows}, ScalarType::Float), sum = empty(logits, {rows.rows}, ScalarType::Float);
   const Tensor target = empty(logits, {rows.rows}, ScalarType::Float);
   const CrossEntropyForward arguments{rows.data(), static_cast<const int64_t*>(ids.const_data_ptr()), floats(max),
-                                      floats(sum), floats(target), rows.rows, num_classes, rows.stride, start,
+                                      floats(sum), floats(target), rows.rows, num_classes, rows.stride, start, whole,
                                       dtype_of(logits)};
-  cpu::cross_entropy_forward(arguments);
+  run::cross_entropy_forward(logits, arguments);
   return {max, sum, target};
 }
 
@@ -181,7 +180,7 @@ void cross_entropy_grad_into(const Rows& rows, const Tensor& grad, int64_t grad_
       rows.data(), static_cast<const int64_t*>(ids.const_data_ptr()), floats(lse), floats(scales),
       grad.mutable_data_ptr(), rows.rows, num_classes, rows.cols, rows.stride, grad_stride, start,
       static_cast<float>(z_loss), dtype_of(grad)};
-  cpu::cross_entropy_backward(arguments);
+  run::cross_entropy_backward(grad, arguments);
 }
 
 Tensor cross_entropy_backward_new(const Tensor& logits, const Tensor& labels, const Tensor& logsumexp,
@@ -212,7 +211,7 @@ Tensor dropout_add(const Tensor& x, const OptionalTensor& bias, const OptionalTe
                                  y.mutable_data_ptr(), static_cast<const int64_t*>(s.const_data_ptr()),
                                  static_cast<float>(probability), rows.rows, rows.cols, rows.stride, other.stride,
                                  dtype_of(x)};
-  cpu::bias_dropout_add(arguments);
+  run::bias_dropout_add(x, arguments);
   return y;
 }
 
@@ -233,7 +232,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& ids, const Tensor& o
   const EmbeddingBackward arguments{rows.data(), static_cast<const int64_t*>(sorted.const_data_ptr()),
                                     static_cast<const int64_t*>(places.const_data_ptr()), out.mutable_data_ptr(),
                                     rows.rows, num_rows, rows.cols, rows.stride, dtype_of(grad)};
-  cpu::embedding_backward(arguments);
+  run::embedding_backward(grad, arguments);
   return out;
 }
 
@@ -263,7 +262,7 @@ void adamw(const std::vector<Tensor>& masters, const std::vector<Tensor>& first,
                           static_cast<float>(epsilon), static_cast<float>(weight_decay),
                           static_cast<float>(correction1), static_cast<float>(std::sqrt(correction2)),
                           dtype_of(grads[i]), models.empty() ? Dtype::kFloat32 : dtype_of(models[i])};
-    cpu::adamw_step(arguments);
+    run::adamw_step(masters[i], arguments);
   }
 }
 
@@ -276,7 +275,7 @@ Tensor square_sum(const std::vector<Tensor>& tensors) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     MEGALM_CHECK(tensors[i].is_contiguous(), "tensors must be contiguous");
     const SquareSum arguments{tensors[i].const_data_ptr(), sums + first[i], tensors[i].numel(), dtype_of(tensors[i])};
-    cpu::square_sum(arguments);
+    run::square_sum(tensors[i], arguments);
   }
   return torch::stable::sum(partial, std::nullopt, false, ScalarType::Double);
 }
@@ -285,7 +284,7 @@ void scale_in_place(const std::vector<Tensor>& tensors, double factor) {
   for (const Tensor& x : tensors) {
     MEGALM_CHECK(x.is_contiguous(), "tensors must be contiguous");
     const Scale arguments{x.mutable_data_ptr(), x.numel(), static_cast<float>(factor), dtype_of(x)};
-    cpu::scale(arguments);
+    run::scale(x, arguments);
   }
 }
 
@@ -314,7 +313,7 @@ Tensor softmax(const Tensor& scores, const OptionalTensor& visible, const Option
     arguments.query_documents = static_cast<const int64_t*>(q.const_data_ptr());
     arguments.key_documents = static_cast<const int64_t*>(k.const_data_ptr());
   }
-  cpu::softmax_forward(arguments);
+  run::softmax_forward(x, arguments);
   return y;
 }
 
@@ -324,7 +323,7 @@ Tensor softmax_backward(const Tensor& grad, const Tensor& y, double scale) {
   const Rows rows(out);
   const SoftmaxBackward arguments{g.const_data_ptr(), out.const_data_ptr(), grad_scores.mutable_data_ptr(), rows.rows,
                                   rows.cols, static_cast<float>(scale), dtype_of(y)};
-  cpu::softmax_backward(arguments);
+  run::softmax_backward(y, arguments);
   return grad_scores;
 }
 
@@ -356,8 +355,20 @@ void implement(torch::stable::detail::StableLibrary& m) {
 // The CPU's instruction set in use: 0 generic, 1 AVX2, 2 AVX-512. `limit` lowers it; -1 only asks.
 extern "C" __attribute__((visibility("default"))) int megalm_instruction_set(int limit) {
   const int widest = static_cast<int>(megalm::widest_instruction_set());
-  if (limit >= 0) megalm::instruction_set() = static_cast<megalm::InstructionSet>(limit < widest ? limit : widest);
-  return static_cast<int>(megalm::instruction_set());
+  static int chosen = widest;
+  if (limit >= 0) {
+    chosen = std::min(limit, widest);
+    megalm::cpu_kernels() = megalm::kernels_of(static_cast<megalm::InstructionSet>(chosen));
+  }
+  return chosen;
+}
+
+// Calls for CPU tensors go to this table from now on: how the tests run the CUDA sources without a device.
+extern "C" __attribute__((visibility("default"))) void megalm_set_cpu_kernels(const megalm::KernelTable* table) {
+  megalm::cpu_kernels() = table;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(megalm, CPU, m) { megalm::implement(m); }
+#if defined(MEGALM_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(megalm, CUDA, m) { megalm::implement(m); }
+#endif

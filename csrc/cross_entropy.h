@@ -9,6 +9,7 @@ struct CrossEntropyForward {
   const int64_t* labels;  // (rows), global token ids
   float *max, *sum, *target;  // (rows): largest logit, sum of exp(logit - max), logit of the label or 0
   int64_t rows, cols, stride, start;  // column j is token start + j
+  bool whole;  // all of the vocabulary is here: a label outside is an error (CUDA: NaN for its logit)
   Dtype dtype;
 };
 

@@ -1,65 +1,89 @@
-// Chooses the copy of a kernel: the widest instruction set that this processor has.
+// Chooses the copy of a kernel: the device of the tensors, and on CPUs the widest instruction set of this processor.
 #pragma once
-#ifndef MEGALM_ISA
-#define MEGALM_ISA any
-#endif
 #include "kernels.h"
+#include "tensors.h"
+#if defined(MEGALM_WITH_CUDA)
+#include <torch/csrc/stable/accelerator.h>
+
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+#endif
 
 namespace megalm {
 
-#define MEGALM_DECLARE(name, Arguments) void name(const Arguments& arguments);
-namespace generic {
-MEGALM_KERNELS(MEGALM_DECLARE)
-}
-#if defined(__x86_64__)
-namespace avx2 {
-MEGALM_KERNELS(MEGALM_DECLARE)
-}
-namespace avx512 {
-MEGALM_KERNELS(MEGALM_DECLARE)
-}
-#endif
-#undef MEGALM_DECLARE
-
 enum class InstructionSet { kGeneric, kAvx2, kAvx512 };
 
-// What this processor has; a test may lower `instruction_set()` to run the other copies.
+#define MEGALM_DECLARE(name, Arguments) void name(const Arguments& arguments);
+#define MEGALM_ENTRY(name, Arguments) name,
+#define MEGALM_COPY(isa)                                        \
+  namespace isa {                                               \
+  MEGALM_KERNELS(MEGALM_DECLARE)                                \
+  constexpr KernelTable table = {MEGALM_KERNELS(MEGALM_ENTRY)}; \
+  }
+MEGALM_COPY(generic)
+#if defined(__x86_64__)
+MEGALM_COPY(avx2)
+MEGALM_COPY(avx512)
+#endif
+#undef MEGALM_COPY
+#undef MEGALM_ENTRY
+#undef MEGALM_DECLARE
+
+// What this processor has.
 inline InstructionSet widest_instruction_set() {
 #if defined(__x86_64__)
-  static const InstructionSet best = [] {
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return avx2 && avx512 ? InstructionSet::kAvx512 : avx2 ? InstructionSet::kAvx2 : InstructionSet::kGeneric;
-  }();
-  return best;
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return avx2 && avx512 ? InstructionSet::kAvx512 : avx2 ? InstructionSet::kAvx2 : InstructionSet::kGeneric;
 #else
   return InstructionSet::kGeneric;
 #endif
 }
 
-inline InstructionSet& instruction_set() {
-  static InstructionSet chosen = widest_instruction_set();
-  return chosen;
+inline const KernelTable* kernels_of(InstructionSet set) {
+#if defined(__x86_64__)
+  if (set == InstructionSet::kAvx512) return &avx512::table;
+  if (set == InstructionSet::kAvx2) return &avx2::table;
+#endif
+  (void)set;
+  return &generic::table;
 }
 
-#if defined(__x86_64__)
-#define MEGALM_ON_CPU(name, Arguments)                                          \
-  inline void name(const Arguments& arguments) {                                \
-    switch (instruction_set()) {                                                \
-      case InstructionSet::kAvx512: return avx512::name(arguments);             \
-      case InstructionSet::kAvx2: return avx2::name(arguments);                 \
-      case InstructionSet::kGeneric: return generic::name(arguments);           \
-    }                                                                           \
+// The table in use.
+inline const KernelTable*& cpu_kernels() {
+  static const KernelTable* table = kernels_of(widest_instruction_set());
+  return table;
+}
+
+#if defined(MEGALM_WITH_CUDA)
+namespace device {
+#define MEGALM_DECLARE(name, Arguments) void name(const Arguments& arguments, void* stream);
+MEGALM_KERNELS(MEGALM_DECLARE)
+#undef MEGALM_DECLARE
+}  // namespace device
+
+inline void* current_stream(int32_t index) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+  return stream;
+}
+
+#define MEGALM_RUN(name, Arguments)                                                       \
+  inline void name(const Tensor& on, const Arguments& arguments) {                        \
+    if (!on.is_cuda()) return cpu_kernels()->name(arguments);                             \
+    const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());           \
+    device::name(arguments, current_stream(static_cast<int32_t>(on.get_device_index()))); \
   }
 #else
-#define MEGALM_ON_CPU(name, Arguments) \
-  inline void name(const Arguments& arguments) { generic::name(arguments); }
+#define MEGALM_RUN(name, Arguments) \
+  inline void name(const Tensor&, const Arguments& arguments) { cpu_kernels()->name(arguments); }
 #endif
-namespace cpu {
-MEGALM_KERNELS(MEGALM_ON_CPU)
+
+// Every kernel by name, where `on` lives.
+namespace run {
+MEGALM_KERNELS(MEGALM_RUN)
 }
-#undef MEGALM_ON_CPU
+#undef MEGALM_RUN
 
 }  // namespace megalm

@@ -35,6 +35,13 @@ struct SoftmaxBackward;
   X(softmax_forward, Softmax)                        \
   X(softmax_backward, SoftmaxBackward)
 
+// One implementation of all of them.
+struct KernelTable {
+#define MEGALM_FIELD(name, Arguments) void (*name)(const Arguments&);
+  MEGALM_KERNELS(MEGALM_FIELD)
+#undef MEGALM_FIELD
+};
+
 inline namespace MEGALM_ISA {
 #define MEGALM_DECLARE(name, Arguments) void name(const Arguments& arguments);
 MEGALM_KERNELS(MEGALM_DECLARE)
