@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from megalm.config import check_layout, load
+from megalm.config import check_layout, load, with_micro_batch_size
 from megalm.config.load import with_sources
 from megalm.config.sections import RunConfig
 from megalm.config.settings import Given
@@ -46,11 +46,11 @@ def _checked(
         sys.exit(0)  # rank 0 prints it
     loaded = load(sys.argv[1:] if argv is None else argv, prog)
     try:
-        check_layout(loaded.config, environment.world_size)
+        dp = check_layout(loaded.config, environment.world_size)
     except LayoutError as error:
         places = {name: Given(None, source) for name, source in loaded.sources.items()}
         raise LayoutError([with_sources(problem, places) for problem in error.problems]) from None
-    return loaded.config, loaded.notes
+    return with_micro_batch_size(loaded.config, dp), loaded.notes
 
 
 def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, threads: int) -> int:

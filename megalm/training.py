@@ -153,9 +153,9 @@ def step_once(run: Run, micro_batches: Iterator[dict[str, torch.Tensor]]) -> Non
     begin = time.monotonic()
     parts = list(islice(micro_batches, batch.accumulation(dp)))
     wait_s = time.monotonic() - begin
-    first = run.progress.consumed_samples + run.place.dp_rank * batch.micro_batch_size
+    first = run.progress.consumed_samples + run.place.dp_rank * batch.micro_size
     seeds = [
-        stable_seed(run.config.training.seed, "dropout", first + number * batch.micro_batch_size * dp)
+        stable_seed(run.config.training.seed, "dropout", first + number * batch.micro_size * dp)
         for number in range(len(parts))
     ]
     rate = learning_rate(run.progress.step + 1, run.config.optimizer, run.total_iters)

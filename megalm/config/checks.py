@@ -7,6 +7,7 @@ A new rule is a function here and its name in `CHECKS`. What concerns one sectio
 from collections.abc import Callable
 
 from megalm.config.engine_json import deepspeed_only, zero_stage
+from megalm.config.micro_batch import derived_split_problems
 from megalm.config.pipeline import SCHEDULES, micro_batch_problems, pipeline_problems, schedule_name
 from megalm.config.sections import RunConfig
 from megalm.errors import LayoutError
@@ -50,6 +51,13 @@ def sample_count(config: RunConfig, global_batch_size: int) -> list[str]:
         return []
     nearest = _nearest_multiples(samples, global_batch_size)
     return [f"train_samples={samples} must be a multiple of global_batch_size={global_batch_size}; use {nearest}"]
+
+
+def batch_sizes(config: RunConfig) -> list[str]:
+    """A batch size from which the others follow."""
+    if config.batch.micro_batch_size is not None or config.batch.global_batch_size is not None:
+        return []
+    return ["micro_batch_size is missing; give --micro-batch-size N, or --global-batch-size N, from which it follows"]
 
 
 def recomputation(config: RunConfig) -> list[str]:
@@ -204,6 +212,7 @@ def pipeline_engine(config: RunConfig) -> list[str]:
 CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     sections,
     lengths,
+    batch_sizes,
     learning_rate,
     schedule,
     precision,
@@ -286,11 +295,14 @@ def sequence_split(config: RunConfig) -> list[str]:
 def batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
     """The global batch is micro-batches over ranks and accumulation steps."""
     batch, dp = config.batch, data_parallel_size
+    if batch.micro_batch_size is None:
+        return derived_split_problems(config, dp) + sample_count(config, batch.global_size(dp))
     total, micro, steps = batch.global_size(dp), batch.micro_batch_size, batch.gradient_accumulation_steps
     if total % (micro * dp):
         equation = f"global_batch_size={total} = micro_batch_size={micro} x dp {dp} x accumulation ? has no solution"
+        way_out = "" if total % dp else ", or leave --micro-batch-size out: it follows"
         nearest = _nearest_multiples(total, micro * dp)
-        return [f"{equation}: it must be a multiple of {micro * dp}; use {nearest}"]
+        return [f"{equation}: it must be a multiple of {micro * dp}; use {nearest}{way_out}"]
     if steps is not None and total != micro * dp * steps:
         product = f"micro_batch_size={micro} x dp {dp} x gradient_accumulation_steps={steps} = {micro * dp * steps}"
         fix = f"drop gradient_accumulation_steps or set it to {total // (micro * dp)}"

@@ -86,7 +86,7 @@ def micro_batch_problems(parallel: ParallelConfig, num_layers: int, micro_batche
     """Numbers of micro-batches a step that the schedule cannot do."""
     ranks, name = parallel.pipeline_model_parallel_size, schedule_name(parallel)
     given = f"pipeline_schedule={name} with {micro_batches} micro-batches a step and rank"
-    fix = "change --global-batch-size or --micro-batch-size, or use another --pipeline-schedule"
+    fix = "change --global-batch-size or --micro-batch-size (left out, it follows), or use another --pipeline-schedule"
     if ranks == 1:
         return []
     if name == "dualpipev" and micro_batches < 2 * ranks:
