@@ -133,3 +133,8 @@ def choose_accelerator(cuda: bool, environ: MutableMapping[str, str] | None = No
     """Tell DeepSpeed which accelerator to use, before it is imported (else it guesses and warns)."""
     environ = os.environ if environ is None else environ
     environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+
+
+def environment_with(before_path: str = "", **variables: str) -> dict[str, str]:
+    """This process's environment with more variables, for a child process; `before_path` goes in front of PATH."""
+    return {**os.environ, **variables, "PATH": before_path + os.environ.get("PATH", os.defpath)}

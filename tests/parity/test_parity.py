@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from megalm.assembly import Place, build_model_and_engine, mesh_of
 from megalm.config import check_layout, load_config
 from megalm.config.pipeline import SCHEDULES
 from megalm.dist.mesh import Axis
+from megalm.engine.cpu_adam import build_cpu_adam
 from megalm.models.randomness import stable_seed
 
 STEPS = 5
@@ -68,6 +70,8 @@ FP16 = (5e-3, 5e-3)
 TP2, TP4 = "--tensor-model-parallel-size 2", "--tensor-model-parallel-size 4"
 PP2, MICRO1 = "--pipeline-model-parallel-size 2", "--micro-batch-size 1"
 SP = "--sequence-parallel"
+JSONS = Path(__file__).resolve().parents[2] / "ds_configs"
+OFFLOAD, OFFLOAD3 = (f"--deepspeed_config {JSONS}/{name}.json" for name in ("offload", "zero3_offload"))
 ROWS = [
     Row(1, "llama", "--zero-stage 0", *FP32),
     Row(2, "llama", "--zero-stage 0", *FP32),
@@ -157,6 +161,21 @@ ROWS = [
 ]
 
 
+OFFLOADED = [
+    Row(2, "llama", f"{OFFLOAD}", *FP32),
+    Row(2, "llama", f"{OFFLOAD} --micro-batch-size 1 --bf16", *BF16, ci=False),
+    Row(2, "llama", f"{OFFLOAD3}", *FP32),
+    Row(2, "llama", f"{OFFLOAD3} --bf16", *BF16, ci=False),
+    Row(4, "llama", f"{OFFLOAD} {TP2}", *FP32),
+    Row(4, "llama", f"{OFFLOAD3} {TP2} {SP}", *FP32, ci=False),
+    Row(4, "deep llama", f"{OFFLOAD} {PP2} {MICRO1}", *FP32),
+    Row(4, "deep llama", f"{OFFLOAD} {PP2} {MICRO1} --pipeline-schedule zbv", *FP32, ci=False),
+    Row(4, "deep llama", f"{OFFLOAD3} {PP2} {MICRO1}", *FP32),
+    Row(4, "deep llama", f"{OFFLOAD3} {PP2} {MICRO1} --pipeline-schedule interleaved-1f1b", *FP32, ci=False),
+    Row(8, "deep llama", f"{OFFLOAD} {TP2} {PP2} {MICRO1}", *FP32, ci=False),
+]
+
+
 def trained(flags: str) -> Trained:
     """Train on seeded random tokens with a ragged loss mask; the record, with whole weights."""
     config = load_config(flags.split())
@@ -206,6 +225,18 @@ def test_training_equals_one_process(row: Row) -> None:
         assert found.losses == pytest.approx(expected.losses, rel=row.of_losses)
         assert found.norms == pytest.approx(expected.norms, rel=row.of_losses)
         assert distance(found.weights, expected.weights) < row.of_weights
+
+
+@pytest.fixture(scope="module")
+def cpu_adam() -> None:
+    """Compiled before the ranks' time begins to run."""
+    build_cpu_adam()
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("row", OFFLOADED, ids=lambda row: f"{row.ranks} ranks {row.model} {row.flags}")
+def test_training_with_offload_equals_one_process(row: Row, cpu_adam: None) -> None:
+    test_training_equals_one_process(row)
 
 
 def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
