@@ -204,6 +204,7 @@ def stage_by_stage(
         plan,
         chunks,
         shape=(batch.micro_size, length, model.hidden_size),
+        seq_length=batch.seq_length,
         dtype=DTYPES[config.precision.dtype],
         device=place.device,
         group=place.groups.group(Axis.PP),

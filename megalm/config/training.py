@@ -51,6 +51,11 @@ class TrainingConfig(Section):
     """Steps between two evaluations on the validation set. Default: only at the end of the run."""
     eval_iters: int = Field(100, ge=0)
     """Global batches of one evaluation, the same ones every time; 0 turns evaluation off."""
+    sample_prompt: str | None = None
+    """Text to continue with the likeliest tokens after each evaluation and at the end; the log and TensorBoard show
+    it."""
+    sample_tokens: int = Field(32, ge=1)
+    """Tokens that continue sample_prompt, as far as seq_length allows."""
     skip_train: bool = False
     """Load, evaluate and exit."""
     exit_interval: int | None = Field(None, ge=1)

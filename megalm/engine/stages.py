@@ -49,6 +49,9 @@ class Pipeline(Protocol):
     def evaluate(self, micro_batches: Sequence[Batch]) -> Tensor:
         """(sum of losses, number of unmasked tokens), float64, on the last stage, else zeros."""
 
+    def next_logits(self, tokens_BT: Tensor) -> Tensor:
+        """Logits (B, V) of the token after each row, without vocabulary padding, on every rank."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Staged:
