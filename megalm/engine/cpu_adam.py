@@ -45,7 +45,8 @@ def build_cpu_adam(cache: Path | None = None) -> type[DeepSpeedCPUAdam]:
     if _NAME not in OpBuilder._loaded_ops and not _installed():
         library = _library(cache or Path.home() / ".cache" / "megalm" / "deepspeed")
         spec = importlib.util.spec_from_file_location(_NAME, library)
-        assert spec is not None and spec.loader is not None, f"{library} is an extension module"
+        assert spec is not None, f"{library} is an extension module"
+        assert spec.loader is not None, f"{library} is an extension module"
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         OpBuilder._loaded_ops[_NAME] = module
