@@ -248,6 +248,7 @@ def layout_problems(config: RunConfig, world_size: int) -> list[str]:
             f"world {world_size} = tp {parallel.tensor_model_parallel_size} x pp "
             f"{parallel.pipeline_model_parallel_size} x cp {parallel.context_parallel_size} x dp ? has no solution: "
             f"the number of ranks must be a multiple of {one}; start {_nearest_multiples(world_size, one)} ranks"
+            f"{_axes_that_fit(config, world_size)}"
         )
         return found + model_split(config)
     return found + model_split(config) + batch_split(config, world_size // one)
@@ -258,7 +259,7 @@ def model_split(config: RunConfig) -> list[str]:
     tp, model = config.parallel.tensor_model_parallel_size, config.model
     found = []
     heads, kv_heads = model.num_attention_heads, model.num_kv_heads
-    valid = [size for size in range(1, heads + 1) if heads % size == 0 and _share_heads(kv_heads, size)]
+    valid = _tensor_parallel_sizes(config)
     if heads % tp:
         found.append(
             f"tensor_model_parallel_size={tp} must divide num_attention_heads={heads}; use {_nearest(tp, valid)}"
@@ -314,6 +315,28 @@ def batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
 def _ranks_of_one_model(config: RunConfig) -> int:
     parallel = config.parallel
     return parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+
+
+def _axes_that_fit(config: RunConfig, world_size: int) -> str:
+    """The nearest sizes of each axis that alone make the ranks come out even, as the end of a sentence."""
+    one, ways = _ranks_of_one_model(config), []
+    possible = {
+        "tensor_model_parallel_size": _tensor_parallel_sizes(config),
+        "pipeline_model_parallel_size": list(range(1, config.model.num_layers + 1)),
+    }
+    for name, sizes in possible.items():
+        size = getattr(config.parallel, name)
+        room, rest = divmod(world_size, one // size)
+        valid = [n for n in sizes if room % n == 0]
+        if size > 1 and rest == 0 and room and valid:
+            ways.append(f", or use --{name.replace('_', '-')} {_nearest(size, valid)}")
+    return "".join(ways)
+
+
+def _tensor_parallel_sizes(config: RunConfig) -> list[int]:
+    """The numbers of ranks over which the heads can be spread."""
+    heads, kv_heads = config.model.num_attention_heads, config.model.num_kv_heads
+    return [size for size in range(1, heads + 1) if heads % size == 0 and _share_heads(kv_heads, size)]
 
 
 def _share_heads(kv_heads: int, ranks: int) -> bool:
