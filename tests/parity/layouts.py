@@ -14,7 +14,7 @@ SAMPLES, SEQ, VOCAB = 8, 16, 61
 RUN = (
     f"--num-layers 2 --hidden-size 32 --vocab-size {VOCAB} --make-vocab-size-divisible-by 8 --seq-length {SEQ} "
     f"--max-position-embeddings {SEQ} --global-batch-size {SAMPLES} --train-iters {STEPS} --lr 0.01 --weight-decay 0.1 "
-    "--clip-grad 0.5 --mock-data --eval-iters 0 --micro-batch-size 2 "
+    "--clip-grad 0.5 --adam-eps 1e-4 --mock-data --eval-iters 0 --micro-batch-size 2 "
 )
 LLAMA = (
     "--num-attention-heads 4 --num-query-groups 2 --ffn-hidden-size 64 --swiglu --disable-bias-linear "
@@ -72,12 +72,13 @@ class Tolerance:
     logits: float
 
 
-# In low precision every layout rounds partial sums in its own way, and Adam's first steps turn the sign of a tiny
-# gradient into whole steps: two layouts are as far from each other as either is from fp32.
-TOLERANCES = {
-    None: Tolerance(1e-5, 1e-5, 1e-5, 1e-5, 2e-5),
-    "bf16": Tolerance(2e-3, 3e-3, 1e-1, 5e-2, 3e-1),
-    "fp16": Tolerance(3e-4, 1e-3, 1e-1, 3e-2, 2e-1),
+EXACT = Tolerance(1e-5, 1e-5, 1e-5, 1e-5, 2e-5)
+# DeepSpeed's CPU Adam rounds otherwise than torch's AdamW: 1e-6 of the weights after five steps
+OFFLOADED = Tolerance(1e-5, 1e-5, 5e-5, 1e-5, 2e-5)
+# every layout rounds partial sums in its own way
+LOW = {
+    "bf16": Tolerance(2e-3, 1e-3, 2e-2, 1e-2, 1e-1),
+    "fp16": Tolerance(3e-4, 2e-4, 2e-3, 2e-3, 1e-2),
 }
 
 
@@ -101,12 +102,14 @@ class Row:
     @property
     def precision(self) -> str | None:
         """bf16, fp16, or None for fp32: one process computes in the same."""
-        return next((word for word in self.words.split() if word in TOLERANCES), None)
+        return next((word for word in self.words.split() if word in LOW), None)
 
     @property
     def tolerance(self) -> Tolerance:
         """How close the row is to one process."""
-        return TOLERANCES[self.precision]
+        if self.precision is not None:
+            return LOW[self.precision]
+        return OFFLOADED if "offload" in self.words else EXACT
 
 
 CI = True
@@ -229,7 +232,7 @@ ROWS = [
     Row(2, "llama documents", "tp2 zero1"),
     Row(2, "gpt2 documents", "tp2 sp zero1", CI),
     Row(2, "llama documents", "pp2 1f1b zero1"),
-    Row(2, "gpt2 documents", "pp2 zbv zero0"),
+    Row(2, "gpt2 documents", "pp2 zbv zero0", CI),
     Row(4, "llama documents", "tp2 sp pp2 zbv zero1", CI),
     Row(4, "gpt2 documents", "pp2 interleaved-1f1b zero3 one-by-one"),
     # low precision against one process in the same
