@@ -51,7 +51,8 @@ def build_cpu_adam(cache: Path | None = None) -> type[DeepSpeedCPUAdam]:
         spec.loader.exec_module(module)
         OpBuilder._loaded_ops[_NAME] = module
     builder.load(verbose=False)
-    return DeepSpeedCPUAdam
+    kind: type[DeepSpeedCPUAdam] = DeepSpeedCPUAdam
+    return kind
 
 
 def _installed() -> bool:

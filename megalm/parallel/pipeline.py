@@ -249,7 +249,7 @@ class Pipeline:
         self.num_micro_batches = num_micro_batches
         self._rank = dist.get_rank(group)
         self._length = seq_length
-        self._vocab_size = chunks[0].config.vocab_size
+        self._vocab_size = chunks[0].config.vocab_size or 0
         self._hidden = torch.empty(shape, dtype=dtype, device="meta").requires_grad_()
         self._device = device
         self._feed = Feed()

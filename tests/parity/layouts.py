@@ -166,6 +166,7 @@ ROWS = [
     Row(2, "deep gpt2", "pp2 1f1b zero0 one-by-one"),
     Row(2, "deep gpt2", "pp2 zbv zero1 one-by-one"),
     # ... under data parallelism, with ZeRO 2 and 3
+    Row(4, "deep llama", "pp2 1f1b zero0 one-by-one", CI),
     Row(4, "deep llama", "pp2 1f1b zero1 one-by-one"),
     Row(4, "deep llama", "pp2 zbv zero1 one-by-one"),
     Row(4, "deep llama", "pp2 gpipe zero2 one-by-one"),
