@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import REPOSITORY, Workspace, environment, free_port
+from launching import REPOSITORY, Workspace, environment, free_port, run
 
 pytestmark = pytest.mark.e2e
 
@@ -21,19 +21,22 @@ def reported(output: str) -> tuple[list[float], str]:
     return losses, re.findall(r" sample at iteration 3 \| (.*)", output)[-1]
 
 
-def test_four_ranks_report_what_one_process_reports(workspace: Workspace) -> None:
-    """Training, evaluation and a sample; the micro-batch size follows from the layout."""
+def test_four_ranks_report_what_one_process_reports(workspace: Workspace, tmp_path: Path) -> None:
+    """Training, evaluation and a sample, which the checkpoint repeats; the micro-batch size follows from the layout."""
     flags = ("--train-iters", "3", "--micro-batch-size", "none", "--attention-dropout", "0", "--hidden-dropout", "0",
              "--sample-prompt", "import os", "--sample-tokens", "5")  # fmt: skip
     alone = workspace.python(*flags)
     assert alone.code == 0, alone.output
-    many = workspace.deepspeed(*flags, *TP2_PP2, ranks=4)
+    many = workspace.deepspeed(*flags, *TP2_PP2, "--save", tmp_path, ranks=4)
     assert many.code == 0, many.output
     assert "8 micro x 1 dp x 2 accumulated" in many.output
     found, expected = reported(many.output), reported(alone.output)
     assert len(expected[0]) == 4
     assert found[0] == pytest.approx(expected[0], rel=2e-6)
     assert found[1] == expected[1]
+    later = run("megalm", "generate", "--load", tmp_path, "--prompt", "import os", "--temperature", "0",
+                "--max-new-tokens", "5")  # fmt: skip
+    assert later.output.splitlines()[0] == found[1]
 
 
 def test_a_rank_that_dies_ends_the_job_and_leaves_no_process(workspace: Workspace, tmp_path: Path) -> None:
