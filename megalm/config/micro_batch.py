@@ -21,7 +21,7 @@ def derived_micro_batch_size(config: RunConfig, data_parallel_size: int) -> int:
     parallel, layers, steps = config.parallel, config.model.num_layers, config.batch.gradient_accumulation_steps
     share = config.batch.global_size(data_parallel_size) // data_parallel_size
     if steps is not None:
-        return share // steps
+        return max(1, share // steps)
     wanted = num_stages(parallel, layers) if parallel.pipeline_model_parallel_size > 1 else 1
     counts = [count for count in range(1, share + 1) if share % count == 0]
     possible = [count for count in counts if not micro_batch_problems(parallel, layers, count)]
