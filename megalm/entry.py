@@ -16,6 +16,7 @@ from megalm.config.sections import RunConfig
 from megalm.config.settings import Given
 from megalm.dist.environment import LaunchEnvironment, choose_accelerator, prepare_process, read_environment
 from megalm.errors import LayoutError, MegalmError
+from megalm.resilience.signals import StopRequest
 
 _WAIT_FOR_REPORT_S = 8.0
 
@@ -23,12 +24,14 @@ _WAIT_FOR_REPORT_S = 8.0
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run a training command line and exit: 0 when done, else the error's exit code (see docs/exit_codes.md)."""
     rank = 0
+    stop = StopRequest()
+    stop.listen_early()
     try:
         environment = read_environment()
         rank = environment.rank
         config, notes = _checked(argv, prog, environment)
         threads = prepare_process(environment)
-        code = _run(config, notes, environment, threads)
+        code = _run(config, notes, environment, threads, stop)
     except MegalmError as error:
         _report(error, rank)
         _leave(error.exit_code)
@@ -53,7 +56,7 @@ def _checked(
     return loaded.config, loaded.notes
 
 
-def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, threads: int) -> int:
+def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, threads: int, stop: StopRequest) -> int:
     """Start torch and the process group, train, leave the group."""
     import torch
     import torch.distributed as dist
@@ -76,9 +79,9 @@ def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, th
     lock = assembly.open_run_folder(config, place)
     folder = assembly.run_folder(config)
     log = start_logging(environment.rank, folder / "logs" if folder else None)
-    for note in notes:
+    for note in [*notes, *filter(None, [environment.note])]:
         log.info(note)
-    code = pretrain(config, place)
+    code = pretrain(config, place, stop)
     if code:
         # the first rank to exit makes the launcher end the others; they are to end by themselves, with the same code
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
