@@ -15,6 +15,8 @@ _COMMANDS = {
     ),
     "train-tokenizer": ("megalm.data.train_tokenizer", "train a sentencepiece tokenizer"),
     "preprocess": ("megalm.data.preprocess", "turn JSONL into an indexed dataset (.bin and .idx)"),
+    "submit": ("megalm.launching.submit", "train as a SLURM job, or by another launcher's exact command"),
+    "doctor": ("megalm.launching.doctor", "say what this machine, or these ranks, can do: one page for a bug report"),
     "generate": ("megalm.generate", "continue a prompt with a trained model"),
     "report": ("megalm.report", "say how a run went: losses, checkpoint, a sample, how to continue"),
 }
@@ -25,7 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. A MegalmError is one line on stderr and the error's exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(argv[0] if argv and argv[0] in _COMMANDS else None)
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if hasattr(arguments, "training_flags"):
+        arguments.training_flags, arguments.words = rest, argv[1:]  # a command that passes on what it does not know
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     module = importlib.import_module(_COMMANDS[arguments.command][0])
     try:
         return int(module.run(arguments))

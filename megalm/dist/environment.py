@@ -5,6 +5,7 @@ MPI launcher, those of `srun`, a single process. Where two of them speak, they m
 """
 
 import os
+import re
 import socket
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,12 @@ from megalm.errors import PlatformError
 
 _PLACE_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _MEETING_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
+_CAPTURED = (
+    "PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV",
+    "PYTHONPATH", "CUDA_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SLURM_CONF",
+)  # fmt: skip
+_CAPTURED_PREFIXES = ("NCCL_", "UCX_", "GLOO_", "FI_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "DS_", "HF_", "MEGALM_")
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -276,3 +283,20 @@ def choose_accelerator(cuda: bool, environ: MutableMapping[str, str] | None = No
     """Tell DeepSpeed which accelerator to use, before it is imported (else it guesses and warns)."""
     environ = os.environ if environ is None else environ
     environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+
+
+def user_variable(name: str, environ: Mapping[str, str] | None = None) -> str | None:
+    """A variable by which the user tells megalm something; None if it is not set."""
+    return (os.environ if environ is None else environ).get(name) or None
+
+
+def captured_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables that a job needs to run like this shell. Never what looks like a secret, by name or as user:password@."""
+    environ = os.environ if environ is None else environ
+    return {
+        name: value
+        for name, value in environ.items()
+        if (name in _CAPTURED or name.startswith(_CAPTURED_PREFIXES))
+        and not _SECRET.search(name)
+        and not re.search(r"://[^/@\s]*:[^/@\s]*@", value)
+    }

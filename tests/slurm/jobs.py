@@ -1,0 +1,79 @@
+"""Submitting `megalm` jobs to a test cluster and watching them."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster import Cluster, wait_until
+from e2e.launching import REPOSITORY, Finished
+from small_job import losses, quiet_environment
+
+
+def run_on(cluster: Cluster, *words: str | Path, timeout: float = 150) -> Finished:
+    """Run a command whose SLURM is `cluster`."""
+    done = subprocess.run(
+        [str(word) for word in words], cwd=REPOSITORY, env=quiet_environment() | cluster.environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout,
+    )  # fmt: skip
+    return Finished(done.returncode, done.stdout)
+
+
+def submit(cluster: Cluster, *words: str | Path) -> Finished:
+    """`megalm submit`."""
+    return run_on(cluster, sys.executable, "-m", "megalm.cli", "submit", *words)
+
+
+class SubmittedJob:
+    """A job of the cluster and its run folder."""
+
+    def __init__(self, cluster: Cluster, answer: Finished, run: Path) -> None:
+        assert answer.code == 0, answer.output
+        found = re.search(r"submitted (\d+)", answer.output)
+        assert found is not None, answer.output
+        self.cluster, self.number, self.run = cluster, found[1], run
+
+    def field(self, name: str) -> str:
+        """What `scontrol show job` says."""
+        text = self.cluster.command("scontrol", "--oneliner", "show", "job", self.number)
+        found = re.search(rf"\b{name}=(\S*)", text)
+        assert found is not None, text
+        return found[1]
+
+    @property
+    def log(self) -> str:
+        """What the batch script and rank 0 wrote."""
+        path = self.run / "slurm" / f"job_{self.number}.log"
+        return path.read_text() if path.exists() else ""
+
+    def wait_for_step(self, step: int, seconds: float = 90) -> None:
+        """Return as soon as the run has done `step` steps."""
+        wait_until(lambda: len(losses(self.run)) >= step or self.ended(), seconds, lambda: self.story("no such step"))
+        assert len(losses(self.run)) >= step, self.story("ended before")
+
+    def wait_for_requeue(self, restarts: int, seconds: float = 60) -> None:
+        """Return when the job waits for its start number `restarts`, and let it start at once.
+
+        SLURM itself would let two minutes pass, so that no credential of the last start is valid any more.
+        """
+        def waits() -> bool:
+            return self.field("JobState") == "PENDING" and int(self.field("Restarts")) == restarts
+
+        wait_until(waits, seconds, lambda: self.story("not queued again"))
+        assert self.cluster.processes() == {}, "nothing runs between two starts"
+        self.cluster.command("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+
+    def wait_for_end(self, seconds: float = 90) -> str:
+        """The final state."""
+        wait_until(self.ended, seconds, lambda: self.story("does not end"))
+        return self.field("JobState")
+
+    def ended(self) -> bool:
+        """Whether the job is over."""
+        return self.field("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
+
+    def story(self, problem: str) -> str:
+        """All that is known, for a failed test."""
+        text = self.cluster.command("scontrol", "show", "job", self.number, check=False)
+        return f"{problem}\n{text}\n{self.log}\n{time.ctime()}"
