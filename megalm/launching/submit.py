@@ -64,8 +64,8 @@ def _add_job(group: Any) -> None:
                        "the ranks are told to save and stop (default: 300, at most a quarter of the time)")  # fmt: skip
     group.add_argument("--no-requeue", action="store_true", help="do not queue again at the time limit, "
                        "preemption or a node's failure")  # fmt: skip
-    group.add_argument("--max-idle-starts", type=_positive, default=IDLE_STARTS, metavar="K", help="stop after K starts "
-                       "in a row without a new checkpoint (default: %(default)s)")  # fmt: skip
+    group.add_argument("--max-idle-starts", type=_positive, default=IDLE_STARTS, metavar="K", help="stop after K "
+                       "starts in a row without a new checkpoint (default: %(default)s)")  # fmt: skip
     group.add_argument("--chain", type=_positive, default=1, metavar="L", help="submit L jobs, each after the end of "
                        "the one before (afterany), instead of requeueing")  # fmt: skip
     group.add_argument("--sweep", action="append", default=[], metavar="FLAG=V1,V2", help="a job array with a run for "

@@ -57,6 +57,7 @@ class SubmittedJob:
 
         SLURM itself would let two minutes pass, so that no credential of the last start is valid any more.
         """
+
         def waits() -> bool:
             return self.field("JobState") == "PENDING" and int(self.field("Restarts")) == restarts
 
@@ -76,4 +77,5 @@ class SubmittedJob:
     def story(self, problem: str) -> str:
         """All that is known, for a failed test."""
         text = self.cluster.command("scontrol", "show", "job", self.number, check=False)
-        return f"{problem}\n{text}\n{self.log}\n{time.ctime()}"
+        said = [line for line in self.log.splitlines() if not line.startswith(" iteration")]
+        return "\n".join([problem, text, *said, f"{len(losses(self.run))} steps at {time.ctime()}"])

@@ -1,10 +1,9 @@
 """The preemption drill on a real four-node SLURM: whatever ends a start of the job, the run goes on bit-exact."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, wait_until
+from cluster import Cluster
 from e2e.launching import run
 from jobs import SubmittedJob, submit
 from small_job import LAYOUT, STEPS, losses, quiet_environment, write_recipe
@@ -44,7 +43,7 @@ def test_a_job_that_is_warned_preempted_and_loses_a_node_finishes_with_the_losse
 
     # preemption by a job of a higher partition
     job.wait_for_step(warned + 5)
-    cluster.command("sbatch", "--partition=urgent", "--nodes=4", "--output=/dev/null", "--wrap", "true")
+    cluster.command("sbatch", "--partition=urgent", "--exclusive", "--nodes=4", "--output=/dev/null", "--wrap", "true")
     job.wait_for_requeue(2)
     preempted = checkpoint(folder)
     assert preempted >= warned + 5
@@ -58,7 +57,7 @@ def test_a_job_that_is_warned_preempted_and_loses_a_node_finishes_with_the_losse
     assert job.wait_for_end() == "COMPLETED", job.log
     assert len(losses(folder)) == STEPS
     assert losses(folder) == losses(undisturbed), "bit-equal"
-    assert f"start 3 (SLURM_RESTART_COUNT), checkpoint step_" in job.log
+    assert "start 3 (SLURM_RESTART_COUNT), checkpoint step_" in job.log
     assert cluster.processes() == {}, "no orphans"
 
 
