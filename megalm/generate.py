@@ -78,7 +78,8 @@ def load_model(reader: CheckpointReader) -> GPT:
     model.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(reader.read_tensor(name))
+            rows = reader.read_tensor(name)  # a vocabulary table has padding here that the checkpoint may lack
+            parameter.zero_()[: rows.shape[0]] = rows
     return model
 
 
@@ -92,7 +93,7 @@ def tokenizer_of(reader: CheckpointReader, moved_to: str | None = None) -> Token
     settings = TokenizerConfig(**reader.manifest.config["tokenizer"])
     if moved_to is not None:
         settings = settings.model_copy(update={"tokenizer_model": moved_to})
-    if settings.tokenizer_type is None and settings.tokenizer_model is None:
+    if not settings.is_given:
         raise ConfigError(f"the run of {reader.folder} was trained without a tokenizer; give --tokenizer-model FILE")
     tokenizer = build_tokenizer(settings)
     trained_with = reader.manifest.identity.get("tokenizer")

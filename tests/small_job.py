@@ -7,7 +7,7 @@ from pathlib import Path
 from e2e.launching import environment
 
 RANKS = 4
-LAYOUT: list[str] = []
+LAYOUT = ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]
 """The flags that split the model over the ranks."""
 RECIPE = """
 model: {num_layers: 4, hidden_size: 64, num_attention_heads: 4, num_query_groups: 2, position_embedding_type: rope,

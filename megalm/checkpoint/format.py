@@ -1,13 +1,16 @@
 """The manifest of a checkpoint: what `step_N/manifest.json` holds.
 
-    {"sha256": (of the rest), "format": 1, "megalm": "0.1.0", "step": 20, "consumed_samples": 320,
+    {"sha256": (of the rest), "format": 2, "megalm": "0.1.0", "step": 20, "consumed_samples": 320,
      "layout": "world 2 = ...", "config": {...}, "identity": {"tokenizer": ..., "data": ...}, "scalars": {...},
      "files": {"rank_00000.safetensors": {"bytes": ..., "sha256": ..., "rank": 0}, ...},
      "tensors": {"layers.0.mlp.w_up.weight": {"shape": [64, 16], "slices": {"weight": [
-         {"file": "rank_00000.safetensors", "start": 0, "stop": 512}, ...], "exp_avg": [...], "exp_avg_sq": [...]}}}}
+         {"file": "rank_00000.safetensors", "rows": [0, 32], "columns": [0, 16], "start": 0, "stop": 512}, ...],
+         "exp_avg": [...], "exp_avg_sq": [...]}}}}
 
-A slice is elements start..stop (row-major) of the global tensor, one-dimensional, fp32, under the key
-`<kind>/<name>` of its file.
+A tensor is seen as a matrix, its first dim by all the others laid flat. A slice is elements start..stop (row-major) of
+the part of it that `rows` and `columns` cut out, one-dimensional, fp32, under the key `<kind>/<name>` of its file.
+Shapes are those of the whole model without vocabulary padding. In format 1 slices had no rows and columns, the part
+being the whole tensor, and vocabulary tables were stored with their padding.
 """
 
 import hashlib
@@ -20,7 +23,7 @@ from typing import Any
 from megalm import __version__
 from megalm.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 LATEST = "latest"
 _STEP_FOLDER = re.compile(r"step_(\d+)")

@@ -1,4 +1,4 @@
-"""Reading a checkpoint: verify, then any range of any tensor, whatever layout wrote it."""
+"""Reading a checkpoint: verify, then any part of any tensor, whatever layout wrote it."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,11 @@ import torch
 from safetensors import safe_open
 
 from megalm.checkpoint.format import Manifest
+from megalm.dist.slices import Rectangle
 from megalm.errors import CheckpointError
 from megalm.files import sha256_of
+
+_VOCABULARY = ("embedding.tokens.weight", "head.weight")
 
 
 class CheckpointReader:
@@ -55,26 +58,50 @@ class CheckpointReader:
         """Whether the checkpoint holds "weight", "exp_avg" or "exp_avg_sq"."""
         return kind in self.manifest.scalars["kinds"]
 
-    def read(self, name: str, kind: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Elements start..stop of a global tensor laid flat, fp32 (default: all of them).
+    def fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a global tensor has this shape, the vocabulary padding of old checkpoints aside."""
+        stored = self.shape(name)
+        padded = self.manifest.format == 1 and stored[1:] == shape[1:] and stored[0] > shape[0]
+        return stored == shape or (padded and name in _VOCABULARY)
+
+    def read(
+        self, name: str, kind: str, part: Rectangle | None = None, start: int = 0, stop: int | None = None
+    ) -> torch.Tensor:
+        """Elements start..stop of a part of a global tensor laid flat, fp32 (default: all of the whole tensor).
 
         Raises:
             CheckpointError: no shard holds some of them.
         """
-        entry = self.manifest.tensors[name]
-        stop = int(torch.Size(entry["shape"]).numel()) if stop is None else stop
+        part = Rectangle.whole(self.shape(name)) if part is None else part
+        stop = part.size if stop is None else stop
         result = torch.empty(stop - start)
         filled = 0
-        for piece in entry["slices"][kind]:
-            low, high = max(start, piece["start"]), min(stop, piece["stop"])
-            if low >= high:
-                continue
-            stored = self._shard(piece["file"]).get_slice(f"{kind}/{name}")
-            result[low - start : high - start] = stored[low - piece["start"] : high - piece["start"]]
-            filled += high - low
+        for offset, wanted in part.of_range(start, stop):
+            target = result[offset : offset + wanted.size].view(wanted.height, wanted.width)
+            for piece in self.manifest.tensors[name]["slices"][kind]:
+                filled += self._fill(target, wanted, piece, f"{kind}/{name}")
         if filled != stop - start:
             raise CheckpointError(f"{self.folder} lacks {stop - start - filled} elements of {kind} {name}")
         return result
+
+    def _fill(self, target: torch.Tensor, wanted: Rectangle, piece: dict[str, Any], key: str) -> int:
+        """Copy what a stored slice has of the rectangle `wanted` into `target`; the number of elements."""
+        stored_part = Rectangle.whole(self.shape(key.partition("/")[2]))
+        if "rows" in piece:
+            stored_part = Rectangle(tuple(piece["rows"]), tuple(piece["columns"]))
+        filled = 0
+        for offset, held in stored_part.of_range(piece["start"], piece["stop"]):
+            common = wanted.intersection(held)
+            if common.size == 0:
+                continue
+            first = offset + (common.rows[0] - held.rows[0]) * held.width
+            stored = self._shard(piece["file"]).get_slice(key)[first : first + common.height * held.width]
+            rows = stored.view(common.height, held.width)
+            target[_within(common.rows, wanted.rows), _within(common.columns, wanted.columns)] = rows[
+                :, _within(common.columns, held.columns)
+            ]
+            filled += common.size
+        return filled
 
     def _shard(self, name: str) -> Any:
         """An open shard; opened once, since every tensor may have a part in it."""
@@ -85,3 +112,8 @@ class CheckpointReader:
     def read_tensor(self, name: str, kind: str = "weight") -> torch.Tensor:
         """A whole global tensor in its shape, fp32."""
         return self.read(name, kind).view(self.shape(name))
+
+
+def _within(inner: tuple[int, int], outer: tuple[int, int]) -> slice:
+    """A range as a slice of the range in which it lies."""
+    return slice(inner[0] - outer[0], inner[1] - outer[0])

@@ -1,32 +1,32 @@
 """From a checkpoint of any layout into the live state of this one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from megalm.checkpoint.reader import CheckpointReader
-from megalm.dist.slices import StateSlice
+from megalm.dist.slices import Placement, StateSlice
 from megalm.errors import CheckpointError
 
 
 def restore_weights(
     reader: CheckpointReader,
     parameters: dict[str, nn.Parameter],
-    shapes: dict[str, tuple[int, ...]],
+    placements: Mapping[str, Placement],
     set_weight: Callable[[nn.Parameter, torch.Tensor], None],
 ) -> None:
-    """Give the model its working copy of every parameter.
+    """Give this rank's `parameters` their working copies; `placements` are those of the whole model's parameters.
 
     Raises:
         CheckpointError: names or shapes differ from the checkpoint's, all of them listed.
     """
-    problems = [f"{name} is not in the checkpoint" for name in parameters if name not in reader.names]
-    problems += [f"{name} is only in the checkpoint" for name in sorted(reader.names - set(parameters))]
+    problems = [f"{name} is not in the checkpoint" for name in placements if name not in reader.names]
+    problems += [f"{name} is only in the checkpoint" for name in sorted(reader.names - set(placements))]
     problems += [
-        f"{name} is {reader.shape(name)} in the checkpoint, {shapes[name]} here"
-        for name in parameters
-        if name in reader.names and reader.shape(name) != shapes[name]
+        f"{name} is {reader.shape(name)} in the checkpoint, {placements[name].shape} here"
+        for name in placements
+        if name in reader.names and not reader.fits(name, placements[name].shape)
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -35,7 +35,7 @@ def restore_weights(
             "that wrote it (its config.yaml)"
         )
     for name, parameter in parameters.items():
-        set_weight(parameter, reader.read_tensor(name))
+        set_weight(parameter, reader.read(name, "weight", placements[name].part))
 
 
 def restore_slices(reader: CheckpointReader, slices: Sequence[StateSlice], *, with_moments: bool) -> None:
@@ -52,4 +52,4 @@ def restore_slices(reader: CheckpointReader, slices: Sequence[StateSlice], *, wi
                         f"{reader.folder} holds no optimizer state (--no-save-optim); give --no-load-optim or "
                         "--finetune to start the optimizer anew"
                     )
-                view.copy_(reader.read(piece.name, kind, piece.start, piece.stop))
+                view.copy_(reader.read(piece.name, kind, piece.placement.part, piece.start, piece.stop))

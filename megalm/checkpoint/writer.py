@@ -89,10 +89,14 @@ def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool
             f"cannot write {path} ({error}): it needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
             "free some space or choose another --save"
         ) from error
-    pieces = [
-        {"name": piece.name, "shape": list(piece.shape), "start": piece.start, "stop": piece.stop} for piece in slices
-    ]
-    return {**written, "slices": pieces}
+    return {**written, "slices": [_described(piece) for piece in slices]}
+
+
+def _described(piece: StateSlice) -> dict[str, Any]:
+    """What the manifest says of a slice, and of the tensor that it is of."""
+    placement = piece.placement
+    where = {"rows": list(placement.part.rows), "columns": list(placement.part.columns)}
+    return {"name": piece.name, "shape": list(placement.shape), **where, "start": piece.start, "stop": piece.stop}
 
 
 def _commit(partial: Path, final: Path, header: dict[str, Any], entries: list[dict[str, Any]]) -> None:
@@ -105,7 +109,8 @@ def _commit(partial: Path, final: Path, header: dict[str, Any], entries: list[di
         for piece in entry["slices"]:
             tensor = tensors.setdefault(piece["name"], {"shape": piece["shape"], "slices": {k: [] for k in kinds}})
             for pieces in tensor["slices"].values():
-                pieces.append({"file": entry["file"], "start": piece["start"], "stop": piece["stop"]})
+                where = {key: piece[key] for key in ("rows", "columns", "start", "stop")}
+                pieces.append({"file": entry["file"], **where})
     with _or_checkpoint_error(final):
         replace_text(partial / MANIFEST, Manifest(**header, files=files, tensors=tensors).to_json())
         if final.exists():  # the same step of an earlier, diverged attempt

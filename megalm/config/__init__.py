@@ -19,6 +19,7 @@ from megalm.config.load import Loaded, load, load_config
 from megalm.config.model import ModelConfig
 from megalm.config.output import CheckpointConfig, LoggingConfig
 from megalm.config.parallel import EngineConfig, ParallelConfig
+from megalm.config.recompute import RecomputeConfig
 from megalm.config.reference import reference_markdown
 from megalm.config.sections import RunConfig
 from megalm.config.training import BatchConfig, OptimizerConfig, PrecisionConfig, TrainingConfig
@@ -34,6 +35,7 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "PrecisionConfig",
+    "RecomputeConfig",
     "RunConfig",
     "TokenizerConfig",
     "TrainingConfig",

@@ -7,6 +7,7 @@ A new rule is a function here and its name in `CHECKS`. What concerns one sectio
 from collections.abc import Callable
 
 from megalm.config.engine_json import deepspeed_only, zero_stage
+from megalm.config.pipeline import SCHEDULES, micro_batch_problems, pipeline_problems, schedule_name
 from megalm.config.sections import RunConfig
 from megalm.errors import LayoutError
 
@@ -18,7 +19,7 @@ def run_problems(config: RunConfig) -> list[str]:
 
 def sections(config: RunConfig) -> list[str]:
     """Each section's own problems."""
-    return config.model.problems() + config.data.problems()
+    return config.model.problems() + config.data.problems() + config.recompute.problems()
 
 
 def lengths(config: RunConfig) -> list[str]:
@@ -49,6 +50,14 @@ def sample_count(config: RunConfig, global_batch_size: int) -> list[str]:
         return []
     nearest = _nearest_multiples(samples, global_batch_size)
     return [f"train_samples={samples} must be a multiple of global_batch_size={global_batch_size}; use {nearest}"]
+
+
+def recomputation(config: RunConfig) -> list[str]:
+    """No more recomputed layers than there are."""
+    count, layers = config.recompute.recompute_num_layers, config.model.num_layers
+    if count <= layers:
+        return []
+    return [f"recompute_num_layers={count} must not exceed num_layers={layers}; lower --recompute-num-layers"]
 
 
 def learning_rate(config: RunConfig) -> list[str]:
@@ -162,8 +171,7 @@ def engine(config: RunConfig) -> list[str]:
     return found
 
 
-AXES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
-UNAVAILABLE_AXES = AXES
+UNAVAILABLE_AXES = ("context_parallel_size",)
 """Axes that cannot be larger than 1 in this version. Take a name out when its axis works."""
 
 
@@ -177,16 +185,35 @@ def available_axes(config: RunConfig) -> list[str]:
     ]
 
 
+def pipeline_engine(config: RunConfig) -> list[str]:
+    """ZeRO 3 with schedules that do not split backward passes."""
+    name = schedule_name(config.parallel)
+    if (
+        config.parallel.pipeline_model_parallel_size == 1
+        or zero_stage(config) < 3
+        or not SCHEDULES[name].splits_backward
+    ):
+        return []
+    whole = " or ".join(other for other, rule in SCHEDULES.items() if not rule.splits_backward)
+    return [
+        f"pipeline_schedule={name} computes weight gradients after ZeRO stage 3 has taken the weights away; use "
+        f"--zero-stage 2, or --pipeline-schedule {whole}"
+    ]
+
+
 CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     sections,
     lengths,
     learning_rate,
     schedule,
     precision,
+    recomputation,
     evaluation,
     checkpoints,
     engine,
     available_axes,
+    pipeline_problems,
+    pipeline_engine,
 )
 
 
@@ -219,16 +246,41 @@ def layout_problems(config: RunConfig, world_size: int) -> list[str]:
 
 def model_split(config: RunConfig) -> list[str]:
     """Heads over tensor-parallel ranks, layers over stages."""
-    tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
-    model = config.model
+    tp, model = config.parallel.tensor_model_parallel_size, config.model
     found = []
-    for name, heads in (("num_attention_heads", model.num_attention_heads), ("num_query_groups", model.num_kv_heads)):
-        if heads % tp:
-            valid = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
-            found.append(f"tensor_model_parallel_size={tp} must divide {name}={heads}; use one of {valid}")
-    if pp > model.num_layers:
-        found.append(f"pipeline_model_parallel_size={pp} must not exceed num_layers={model.num_layers}")
-    return found
+    heads, kv_heads = model.num_attention_heads, model.num_kv_heads
+    valid = [size for size in range(1, heads + 1) if heads % size == 0 and _share_heads(kv_heads, size)]
+    if heads % tp:
+        found.append(
+            f"tensor_model_parallel_size={tp} must divide num_attention_heads={heads}; use {_nearest(tp, valid)}"
+        )
+    elif not _share_heads(kv_heads, tp):
+        found.append(
+            f"tensor_model_parallel_size={tp} must divide num_query_groups={kv_heads} or be a multiple of it; "
+            f"use {_nearest(tp, valid)}"
+        )
+    if model.ffn_size % tp:
+        sizes = [size for size in range(1, model.ffn_size + 1) if model.ffn_size % size == 0]
+        found.append(
+            f"tensor_model_parallel_size={tp} must divide ffn_hidden_size={model.ffn_size}; use {_nearest(tp, sizes)}, "
+            f"or --ffn-hidden-size {_nearest_multiples(model.ffn_size, tp)}"
+        )
+    return found + sequence_split(config) + pipeline_problems(config)
+
+
+def sequence_split(config: RunConfig) -> list[str]:
+    """Samples over the ranks of sequence parallelism."""
+    tp, length = config.parallel.tensor_model_parallel_size, config.batch.seq_length
+    if not config.parallel.sequence_parallel:
+        return []
+    if tp == 1:
+        return ["sequence_parallel=true needs tensor_model_parallel_size > 1; raise it or drop --sequence-parallel"]
+    if length % tp:
+        return [
+            f"sequence_parallel=true splits seq_length={length} over tensor_model_parallel_size={tp} ranks: it must be "
+            f"a multiple of {tp}; use --seq-length {_nearest_multiples(length, tp)}"
+        ]
+    return []
 
 
 def batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
@@ -243,12 +295,24 @@ def batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
         product = f"micro_batch_size={micro} x dp {dp} x gradient_accumulation_steps={steps} = {micro * dp * steps}"
         fix = f"drop gradient_accumulation_steps or set it to {total // (micro * dp)}"
         return [f"global_batch_size={total} is not {product}; {fix}"]
-    return sample_count(config, total)
+    found = micro_batch_problems(config.parallel, config.model.num_layers, total // (micro * dp))
+    return found + sample_count(config, total)
 
 
 def _ranks_of_one_model(config: RunConfig) -> int:
     parallel = config.parallel
     return parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+
+
+def _share_heads(kv_heads: int, ranks: int) -> bool:
+    """Whether key/value heads can be dealt out to ranks, or each rank have one that several hold."""
+    return kv_heads % ranks == 0 or ranks % kv_heads == 0
+
+
+def _nearest(number: int, valid: list[int]) -> str:
+    """The values of an ascending list next to `number`."""
+    below = [value for value in valid if value < number][-1:]
+    return " or ".join(str(value) for value in below + [value for value in valid if value > number][:1])
 
 
 def _nearest_multiples(number: int, factor: int) -> str:

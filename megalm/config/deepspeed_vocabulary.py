@@ -228,7 +228,7 @@ UNSUPPORTED_JSON: dict[str, tuple[str, tuple[Any, ...]]] = {
     "zero_optimization.offload_param.device": ('only "cpu" is supported', ("none", "cpu")),
     "zero_optimization.offload_optimizer.device": ('only "cpu" is supported', ("none", "cpu")),
     "zero_optimization.offload_optimizer.super_offload": ("use plain offload_optimizer", ()),
-    "activation_checkpointing": ("megalm does not use DeepSpeed's activation checkpointing; remove the block", ({},)),
+    "activation_checkpointing": ("use --recompute-granularity; remove the block", ({},)),
     "tensorboard": (_TENSORBOARD, ()),
     "csv_monitor": (_TENSORBOARD, ()),
     "wandb": (_TENSORBOARD, ()),

@@ -5,6 +5,7 @@ from megalm.config.data import DataConfig, TokenizerConfig
 from megalm.config.model import ModelConfig
 from megalm.config.output import CheckpointConfig, LoggingConfig
 from megalm.config.parallel import EngineConfig, ParallelConfig
+from megalm.config.recompute import RecomputeConfig
 from megalm.config.training import BatchConfig, OptimizerConfig, PrecisionConfig, TrainingConfig
 
 
@@ -19,6 +20,7 @@ class RunConfig(Section):
     tokenizer: TokenizerConfig
     data: DataConfig
     parallel: ParallelConfig
+    recompute: RecomputeConfig
     engine: EngineConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig

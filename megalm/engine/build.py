@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import deepspeed
@@ -12,12 +13,16 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from megalm.config.training import OptimizerConfig, PrecisionConfig
 from megalm.dist.groups import MeshGroups
+from megalm.dist.slices import Placement
 from megalm.engine.engine import Engine
 from megalm.engine.mpu import MeshUnit
-from megalm.engine.optimizer import ReplicatedAdamW, adam_options, parameter_groups
+from megalm.engine.norm import agree_on_norm
+from megalm.engine.optimizer import ReplicatedAdamW, adam_options, mark_counted, parameter_groups
+from megalm.engine.stages import Staged
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,24 +51,36 @@ def build_engine(
     precision: PrecisionConfig,
     device: torch.device,
     groups: MeshGroups,
+    placements: Mapping[str, Placement],
+    staged: Staged | None = None,
 ) -> Engine:
     """The engine around `model`, which it moves to `device` and casts; ZeRO spreads over the dp axis of `groups`.
 
-    `engine_json` is the final DeepSpeed configuration (`config.engine_json`): its ZeRO stage decides who keeps which
-    part of the state. The learning rate is set at every step, by `Engine.train_step`.
+    `placements` says of every parameter of the whole model, by name, which part of it is here. With `staged`, `model`
+    holds this rank's stages of a pipeline. `engine_json` is the final
+    DeepSpeed configuration (`config.engine_json`): its ZeRO stage decides who keeps which part of the state. The
+    learning rate is set at every step, by `Engine.train_step`.
     """
     connect_deepspeed()
     stage = int(engine_json["zero_optimization"]["stage"])
     if stage == 0:
         model.to(device=device, dtype=_DTYPES[precision.dtype])
         engine_json = _for_replicated(engine_json)
+    mark_counted(model, placements)
     decay_groups = parameter_groups(model, optimizer_config.weight_decay)
-    optimizer = _build_optimizer(decay_groups, stage, engine_json, optimizer_config, precision)
+    if stage == 0:
+        uncounted = {parameter for name, parameter in model.named_parameters() if not placements[name].counted}
+        optimizer = _build_replicated(decay_groups, optimizer_config, precision, uncounted, groups.replica)
+    else:
+        optimizer = _build_optimizer(decay_groups, engine_json, optimizer_config)
     with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use line by line
         wrapped, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=engine_json, mpu=MeshUnit(groups), dist_init_required=False
         )
-    return Engine(wrapped, stage, {parameter: name for name, parameter in model.named_parameters()}, device, groups)
+    if staged is not None and stage > 0:
+        agree_on_norm(wrapped.optimizer, stage)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return Engine(wrapped, stage, names, placements, device, groups, staged)
 
 
 def _for_replicated(engine_json: dict[str, Any]) -> dict[str, Any]:
@@ -72,26 +89,33 @@ def _for_replicated(engine_json: dict[str, Any]) -> dict[str, Any]:
     return kept | {"gradient_clipping": 0.0, "communication_data_type": "fp32"}
 
 
-def _build_optimizer(
+def _build_replicated(
     groups: list[dict[str, Any]],
-    stage: int,
-    engine_json: dict[str, Any],
     config: OptimizerConfig,
     precision: PrecisionConfig,
+    uncounted: Collection[nn.Parameter],
+    replica: ProcessGroup,
 ) -> torch.optim.Optimizer:
-    options = adam_options(config)
-    if stage == 0:
-        return ReplicatedAdamW(
-            groups,
-            clip_grad=config.clip_grad,
-            accumulate_fp32=precision.grad_accum_dtype == "fp32",
-            scaler=_build_scaler(precision) if precision.fp16 else None,
-            **options,
-        )
+    """The optimizer of stage 0."""
+    return ReplicatedAdamW(
+        groups,
+        clip_grad=config.clip_grad,
+        accumulate_fp32=precision.grad_accum_dtype == "fp32",
+        scaler=_build_scaler(precision) if precision.fp16 else None,
+        uncounted=uncounted,
+        replica=replica,
+        **adam_options(config),
+    )
+
+
+def _build_optimizer(
+    groups: list[dict[str, Any]], engine_json: dict[str, Any], config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """The optimizer on which DeepSpeed builds stages 1 to 3."""
     if engine_json["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none":
-        offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **adam_options(config))
         return offloaded
-    return torch.optim.AdamW(groups, fused=True, **options)
+    return torch.optim.AdamW(groups, fused=True, **adam_options(config))
 
 
 def _build_scaler(precision: PrecisionConfig) -> DynamicLossScaler | LossScaler:

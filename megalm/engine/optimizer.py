@@ -1,11 +1,17 @@
 """AdamW for DeepSpeed: parameter groups, and the optimizer with master weights that ZeRO stage 0 runs on."""
 
+import itertools
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from megalm.config.training import OptimizerConfig
+from megalm.dist.slices import Placement
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -22,6 +28,19 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def mark_counted(model: nn.Module, placements: Mapping[str, Placement]) -> None:
+    """Tell DeepSpeed which parameters this rank counts in the gradient's norm: each is counted by one rank of a copy.
+
+    DeepSpeed counts what is marked `model_parallel`, leaves out what is marked `ds_pipe_replicated`, and where nothing
+    is marked counts on the first tensor-parallel rank. Stage 3 does not know the second mark; it counts everything on
+    the first rank of a model copy, which indeed speaks for all that it holds, and elsewhere what has the first mark.
+    """
+    for name, parameter in model.named_parameters():
+        counted = placements[name].counted
+        parameter.model_parallel = counted  # type: ignore[attr-defined]
+        parameter.ds_pipe_replicated = not counted  # type: ignore[attr-defined]
+
+
 def adam_options(config: OptimizerConfig) -> dict[str, Any]:
     """Keyword arguments of AdamW."""
     return {"lr": config.lr, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_eps}
@@ -32,7 +51,8 @@ class ReplicatedAdamW(torch.optim.AdamW):
 
     DeepSpeed averages the gradients (in fp32: `grad_dtype`), then calls `step`, which unscales, measures, clips,
     updates the masters and copies them to the model. DeepSpeed's own stage 0 cannot accumulate in fp32 under bf16.
-    In fp32 the masters are the model's own parameters.
+    In fp32 the masters are the model's own parameters. The gradient's norm is that of the whole model, whose parts the
+    ranks of `replica` hold (None: only this one); another of them counts the parameters `uncounted`.
     """
 
     def __init__(
@@ -42,6 +62,8 @@ class ReplicatedAdamW(torch.optim.AdamW):
         clip_grad: float,
         accumulate_fp32: bool,
         scaler: Any = None,
+        uncounted: Collection[nn.Parameter] = (),
+        replica: ProcessGroup | None = None,
         **options: Any,
     ) -> None:
         self.model_parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
@@ -56,6 +78,8 @@ class ReplicatedAdamW(torch.optim.AdamW):
         master_of = dict(zip(self.model_parameters, self.masters, strict=True))
         groups = [{**group, "params": [master_of[p] for p in group["params"]]} for group in groups]
         super().__init__(groups, fused=True, **options)
+        self.replica = replica
+        self.counted = [parameter not in uncounted for parameter in self.model_parameters]
         self.clip_grad = clip_grad
         self.scaler = scaler
         self.overflow = False
@@ -72,9 +96,8 @@ class ReplicatedAdamW(torch.optim.AdamW):
         assert closure is None, "closures are not supported"
         gradients = [parameter.grad.float() for parameter in self.model_parameters if parameter.grad is not None]
         assert len(gradients) == len(self.masters), "every parameter has a gradient"
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / self.loss_scale
-        self._global_grad_norm = float(norm)
-        self.overflow = not bool(torch.isfinite(norm))
+        self._global_grad_norm = self._norm(gradients) / self.loss_scale
+        self.overflow = not math.isfinite(self._global_grad_norm)
         factor = 1.0 / self.loss_scale
         if self.scaler is not None:
             self.scaler.update_scale(self.overflow)
@@ -91,3 +114,13 @@ class ReplicatedAdamW(torch.optim.AdamW):
             if parameter is not master:
                 parameter.copy_(master)
                 master.grad = None
+
+    def _norm(self, gradients: list[Tensor]) -> float:
+        """L2 norm of the whole model's gradient: every part counted by one rank of the model copy."""
+        counted = list(itertools.compress(gradients, self.counted))
+        squares = torch.zeros((), dtype=torch.float64, device=gradients[0].device)
+        if counted:
+            squares += torch.stack(torch._foreach_norm(counted)).double().square().sum()
+        if self.replica is not None and dist.get_world_size(self.replica) > 1:
+            dist.all_reduce(squares, group=self.replica)
+        return math.sqrt(float(squares))

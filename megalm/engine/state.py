@@ -4,19 +4,25 @@ Stage 0 keeps whole tensors; 1 and 2 keep a range of each parameter group laid f
 DeepSpeed links each parameter to its range: `_hp_mapping` (1 and 2), `grad_position` (3).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from megalm.dist.slices import StateSlice
+from megalm.dist.slices import Placement, StateSlice
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def state_slices(wrapped: Any, stage: int, names: dict[nn.Parameter, str]) -> list[StateSlice]:
-    """What this rank keeps, in the order of `names`; moments that do not exist yet are created as zeros."""
+def state_slices(
+    wrapped: Any, stage: int, names: dict[nn.Parameter, str], placements: Mapping[str, Placement]
+) -> list[StateSlice]:
+    """What this rank keeps, in the order of `names`; moments that do not exist yet are created as zeros.
+
+    What a parameter has beyond its placement, vocabulary padding, is left out.
+    """
     base = wrapped.basic_optimizer
     slices = []
     for parameter, name in names.items():
@@ -24,14 +30,16 @@ def state_slices(wrapped: Any, stage: int, names: dict[nn.Parameter, str]) -> li
         if located is None:
             continue
         flat, offset, start, stop = located
-        count = stop - start
+        count = min(stop, placements[name].part.size) - start
+        if count <= 0:
+            continue
         moments = _moments(base, flat)
         slices.append(
             StateSlice(
                 name=name,
-                shape=tuple(getattr(parameter, "ds_shape", parameter.shape)),
+                placement=placements[name],
                 start=start,
-                stop=stop,
+                stop=start + count,
                 weight=flat.detach().view(-1).narrow(0, offset, count),
                 moments={kind: tensor.view(-1).narrow(0, offset, count) for kind, tensor in moments.items()},
             )
@@ -70,16 +78,19 @@ def _moments(base: torch.optim.Optimizer, flat: Tensor) -> dict[str, Tensor]:
     return {kind: entry[kind] for kind in _MOMENTS}
 
 
-def set_weight(parameter: Any, full: Tensor) -> None:
-    """Copy the whole fp32 tensor into the model's working copy (or this rank's part of it, at stage 3)."""
+def set_weight(parameter: Any, placement: Placement, part: Tensor) -> None:
+    """Copy the fp32 elements of the parameter's placement into the model's working copy (or this rank's part of it, at
+    stage 3).
+    """
+    full = placement.padded(part, tuple(getattr(parameter, "ds_shape", parameter.shape)))
     with torch.no_grad():
         if not hasattr(parameter, "ds_tensor"):
             parameter.data.copy_(full)
             return
-        part = parameter.ds_tensor
-        start = torch.distributed.get_rank(parameter.ds_process_group) * part.ds_numel
-        piece = full.reshape(-1)[start : start + part.ds_numel]
-        part.data.view(-1)[: piece.numel()].copy_(piece)
+        held: Any = parameter.ds_tensor
+        start = torch.distributed.get_rank(parameter.ds_process_group) * held.ds_numel
+        piece = full.reshape(-1)[start : start + held.ds_numel]
+        held.data.view(-1)[: piece.numel()].copy_(piece)
         if parameter.numel() == parameter.ds_numel:  # small parameters stay gathered
             parameter.data.copy_(full)
 

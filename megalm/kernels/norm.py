@@ -25,6 +25,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     `weight` has shape (x.shape[-1],); its dtype may differ from x's.
     Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", equation 4.
     """
-    wide = x if x.dtype == torch.float64 else x.float()
+    # through one node, so that x gets one gradient, summed here: the same whether or not the norm is recomputed
+    wide = x.view_as(x).to(torch.promote_types(x.dtype, torch.float32))
     inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
     return (wide * inverse * weight.to(wide.dtype)).to(x.dtype)

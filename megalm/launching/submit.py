@@ -22,6 +22,8 @@ from megalm.launching.job import IDLE_STARTS, Element, Job, time_seconds
 from megalm.launching.script import batch_script
 from megalm.launching.site import Site, read_site
 
+TAKES_RUN_FLAGS = True
+"""What this command does not know itself it hands to the training script."""
 _SITE_OPTIONS = (
     "partition", "account", "qos", "constraint", "sbatch", "network_interface", "container_image", "container_mounts",
     "container_runtime",
@@ -35,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "All other flags are those of the training script (--save, --train-iters, ...), checked before anything is "
         "submitted. docs/cluster.md walks through it."
     )
-    parser.set_defaults(training_flags=[], words=[])
     add = parser.add_argument
     add("--config", action="append", default=[], metavar="FILE", help="recipe of the run, as for the training script")
     add("--script", default="launch/pretrain_gpt.py", metavar="FILE", help="training script (default: %(default)s)")
@@ -86,14 +87,14 @@ def _add_site(group: Any) -> None:
         group.add_argument("--" + name.replace("_", "-"), help=text, **kind)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, run_flags: list[str]) -> int:
     """Check, then print, submit or start.
 
     Raises:
         ConfigError: the run, its layout or the request cannot be.
         PlatformError: SLURM or another launcher is missing or refuses.
     """
-    job = describe(arguments)
+    job = describe(arguments, run_flags)
     if arguments.launcher != "slurm":
         return _start(arguments, job)
     job = _fitted(job, arguments.dry_run)
@@ -127,7 +128,7 @@ def _fitted(job: Job, dry_run: bool) -> Job:
     return job
 
 
-def describe(arguments: argparse.Namespace) -> Job:
+def describe(arguments: argparse.Namespace, run_flags: list[str]) -> Job:
     """The job of a command line, checked as far as that is possible without a cluster.
 
     Raises:
@@ -138,7 +139,7 @@ def describe(arguments: argparse.Namespace) -> Job:
     if not Path(arguments.script).is_file():
         raise ConfigError(f"--script {arguments.script} does not exist; run in the checkout, or name the script")
     submits = arguments.launcher == "slurm"
-    flags, given = _training_flags(arguments)
+    flags = _training_flags(arguments, run_flags)
     elements, config = _elements(arguments, flags)
     if submits and config.checkpoint.save is None:
         raise ConfigError("a job needs a run folder on a file system that all nodes share; give --save DIR")
@@ -167,7 +168,7 @@ def describe(arguments: argparse.Namespace) -> Job:
         array_limit=arguments.array_limit,
         cpus_per_task=arguments.cpus_per_task,
         environment=captured_environment(),
-        command=shlex.join(["megalm", "submit", *given]),
+        command=shlex.join(["megalm", *(word for word in arguments.words if word != "--dry-run")]),
     )
     return job
 
@@ -177,14 +178,13 @@ def _site(arguments: argparse.Namespace) -> Site:
     return read_site(arguments.site or user_variable("MEGALM_SITE"), given)
 
 
-def _training_flags(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """The training script's flags without --save and --fresh, which the batch script adds; and the whole command line.
+def _training_flags(arguments: argparse.Namespace, run_flags: list[str]) -> list[str]:
+    """The training script's flags.
 
     Raises:
         ConfigError: a word that is neither an option of submit nor a flag of training, but close to an option.
     """
-    given = [word for word in arguments.words if word != "--dry-run"]
-    rest = [word for word in arguments.training_flags if word != "--"]
+    rest = [word for word in run_flags if word != "--"]
     own = [name.replace("_", "-") for name in vars(arguments)]
     known = {option[2:] for option in build_parser()._option_string_actions if option.startswith("--")}
     for word in rest:
@@ -192,7 +192,7 @@ def _training_flags(arguments: argparse.Namespace) -> tuple[list[str], list[str]
         if word.startswith("--") and name not in known and (hint := did_you_mean(name, own, "--")):
             raise ConfigError(f"unknown option --{name}{hint}")
     recipes = [word for recipe in arguments.config for word in ("--config", recipe)]
-    return recipes + rest, given
+    return recipes + rest
 
 
 def _elements(arguments: argparse.Namespace, flags: list[str]) -> tuple[tuple[Element, ...], RunConfig]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
 from megalm.kernels.rotary import apply_rotary
+from megalm.models.documents import Documents, document_attention
 from megalm.models.layers import build_norm
 
 RotaryTables = tuple[Tensor, Tensor]
@@ -77,8 +78,13 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.dropout = dropout
 
-    def forward(self, q_BTHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor) -> Tensor:
-        """Mixed values (B, T, H, C). With S > T the queries are the last T of the S positions."""
+    def forward(self, q_BTHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, documents: Documents | None = None) -> Tensor:
+        """Mixed values (B, T, H, C). With S > T the queries are the last T of the S positions.
+
+        With `documents` (then S = T) a query sees the keys of its own document only.
+        """
+        if documents is not None:
+            return document_attention(q_BTHC, k_BSGC, v_BSGC, documents, self.dropout if self.training else 0.0)
         T, S = q_BTHC.shape[1], k_BSGC.shape[1]
         mask = None
         if 1 < T < S:
@@ -111,11 +117,17 @@ class Attention(nn.Module):
         self.core = CausalAttention(config.attention_dropout)
         self.wo = nn.Linear(query_width, config.hidden_size, bias=config.linear_bias)
 
-    def forward(self, x_BTD: Tensor, rotary: RotaryTables | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: RotaryTables | None = None,
+        cache: LayerCache | None = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
         """The branch's output (B, T, D).
 
         `rotary` holds cosines and sines (B or 1, T, R/2) of the positions of x. With a `cache` x continues the stored
-        positions and is stored itself.
+        positions and is stored itself. With `documents` (without a cache) attention stays inside each document.
         """
         q_BTHC = self.q_norm(self._heads(self.wq(x_BTD)))
         k_BTGC = self.k_norm(self._heads(self.wk(x_BTD)))
@@ -124,7 +136,7 @@ class Attention(nn.Module):
             q_BTHC, k_BTGC = apply_rotary(q_BTHC, *rotary), apply_rotary(k_BTGC, *rotary)
         if cache is not None:
             k_BTGC, v_BTGC = cache.append(k_BTGC, v_BTGC)
-        y_BTD: Tensor = self.wo(self.core(q_BTHC, k_BTGC, v_BTGC).flatten(2))
+        y_BTD: Tensor = self.wo(self.core(q_BTHC, k_BTGC, v_BTGC, documents).flatten(2))
         return y_BTD
 
     def _heads(self, x: Tensor) -> Tensor:

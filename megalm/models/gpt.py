@@ -1,9 +1,11 @@
 """Decoder-only Transformer: GPT-2 style and Llama style from the same blocks.
 
-Shapes: B batch, T sequence, D model width, V padded vocabulary, R rotary width.
+Shapes: B batch, T sequence, N = T + 1 room for cumulative document lengths, D model width, V padded vocabulary,
+R rotary width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +13,10 @@ from torch import Tensor, nn
 from megalm.config.model import ModelConfig
 from megalm.kernels.rotary import rotary_tables
 from megalm.models.attention import Attention, KVCache, LayerCache, RotaryTables
+from megalm.models.documents import Documents
 from megalm.models.layers import Embedding, FullLogits, TiedHead, TokenLoss, build_norm
 from megalm.models.mlp import build_mlp
+from megalm.models.randomness import seeded, stable_seed
 
 
 class TransformerLayer(nn.Module):
@@ -26,11 +30,29 @@ class TransformerLayer(nn.Module):
         self.mlp = build_mlp(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, x_BTD: Tensor, rotary: RotaryTables | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: RotaryTables | None = None,
+        cache: LayerCache | None = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
         """The residual stream (B, T, D) after this layer."""
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, cache))
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, cache, documents))
         y_BTD: Tensor = x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
         return y_BTD
+
+
+LayerStep = Callable[[Tensor], Tensor]
+LayerRunner = Callable[[Sequence[LayerStep], Tensor], Tensor]
+"""Takes the residual stream (B, T, D) through layers."""
+
+
+def run_in_order(steps: Sequence[LayerStep], x_BTD: Tensor) -> Tensor:
+    """The residual stream (B, T, D) after all `steps`, one after the other."""
+    for step in steps:
+        x_BTD = step(x_BTD)
+    return x_BTD
 
 
 class GPT(nn.Module):
@@ -59,9 +81,11 @@ class GPT(nn.Module):
         rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
         assert rows >= config.vocab_size, f"padded_vocab_size={rows} is less than vocab_size={config.vocab_size}"
         self.config = config
+        self.draws = config.attention_dropout > 0 or config.hidden_dropout > 0
         if has_embedding or (has_head and config.tied):
             self.embedding = Embedding(config, rows, with_positions=has_embedding)
         numbers = range(config.num_layers) if layers is None else layers
+        self.layer_runner: LayerRunner = run_in_order
         self.layers = nn.ModuleDict({str(number): TransformerLayer(config) for number in numbers})
         if has_head:
             self.final_norm = build_norm(config, config.hidden_size)
@@ -75,29 +99,50 @@ class GPT(nn.Module):
         position_ids_BT: Tensor | None = None,
         labels_BT: Tensor | None = None,
         cache: KVCache | None = None,
+        cu_seqlens_BN: Tensor | None = None,
+        dropout_seed: int | None = None,
     ) -> Tensor:
         """Losses (B, T), float32, where `labels_BT` is given, else logits (B, T, V).
 
         `position_ids_BT` defaults to 0, 1, ... after what `cache` holds. `labels_BT` holds the next token of each
-        position, all in [0, vocab_size): mask the losses, not the labels.
+        position, all in [0, vocab_size): mask the losses, not the labels. With `cu_seqlens_BN` (integers on the host:
+        0, the end of each document, then T to the end of the row) attention stays inside each document. With
+        `dropout_seed` embedding and layers draw from it and their number, so that a layer drops the same in a stage.
         """
         if position_ids_BT is None:
             start = 0 if cache is None else cache.length
             position_ids_BT = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)[None]
-        x_BTD = self.run_layers(self.embed(tokens_BT, position_ids_BT), position_ids_BT, cache)
+        x_BTD = self.embed(tokens_BT, position_ids_BT, dropout_seed)
+        x_BTD = self.run_layers(x_BTD, position_ids_BT, cache, cu_seqlens_BN, dropout_seed)
         return self.logits(x_BTD) if labels_BT is None else self.token_losses(x_BTD, labels_BT)
 
-    def embed(self, tokens_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
+    def embed(self, tokens_BT: Tensor, position_ids_BT: Tensor, dropout_seed: int | None = None) -> Tensor:
         """The residual stream (B, T, D) before the first layer; positions (B or 1, T)."""
+        if dropout_seed is not None and self.draws:
+            torch.manual_seed(stable_seed(dropout_seed, "embedding"))
         x_BTD: Tensor = self.embedding(tokens_BT, position_ids_BT)
         return x_BTD
 
-    def run_layers(self, x_BTD: Tensor, position_ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The residual stream (B, T, D) after the layers that this module holds."""
+    def run_layers(
+        self,
+        x_BTD: Tensor,
+        position_ids_BT: Tensor,
+        cache: KVCache | None = None,
+        cu_seqlens_BN: Tensor | None = None,
+        dropout_seed: int | None = None,
+    ) -> Tensor:
+        """The residual stream (B, T, D) after the layers that this module holds; arguments as in `forward`."""
         rotary = self.rotary(position_ids_BT)
+        documents = None if cu_seqlens_BN is None else Documents.of_batch(cu_seqlens_BN, x_BTD.device)
+        steps: list[Callable[[Tensor], Tensor]] = []
         for number, layer in self.layers.items():
-            x_BTD = layer(x_BTD, rotary, None if cache is None else cache.layer(int(number)))
-        return x_BTD
+            kept = None if cache is None else cache.layer(int(number))
+            step: LayerStep = partial(layer, rotary=rotary, cache=kept, documents=documents)
+            if dropout_seed is not None and self.draws:
+                # inside the step, so that recomputing it draws the same
+                step = seeded(step, stable_seed(dropout_seed, "layer", number))
+            steps.append(step)
+        return self.layer_runner(steps, x_BTD)
 
     def rotary(self, position_ids_BT: Tensor) -> RotaryTables | None:
         """Cosines and sines (B or 1, T, R/2) for the layers, or None without rotary positions."""

@@ -29,10 +29,11 @@ class GatedMLP(nn.Module):
         self.w_gate = nn.Linear(config.hidden_size, config.ffn_size, bias=config.linear_bias)
         self.w_up = nn.Linear(config.hidden_size, config.ffn_size, bias=config.linear_bias)
         self.w_down = nn.Linear(config.ffn_size, config.hidden_size, bias=config.linear_bias)
+        self.activation = swiglu
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """The branch's output (B, T, D)."""
-        y_BTD: Tensor = self.w_down(swiglu(self.w_gate(x_BTD), self.w_up(x_BTD)))
+        y_BTD: Tensor = self.w_down(self.activation(self.w_gate(x_BTD), self.w_up(x_BTD)))
         return y_BTD
 
 

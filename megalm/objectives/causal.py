@@ -1,4 +1,7 @@
-"""Next-token prediction (GPT): every position predicts the token after it."""
+"""Next-token prediction (GPT): every position predicts the token after it.
+
+Shapes: T sequence, N = T + 1 room for cumulative document lengths.
+"""
 
 from dataclasses import dataclass
 
@@ -10,31 +13,59 @@ from megalm.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class CausalObjective:
-    """Turns tokens [seq_length + 1] into `tokens`, `labels` (int64) and `loss_mask` (float32), [seq_length] each.
+    """Turns tokens [T + 1] into the arrays of one batch row, each [T] unless another shape is said.
 
-    As Megatron-LM's GPTDataset: no loss where the label is `pad`, and none where the input is `eod` with
-    `eod_mask_loss`; padding is then replaced by id 0, which every embedding has.
+    `tokens` and `labels` (int64) and `loss_mask` (float32): no loss where the label is `pad`, and none where the input
+    is `eod` with `eod_mask_loss`; padding is then replaced by id 0, which every embedding has. A document of the row
+    ends with each `eod` among its inputs. With `reset_position_ids`, `position_ids` (int64) count from 0 in each
+    document. With `reset_attention_mask`, `cu_seqlens` (int32 [N]) holds the cumulative lengths of the documents, from
+    0 to T, the rest filled with T: attention stays inside them. All as Megatron-LM's GPTDataset, without its mask of
+    T x T.
 
     Raises:
-        ConfigError: `eod_mask_loss` without an `eod`.
+        ConfigError: an option that needs document ends, without an `eod`.
     """
 
     eod: int | None = None
     eod_mask_loss: bool = False
+    reset_position_ids: bool = False
+    reset_attention_mask: bool = False
     pad: int = -1
 
     def __post_init__(self) -> None:
-        if self.eod_mask_loss and self.eod is None:
-            raise ConfigError("eod_mask_loss needs a tokenizer with an end-of-document token; drop --eod-mask-loss")
+        for option in ("eod_mask_loss", "reset_position_ids", "reset_attention_mask"):
+            if getattr(self, option) and self.eod is None:
+                flag = "--" + option.replace("_", "-")
+                raise ConfigError(f"{option} needs a tokenizer with an end-of-document token; drop {flag}")
 
     def __call__(self, sample: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.generic]]:
         """The arrays of one batch row; `sample` is not changed."""
         tokens, labels = sample[:-1], sample[1:]
-        loss_mask = (labels != self.pad).astype(np.float32)
+        if sample[-1] == self.pad:  # padding is at the end
+            loss_mask = (labels != self.pad).astype(np.float32)
+            inputs, targets = np.where(tokens == self.pad, 0, tokens), np.where(labels == self.pad, 0, labels)
+        else:
+            loss_mask = np.ones(len(labels), dtype=np.float32)
+            inputs, targets = tokens.copy(), labels.copy()
         if self.eod_mask_loss:
             loss_mask[tokens == self.eod] = 0.0
-        return {
-            "tokens": np.where(tokens == self.pad, 0, tokens),
-            "labels": np.where(labels == self.pad, 0, labels),
+        row: dict[str, npt.NDArray[np.generic]] = {
+            "tokens": inputs,
+            "labels": targets,
             "loss_mask": loss_mask,
         }
+        if self.reset_position_ids or self.reset_attention_mask:
+            assert self.eod is not None, "checked when the objective is built"
+            starts = document_starts(tokens, self.eod)
+            if self.reset_position_ids:
+                lengths = np.diff(starts, append=len(tokens))
+                row["position_ids"] = np.arange(len(tokens)) - np.repeat(starts, lengths)
+            if self.reset_attention_mask:
+                row["cu_seqlens"] = np.full(len(tokens) + 1, len(tokens), dtype=np.int32)
+                row["cu_seqlens"][: len(starts)] = starts
+        return row
+
+
+def document_starts(tokens: npt.NDArray[np.int64], eod: int) -> npt.NDArray[np.int64]:
+    """Where documents start in `tokens` [T], int64: at 0 and after each `eod` but one in the last place."""
+    return np.concatenate([[0], np.flatnonzero(tokens[:-1] == eod) + 1])

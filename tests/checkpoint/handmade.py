@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from megalm.checkpoint.writer import save_checkpoint
-from megalm.dist.slices import StateSlice
+from megalm.dist.slices import Placement, StateSlice
 
 TENSORS = {"a.weight": torch.arange(15.0).view(3, 5), "b.bias": torch.arange(4.0) - 9}
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -27,7 +27,14 @@ def slices(step: int) -> list[StateSlice]:
         start, stop = (tensor.numel() * number // world for number in (rank, rank + 1))
         weight, *moments = (value(name, kind, step)[start:stop] for kind in ("weight", *MOMENTS))
         pieces.append(
-            StateSlice(name, tuple(tensor.shape), start, stop, weight, dict(zip(MOMENTS, moments, strict=True)))
+            StateSlice(
+                name,
+                Placement.of_whole(tuple(tensor.shape)),
+                start,
+                stop,
+                weight,
+                dict(zip(MOMENTS, moments, strict=True)),
+            )
         )
     return pieces
 

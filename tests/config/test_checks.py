@@ -42,8 +42,6 @@ from megalm.errors import LayoutError
         ("--finetune", "finetune=true needs a folder; give --load FOLDER"),
         ("--no-load-optim", "no_load_optim=true needs a folder; give --load FOLDER"),
         ("--no-deepspeed", "deepspeed=false is not possible"),
-        ("--tensor-model-parallel-size 2", "tensor_model_parallel_size=2 is not available in this version"),
-        ("--pipeline-model-parallel-size 2", "is not available in this version"),
         ("--context-parallel-size 2", "is not available in this version"),
         ("--num-attention-heads 5", "num_attention_heads=5 must divide hidden_size=64"),
         ("--no-mock-data", "exactly one source of data is needed"),
@@ -115,12 +113,29 @@ def test_ranks_that_do_not_split_print_the_equation_and_the_nearest_worlds(load)
     found = "\n".join(layout_problems(with_axes(load(), tp=2, pp=3), 8))
     assert "world 8 = tp 2 x pp 3 x cp 1 x dp ? has no solution" in found
     assert "start 6 or 12 ranks" in found
-    assert "pipeline_model_parallel_size=3 must not exceed num_layers=2" in found
+    assert "3 stages need a layer each, but num_layers=2" in found
 
 
 def test_heads_must_split_over_tensor_parallel_ranks(load):
-    found = "\n".join(layout_problems(with_axes(load("--num-query-groups 1"), tp=2, pp=1), 2))
-    assert "tensor_model_parallel_size=2 must divide num_query_groups=1; use one of 1" in found
+    def problems(tp, flags=""):
+        return "\n".join(layout_problems(with_axes(load(flags), tp=tp, pp=1), tp))
+
+    assert "tensor_model_parallel_size=3 must divide num_attention_heads=4; use 2 or 4" in problems(3)
+    six = "--num-attention-heads 12 --kv-channels 8 --num-query-groups 4 --ffn-hidden-size 48"
+    assert "must divide num_query_groups=4 or be a multiple of it; use 4 or 12" in problems(6, six)
+    assert "must divide ffn_hidden_size=50; use 2 or 5, or --ffn-hidden-size 48 or 52" in problems(
+        4, "--ffn-hidden-size 50"
+    )
+    assert problems(4, "--num-query-groups 1") == problems(4, "--num-query-groups 2") == problems(4) == ""
+
+
+def test_sequence_parallelism_splits_the_samples(load):
+    config = with_axes(load("--sequence-parallel --seq-length 30"), tp=4, pp=1)
+    assert "must be a multiple of 4; use --seq-length 28 or 32" in "\n".join(layout_problems(config, 4))
+    assert "sequence_parallel=true needs tensor_model_parallel_size > 1" in "\n".join(
+        layout_problems(load("--sequence-parallel"), 1)
+    )
+    assert layout_problems(with_axes(load("--sequence-parallel"), tp=4, pp=1), 4) == []
 
 
 @given(st.integers(1, 10_000), st.integers(1, 100))

@@ -57,13 +57,17 @@ def held(rows: list[tuple[int, int, str]]) -> list[Held]:
         for _ in range(steps):
             engine.train_step(batches(), [0] * len(batches()), 0.01)
         owned = [clone(piece) for piece in engine.owned_slices()]
-        found.append(Held(engine.shapes, owned, model_weights(engine), engine.scalar_state()))
+        found.append(Held(shapes_of(engine), owned, model_weights(engine), engine.scalar_state()))
     return found
+
+
+def shapes_of(engine: Engine) -> dict[str, tuple[int, ...]]:
+    return {name: placement.shape for name, placement in engine.placements.items()}
 
 
 def clone(piece: StateSlice) -> StateSlice:
     moments = {kind: view.clone() for kind, view in piece.moments.items()}
-    return StateSlice(piece.name, piece.shape, piece.start, piece.stop, piece.weight.clone(), moments)
+    return StateSlice(piece.name, piece.placement, piece.start, piece.stop, piece.weight.clone(), moments)
 
 
 def model_weights(engine: Engine) -> dict[str, torch.Tensor]:
@@ -100,7 +104,7 @@ def test_owned_slices_tile_every_parameter_once_and_hold_the_models_values(
         for part in parts:
             for piece in part.owned:
                 where = f"stage {stage} {extra} {piece.name} {piece.start}..{piece.stop}"
-                assert piece.shape == shapes[piece.name], where
+                assert piece.placement.shape == shapes[piece.name], where
                 seen[piece.name][piece.start : piece.stop] += 1
                 check(piece, part.model[piece.name], steps, extra, where)
         assert all(bool((count == 1).all()) for count in seen.values()), f"stage {stage}: every element once"
@@ -127,7 +131,7 @@ def after_writing_through_the_views() -> list[tuple[bool, float, float]]:
             piece.moments["exp_avg"].fill_(1.0)
             piece.moments["exp_avg_sq"].fill_(1.0)
         for parameter, name in engine.names.items():
-            engine.set_weight(parameter, torch.full(engine.shapes[name], 0.25))
+            engine.set_weight(parameter, torch.full(engine.placements[name].shape, 0.25))
         arrived = all(bool((weights == 0.25).all()) for weights in model_weights(engine).values())
         result = engine.train_step(batches(), [0] * len(batches()), 0.01)
         after = torch.cat(list(model_weights(engine).values()))

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -25,7 +26,13 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(REPOSITORY)
     for name in [name for name in os.environ if name.startswith(("SLURM_", "MEGALM_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "no-slurm.conf"))
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("bash", "mpirun"):
+        found = shutil.which(name)
+        if found:
+            (programs / name).symlink_to(found)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{programs}")
     write_recipe(tmp_path)
 
 
@@ -154,7 +161,7 @@ SIZE = ("--nodes", "4", "--gpus-per-node", "1")
         ((*SIZE, "--time", "10", "--script", "no/such.py"), "--script no/such.py does not exist"),
         ((*SIZE, "--time", "10", "--partitoin", "x"), 'unknown option --partitoin; did you mean "--partition"?'),
         ((*SIZE, "--time", "10", "--sweep", "lr"), "--sweep lr must be a flag and different values"),
-        ((*SIZE, "--time", "10", "--sweep", "lr=0.1,fast"), "lr=fast"),
+        ((*SIZE, "--time", "10", "--sweep", "lr=0.001,fast"), "lr=fast"),
         ((*SIZE, "--time", "10", "--site", "/no/site.yaml"), "--site /no/site.yaml cannot be read"),
         ((*SIZE, "--time", "10", "--chain", "2", "--fresh"), "--fresh and --chain exclude each other"),
         (("--nodes", "4", "--launcher", "deepspeed"), "needs --hostfile FILE"),
@@ -176,13 +183,12 @@ def test_what_cannot_be_is_one_error(
 def test_a_job_needs_a_run_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, _, said = submit(capsys, tmp_path, *SIZE, "--time", "10", save=False)
     assert code == 2
-    assert "give --save DIR" in said
+    assert "give --save FOLDER" in said
 
 
 def test_without_slurm_it_says_what_else_there_is(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
     code, _, said = submit(capsys, tmp_path, *SIZE, "--time", "10", dry=False)
     assert code == PlatformError.exit_code
     assert "sinfo is not on PATH: this machine has no SLURM" in said

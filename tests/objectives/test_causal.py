@@ -40,19 +40,46 @@ def test_the_sample_is_not_changed_and_the_objective_is_picklable() -> None:
     assert objective == CausalObjective(eod=0, eod_mask_loss=True)
 
 
-def test_eod_mask_without_an_eod_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--eod-mask-loss"):
-        CausalObjective(eod_mask_loss=True)
+@pytest.mark.parametrize("option", ["eod_mask_loss", "reset_position_ids", "reset_attention_mask"])
+def test_document_ends_need_an_eod(option: str) -> None:
+    with pytest.raises(ConfigError, match="drop --" + option.replace("_", "-")):
+        CausalObjective(**{option: True})
 
 
+def test_documents_end_with_each_eod() -> None:
+    objective = CausalObjective(eod=0, reset_position_ids=True, reset_attention_mask=True)
+    row = objective(np.asarray([5, 0, 0, 7, 8, 0, 9]))  # the last input is an eod, and ends the last document
+    assert row["position_ids"].tolist() == [0, 1, 0, 0, 1, 2]
+    assert row["cu_seqlens"].tolist() == [0, 2, 3, 6, 6, 6, 6]
+    assert (row["position_ids"].dtype, row["cu_seqlens"].dtype) == (np.int64, np.int32)
+    whole = objective(np.asarray([5, 6, 7]))
+    assert (whole["position_ids"].tolist(), whole["cu_seqlens"].tolist()) == ([0, 1], [0, 2, 2])
+
+
+def test_a_row_has_only_what_is_asked_for() -> None:
+    sample = np.asarray([5, 0, 7])
+    assert "position_ids" not in CausalObjective(eod=0, reset_attention_mask=True)(sample)
+    assert "cu_seqlens" not in CausalObjective(eod=0, reset_position_ids=True)(sample)
+
+
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("eod_mask_loss", [False, True])
-def test_loss_mask_equals_megatrons(eod_mask_loss: bool) -> None:
+def test_masks_and_positions_equal_megatrons(eod_mask_loss: bool, seed: int) -> None:
     peer = pytest.importorskip("megatron.core.datasets.gpt_dataset", reason="pip install megatron-core==0.16.*")
     import torch
 
-    sample = np.random.default_rng(0).integers(0, 5, size=200)
-    _, theirs, _ = peer._get_ltor_masks_and_position_ids(
-        torch.from_numpy(sample[:-1]), 3, False, False, eod_mask_loss, False
+    random = np.random.default_rng(seed)
+    sample = random.integers(0, 5 + 10 * seed, size=200)
+    sample[int(random.integers(150, 201)) :] = -1
+    mask, loss_mask, positions = peer._get_ltor_masks_and_position_ids(
+        torch.from_numpy(sample[:-1]), 3, True, True, eod_mask_loss, True
     )
-    ours = CausalObjective(eod=3, eod_mask_loss=eod_mask_loss)(sample)
-    np.testing.assert_array_equal(ours["loss_mask"], theirs.numpy())
+    loss_mask[torch.from_numpy(sample[1:]) == -1] = 0
+    objective = CausalObjective(eod=3, eod_mask_loss=eod_mask_loss, reset_position_ids=True, reset_attention_mask=True)
+    ours = objective(sample)
+    np.testing.assert_array_equal(ours["loss_mask"], loss_mask.numpy())
+    np.testing.assert_array_equal(ours["position_ids"], positions.numpy())
+    lengths = np.diff(ours["cu_seqlens"])
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    visible = (document[:, None] == document) & np.tri(199, dtype=bool)
+    np.testing.assert_array_equal(visible, ~mask[0].numpy())

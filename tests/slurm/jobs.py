@@ -62,7 +62,10 @@ class SubmittedJob:
             return self.field("JobState") == "PENDING" and int(self.field("Restarts")) == restarts
 
         wait_until(waits, seconds, lambda: self.story("not queued again"))
+        # slurmd refuses a job that it has not yet cleared away
+        wait_until(lambda: "completing" not in self.cluster.states(), 30, lambda: self.story("still completing"))
         assert self.cluster.processes() == {}, "nothing runs between two starts"
+        time.sleep(2)
         self.cluster.command("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
     def wait_for_end(self, seconds: float = 90) -> str:

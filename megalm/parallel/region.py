@@ -1,0 +1,71 @@
+"""The tensor-parallel region: what layers need to know of it, and the ways in and out.
+
+Outside the region every rank of the group has the same activations, or with sequence parallelism its part of the
+sequence; inside, each has its own heads, feed-forward channels or vocabulary rows of the whole sequence.
+
+Shapes: B batch, T sequence, D model width; T is a rank's part of it outside the region under sequence parallelism.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from megalm.config.model import ModelConfig
+from megalm.dist.functional import copy_to_group, gather_parts, scatter_sum, sum_over_group
+from megalm.dist.groups import MeshGroups
+from megalm.dist.mesh import Axis
+
+SEQUENCE = 1
+"""The dim of activations that sequence parallelism splits."""
+
+
+@dataclass(frozen=True)
+class TensorParallel:
+    """This rank's place in the group of ranks that share each layer."""
+
+    group: ProcessGroup
+    rank: int
+    size: int
+    kv_copies: int
+    """How many neighbouring ranks hold the same key and value heads: more than 1 with fewer heads than ranks."""
+    kv_group: ProcessGroup
+    """The ranks that hold the same key and value heads as this one."""
+    sequence_parallel: bool
+
+    @classmethod
+    def build(cls, groups: MeshGroups, config: ModelConfig, sequence_parallel: bool) -> "TensorParallel":
+        """This rank's place; every rank of the job calls it, once."""
+        size = groups.size(Axis.TP)
+        copies = max(1, size // config.num_kv_heads)
+        return cls(
+            group=groups.group(Axis.TP),
+            rank=groups.position(Axis.TP),
+            size=size,
+            kv_copies=copies,
+            kv_group=groups.neighbours(Axis.TP, copies),
+            sequence_parallel=sequence_parallel and size > 1,
+        )
+
+    def enter(self, x_BTD: Tensor) -> Tensor:
+        """The whole sequence, for work that differs from rank to rank."""
+        if self.sequence_parallel:
+            return gather_parts(x_BTD, self.group, SEQUENCE)
+        return copy_to_group(x_BTD, self.group)
+
+    def leave(self, x_BTD: Tensor) -> Tensor:
+        """From the ranks' terms to what stands outside the region."""
+        if self.sequence_parallel:
+            return scatter_sum(x_BTD, self.group, SEQUENCE)
+        return sum_over_group(x_BTD, self.group)
+
+
+class Entrance:
+    """A forward pre-hook: the first argument of the module enters the region."""
+
+    def __init__(self, place: TensorParallel) -> None:
+        self.place = place
+
+    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The arguments with which the module runs."""
+        return (self.place.enter(arguments[0]), *arguments[1:])
