@@ -111,13 +111,13 @@ class SampleIndex:
     """Where each sample starts in the stream of documents, computed when asked: nothing per sample is stored.
 
     Row k is (position in the document index, offset in that document) of stream token k x seq_length. Only the stream
-    position of every 64th document is kept (`block_starts`); what lies between is summed when it is needed.
+    position of every 32nd document is kept (`block_starts`); what lies between is summed when it is needed.
 
     Args:
         block_starts: those positions, if they are known already.
     """
 
-    BLOCK = 64
+    BLOCK = 32
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ def _block_starts(
     low, high = int(document_index.min()), int(document_index.max())
     own = lengths[low : high + 1]
     own = own.astype(np.uint16 if int(own.max()) < 2**16 else own.dtype)
-    chunk = block << 14  # a million documents at a time: the lengths in stream order are never held at once
+    chunk = block << 15  # a million documents at a time: the lengths in stream order are never held at once
     for first in range(0, len(document_index), chunk):
         ordered = own.take(document_index[first : first + chunk] - low, mode="clip")  # twice as fast as [...]
         sums = np.add.reduceat(ordered, np.arange(0, len(ordered), block), dtype=np.int64)

@@ -56,7 +56,6 @@ ROWS = [
     (2, LONG + "--zero-stage 2"),
     (2, LONG + "--zero-stage 3"),
     (2, LONG + "--zero-stage 0 --tensor-model-parallel-size 2"),
-    (2, LONG + "--zero-stage 1 --tensor-model-parallel-size 2 --sequence-parallel"),
     (2, PIPELINE + "--zero-stage 0"),
     (2, PIPELINE + "--zero-stage 0 --pipeline-schedule gpipe"),
     (2, PIPELINE + "--zero-stage 1 --pipeline-schedule zbv"),

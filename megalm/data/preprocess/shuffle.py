@@ -96,7 +96,7 @@ def _append(path: Path, keys: npt.NDArray[np.uint64], batch: Batch) -> None:
 
 
 def _load(path: Path, dtype: np.dtype[Any]) -> tuple[npt.NDArray[np.uint64], Batch]:
-    kinds = (np.dtype(np.uint64), np.dtype(np.int32), np.dtype(np.int32), dtype)
+    kinds: tuple[np.dtype[Any], ...] = (np.dtype(np.uint64), np.dtype(np.int32), np.dtype(np.int32), dtype)
     columns: list[list[npt.NDArray[Any]]] = [[], [], [], []]
     with open(path, "rb") as stream:
         while head := stream.read(_PART.size):
