@@ -14,13 +14,13 @@ model: {num_layers: 4, hidden_size: 64, num_attention_heads: 4, num_query_groups
         normalization: RMSNorm, swiglu: true, disable_bias_linear: true, hidden_dropout: 0.1, attention_dropout: 0.1,
         vocab_size: 256}
 batch: {seq_length: 64, micro_batch_size: 2, global_batch_size: 16}
-training: {train_iters: 40, eval_iters: 0}
+training: {train_iters: 24, eval_iters: 0}
 optimizer: {lr: 0.003, lr_decay_style: cosine, lr_warmup_iters: 5}
 data: {mock_data: true}
-checkpoint: {save_interval: 10}
+checkpoint: {save_interval: 8}
 logging: {log_interval: 1}
 """
-STEPS = 40
+STEPS = 24
 
 
 def write_recipe(folder: Path) -> Path:

@@ -212,9 +212,9 @@ def _elements(arguments: argparse.Namespace, flags: list[str]) -> tuple[tuple[El
     for values in itertools.product(*(axis[1] for axis in axes)):
         pairs = [(axis[0], value) for axis, value in zip(axes, values, strict=True)]
         chosen = tuple(word for name, value in pairs for word in (f"--{name}", value))
-        _checked([*flags, *chosen], arguments)
-        name = ",".join(f"{name}={value}" for name, value in pairs).replace("/", "_")
-        elements.append(Element(run=folder / name, flags=chosen))
+        run = folder / ",".join(f"{name}={value}" for name, value in pairs).replace("/", "_")
+        _checked([*flags, *chosen, "--save", str(run)], arguments)
+        elements.append(Element(run=run, flags=chosen))
     return tuple(elements), config
 
 

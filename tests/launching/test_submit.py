@@ -251,7 +251,8 @@ def test_the_printed_command_is_the_one_that_runs(tmp_path: Path) -> None:
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     environ = quiet_environment() | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
     done = subprocess.run(
-        [sys.executable, "-m", "megalm.cli", "submit", "--config", tmp_path / "tiny.yaml", *SIZE, "--launcher", "srun"],
+        [sys.executable, "-m", "megalm.cli", "submit", "--config", tmp_path / "tiny.yaml", "--save", tmp_path / "run",
+         *SIZE, "--launcher", "srun"],
         cwd=REPOSITORY, env=environ, capture_output=True, text=True,
     )  # fmt: skip
     printed, *ran = done.stdout.splitlines()

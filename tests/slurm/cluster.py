@@ -1,4 +1,4 @@
-"""A real four-node SLURM on this machine: munge, slurmctld and four slurmd from the distribution's packages.
+"""A real SLURM on this machine: munge, slurmctld and a slurmd for each of five nodes, from the distribution's packages.
 
 Everything lies in one temporary folder and listens on ports of its own, so that several clusters (and an installed
 one) live beside each other. Every daemon is a child that dies with this process (`setpriv --pdeathsig`): a crashed
@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "setpriv")
-NODES = ("n1", "n2", "n3", "n4")
+NODES = ("n1", "n2", "n3", "n4", "n5")
+"""Four nodes, and one to take the place of a node that dies."""
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -26,7 +27,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=3
+AuthInfo=socket={folder}/munge.socket,cred_expire=6
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool_%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -46,18 +47,18 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min_interval=0
 ReturnToService=2
 InactiveLimit=0
-KillWait=10
+KillWait=20
 MinJobAge=300
-SlurmdTimeout=8
+SlurmdTimeout=6
 SlurmctldTimeout=30
-MessageTimeout=10
+MessageTimeout=6
 UnkillableStepTimeout=60
 OverTimeLimit=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {nodes}
-PartitionName=main Nodes=n[1-4] Default=YES MaxTime=60 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
-PartitionName=urgent Nodes=n[1-4] MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=main Nodes=n[1-5] Default=YES MaxTime=60 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=urgent Nodes=n[1-5] MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=1000 State=UNKNOWN"
 

@@ -10,6 +10,8 @@ from cluster import Cluster, wait_until
 from e2e.launching import REPOSITORY, Finished
 from small_job import losses, quiet_environment
 
+from megalm.files import replace_text
+
 
 def run_on(cluster: Cluster, *words: str | Path, timeout: float = 150) -> Finished:
     """Run a command whose SLURM is `cluster`."""
@@ -23,6 +25,12 @@ def run_on(cluster: Cluster, *words: str | Path, timeout: float = 150) -> Finish
 def submit(cluster: Cluster, *words: str | Path) -> Finished:
     """`megalm submit`."""
     return run_on(cluster, sys.executable, "-m", "megalm.cli", "submit", *words)
+
+
+def hold_at(run: Path, step: int) -> None:
+    """Make a run under held_gpt.py wait when it has done `step` steps."""
+    run.mkdir(exist_ok=True)
+    replace_text(run / "hold", str(step))
 
 
 class SubmittedJob:
@@ -52,21 +60,22 @@ class SubmittedJob:
         wait_until(lambda: len(losses(self.run)) >= step or self.ended(), seconds, lambda: self.story("no such step"))
         assert len(losses(self.run)) >= step, self.story("ended before")
 
-    def wait_for_requeue(self, restarts: int, seconds: float = 60) -> None:
-        """Return when the job waits for its start number `restarts`, and let it start at once.
+    def hold(self, step: int) -> None:
+        """Make the run wait when it has done `step` steps (under held_gpt.py)."""
+        hold_at(self.run, step)
 
-        SLURM itself would let two minutes pass, so that no credential of the last start is valid any more.
-        """
+    def go_on(self) -> None:
+        """Let it run to its end."""
+        (self.run / "hold").unlink()
+
+    def wait_for_requeue(self, restarts: int, seconds: float = 90) -> None:
+        """Return when the job waits for its start number `restarts`, and nothing of the last one runs."""
 
         def waits() -> bool:
             return self.field("JobState") == "PENDING" and int(self.field("Restarts")) == restarts
 
         wait_until(waits, seconds, lambda: self.story("not queued again"))
-        # slurmd refuses a job that it has not yet cleared away
-        wait_until(lambda: "completing" not in self.cluster.states(), 30, lambda: self.story("still completing"))
         assert self.cluster.processes() == {}, "nothing runs between two starts"
-        time.sleep(2)
-        self.cluster.command("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
     def wait_for_end(self, seconds: float = 90) -> str:
         """The final state."""
