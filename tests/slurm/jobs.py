@@ -82,6 +82,10 @@ class SubmittedJob:
         wait_until(self.ended, seconds, lambda: self.story("does not end"))
         return self.field("JobState")
 
+    def wait_for_processes(self, seconds: float = 30) -> None:
+        """Return when nothing of the job runs any more."""
+        wait_until(lambda: self.cluster.processes() == {}, seconds, lambda: f"left: {self.cluster.processes()}")
+
     def ended(self) -> bool:
         """Whether the job is over."""
         return self.field("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
