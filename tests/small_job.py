@@ -1,4 +1,7 @@
-"""A tiny training job on four ranks, as the tests of the launchers start it."""
+"""A tiny training job on four ranks, as the tests of the launchers start it.
+
+Its hidden dropout is that of one device in every layout; attention's would depend on the tensor-parallel size.
+"""
 
 import json
 import os
@@ -11,7 +14,7 @@ LAYOUT = ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size",
 """The flags that split the model over the ranks."""
 RECIPE = """
 model: {num_layers: 4, hidden_size: 64, num_attention_heads: 4, num_query_groups: 2, position_embedding_type: rope,
-        normalization: RMSNorm, swiglu: true, disable_bias_linear: true, hidden_dropout: 0.1, attention_dropout: 0.1,
+        normalization: RMSNorm, swiglu: true, disable_bias_linear: true, hidden_dropout: 0.1, attention_dropout: 0.0,
         vocab_size: 256}
 batch: {seq_length: 64, micro_batch_size: 2, global_batch_size: 16}
 training: {train_iters: 24, eval_iters: 0}

@@ -6,6 +6,7 @@ else listens on it; a rank that reaches a store asks for the job's name, so that
 
 import contextlib
 import socket
+import threading
 import time
 from datetime import timedelta
 
@@ -109,15 +110,31 @@ def _connect(environment: LaunchEnvironment, port: int) -> TCPStore | None:
     """
     with socket.create_connection((environment.master_addr, port), timeout=_TRY_S):
         pass  # TCPStore itself would wait for minutes where nobody listens
-    store = TCPStore(
-        environment.master_addr,
-        port,
-        environment.world_size,
-        False,
-        timeout=timedelta(seconds=_TRY_S),
-        wait_for_workers=False,
-    )
-    return store if store.get(_JOB).decode() == environment.job else None
+    found: list[TCPStore | Exception] = []
+    # in a thread: TCPStore would wait for ever for the greeting of somebody who keeps no store
+    attempt = threading.Thread(target=lambda: found.append(_client(environment, port)), daemon=True)
+    attempt.start()
+    attempt.join(_TRY_S)
+    if not found:
+        raise OSError(f"whoever listens at port {port} keeps no store")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0] if found[0].get(_JOB).decode() == environment.job else None
+
+
+def _client(environment: LaunchEnvironment, port: int) -> TCPStore | Exception:
+    """The store at `port`, or why there is none."""
+    try:
+        return TCPStore(
+            environment.master_addr,
+            port,
+            environment.world_size,
+            False,
+            timeout=timedelta(seconds=_TRY_S),
+            wait_for_workers=False,
+        )
+    except (OSError, RuntimeError) as error:
+        return error
 
 
 def _owner(port: int) -> str:
