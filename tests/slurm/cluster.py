@@ -1,8 +1,9 @@
 """A real SLURM on this machine: munge, slurmctld and a slurmd for each of five nodes, from the distribution's packages.
 
 Everything lies in one temporary folder and listens on ports of its own, so that several clusters (and an installed
-one) live beside each other. Every daemon is a child that dies with this process (`setpriv --pdeathsig`): a crashed
-test run leaves nothing that the next one could meet.
+one) live beside each other. Every daemon is a child that dies with this process (`setpriv --pdeathsig`), and a guard
+(this file as a program) outlives it by the time that it takes to kill what the daemons started: a test run that is
+interrupted or killed leaves nothing.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +79,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self.guard: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -96,6 +99,8 @@ class Cluster:
 
     def _start(self) -> None:
         (self.folder / "state").mkdir(parents=True)
+        command = [sys.executable, "-S", __file__, str(self.folder)]
+        self.guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         host, ports = socket.gethostname().split(".")[0], free_ports(1 + len(NODES))
         nodes = "\n".join(
             NODE.format(name=name, host=host, port=port) for name, port in zip(NODES, ports[1:], strict=True)
@@ -172,23 +177,31 @@ class Cluster:
                 daemon.kill()
                 daemon.wait()
         self.daemons.clear()
+        if self.guard is not None and self.guard.stdin is not None:
+            self.guard.stdin.close()
+            self.guard.wait()
 
     def processes(self, node: str | None = None) -> dict[int, str]:
         """The command lines of the jobs' processes (on one node), by process id."""
-        mine = f"SLURM_CONF={self.folder}/slurm.conf"
         found = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                variables = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-                words = (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-            except OSError:
-                continue  # it has ended
+        for pid, variables in processes_of(self.folder).items():
             at = [value.removeprefix("SLURMD_NODENAME=") for value in variables if value.startswith("SLURMD_NODENAME=")]
-            if mine in variables and at and node in (None, at[0]):
-                found[int(entry.name)] = words
+            if at and node in (None, at[0]):
+                with contextlib.suppress(OSError):
+                    found[pid] = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
         return found
+
+
+def processes_of(folder: Path) -> dict[int, list[str]]:
+    """The environment of every process that a cluster's daemons and commands started, by process id."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                variables = (entry / "environ").read_text(errors="replace").split("\0")
+                if f"SLURM_CONF={folder}/slurm.conf" in variables:
+                    found[int(entry.name)] = variables
+    return found
 
 
 def parent_of(pid: int) -> int:
@@ -221,3 +234,17 @@ def wait_until(holds: Callable[[], bool], seconds: float, problem: Callable[[], 
         if time.monotonic() > deadline:
             raise AssertionError(problem if isinstance(problem, str) else problem())
         time.sleep(0.1)
+
+
+def main() -> None:
+    """Wait for the end of the process at the other end of standard input; then kill what is left of its cluster."""
+    sys.stdin.read()
+    while left := processes_of(Path(sys.argv[1])):
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    main()

@@ -82,6 +82,11 @@ class SubmittedJob:
         wait_until(self.ended, seconds, lambda: self.story("does not end"))
         return self.field("JobState")
 
+    def wait_for_end_of_array(self, seconds: float = 90) -> None:
+        """Return when no run of the array is left."""
+        left = ("squeue", "--noheader", "--job", self.number)
+        wait_until(lambda: not self.cluster.command(*left), seconds, lambda: self.cluster.command(*left))
+
     def wait_for_processes(self, seconds: float = 30) -> None:
         """Return when nothing of the job runs any more."""
         wait_until(lambda: self.cluster.processes() == {}, seconds, lambda: f"left: {self.cluster.processes()}")
