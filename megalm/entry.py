@@ -98,7 +98,8 @@ def _report(error: MegalmError, rank: int) -> None:
     What every rank finds, rank 0 says; the others wait until the launcher, seeing rank 0 gone, ends them. If it does
     not, rank 0 did not have the error, and they say it themselves.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be saved: the launcher may end this rank
+    # nothing is left to be saved: the launcher may end this rank, and finds the error's code
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(error.exit_code))
     if error.silent or (rank != 0 and not error.local):
         time.sleep(_WAIT_FOR_REPORT_S)
     if not error.silent:

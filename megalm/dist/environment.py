@@ -205,24 +205,29 @@ def _check_one_job(place: LaunchEnvironment, environ: Mapping[str, str]) -> None
         return
     tasks, task = _integer(environ, size_name), _integer(environ, rank_name)
     nodes_name = "GROUP_WORLD_SIZE" if place.launcher == "torchrun" else "CROSS_SIZE"
+    problem = ""
     if nodes_name in environ:  # a launcher runs in each task, and starts ranks under it
         joined = _integer(environ, nodes_name)
         if joined != tasks and tasks > 1:
-            raise PlatformError(
+            problem = (
                 f"{size_name}={tasks} tasks each run a launcher that knows of {nodes_name}={joined} of them: they would "
                 "train apart; give torchrun --nnodes and --node-rank (one task a node), or start the ranks with srun "
                 "or mpirun alone"
             )
     elif place.world_size < tasks:
-        raise PlatformError(
+        problem = (
             f"WORLD_SIZE={place.world_size} in each of {size_name}={tasks} tasks: each would train alone; unset RANK, "
             "WORLD_SIZE and LOCAL_RANK: megalm reads the variables of srun and mpirun itself"
         )
     elif place.world_size == tasks and place.rank != task:
-        raise PlatformError(
+        problem = (
             f"RANK={place.rank} contradicts {rank_name}={task}; unset RANK, WORLD_SIZE and LOCAL_RANK: megalm reads the "
             "variables of srun and mpirun itself"
         )
+    if problem:
+        refused = PlatformError(problem)
+        refused.silent = task > 0  # in each task the error is that of a rank 0
+        raise refused
 
 
 def interfaces(environ: Mapping[str, str]) -> list[str]:

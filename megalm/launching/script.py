@@ -36,9 +36,9 @@ say() {{ echo "$(date -u +%FT%TZ) job $SLURM_JOB_ID: $*"; }}
 say "start $restart (SLURM_RESTART_COUNT), checkpoint $latest, $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST"
 say "the logs of the ranks are $logs.rank_*.log"
 {fresh}srun {srun} \\
-    {rank} "${{flags[@]}}" --save "$run" &
+    {rank} "${{flags[@]}}" --save "$run" 2>"$logs.srun.log" &
 ranks=$!
-tail --pid "$ranks" --lines +1 -F "$logs.rank_0.log" 2>/dev/null &
+tail --quiet --pid "$ranks" --lines +1 -F "$logs.srun.log" "$logs.rank_0.log" 2>/dev/null &
 shown=$!
 
 # SIGUSR1 (the warning before the time limit) goes to the ranks, which save and exit with 75. SIGTERM means that SLURM
@@ -50,6 +50,9 @@ while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done
 wait "$ranks"
 code=$?
 wait "$shown"
+# srun tells the largest code, which may be that of a rank that it ended; the first to fail is the cause
+first=$(sed -n 's/.*: Exited with exit code \\([0-9]*\\)$/\\1/p' "$logs.srun.log" | head -n 1)
+[ "$code" -eq 0 ] || code=${{first:-$code}}
 """
 
 _END = """
