@@ -19,11 +19,11 @@ def flags(tmp_path: Path) -> list[str]:
     return ["--config", str(write_recipe(tmp_path)), *LAYOUT, "--save", str(tmp_path / "run")]
 
 
-def test_deepspeed(undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
-    done = run(
-        "deepspeed", "--num_gpus", "4", "--master_port", str(free_port()), "launch/pretrain_gpt.py", *flags,
-        environ=quiet_environment() | {"DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
+def test_deepspeed_with_a_hostfile(undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=4\n")
+    chosen = {"DS_ACCELERATOR": "cpu", "MASTER_PORT": str(free_port())}
+    done = run("launch/hostfile/pretrain_gpt.sh", hosts, *flags, environ=quiet_environment() | chosen)
     ends_with_equal_losses(done, tmp_path, undisturbed)
 
 
