@@ -22,8 +22,12 @@ def flags(tmp_path: Path) -> list[str]:
 def test_deepspeed_with_a_hostfile(undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("localhost slots=4\n")
-    chosen = {"DS_ACCELERATOR": "cpu", "MASTER_PORT": str(free_port())}
-    done = run("launch/hostfile/pretrain_gpt.sh", hosts, *flags, environ=quiet_environment() | chosen)
+    ssh = tmp_path / "ssh"  # deepspeed asks it for the name of the first host, though there is only this one
+    ssh.write_text("#!/bin/sh\nexec hostname\n")
+    ssh.chmod(0o755)
+    plain = quiet_environment()
+    chosen = {"DS_ACCELERATOR": "cpu", "MASTER_PORT": str(free_port()), "PATH": f"{tmp_path}:{plain['PATH']}"}
+    done = run("launch/hostfile/pretrain_gpt.sh", hosts, *flags, environ=plain | chosen)
     ends_with_equal_losses(done, tmp_path, undisturbed)
 
 
