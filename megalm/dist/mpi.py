@@ -61,12 +61,9 @@ def family_of(environ: Mapping[str, str]) -> MpiVariables | None:
 
 
 def library_choice(family: MpiVariables, environ: Mapping[str, str]) -> dict[str, str]:
-    """Which MPI mpi4py is to load, for the environment: the launcher's own, unless the user has chosen.
-
-    A rank that waits there for others that still start leaves them the core.
-    """
+    """Which MPI mpi4py is to load, for the environment: the launcher's own, unless the user has chosen."""
     chosen = {"MPI4PY_MPIABI", "MPI4PY_LIBMPI"} & set(environ)
-    return {"OMPI_MCA_mpi_yield_when_idle": "1"} | ({} if chosen else {"MPI4PY_MPIABI": family.abi})
+    return {} if chosen else {"MPI4PY_MPIABI": family.abi}
 
 
 def discover(family: MpiVariables, environ: Mapping[str, str], interface: str | None) -> MpiPlace:
