@@ -45,7 +45,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         with Cluster(folder / "cluster") as cluster:
-            recipe = ["--config", str(write_recipe(folder)), *LAYOUT, "--save-interval", "0"]
+            recipe = ["--config", str(write_recipe(folder)), *LAYOUT, "--save", str(folder / "run"), "--fresh"]
             training = ["launch/pretrain_gpt.py", *recipe]
             python = [sys.executable, "-u", *training]
             plain = quiet_environment()
