@@ -69,12 +69,12 @@ class Run:
         return self.config.training.total_iters(self.global_batch_size, progress.step, progress.consumed_samples)
 
 
-def pretrain(config: RunConfig, place: Place) -> int:
-    """Train as `config` says; the exit code: 0, or EXIT_STOPPED after a signal.
+def pretrain(config: RunConfig, place: Place, stop: StopRequest | None = None) -> int:
+    """Train as `config` says; the exit code: 0, or EXIT_STOPPED after a signal (`stop` may hold one already).
 
     Every rank calls it inside the process group.
     """
-    stop = StopRequest()
+    stop = stop or StopRequest()
     stop.listen()
     run = build_run(config, place, stop)
     if run.progress.step >= run.total_iters and not config.training.skip_train:
