@@ -131,7 +131,9 @@ class Cluster:
         """What a power cut does to a node: its slurmd and everything that runs under it are gone at once."""
         daemon = self.daemons.pop(f"slurmd {name}")
         tasks = self.processes(name)
-        for pid in {daemon.pid, *(parent_of(task) for task in tasks), *tasks} - {0, 1}:
+        parents = {parent_of(task) for task in tasks} - {0, 1, daemon.pid}
+        # a task last: its slurmstepd, still alive, would report its end, which no power cut does
+        for pid in (daemon.pid, *parents, *(task for task in tasks if task not in parents)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         daemon.wait()
