@@ -240,6 +240,8 @@ void check_list_entry(const Tensor& x, int64_t size, const char* what) {
   MEGALM_CHECK(x.numel() == size && x.is_contiguous(), what, " must be contiguous, one for each master of its size");
 }
 
+constexpr float narrow(double x) { return static_cast<float>(x); }
+
 void adamw(const std::vector<Tensor>& masters, const std::vector<Tensor>& first, const std::vector<Tensor>& second,
            const std::vector<Tensor>& grads, const std::vector<Tensor>& models, double factor, double lr, double beta1,
            double beta2, double epsilon, double weight_decay, int64_t step) {
@@ -257,10 +259,9 @@ void adamw(const std::vector<Tensor>& masters, const std::vector<Tensor>& first,
     check_list_entry(grads[i], size, "gradients");
     if (!models.empty()) check_list_entry(models[i], size, "model weights");
     const AdamW arguments{floats(masters[i]), floats(first[i]), floats(second[i]), grads[i].const_data_ptr(),
-                          models.empty() ? nullptr : models[i].mutable_data_ptr(), size, static_cast<float>(factor),
-                          static_cast<float>(lr), static_cast<float>(beta1), static_cast<float>(beta2),
-                          static_cast<float>(epsilon), static_cast<float>(weight_decay),
-                          static_cast<float>(correction1), static_cast<float>(std::sqrt(correction2)),
+                          models.empty() ? nullptr : models[i].mutable_data_ptr(), size, narrow(factor),
+                          narrow(1 - lr * weight_decay), narrow(1 - beta1), narrow(beta2), narrow(1 - beta2),
+                          narrow(lr / correction1), narrow(std::sqrt(correction2)), narrow(epsilon),
                           dtype_of(grads[i]), models.empty() ? Dtype::kFloat32 : dtype_of(models[i])};
     run::adamw_step(masters[i], arguments);
   }

@@ -10,8 +10,11 @@ struct AdamW {
   void* model;  // the model's copy of the weights, rounded from the masters; null: none
   int64_t size;
   float factor;  // every gradient is multiplied by it first (loss scale, clipping)
-  float lr, beta1, beta2, epsilon, decay;  // decay = weight decay
-  float correction1, correction2_root;  // 1 - beta1^t, sqrt(1 - beta2^t)
+  // Each is rounded once, from float64: 1 - 0.999 in float32 would be wrong by 1e-5 of itself.
+  float keep;  // 1 - learning rate x weight decay
+  float fresh1, beta2, fresh2;  // 1 - beta1, beta2, 1 - beta2
+  float step_size, correction2_root;  // learning rate / (1 - beta1^t), sqrt(1 - beta2^t)
+  float epsilon;
   Dtype grad_dtype, model_dtype;
 };
 
@@ -38,10 +41,9 @@ inline namespace MEGALM_ISA {
 template <class F>
 MEGALM_HD F adamw(const AdamW& a, F weight, F grad, F& first, F& second) {
   grad = grad * a.factor;
-  weight = weight * (1.0f - a.lr * a.decay);
-  first = first * a.beta1 + grad * (1.0f - a.beta1);
-  second = second * a.beta2 + grad * grad * (1.0f - a.beta2);
-  return weight - first * (a.lr / a.correction1) / (sqrt_(second) / a.correction2_root + a.epsilon);
+  first = first + (grad - first) * a.fresh1;
+  second = second * a.beta2 + grad * grad * a.fresh2;
+  return weight * a.keep - first * a.step_size / (sqrt_(second) / a.correction2_root + a.epsilon);
 }
 
 }  // inline namespace MEGALM_ISA

@@ -117,22 +117,22 @@ MEGALM_HD void store(fp16* p, Vec v) {
 #endif
 }
 
-// The first n lanes only; the others are `rest`, and are not stored.
+// The first n lanes only; the others are `rest`, and are not stored. Through memory: the ends of rows want little code.
 template <class T>
 MEGALM_HD Vec load(const T* p, int n, float rest = 0.0f) {
   if (n == kLanes) return load(p);
-  Vec v = splat(rest);
-  for (int i = 0; i < kLanes; ++i) {
-    if (i < n) v[i] = to_float(p[i]);
-  }
-  return v;
+  T lanes[kLanes] = {};
+  memcpy(lanes, p, n * sizeof(T));
+  VecInt number;
+  for (int i = 0; i < kLanes; ++i) number[i] = i;
+  return select(number < n, load(lanes), splat(rest));
 }
 template <class T>
 MEGALM_HD void store(T* p, Vec v, int n) {
   if (n == kLanes) return store(p, v);
-  for (int i = 0; i < kLanes; ++i) {
-    if (i < n) p[i] = from_float<T>(v[i]);
-  }
+  T lanes[kLanes];
+  store(lanes, v);
+  memcpy(p, lanes, n * sizeof(T));
 }
 
 // body(i, n) for lanes i .. i + n of each vector of a row; n is kLanes but for the last.

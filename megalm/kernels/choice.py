@@ -14,10 +14,12 @@ class Kernels:
 
     layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor] = norm.layer_norm
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = norm.rms_norm
-    layer_norm_after_add: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]] = (
+    layer_norm_after_add: Callable[[Tensor, Tensor | None, Tensor, Tensor | None, float], tuple[Tensor, Tensor]] = (
         norm.layer_norm_after_add
     )
-    rms_norm_after_add: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = norm.rms_norm_after_add
+    rms_norm_after_add: Callable[[Tensor, Tensor | None, Tensor, float], tuple[Tensor, Tensor]] = (
+        norm.rms_norm_after_add
+    )
     rotary: Callable[[Tensor, Tensor, Tensor], Tensor] = rotary.apply_rotary
     gelu: Callable[[Tensor], Tensor] = activation.gelu
     gelu_tanh: Callable[[Tensor], Tensor] = activation.gelu_tanh

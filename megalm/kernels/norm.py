@@ -5,6 +5,7 @@ rounded to the input's dtype before it is normalized, as if it had been computed
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,16 +42,16 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def layer_norm_after_add(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """(`layer_norm` of the sum x + residual, the sum)."""
-    total = x + residual
+    """(`layer_norm` of the sum x + residual, the sum); None: x is the sum."""
+    total = x if residual is None else x + residual
     return layer_norm(total, weight, bias, epsilon), total
 
 
-def rms_norm_after_add(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """(`rms_norm` of the sum x + residual, the sum)."""
-    total = x + residual
+def rms_norm_after_add(x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """(`rms_norm` of the sum x + residual, the sum); None: x is the sum."""
+    total = x if residual is None else x + residual
     return rms_norm(total, weight, epsilon), total
 
 
@@ -71,21 +72,50 @@ def fused_rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def fused_layer_norm_after_add(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """`layer_norm_after_add`, one pass over memory."""
-    if not fused_takes(x) or x.dtype != residual.dtype:
+    if not fused_takes(x) or (residual is not None and x.dtype != residual.dtype):
         return layer_norm_after_add(x, residual, weight, bias, epsilon)
-    y, total, _, _ = torch.ops.megalm.norm(x, residual, weight.float(), wide(bias), epsilon, True)
-    return y, total
+    return _norm_after_add(x, residual, weight.float(), wide(bias), epsilon, True)
 
 
-def fused_rms_norm_after_add(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def fused_rms_norm_after_add(
+    x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
     """`rms_norm_after_add`, one pass over memory."""
-    if not fused_takes(x) or x.dtype != residual.dtype:
+    if not fused_takes(x) or (residual is not None and x.dtype != residual.dtype):
         return rms_norm_after_add(x, residual, weight, epsilon)
-    y, total, _, _ = torch.ops.megalm.norm(x, residual, weight.float(), None, epsilon, False)
+    return _norm_after_add(x, residual, weight.float(), None, epsilon, False)
+
+
+def _norm_after_add(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float, center: bool
+) -> tuple[Tensor, Tensor]:
+    if residual is None:
+        apply: Callable[..., tuple[Tensor, Tensor]] = _NormOfSum.apply
+        return apply(x, weight, bias, epsilon, center)
+    y, total, _, _ = torch.ops.megalm.norm(x, residual, weight, bias, epsilon, center)
     return y, total
+
+
+class _NormOfSum(torch.autograd.Function):
+    """Forward: (norm of the sum, the sum itself). Backward: both gradients in one pass, as where the sum is made too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, total: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, center: bool
+    ) -> tuple[Tensor, Tensor]:
+        y, _, mean, rstd = torch.ops.megalm.norm(total, None, weight, bias, epsilon, center)
+        ctx.center, ctx.has_bias, ctx.has_residual = center, bias is not None, True
+        ctx.save_for_backward(total, weight, mean, rstd)
+        ctx.set_materialize_grads(False)
+        return y, total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_total, _, grad_weight, grad_bias, *rest = _backward(ctx, *grads)
+        return grad_total, grad_weight, grad_bias, *rest
 
 
 def register() -> None:

@@ -34,11 +34,17 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Normalized x, or (normalized x + residual, x + residual)."""
-        # 1 + w is rounded to float32, not to bfloat16, which could not tell 1 + 2^-9 from 1.
-        weight = self.weight.float() + self.offset if self.offset else self.weight
         if residual is None:
-            return self.kernels.layer_norm(x, weight, self.bias, self.epsilon)
-        return self.kernels.layer_norm_after_add(x, residual, weight, self.bias, self.epsilon)
+            return self.kernels.layer_norm(x, self._scale(), self.bias, self.epsilon)
+        return self.kernels.layer_norm_after_add(x, residual, self._scale(), self.bias, self.epsilon)
+
+    def of_sum(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """(normalized `total`, `total`): as `forward` of two terms with this sum, gradients equal to the bit."""
+        return self.kernels.layer_norm_after_add(total, None, self._scale(), self.bias, self.epsilon)
+
+    def _scale(self) -> Tensor:
+        # 1 + w is rounded to float32, not to bfloat16, which could not tell 1 + 2^-9 from 1.
+        return self.weight.float() + self.offset if self.offset else self.weight
 
 
 class RMSNorm(nn.Module):
@@ -59,6 +65,10 @@ class RMSNorm(nn.Module):
         if residual is None:
             return self.kernels.rms_norm(x, self.weight, self.epsilon)
         return self.kernels.rms_norm_after_add(x, residual, self.weight, self.epsilon)
+
+    def of_sum(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """(normalized `total`, `total`): as `forward` of two terms with this sum, gradients equal to the bit."""
+        return self.kernels.rms_norm_after_add(total, None, self.weight, self.epsilon)
 
 
 @runtime_checkable

@@ -101,7 +101,7 @@ class _Dropped:
         """Fill the storage, which the consumers of the output have saved, with the same values."""
         self.node.again = _recompute(self.node)
         self.output.untyped_storage().resize_(self.nbytes)
-        self.output.copy_(self.node.again[1].data)
+        self.output.copy_(self.node.again[1][0].data)
 
 
 def _restore_all(dropped: list[_Dropped], _gradient: Tensor) -> None:
@@ -142,19 +142,21 @@ def _recompute_module(module: nn.Module, tape: Tape, draws: bool) -> None:
 
     def forward(self: nn.Module, *arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
         inputs = tuple(takewhile(lambda argument: isinstance(argument, Tensor), arguments))
-        if len(inputs) == 2:  # a norm of a sum: the sum is the residual stream, which is kept
-            total = inputs[0] + inputs[1]
-            return forward(self, total), total  # type: ignore[return-value]
-        names = tuple(self._parameters)
-        function = partial(_call_with_parameters, kind.forward, self, names, arguments[len(inputs) :])
-        return tape.note(_recomputed(function, keep, *inputs, *(self._parameters[name] for name in names)))
+        names, rest = tuple(self._parameters), arguments[len(inputs) :]
+        parameters = [self._parameters[name] for name in names]
+        if len(inputs) == 2 and hasattr(kind, "of_sum"):  # the sum is the residual stream, which is kept
+            function = partial(_call_with_parameters, kind.of_sum, self, names, rest)
+            y, total = _recomputed(function, keep, inputs[0] + inputs[1], *parameters)
+            return tape.note(y), total
+        function = partial(_call_with_parameters, kind.forward, self, names, rest)
+        return tape.note(_recomputed(function, keep, *inputs, *parameters))
 
     module.__class__ = type("Recomputed" + kind.__name__, (kind,), {"forward": forward})
 
 
 def _call_with_parameters(
-    forward: Callable[..., Tensor], module: nn.Module, names: tuple[str, ...], rest: tuple[Any, ...], *tensors: Tensor
-) -> Tensor:
+    forward: Callable[..., Any], module: nn.Module, names: tuple[str, ...], rest: tuple[Any, ...], *tensors: Tensor
+) -> Any:
     """forward(inputs, rest) with the last tensors in place of the module's own parameters.
 
     ZeRO-3 takes a parameter's values away after the forward pass; the values that it had then are the ones needed.
@@ -173,40 +175,43 @@ def _recomputed_function(function: Callable[..., Tensor], tape: Tape, *inputs: T
 
 
 class _Recomputed(torch.autograd.Function):
-    """Forward: function(tensors). Backward: its gradient, by running it again on the saved tensors.
+    """Forward: function(tensors), one result or several. Backward: its gradient, by running it again on the tensors.
 
-    The run that restores a dropped output serves the gradient too.
+    The run that restores a dropped output, which is the first result, serves the gradient too.
     """
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], keep: Callable[[Tensor], Any], *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, function: Callable[..., Any], keep: Callable[[Tensor], Any], *tensors: Tensor
+    ) -> Tensor | tuple[Tensor, ...]:
         ctx.function, ctx.again = function, None
         ctx.drawing = keep(tensors[0])
         # not the tensors themselves: under ZeRO-3 a parameter will have lost its values
         ctx.save_for_backward(*(tensor.detach() for tensor in tensors))
-        return function(*tensors)
+        results: Tensor | tuple[Tensor, ...] = function(*tensors)
+        return results
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, output = ctx.again or _recompute(ctx)
+        tensors, results = ctx.again or _recompute(ctx)
         ctx.again = None
         wanted = [tensor for tensor in tensors if tensor.requires_grad]
-        found = iter(torch.autograd.grad(output, wanted, gradients[0]))
+        found = iter(torch.autograd.grad(results, wanted, gradients))
         return None, None, *(next(found) if tensor.requires_grad else None for tensor in tensors)
 
 
-_recomputed: Callable[..., Tensor] = _Recomputed.apply
+_recomputed: Callable[..., Any] = _Recomputed.apply
 
 
-def _recompute(node: Any) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The inputs of a `_Recomputed` node as leaves, and its output from them with a graph of its own."""
+def _recompute(node: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The inputs of a `_Recomputed` node as leaves, and its results from them with a graph of their own."""
     wanted = node.needs_input_grad[2:]
     tensors = tuple(
         tensor.detach().requires_grad_(needed) for tensor, needed in zip(node.saved_tensors, wanted, strict=True)
     )
     with torch.enable_grad(), node.drawing():
-        output = node.function(*tensors)
-    return tensors, output
+        results = node.function(*tensors)
+    return tensors, results if isinstance(results, tuple) else (results,)
 
 
 def _no_states(_tensor: Tensor) -> Callable[[], Any]:
