@@ -25,6 +25,11 @@ class Kernels:
     gelu_tanh: Callable[[Tensor], Tensor] = activation.gelu_tanh
     squared_relu: Callable[[Tensor], Tensor] = activation.squared_relu
     swiglu: Callable[[Tensor, Tensor], Tensor] = activation.swiglu
+    vocabulary_statistics: Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor, Tensor]] = (
+        cross_entropy.vocabulary_statistics
+    )
+    vocabulary_gradient: Callable[..., Tensor] = cross_entropy.vocabulary_gradient
+    """As `cross_entropy.vocabulary_gradient`; the fused one writes over the logits."""
     cross_entropy: Callable[[Tensor, Tensor, int], Tensor] = cross_entropy.cross_entropy
     embedding: Callable[[Tensor, Tensor], Tensor] = embedding.embedding
     l2_norm: Callable[[Sequence[Tensor]], Tensor] = optimizer.l2_norm
@@ -50,6 +55,8 @@ FUSED = Kernels(
     squared_relu=activation.fused_squared_relu,
     swiglu=activation.fused_swiglu,
     cross_entropy=_training_cross_entropy,
+    vocabulary_statistics=cross_entropy.fused_vocabulary_statistics,
+    vocabulary_gradient=cross_entropy.fused_vocabulary_gradient_,
     embedding=embedding.fused_embedding,
     l2_norm=optimizer.fused_l2_norm,
     adamw_step=optimizer.fused_adamw_step,

@@ -71,14 +71,20 @@ def vocabulary_statistics(
     Column j is token `start` + j; columns from `num_classes` on are padding. The label's logit is 0 where the label
     lies outside of the range: its sum over ranges is the label's logit. With no columns the maximum is -inf.
     """
-    wide = logits_NV[:, :num_classes].float()
-    if num_classes == 0:
-        return wide.new_full((len(wide),), float("-inf")), wide.new_zeros(len(wide)), wide.new_zeros(len(wide))
-    largest = wide.amax(-1)
-    column = labels_N - start
-    here = (column >= 0) & (column < num_classes)
-    target = wide.gather(1, column.clamp(0, num_classes - 1)[:, None]).squeeze(1)
-    return largest, (wide - largest[:, None]).exp().sum(-1), torch.where(here, target, 0.0)
+    groups = zip(_chunks(logits_NV, logits_NV), _chunks(labels_N, logits_NV), strict=True)
+    parts = [_statistics(rows[:, :num_classes].float(), labels - start) for rows, labels in groups]
+    largest_N, sum_N, target_N = (torch.cat(column) for column in zip(*parts, strict=True))
+    return largest_N, sum_N, target_N
+
+
+def _statistics(wide_NV: Tensor, column_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows, classes = wide_NV.shape
+    if classes == 0:
+        return wide_NV.new_full((rows,), float("-inf")), wide_NV.new_zeros(rows), wide_NV.new_zeros(rows)
+    largest_N = wide_NV.amax(-1)
+    here_N = (column_N >= 0) & (column_N < classes)
+    target_N = wide_NV.gather(1, column_N.clamp(0, classes - 1)[:, None]).squeeze(1)
+    return largest_N, (wide_NV - largest_N[:, None]).exp_().sum(-1), torch.where(here_N, target_N, 0.0)
 
 
 def vocabulary_gradient(
@@ -94,14 +100,18 @@ def vocabulary_gradient(
 
     `logsumexp_N` is over the whole vocabulary. Padding columns get zero.
     """
-    wide = logits_NV[:, :num_classes].float()
-    grad = (wide - logsumexp_N[:, None]).exp() * (scale_N * (1 + 2 * z_loss * logsumexp_N))[:, None]
-    column = labels_N - start
-    here = (column >= 0) & (column < num_classes)
-    if num_classes:
-        grad.scatter_add_(1, column.clamp(0, num_classes - 1)[:, None], torch.where(here, -scale_N, 0.0)[:, None])
-    grad = grad.masked_fill(scale_N[:, None] == 0, 0.0)
-    return torch.nn.functional.pad(grad, (0, logits_NV.shape[1] - num_classes)).to(logits_NV.dtype)
+    grad_NV = torch.empty_like(logits_NV)
+    grad_NV[:, num_classes:] = 0
+    tensors = (grad_NV, logits_NV, labels_N - start, logsumexp_N, scale_N)
+    for grad, rows, column, logsumexp, scale in zip(*(_chunks(tensor, logits_NV) for tensor in tensors), strict=True):
+        wide = (rows[:, :num_classes].float() - logsumexp[:, None]).exp_()
+        wide *= (scale * (1 + 2 * z_loss * logsumexp))[:, None]
+        if num_classes:
+            here = (column >= 0) & (column < num_classes)
+            one_hot = torch.where(here, -scale, 0.0)[:, None]
+            wide.scatter_add_(1, column.clamp(0, num_classes - 1)[:, None], one_hot)
+        grad[:, :num_classes] = wide.masked_fill_(scale[:, None] == 0, 0.0)
+    return grad_NV
 
 
 def fused_vocabulary_statistics(

@@ -14,12 +14,9 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from megalm.dist.functional import all_reduce, join_parts
+from megalm.kernels.choice import REFERENCE, Kernels
 from megalm.models.layers import FullLogits
 from megalm.parallel.region import TensorParallel
-
-CHUNK_ELEMENTS = 4 * 1024 * 1024
-"""Logits that are taken to float32 at a time: 16 MiB of work space."""
-
 
 class VocabParallelEmbedding(nn.Module):
     """Embedding of which each rank holds a run of rows; the sum over the ranks leaves the region."""
@@ -46,12 +43,17 @@ class VocabParallelTokenLoss(nn.Module):
         super().__init__()
         self.place = place
         self.vocab_size = vocab_size
+        self.kernels = REFERENCE
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Call these kernels from now on."""
+        self.kernels = kernels
 
     def forward(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         """Losses (B, T), float32, nats, equal on all ranks; every label must lie in [0, vocab_size)."""
         first = self.place.rank * logits_BTV.shape[-1]
         classes = min(max(self.vocab_size - first, 0), logits_BTV.shape[-1])
-        return vocab_parallel_cross_entropy(logits_BTV, labels_BT - first, classes, self.place.group)
+        return vocab_parallel_cross_entropy(logits_BTV, labels_BT - first, classes, self.place.group, self.kernels)
 
 
 class GatheredLogits(FullLogits):
@@ -66,7 +68,9 @@ class GatheredLogits(FullLogits):
         return super().forward(join_parts(logits_BTV, self.place.group, dim=-1))
 
 
-def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, num_classes: int, group: ProcessGroup) -> Tensor:
+def vocab_parallel_cross_entropy(
+    logits: Tensor, labels: Tensor, num_classes: int, group: ProcessGroup, kernels: Kernels = REFERENCE
+) -> Tensor:
     """-log softmax(all ranks' logits)[label] of every token, float32, shape of `labels`, equal on all ranks.
 
     `logits` (..., V) are this rank's columns, any float dtype, of which the first `num_classes` are real and the rest
@@ -74,49 +78,35 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, num_classes: in
     lie outside [0, num_classes) where another rank has the label's column.
 
     Communicated: one maximum, one sum of exponentials and one logit a token. Saved for backward: the logits as they
-    are, the labels and the log of the normalizer. The gradient has the dtype of the logits and is computed in float32.
+    are, the labels and the log of the normalizer. The gradient has the dtype of the logits and is computed in float32;
+    the fused kernels write it over the logits, which nobody may read after the backward.
     Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
     """
-    apply: Callable[[Tensor, Tensor, int, ProcessGroup], Tensor] = _CrossEntropy.apply
-    return apply(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), num_classes, group).view(labels.shape)
+    apply: Callable[..., Tensor] = _CrossEntropy.apply
+    flat_NV = logits.reshape(-1, logits.shape[-1])
+    return apply(flat_NV, labels.reshape(-1), num_classes, group, kernels).view(labels.shape)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Forward: per-row loss, with three reductions. Backward: (softmax - one hot) x incoming gradient, no reduction."""
+    """Forward: per-row loss, with two reductions. Backward: (softmax - one hot) x incoming gradient, no reduction."""
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor, num_classes: int, group: ProcessGroup) -> Tensor:
-        real_NV = logits_NV[:, :num_classes]
-        lowest = torch.full((logits_NV.shape[0], 1), torch.finfo(torch.float32).min, device=logits_NV.device)
-        maximum_N = torch.cat((lowest, real_NV.amax(-1, keepdim=True).float()) if num_classes else (lowest,), 1).amax(1)
-        maximum_N = all_reduce(maximum_N, group, dist.ReduceOp.MAX)
-        chunks = zip(_chunks(real_NV, logits_NV), _chunks(maximum_N, logits_NV), strict=True)
-        exponentials_N = torch.cat([(rows.float() - top[:, None]).exp_().sum(-1) for rows, top in chunks])
-        here_N = (labels_N >= 0) & (labels_N < num_classes)
-        column_N = labels_N.masked_fill(~here_N, 0)
-        target_N = logits_NV.gather(1, column_N[:, None]).squeeze(1).float().masked_fill(~here_N, 0.0)
-        sums_2N = all_reduce(torch.stack((exponentials_N, target_N)), group)
+    def forward(
+        ctx: Any, logits_NV: Tensor, labels_N: Tensor, num_classes: int, group: ProcessGroup, kernels: Kernels
+    ) -> Tensor:
+        largest_N, sum_N, target_N = kernels.vocabulary_statistics(logits_NV, labels_N, 0, num_classes)
+        # a rank of padding alone has no largest logit (-inf): its sum is zero times whatever
+        maximum_N = all_reduce(largest_N.clone(), group, dist.ReduceOp.MAX)
+        scaled_N = sum_N * (largest_N - maximum_N).exp()
+        sums_2N = all_reduce(torch.stack((scaled_N, target_N)), group)
         normalizer_N = maximum_N + sums_2N[0].log()
-        ctx.save_for_backward(logits_NV, column_N, here_N, normalizer_N)
-        ctx.num_classes = num_classes
+        ctx.save_for_backward(logits_NV, labels_N, normalizer_N)
+        ctx.num_classes, ctx.kernels = num_classes, kernels
         return normalizer_N - sums_2N[1]
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        logits_NV, column_N, here_N, normalizer_N = ctx.saved_tensors
-        grad_NV = torch.zeros_like(logits_NV)
-        tensors = (grad_NV, logits_NV, column_N, here_N, normalizer_N, grad_outputs[0])
-        if ctx.num_classes == 0:
-            return grad_NV, None, None, None
-        for grad, rows, column, here, normalizer, scale in zip(
-            *(_chunks(tensor, logits_NV) for tensor in tensors), strict=True
-        ):
-            softmax = (rows[:, : ctx.num_classes].float() - normalizer[:, None]).exp_()
-            softmax.scatter_add_(1, column[:, None], -here[:, None].float())
-            grad[:, : ctx.num_classes] = softmax.mul_(scale[:, None])
-        return grad_NV, None, None, None
-
-
-def _chunks(tensor: Tensor, logits_NV: Tensor) -> tuple[Tensor, ...]:
-    """Views of `tensor` in groups of rows."""
-    return torch.split(tensor, max(1, CHUNK_ELEMENTS // logits_NV.shape[-1]))
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        logits_NV, labels_N, normalizer_N = ctx.saved_tensors
+        scale_N = grads[0].contiguous()
+        grad_NV = ctx.kernels.vocabulary_gradient(logits_NV, labels_N, normalizer_N, scale_N, 0, ctx.num_classes)
+        return grad_NV, None, None, None, None
