@@ -381,7 +381,10 @@ def test_folders_patterns_and_compressions_are_read_in_order(tmp_path: Path) -> 
     (folder / "c.jsonl.zst").write_bytes(zstandard.compress(b'{"text": "4"}\n'))
     (folder / "deep" / "d.txt").write_text("5\n\n6\n")
     (folder / "notes.md").write_text("not input")
-    run(tmp_path, "--workers 2", inputs="many")
+    write_lines(folder / ".hidden.jsonl", ["hidden"])
+    (folder / ".git").mkdir()
+    write_lines(folder / ".git" / "e.jsonl", ["hidden"])
+    assert "tell no format: 1 (" in run(tmp_path, "--workers 2", inputs="many")
     assert texts_of(tmp_path / "out_text_document") == ["1", "2", "3", "4", "5", "6"]
     run(tmp_path, "--overwrite", inputs="many/*.jsonl*")
     assert texts_of(tmp_path / "out_text_document") == ["1", "2", "3", "4"]
@@ -389,6 +392,15 @@ def test_folders_patterns_and_compressions_are_read_in_order(tmp_path: Path) -> 
         run(tmp_path, inputs="many/*.md")
     with pytest.raises(DataError, match=r"names .* twice"):
         run(tmp_path, inputs="many many/a.jsonl")
+
+
+def test_endings_in_capitals_are_endings(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / "A.JSONL.GZ").write_bytes(gzip.compress(b'{"text": "1"}\n'))
+    (folder / "b.Txt").write_text("2")
+    run(tmp_path, inputs="many")
+    assert texts_of(tmp_path / "out_text_document") == ["1", "2"]
 
 
 def test_standard_input_is_json_lines(tmp_path: Path) -> None:
