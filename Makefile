@@ -1,7 +1,10 @@
 # make quickstart   set up, prepare a corpus, train a small model on it and show the result
 # make test         set up and run the whole test suite
+# make test-parity  every row of the parity tables: all layouts against one process
+# make bench-parallel  step times, bubbles and memory of layouts on 2 ranks, as ratios
 # make setup        install into .venv only
 # make lint         ruff and mypy
+# make bench-data   the data plane against its peers
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -19,7 +22,7 @@ RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() o
 SHARE = $(if $(filter-out 2,$(RANKS)), --micro-batch-size $(shell expr 16 / $(RANKS)))
 TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml$(SHARE) --save $(RUN) --save-interval 100
 
-.PHONY: setup quickstart test lint format docs clean
+.PHONY: setup quickstart test test-parity bench-parallel lint format docs bench-data clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -50,6 +53,12 @@ quickstart: $(DATA)/corpus_text_document.idx
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
+test-parity: $(INSTALLED)
+	$(BIN)/python -m pytest tests/parity --all-layouts $(PYTEST_ARGS)
+
+bench-parallel: $(INSTALLED)
+	$(BIN)/python benchmarks/parallel.py
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,6 +67,10 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-data: $(INSTALLED)
+	$(BIN)/python benchmarks/preprocess.py
+	$(BIN)/python benchmarks/dataset.py
 
 docs: $(INSTALLED)
 	$(BIN)/python -c 'from megalm.config import reference_markdown as text; print(text(), end="")' > docs/configuration.md

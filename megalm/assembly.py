@@ -1,27 +1,31 @@
 """The parts of a run, built from its configuration in the order in which the data flows."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from megalm.checkpoint.resume import SAMPLE_ORDER
 from megalm.checkpoint.run_folder import lock_run_folder, prepare_run_folder, set_aside
 from megalm.config import RunConfig, engine_json
 from megalm.config.model import ModelConfig
+from megalm.continuation import ResumePoint
+from megalm.data.blended_dataset import BlendedDataset
 from megalm.data.build import build_datasets
-from megalm.data.gpt_dataset import GPTDataset, SampleDataset
+from megalm.data.gpt_dataset import SampleDataset
 from megalm.data.loader import MicroBatchIterator, Transform, build_loader
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.dist.collectives import together
 from megalm.dist.groups import MeshGroups
 from megalm.dist.mesh import Axis, Mesh
+from megalm.dist.slices import Placement, Rectangle
 from megalm.engine.engine import Engine
-from megalm.errors import ConfigError
+from megalm.engine.stages import Staged
+from megalm.errors import ConfigError, DataError
 from megalm.models.gpt import GPT
 from megalm.objectives.causal import CausalObjective
-from megalm.parallel.plan import materialize, parallelize
+from megalm.parallel.pipeline import TIED, ChunkList, Pipeline, PipelinePlan, build_chunks
+from megalm.parallel.plan import materialize
 from megalm.parallel.recompute import apply_recompute
 from megalm.parallel.region import TensorParallel
 
@@ -47,14 +51,24 @@ class Place:
         return self.mesh.coordinate(self.rank)[Axis.DP]
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 @dataclass(frozen=True)
 class Data:
     """The datasets of a run (None: not used) and the objective that turns a sample into a batch row."""
 
     train: SampleDataset | None
-    valid: SampleDataset | None
+    valid: dict[str, SampleDataset]
+    """Validation sets by name; "" for the only one."""
     test: SampleDataset | None
     objective: Transform
+    train_names: tuple[str, ...] = ()
+    """Names of the datasets that the training samples come from."""
+
+    def order(self, consumed_samples: int) -> dict[str, Any] | None:
+        """What a checkpoint records of the training samples; None where their number says all."""
+        return asdict(self.train.record(consumed_samples)) if isinstance(self.train, BlendedDataset) else None
 
 
 def mesh_of(config: RunConfig, world_size: int) -> Mesh:
@@ -70,9 +84,7 @@ def mesh_of(config: RunConfig, world_size: int) -> Mesh:
 
 def load_tokenizer(config: RunConfig) -> Tokenizer | None:
     """The run's tokenizer, or None if none is named."""
-    if config.tokenizer.tokenizer_type is None and config.tokenizer.tokenizer_model is None:
-        return None
-    return build_tokenizer(config.tokenizer)
+    return build_tokenizer(config.tokenizer) if config.tokenizer.is_given else None
 
 
 def complete_model(config: RunConfig, tokenizer: Tokenizer | None) -> ModelConfig:
@@ -95,27 +107,41 @@ def complete_model(config: RunConfig, tokenizer: Tokenizer | None) -> ModelConfi
     return model.model_copy(update={"vocab_size": vocab_size, "max_position_embeddings": positions})
 
 
-def build_data(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None, global_batch_size: int) -> Data:
-    """The datasets, each with as many samples as the run draws from it."""
+def build_data(
+    config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None, global_batch_size: int, point: ResumePoint
+) -> Data:
+    """The datasets, each with as many samples as the run draws from it; training samples go on from `point`."""
     training = config.training
     assert model.vocab_size is not None
     evaluated = training.eval_iters * global_batch_size
-    trained = 0 if training.skip_train else training.total_iters(global_batch_size) * global_batch_size
-    train, valid, test = build_datasets(
+    steps = training.total_iters(global_batch_size, point.step, point.consumed_samples) - point.step
+    trained = point.consumed_samples + max(0, steps) * global_batch_size
+    built = build_datasets(
         config.data,
         seq_length=config.batch.seq_length,
-        num_samples=(trained, evaluated, evaluated),
+        num_samples=(
+            0 if training.skip_train else trained,
+            None if config.data.full_validation and evaluated else evaluated,
+            evaluated,
+        ),
         seed=training.seed,
         vocab_size=model.vocab_size,
         tokenizer_identity=tokenizer.identity if tokenizer else None,
+        record=point.order,
     )
+    if isinstance(built.train, BlendedDataset) and built.train.samples_per_epoch < global_batch_size:
+        raise DataError(
+            f"the training data has {built.train.samples_per_epoch} samples of {config.batch.seq_length} tokens in one "
+            f"epoch, less than one global batch of {global_batch_size}; give more data, or a smaller "
+            "--global-batch-size or --seq-length"
+        )
     objective = CausalObjective(
         eod=tokenizer.eod if tokenizer else None,
         eod_mask_loss=config.data.eod_mask_loss,
         reset_position_ids=config.data.reset_position_ids,
         reset_attention_mask=config.data.reset_attention_mask,
     )
-    return Data(train, valid, test, objective)
+    return Data(built.train, built.valid, built.test, objective, built.train_names)
 
 
 def loader(
@@ -123,6 +149,7 @@ def loader(
 ) -> MicroBatchIterator:
     """This rank's micro-batches of samples start..stop."""
     dp = place.mesh.size(Axis.DP)
+    blended = isinstance(dataset, BlendedDataset) and dataset.num_datasets > 1 and dataset is data.train
     return build_loader(
         dataset,
         data.objective,
@@ -134,23 +161,61 @@ def loader(
         size=dp,
         num_workers=workers,
         pin_memory=place.device.type == "cuda",
+        dataset_of=data.train.dataset_of if blended and isinstance(data.train, BlendedDataset) else None,
     )
 
 
 def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) -> Engine:
-    """The model with its initial values, under DeepSpeed."""
+    """The part of the model that this rank holds, with its initial values, under DeepSpeed."""
     from megalm.engine.build import build_engine  # imports DeepSpeed (2 s): after the data is known to be good
 
     tensor_parallel = TensorParallel.build(place.groups, model, config.parallel.sequence_parallel)
-    with torch.device("meta"):
-        gpt = GPT(model, model.padded_vocab_size(tensor_parallel.size))
-    shards = parallelize(gpt, tensor_parallel)
-    materialize(gpt, shards, config.training.seed, torch.device("cpu"))
-    apply_recompute(gpt, config.recompute)
+    plan = PipelinePlan.of(config.parallel, model, config.batch.seq_length)
+    rank = place.groups.position(Axis.PP)
+    chunks = build_chunks(plan, rank, model, tensor_parallel)
+    placements = whole_model_elsewhere(model)
+    for chunk, shards in chunks:
+        materialize(chunk, shards, config.training.seed, torch.device("cpu"))
+        apply_recompute(chunk, config.recompute)
+        placements |= shards.placements
     final_json = engine_json(config, place.mesh.size(Axis.DP))
-    return build_engine(
-        gpt, final_json, config.optimizer, config.precision, place.device, place.groups, shards.placements
+    settings = (final_json, config.optimizer, config.precision, place.device, place.groups)
+    if plan.num_ranks == 1:
+        return build_engine(chunks[0][0], *settings, placements)
+    parts = [chunk for chunk, _ in chunks]
+    return build_engine(ChunkList(parts), *settings, placements, stage_by_stage(config, model, place, plan, parts))
+
+
+def whole_model_elsewhere(model: ModelConfig) -> dict[str, Placement]:
+    """Every parameter of the whole model, as a rank sees it that holds nothing of it."""
+    with torch.device("meta"):
+        whole = GPT(model, model.vocab_size)
+    nothing = Rectangle((0, 0), (0, 0))
+    return {name: Placement(tuple(p.shape), nothing, counted=False) for name, p in whole.named_parameters()}
+
+
+def stage_by_stage(
+    config: RunConfig, model: ModelConfig, place: Place, plan: PipelinePlan, chunks: list[GPT]
+) -> Staged:
+    """How the engine runs this rank's stages; every rank calls it."""
+    tp, batch = place.mesh.size(Axis.TP), config.batch
+    length = batch.seq_length // tp if config.parallel.sequence_parallel else batch.seq_length
+    pipeline = Pipeline(
+        plan,
+        chunks,
+        shape=(batch.micro_batch_size, length, model.hidden_size),
+        dtype=DTYPES[config.precision.dtype],
+        device=place.device,
+        group=place.groups.group(Axis.PP),
+        num_micro_batches=batch.accumulation(place.mesh.size(Axis.DP)),
     )
+    if not plan.has_copy(model):
+        return Staged(pipeline=pipeline)
+    ends = place.groups.subgroup(Axis.PP, plan.ends)
+    if ends is None:
+        return Staged(pipeline=pipeline)
+    names = dict(chunks[0 if place.groups.position(Axis.PP) == plan.ends[0] else -1].named_parameters())
+    return Staged(pipeline=pipeline, shared=(names[TIED],), shared_over=ends)
 
 
 def run_folder(config: RunConfig) -> Path | None:
@@ -182,19 +247,6 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     return {name: tensor if name in ON_HOST else tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def identity(tokenizer: Tokenizer | None, data: Data) -> dict[str, Any]:
-    """What a checkpoint remembers of the run's inputs, to refuse others on resume: hashes of tokenizer and data."""
-    indexed = data.train.indexed if isinstance(data.train, GPTDataset) else None
-    return {
-        "tokenizer": tokenizer.identity if tokenizer else None,
-        "data": indexed.fingerprint() if indexed else None,
-        SAMPLE_ORDER: sample_order(data),
-    }
-
-
-def sample_order(data: Data) -> str:
-    """How the training samples are laid out; it follows from the length of the run, and decides their order."""
-    if not isinstance(data.train, GPTDataset):
-        return "generated"
-    plan = data.train.plan
-    return f"{plan.num_epochs} epochs shuffled " + ("with the last apart" if plan.separate_last_epoch else "together")
+def identity(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """What a checkpoint remembers of the run's inputs, to refuse others on resume (the data: see `Data.order`)."""
+    return {"tokenizer": tokenizer.identity if tokenizer else None}

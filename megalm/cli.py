@@ -15,7 +15,12 @@ _COMMANDS = {
     ),
     "train-tokenizer": ("megalm.data.train_tokenizer", "train a sentencepiece tokenizer"),
     "preprocess": ("megalm.data.preprocess", "turn JSONL into an indexed dataset (.bin and .idx)"),
+    "inspect": ("megalm.data.inspect", "show what an indexed dataset holds"),
+    "verify": ("megalm.data.verify", "check every byte of an indexed dataset"),
+    "merge": ("megalm.data.merge", "join indexed datasets into one"),
+    "split": ("megalm.data.split", "cut an indexed dataset into several"),
     "generate": ("megalm.generate", "continue a prompt with a trained model"),
+    "plan": ("megalm.planner.command", "say what a run needs: memory, communication, pipeline bubble; starts nothing"),
     "report": ("megalm.report", "say how a run went: losses, checkpoint, a sample, how to continue"),
 }
 """Command -> (module with add_arguments and run, one line of help)."""
@@ -25,10 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. A MegalmError is one line on stderr and the error's exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(argv[0] if argv and argv[0] in _COMMANDS else None)
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
     module = importlib.import_module(_COMMANDS[arguments.command][0])
+    takes_run_flags = getattr(module, "TAKES_RUN_FLAGS", False)
+    if rest and not takes_run_flags:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return int(module.run(arguments))
+        return int(module.run(arguments, rest) if takes_run_flags else module.run(arguments))
     except MegalmError as error:
         print(f"megalm {arguments.command}: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -45,7 +53,8 @@ def _parser(called: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"megalm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, text) in _COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        description = text[0].upper() + text[1:] + "."
+        command = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
         if name == called:
             importlib.import_module(module).add_arguments(command)
     return parser

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from megalm.checkpoint.format import find_checkpoint
+from megalm.checkpoint.format import Manifest, find_checkpoint
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.restore import restore_slices, restore_weights
 from megalm.checkpoint.resume import check_same_run
 from megalm.checkpoint.writer import save_checkpoint
 from megalm.config import RunConfig
+from megalm.data.blended_dataset import OrderRecord
 from megalm.engine.engine import Engine
 from megalm.errors import CheckpointError
 
@@ -44,6 +45,42 @@ class Progress:
         self.bad_in_a_row = self.bad_in_a_row + 1 if skipped else 0
 
 
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run begins: at a checkpoint, or at the first step."""
+
+    origin: Path | None = None
+    """The checkpoint, if any; with --finetune only its weights count."""
+    same_run: bool = False
+    """The checkpoint is this very run's, of --save."""
+    step: int = 0
+    consumed_samples: int = 0
+    order: OrderRecord | None = None
+    """How the training samples were drawn up to here."""
+
+    @classmethod
+    def of(cls, config: RunConfig, identity: dict[str, Any]) -> "ResumePoint":
+        """Where the run of `config` begins.
+
+        Raises:
+            CheckpointError: as `start_place`; a damaged manifest, or one of another model or run.
+        """
+        origin, same_run = start_place(config)
+        if origin is None or (config.checkpoint.finetune and not same_run):
+            return cls(origin, same_run)
+        manifest = Manifest.read(origin)
+        for change in check_same_run(manifest, config.model_dump(mode="json"), identity):
+            log.info("changed since step %d: %s", manifest.step, change)
+        order = manifest.scalars.get("order")
+        return cls(
+            origin,
+            same_run,
+            manifest.step,
+            manifest.consumed_samples,
+            None if order is None else OrderRecord.from_json(order),
+        )
+
+
 def start_place(config: RunConfig) -> tuple[Path | None, bool]:
     """The checkpoint to start from, and whether it is this very run's.
 
@@ -68,24 +105,19 @@ def start_place(config: RunConfig) -> tuple[Path | None, bool]:
     return found, False
 
 
-def restore(
-    engine: Engine, config: RunConfig, identity: dict[str, Any], place: Path | None, same_run: bool
-) -> Progress:
+def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> Progress:
     """Put the checkpoint's state into the engine; the progress from which to go on.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or of another model or run.
+        CheckpointError: the checkpoint is damaged or of another model.
     """
-    if place is None:
+    if point.origin is None:
         return Progress()
-    reader = CheckpointReader(place)
+    reader, same_run = CheckpointReader(point.origin), point.same_run
     weights_only = config.checkpoint.finetune and not same_run
     # asked for, and not needlessly: the same run with its optimizer state always goes on exactly
     new_optimizer = config.checkpoint.no_load_optim and (not same_run or not reader.has("exp_avg"))
     with_moments = not weights_only and not new_optimizer
-    if not weights_only:
-        for change in check_same_run(reader.manifest, config.model_dump(mode="json"), identity):
-            log.info("changed since step %d: %s", reader.manifest.step, change)
     parameters = {name: parameter for parameter, name in engine.names.items()}
     restore_weights(reader, parameters, engine.placements, engine.set_weight)
     restore_slices(reader, engine.state_slices(), with_moments=with_moments)
@@ -98,9 +130,15 @@ def restore(
 
 
 def save(
-    engine: Engine, config: RunConfig, identity: dict[str, Any], progress: Progress, layout: str, device: torch.device
+    engine: Engine,
+    config: RunConfig,
+    identity: dict[str, Any],
+    progress: Progress,
+    order: dict[str, Any] | None,
+    layout: str,
+    device: torch.device,
 ) -> Path:
-    """Write the checkpoint of `progress` into the run folder.
+    """Write the checkpoint of `progress` into the run folder; `order` is what the data says of its samples.
 
     Raises:
         CheckpointError: it could not be written; the earlier ones are untouched.
@@ -122,6 +160,7 @@ def save(
                 "nan_iterations": progress.nan_iterations,
                 "bad_in_a_row": progress.bad_in_a_row,
             },
+            "order": order,
         },
     }
     return save_checkpoint(

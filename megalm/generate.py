@@ -93,7 +93,7 @@ def tokenizer_of(reader: CheckpointReader, moved_to: str | None = None) -> Token
     settings = TokenizerConfig(**reader.manifest.config["tokenizer"])
     if moved_to is not None:
         settings = settings.model_copy(update={"tokenizer_model": moved_to})
-    if settings.tokenizer_type is None and settings.tokenizer_model is None:
+    if not settings.is_given:
         raise ConfigError(f"the run of {reader.folder} was trained without a tokenizer; give --tokenizer-model FILE")
     tokenizer = build_tokenizer(settings)
     trained_with = reader.manifest.identity.get("tokenizer")

@@ -7,10 +7,12 @@ import torch
 from megalm.assembly import Data, Place
 from megalm.config import RunConfig
 from megalm.continuation import Progress
+from megalm.data.gpt_dataset import SampleDataset
 from megalm.dist.mesh import Axis
 from megalm.engine.engine import Engine
 from megalm.models.flops import num_parameters, training_flops_per_token
 from megalm.monitor.console import count, summary
+from megalm.parallel.pipeline import PipelinePlan
 
 
 def describe_run(
@@ -20,10 +22,11 @@ def describe_run(
     rows = [
         ("model", _model(config)),
         ("layout", f"{place.mesh}, ZeRO {engine.stage}, {engine.optimizer_name}"),
+        *([("stages", _stages(config))] if place.mesh.size(Axis.PP) > 1 else []),
         ("device", _device(place)),
         ("precision", _precision(config)),
         ("recompute", _recompute(config)),
-        ("batch", _batch(config, place)),
+        ("batch", _batch(config, place, progress)),
         ("data", _data(config, data)),
         ("kernels", "torch reference"),
         ("start", _start(progress, origin)),
@@ -42,6 +45,11 @@ def _model(config: RunConfig) -> str:
         f"{model.position_embedding_type}, vocabulary {model.vocab_size} (padded {model.padded_vocab_size()}), "
         f"{count(flops)}FLOP/token"
     )
+
+
+def _stages(config: RunConfig) -> str:
+    plan = PipelinePlan.of(config.parallel, config.model, config.batch.seq_length)
+    return f"{plan.schedule}; {plan}"
 
 
 def _device(place: Place) -> str:
@@ -67,10 +75,11 @@ def _recompute(config: RunConfig) -> str:
     return f"full, {recompute.recompute_method or 'uniform'}, {recompute.recompute_num_layers} layers"
 
 
-def _batch(config: RunConfig, place: Place) -> str:
+def _batch(config: RunConfig, place: Place, progress: Progress) -> str:
     dp = place.mesh.size(Axis.DP)
     batch = config.batch
-    size, steps = batch.global_size(dp), config.training.total_iters(batch.global_size(dp))
+    size = batch.global_size(dp)
+    steps = config.training.total_iters(size, progress.step, progress.consumed_samples)
     return (
         f"{size} samples = {batch.micro_batch_size} micro x {dp} dp x {batch.accumulation(dp)} accumulated, "
         f"{count(size * batch.seq_length)} tokens a step, {steps} steps = "
@@ -81,10 +90,15 @@ def _batch(config: RunConfig, place: Place) -> str:
 def _data(config: RunConfig, data: Data) -> str:
     if config.data.mock_data:
         return "generated tokens (--mock-data)"
-    source = config.data.data_path or config.data.train_data_path
-    names = ("train", "valid", "test")
-    sets = zip(names, (data.train, data.valid, data.test), strict=True)
-    return f"{source}: " + ", ".join(f"{name} {len(d)} samples" if d else f"{name} none" for name, d in sets)
+    source = " ".join(config.data.data_path or config.data.train_data_path or ())
+    sets: dict[str, SampleDataset | None] = {
+        "train": data.train,
+        **{f"valid {name}".rstrip(): dataset for name, dataset in data.valid.items()},
+        "test": data.test,
+    }
+    sizes = ", ".join(f"{name} {len(d)} samples" if d else f"{name} none" for name, d in sets.items())
+    order = "" if config.data.sampling == "shuffle" else " (documents in file order, samples permuted)"
+    return f"{source}{order}: {sizes}"
 
 
 def _start(progress: Progress, origin: Path | None) -> str:

@@ -15,8 +15,9 @@ from megalm import assembly
 from megalm.assembly import Data, Place
 from megalm.checkpoint.run_folder import write_config
 from megalm.config import RunConfig, dump_config
-from megalm.continuation import Progress, restore, save, start_place
+from megalm.continuation import Progress, ResumePoint, restore, save
 from megalm.data.gpt_dataset import SampleDataset
+from megalm.data.source import Padded
 from megalm.dist.collectives import together
 from megalm.dist.mesh import Axis
 from megalm.engine.engine import Engine, StepResult
@@ -61,7 +62,8 @@ class Run:
     @property
     def total_iters(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.config.training.total_iters(self.global_batch_size)
+        progress = self.progress
+        return self.config.training.total_iters(self.global_batch_size, progress.step, progress.consumed_samples)
 
 
 def pretrain(config: RunConfig, place: Place) -> int:
@@ -92,11 +94,13 @@ def build_run(config: RunConfig, place: Place, stop: StopRequest) -> Run:
     tokenizer = together(place.device, lambda: assembly.load_tokenizer(config))
     model = together(place.device, lambda: assembly.complete_model(config, tokenizer))
     config = config.model_copy(update={"model": model})
-    data = together(place.device, lambda: assembly.build_data(config, model, tokenizer, global_batch_size))
-    origin, same_run = together(place.device, lambda: start_place(config))
+    identity = assembly.identity(tokenizer)
+    point = together(place.device, lambda: ResumePoint.of(config, identity))
+    data = together(place.device, lambda: assembly.build_data(config, model, tokenizer, global_batch_size, point))
     engine = assembly.build_model_and_engine(config, model, place)
-    identity = together(place.device, lambda: assembly.identity(tokenizer, data))
-    progress = together(place.device, lambda: restore(engine, config, identity, origin, same_run))
+    if len(data.train_names) > 1:
+        engine.count_by_dataset(len(data.train_names))
+    progress = together(place.device, lambda: restore(engine, config, point))
     if folder is not None and place.rank == 0:
         write_config(folder, dump_config(config))
     board = Board(
@@ -105,14 +109,14 @@ def build_run(config: RunConfig, place: Place, stop: StopRequest) -> Run:
         speaks=place.rank == 0,
         resume_step=progress.step,
         resume_samples=progress.consumed_samples,
-        total_iters=config.training.total_iters(global_batch_size),
+        total_iters=config.training.total_iters(global_batch_size, progress.step, progress.consumed_samples),
         flops_per_token=training_flops_per_token(model, config.batch.seq_length),
         ranks=place.mesh.world_size,
     )
     board.show_config(dump_config(config))
-    saved_step = progress.step if same_run else -1
+    saved_step = progress.step if point.same_run else -1
     run = Run(config, place, data, engine, board, progress, stop, started, identity, saved_step)
-    log.info(describe_run(run.config, place, data, engine, progress, origin))
+    log.info(describe_run(run.config, place, data, engine, progress, point.origin))
     return run
 
 
@@ -181,6 +185,9 @@ def step_row(run: Run, result: StepResult, rate: float) -> dict[str, float | int
         "nan_iterations": run.progress.nan_iterations,
         "memory_bytes": peak_memory_bytes(run.place.device),
     }
+    for name, loss in zip(run.data.train_names, result.dataset_losses, strict=False):
+        if loss is not None:  # samples of this dataset were in the batch
+            row[f"loss/{name}"] = loss
     if run.config.logging.log_params_norm:
         row["params_norm"] = run.engine.parameters_norm()
     return row
@@ -204,28 +211,46 @@ def stop_reason(run: Run) -> str | None:
     return None
 
 
-def evaluate(run: Run, dataset: SampleDataset | None, name: str) -> None:
-    """Report the loss on the first eval_iters global batches of `dataset`: the same samples every time."""
-    samples = run.config.training.eval_iters * run.global_batch_size
-    if dataset is None or samples == 0:
+def evaluate(run: Run, sets: dict[str, SampleDataset], name: str) -> None:
+    """Report the loss on each of `sets`, on the same samples every time, and on all of them together."""
+    if not sets or run.config.training.eval_iters == 0:
         return
     run.board.pause()
-    batches = assembly.loader(run.config, run.data, dataset, run.place, 0, samples, workers=0)
-    sums = torch.zeros(2, dtype=torch.float64, device=run.place.device)
-    for batch in batches:
-        sums += run.engine.eval_step(assembly.to_device(batch, run.place.device))
-    loss = run.engine.mean_over_ranks(sums)
-    row = {"step": run.progress.step, "consumed_samples": run.progress.consumed_samples}
-    run.board.validation(name, row | {f"{name}_loss": loss, f"{name}_ppl": math.exp(min(loss, 20.0))})
+    row: dict[str, Any] = {"step": run.progress.step, "consumed_samples": run.progress.consumed_samples}
+    total = torch.zeros(2, dtype=torch.float64, device=run.place.device)
+    for own_name, dataset in sets.items():
+        sums = evaluation_sums(run, dataset, whole=run.config.data.full_validation and name == "validation")
+        if own_name:
+            row |= loss_and_perplexity(run.engine.mean_over_ranks(sums.clone()), name, f"/{own_name}")
+        total += sums
+    run.board.validation(name, row | loss_and_perplexity(run.engine.mean_over_ranks(total), name))
     run.evaluated_step = run.progress.step
     run.board.resume()
+
+
+def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.Tensor:
+    """This rank's (sum of losses, tokens) over the first eval_iters batches of a dataset, or the `whole` of it."""
+    size = run.global_batch_size
+    if whole or len(dataset) < run.config.training.eval_iters * size:
+        dataset = Padded(dataset, size)
+    samples = len(dataset) if whole else min(len(dataset), run.config.training.eval_iters * size)
+    sums = torch.zeros(2, dtype=torch.float64, device=run.place.device)
+    batches = assembly.loader(run.config, run.data, dataset, run.place, 0, samples, workers=0)
+    while parts := list(islice(batches, run.config.batch.accumulation(run.place.mesh.size(Axis.DP)))):
+        sums += run.engine.eval_step([assembly.to_device(part, run.place.device) for part in parts])
+    return sums
+
+
+def loss_and_perplexity(loss: float, name: str, suffix: str = "") -> dict[str, float]:
+    """What is reported of one evaluation."""
+    return {f"{name}_loss{suffix}": loss, f"{name}_ppl{suffix}": math.exp(min(loss, 20.0))}
 
 
 def evaluate_at_end(run: Run) -> None:
     """The last evaluation, on validation and test sets."""
     if run.evaluated_step != run.progress.step:
         evaluate(run, run.data.valid, "validation")
-    evaluate(run, run.data.test, "test")
+    evaluate(run, {} if run.data.test is None else {"": run.data.test}, "test")
 
 
 def save_now(run: Run) -> None:
@@ -234,7 +259,8 @@ def save_now(run: Run) -> None:
         return
     run.board.pause()
     begin = time.monotonic()
-    path = save(run.engine, run.config, run.identity, run.progress, str(run.place.mesh), run.place.device)
+    order = run.data.order(run.progress.consumed_samples)
+    path = save(run.engine, run.config, run.identity, run.progress, order, str(run.place.mesh), run.place.device)
     run.saved_step = run.progress.step
     log.info("saved %s in %.1f s", path, time.monotonic() - begin)
     run.board.resume()

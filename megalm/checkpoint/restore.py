@@ -16,16 +16,16 @@ def restore_weights(
     placements: Mapping[str, Placement],
     set_weight: Callable[[nn.Parameter, torch.Tensor], None],
 ) -> None:
-    """Give the model its working copy of every parameter.
+    """Give this rank's `parameters` their working copies; `placements` are those of the whole model's parameters.
 
     Raises:
         CheckpointError: names or shapes differ from the checkpoint's, all of them listed.
     """
-    problems = [f"{name} is not in the checkpoint" for name in parameters if name not in reader.names]
-    problems += [f"{name} is only in the checkpoint" for name in sorted(reader.names - set(parameters))]
+    problems = [f"{name} is not in the checkpoint" for name in placements if name not in reader.names]
+    problems += [f"{name} is only in the checkpoint" for name in sorted(reader.names - set(placements))]
     problems += [
         f"{name} is {reader.shape(name)} in the checkpoint, {placements[name].shape} here"
-        for name in parameters
+        for name in placements
         if name in reader.names and not reader.fits(name, placements[name].shape)
     ]
     if problems:

@@ -6,12 +6,16 @@ from megalm.checkpoint.format import Manifest
 from megalm.config.data import DataConfig
 from megalm.errors import CheckpointError
 
-SAMPLE_ORDER = "sample order"
 _FIXED_SECTIONS = ("model",)
 _FIXED_FIELDS = {
     "batch": ("seq_length",),
     "training": ("seed",),
-    "data": ("split", "mock_data", "eod_mask_loss"),  # not the paths: the data's fingerprint is in the identity
+    "data": (
+        "split",
+        "sampling",
+        "mock_data",
+        "eod_mask_loss",
+    ),  # not the paths: the record of the order knows the data
 }
 
 
@@ -25,7 +29,9 @@ def check_same_run(manifest: Manifest, config: dict[str, Any], identity: dict[st
     allowed: list[str] = []
     for section, fields in config.items():
         for name, value in fields.items():
-            before = manifest.config.get(section, {}).get(name)
+            if name not in manifest.config.get(section, {}):
+                continue  # a setting that the version which wrote it did not have
+            before = manifest.config[section][name]
             if before == value or (name == "split" and _shares(before) == _shares(value)):
                 continue
             text = f"{section}.{name} was {before!r}, is {value!r}"
@@ -35,10 +41,7 @@ def check_same_run(manifest: Manifest, config: dict[str, Any], identity: dict[st
         before = manifest.identity.get(name)
         if before is None or value is None or before == value:
             continue
-        if name == SAMPLE_ORDER:
-            allowed.append(f"the run's length lays the samples out anew: {before} became {value}; some may come twice")
-        else:
-            refused.append(f"the {name} is not the one that the run began with ({before:.12} became {value:.12})")
+        refused.append(f"the {name} is not the one that the run began with ({before:.12} became {value:.12})")
     if refused:
         raise CheckpointError(
             f"this is not the run of the checkpoint of step {manifest.step}: {'; '.join(refused)}; "

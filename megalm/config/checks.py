@@ -7,6 +7,7 @@ A new rule is a function here and its name in `CHECKS`. What concerns one sectio
 from collections.abc import Callable
 
 from megalm.config.engine_json import deepspeed_only, zero_stage
+from megalm.config.pipeline import SCHEDULES, micro_batch_problems, pipeline_problems, schedule_name
 from megalm.config.sections import RunConfig
 from megalm.errors import LayoutError
 
@@ -170,8 +171,7 @@ def engine(config: RunConfig) -> list[str]:
     return found
 
 
-AXES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
-UNAVAILABLE_AXES = AXES[1:]
+UNAVAILABLE_AXES = ("context_parallel_size",)
 """Axes that cannot be larger than 1 in this version. Take a name out when its axis works."""
 
 
@@ -182,6 +182,22 @@ def available_axes(config: RunConfig) -> list[str]:
         f"{name}={size} is not available in this version; use 1 (data parallelism: more ranks, --zero-stage)"
         for name, size in sizes.items()
         if size > 1
+    ]
+
+
+def pipeline_engine(config: RunConfig) -> list[str]:
+    """ZeRO 3 with schedules that do not split backward passes."""
+    name = schedule_name(config.parallel)
+    if (
+        config.parallel.pipeline_model_parallel_size == 1
+        or zero_stage(config) < 3
+        or not SCHEDULES[name].splits_backward
+    ):
+        return []
+    whole = " or ".join(other for other, rule in SCHEDULES.items() if not rule.splits_backward)
+    return [
+        f"pipeline_schedule={name} computes weight gradients after ZeRO stage 3 has taken the weights away; use "
+        f"--zero-stage 2, or --pipeline-schedule {whole}"
     ]
 
 
@@ -196,6 +212,8 @@ CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     checkpoints,
     engine,
     available_axes,
+    pipeline_problems,
+    pipeline_engine,
 )
 
 
@@ -228,8 +246,7 @@ def layout_problems(config: RunConfig, world_size: int) -> list[str]:
 
 def model_split(config: RunConfig) -> list[str]:
     """Heads over tensor-parallel ranks, layers over stages."""
-    tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
-    model = config.model
+    tp, model = config.parallel.tensor_model_parallel_size, config.model
     found = []
     heads, kv_heads = model.num_attention_heads, model.num_kv_heads
     valid = [size for size in range(1, heads + 1) if heads % size == 0 and _share_heads(kv_heads, size)]
@@ -248,10 +265,7 @@ def model_split(config: RunConfig) -> list[str]:
             f"tensor_model_parallel_size={tp} must divide ffn_hidden_size={model.ffn_size}; use {_nearest(tp, sizes)}, "
             f"or --ffn-hidden-size {_nearest_multiples(model.ffn_size, tp)}"
         )
-    found += sequence_split(config)
-    if pp > model.num_layers:
-        found.append(f"pipeline_model_parallel_size={pp} must not exceed num_layers={model.num_layers}")
-    return found
+    return found + sequence_split(config) + pipeline_problems(config)
 
 
 def sequence_split(config: RunConfig) -> list[str]:
@@ -281,7 +295,8 @@ def batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
         product = f"micro_batch_size={micro} x dp {dp} x gradient_accumulation_steps={steps} = {micro * dp * steps}"
         fix = f"drop gradient_accumulation_steps or set it to {total // (micro * dp)}"
         return [f"global_batch_size={total} is not {product}; {fix}"]
-    return sample_count(config, total)
+    found = micro_batch_problems(config.parallel, config.model.num_layers, total // (micro * dp))
+    return found + sample_count(config, total)
 
 
 def _ranks_of_one_model(config: RunConfig) -> int:

@@ -1,27 +1,49 @@
 """Where the text comes from and how it becomes samples."""
 
+import math
 import re
-from typing import Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from megalm.config.base import Section
 from megalm.config.names import VALUE_ALIASES
 
-TokenizerType = Literal["SentencePieceTokenizer", "HFTokenizer", "ByteLevelTokenizer", "NullTokenizer"]
+TokenizerType = Literal[
+    "GPTSentencePieceTokenizer", "SentencePieceTokenizer", "Llama2Tokenizer", "HFTokenizer", "GPT2BPETokenizer",
+    "TikTokenizer", "ByteLevelTokenizer", "NullTokenizer",
+]  # fmt: skip
 
 
 class TokenizerConfig(Section):
     """Which tokenizer turns text into ids."""
 
     tokenizer_type: TokenizerType | None = None
-    """Kind of tokenizer. Default: told from the file name of --tokenizer-model."""
+    """Kind of tokenizer. Default: told from its files."""
     tokenizer_model: str | None = None
-    """Tokenizer file: a sentencepiece .model or a Hugging Face tokenizer.json, or the folder that holds one."""
+    """Tokenizer file: a sentencepiece .model, a Hugging Face tokenizer.json, a tiktoken vocabulary; or its folder."""
+    vocab_file: str | None = None
+    """vocab.json of a GPT2BPETokenizer."""
+    merge_file: str | None = None
+    """merges.txt of a GPT2BPETokenizer."""
     tokenizer_vocab_size: int | None = Field(None, ge=1)
-    """Number of ids of a NullTokenizer (its text is ids with blanks between), without end of document."""
+    """Number of ids of a NullTokenizer (its text is ids with blanks between) without end of document, or of a
+    TikTokenizer with all special tokens."""
+    vocab_extra_ids: int | None = Field(None, ge=0)
+    """Tokens <extra_id_0>, ... to add to a SentencePieceTokenizer."""
     eod_token: str | None = None
-    """Token that ends a document. Default: the sentencepiece end of sentence; <|endoftext|>, </s>, <eos> or [SEP]."""
+    """Token that ends a document. Default: the tokenizer's own (see docs/data.md)."""
+    tiktoken_pattern: Literal["v1", "v2", "r50k", "cl100k", "o200k", "llama3"] | None = None
+    """How a TikTokenizer cuts text into words. Default: v2 for Megatron's JSON; that of a known BPE file."""
+    tiktoken_num_special_tokens: int | None = Field(None, ge=7)
+    """Special tokens before the vocabulary of a TikTokenizer in Megatron's JSON. Default: 1000."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether these settings name a tokenizer."""
+        return any(value is not None for value in (self.tokenizer_type, self.tokenizer_model, self.vocab_file))
 
     @field_validator("tokenizer_type", mode="before")
     @classmethod
@@ -34,21 +56,84 @@ class TokenizerConfig(Section):
         return aliases.get(word.lower(), word)
 
 
-class DataConfig(Section):
-    """The dataset and the order of its samples."""
+@dataclass(frozen=True)
+class BlendSpec:
+    """Prefixes of datasets and their weights (None: in proportion to their sizes)."""
 
-    data_path: str | None = None
-    """Prefix of an indexed dataset: PREFIX.bin and PREFIX.idx, as `megalm preprocess` writes them."""
-    train_data_path: str | None = None
-    """Prefix for training only (with --valid-data-path, in place of --data-path and --split)."""
-    valid_data_path: str | None = None
-    """Prefix for validation only."""
-    test_data_path: str | None = None
-    """Prefix for the test after training only."""
+    prefixes: tuple[str, ...]
+    weights: tuple[float, ...] | None = None
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> "BlendSpec":
+        """The blend that `W P W P` or `P P P` says, by Megatron's rule.
+
+        An odd number of words is prefixes; an even number is weights and prefixes in turn, or prefixes alone when no
+        word in the place of a weight is a number.
+
+        Raises:
+            ValueError: weights for some prefixes only, or a weight that is not positive.
+        """
+        given = [_number(word) for word in words]
+        if len(words) % 2:
+            if len(words) > 1 and given[0] is not None and given[2] is not None:
+                raise ValueError(f"{' '.join(words)} must be a prefix, prefixes, or weights and prefixes in turn")
+            return cls(tuple(words))
+        weights, prefixes = given[::2], tuple(words[1::2])
+        if all(weight is None for weight in weights):
+            return cls(tuple(words))
+        for word, weight, prefix in zip(words[::2], weights, prefixes, strict=True):
+            if weight is None:
+                raise ValueError(f'"{word}" stands where the weight of {prefix} is expected; give all weights or none')
+            if not 0 < weight < math.inf:
+                raise ValueError(f"the weight {word} of {prefix} must be positive; leave a dataset out to not use it")
+        return cls(prefixes, tuple(weight for weight in weights if weight is not None))
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def _as_words(value: object) -> object:
+    """A single prefix as a list of one, and a recipe's numbers as words."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [str(word) if isinstance(word, int | float) and not isinstance(word, bool) else word for word in value]
+    return value
+
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(_as_words), Field(min_length=1)]
+
+
+class DataConfig(Section):
+    """The datasets and the order of their samples."""
+
+    data_path: Paths | None = None
+    """Prefix of an indexed dataset (PREFIX.bin and PREFIX.idx, as `megalm preprocess` writes them), or several to
+    blend: `WEIGHT PREFIX WEIGHT PREFIX`, or `PREFIX PREFIX` in proportion to their sizes, one epoch of each."""
+    train_data_path: Paths | None = None
+    """Prefixes for training only (with --valid-data-path, in place of --data-path and --split)."""
+    valid_data_path: Paths | None = None
+    """Prefixes for validation only."""
+    test_data_path: Paths | None = None
+    """Prefixes for the test after training only."""
+    multiple_validation_sets: bool = False
+    """Each prefix of --valid-data-path is a validation set of its own, reported by its name, in place of a blend."""
+    full_validation: bool = False
+    """Evaluate on the whole validation set (one epoch), in place of --eval-iters batches of it."""
     split: str = "969, 30, 1"
     """Shares of --data-path for training, validation and test, by position."""
+    sampling: Literal["shuffle", "stream"] = "shuffle"
+    """Order of samples: shuffle is Megatron-LM's (documents and samples shuffled by an index); stream cuts the
+    documents in file order and permutes the samples by a formula, so that any size opens at once."""
     data_cache_path: str | None = None
-    """Folder for index caches. Default: next to the data, in PREFIX/cache."""
+    """Folder where built indices are kept for the next start and shared by the ranks of a node. Default: none, each
+    rank builds them in memory."""
+    allow_changed_data: bool = False
+    """Continue a run although datasets were added, dropped or replaced; those that stay go on where they were."""
     mock_data: bool = False
     """Train on generated tokens instead of a dataset."""
     reset_position_ids: bool = False
@@ -72,11 +157,40 @@ class DataConfig(Section):
             )
         if any(per_split) and self.train_data_path is None:
             found.append("--valid-data-path and --test-data-path need --train-data-path")
+        if self.multiple_validation_sets and self.valid_data_path is None:
+            found.append("multiple_validation_sets=true needs the sets in --valid-data-path PREFIX PREFIX")
+        if self.mock_data and self.full_validation:
+            found.append("full_validation=true needs a dataset that ends, not mock_data=true; give --data-path")
+        for name in ("data_path", "train_data_path", "valid_data_path", "test_data_path"):
+            found += self._blend_problems(name)
         try:
             self.split_shares()
         except ValueError as error:
             found.append(str(error))
         return found
+
+    def _blend_problems(self, name: str) -> list[str]:
+        try:
+            blend = self.blend(name)
+        except ValueError as error:
+            return [f"{name}: {error}"]
+        if name == "valid_data_path" and blend is not None and blend.weights is not None:
+            if self.multiple_validation_sets:
+                return [f"{name}: sets of their own (multiple_validation_sets=true) have no weights; drop the weights"]
+            if self.full_validation and len(blend.prefixes) > 1:
+                return [f"{name}: whole sets (full_validation=true) cannot be weighted; drop the weights"]
+        if name == "data_path" and blend is not None and blend.weights is not None and self.full_validation:
+            return [f"{name}: full_validation=true needs a blend without weights, or --valid-data-path"]
+        return []
+
+    def blend(self, name: str) -> BlendSpec | None:
+        """The blend that `data_path` or one of the per-split paths says; None when it is not given.
+
+        Raises:
+            ValueError: as BlendSpec.parse.
+        """
+        words: tuple[str, ...] | None = getattr(self, name)
+        return BlendSpec.parse(words) if words else None
 
     def split_shares(self) -> tuple[float, float, float]:
         """The three shares of `split`, summing to 1 (missing ones are 0).

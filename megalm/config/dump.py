@@ -15,7 +15,7 @@ RESUME_SECTIONS = ("model", "optimizer", "precision", "tokenizer")
 RESUME_FIELDS = {
     "batch": ("seq_length", "global_batch_size", "gradient_accumulation_steps"),
     "training": ("seed",),
-    "data": ("split", "mock_data", "eod_mask_loss"),
+    "data": ("split", "sampling", "mock_data", "eod_mask_loss"),
 }
 NOT_FOR_RESUME = {"model": ("vocab_size",), "tokenizer": ("tokenizer_model",)}
 """Filled in from the tokenizer, and a path that may move: the checkpoint knows the vocabulary itself."""
@@ -33,7 +33,7 @@ def render_sources(config: RunConfig, sources: dict[str, str]) -> str:
         lines.append(f"{section}:")
         for name, value in content.items():
             first, *rest = _yaml({name: value}).splitlines()
-            one_line = isinstance(value, dict) or not rest
+            one_line = isinstance(value, (dict, list)) or not rest
             lines.append(f"  {first}" + (f"  # {sources[name]}" if name in sources and one_line else ""))
             lines += [f"  {line}" for line in rest]
     lines.append('# DeepSpeed gets ("auto": follows from the number of ranks):')

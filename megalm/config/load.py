@@ -91,6 +91,7 @@ def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
         if name not in merge.given:
             merge.problems.append(f"{name} is missing; give {SETTINGS[name].flag} {SETTINGS[name].metavar}")
     convert_all(merge)
+    tell_tokenizer_vocab_size(merge.given)
     document = find_json(merge, lines)
     if document is not None:
         join_json(merge, document)
@@ -119,6 +120,16 @@ def convert_all(merge: Merge) -> None:
         except ValueError as error:
             merge.problems.append(f"{name}={given.value} ({given.source}) {error}")
             merge.given[name] = Given(None, given.source)
+
+
+def tell_tokenizer_vocab_size(given: dict[str, Given]) -> None:
+    """Lets vocab_size give the number of ids of a tokenizer whose files do not tell it, as Megatron means it."""
+    kind = given.get("tokenizer_type", Given(None, DEFAULT)).value
+    if kind not in ("NullTokenizer", "TikTokenizer") or "vocab_size" not in given or "tokenizer_vocab_size" in given:
+        return
+    given["tokenizer_vocab_size"] = given["vocab_size"]
+    if kind == "NullTokenizer":
+        del given["vocab_size"]  # the model's is one more, for the end of document
 
 
 def join_json(merge: Merge, document: DeepSpeedJson) -> None:

@@ -10,6 +10,7 @@ RENAMED = {
     "num-key-value-heads": "num_query_groups",
     "layernorm-epsilon": "norm_epsilon",
     "rotary-position-embeddings-theta": "rotary_base",
+    "num-virtual-stages-per-pipeline-rank": "virtual_pipeline_size",
     "checkpoint-num-layers": "recompute_num_layers",
 }
 """Another name of a flag: the field that takes its value."""
@@ -28,10 +29,8 @@ IMPLIED: dict[str, tuple[str, str]] = {
 VALUE_ALIASES = {
     "optimizer": {"adamw": "adam"},
     "tokenizer_type": {
-        "gptsentencepiecetokenizer": "SentencePieceTokenizer",
         "huggingfacetokenizer": "HFTokenizer",
         "pretrainedfromhf": "HFTokenizer",
-        "llama2tokenizer": "SentencePieceTokenizer",
     },
 }
 """Other words (in lower case) for a choice of a field."""
@@ -62,6 +61,8 @@ _LENGTH = "give the length of runs in --train-iters or --train-samples and of sc
 _KERNELS = "megalm chooses kernels by itself when the model is built; remove the flag"
 _ZERO = 'put it in the "zero_optimization" block of the DeepSpeed JSON (--deepspeed-config)'
 _PARALLEL = "this form of parallelism is not available in this version; use data parallelism with --zero-stage"
+_STAGES = "the layers are balanced with embedding and head counted; name those of each stage with --pipeline-layout"
+_SCHEDULE = "choose the order of passes and transfers with --pipeline-schedule"
 _OBJECTIVE = "only causal language models train in this version"
 _CHECKPOINT = "megalm's checkpoints load under every layout and ZeRO stage without a conversion; remove the flag"
 _TENSORBOARD = "TensorBoard always gets these values where they exist; remove the flag"
@@ -103,16 +104,17 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("outer-dp-sharding-strategy enable-full-sharding-in-hsdp init-model-with-meta-device", _FSDP),
     ("gtp-* disable-symmetric-registration suggested-communication-unit-size keep-fp8-transpose-cache", _FSDP),
     ("ds-sequence-parallel-* force-ds-sequence-parallel cp-comm-type", _PARALLEL),
-    ("hierarchical-context-parallel-sizes num-layers-per-virtual-pipeline-stage tp-comm-overlap*", _PARALLEL),
-    ("pipeline-model-parallel-split-rank pipeline-model-parallel-layout *-pipeline-num-layers", _PARALLEL),
-    ("num-virtual-stages-per-pipeline-rank overlap-p2p-communication* no-overlap-p2p-communication", _PARALLEL),
-    ("enable-zbh1-* standalone-embedding-stage no-scatter-gather-tensors-in-pipeline microbatch-group-*", _PARALLEL),
-    ("account-for-*-in-pipeline-split use-ring-exchange-p2p use-tp-pp-dp-mapping defer-embedding-*", _PARALLEL),
+    ("hierarchical-context-parallel-sizes tp-comm-overlap* use-tp-pp-dp-mapping", _PARALLEL),
+    ("pipeline-model-parallel-split-rank pipeline-model-parallel-layout *-pipeline-num-layers", _STAGES),
+    ("account-for-*-in-pipeline-split standalone-embedding-stage defer-embedding-*", _STAGES),
+    ("enable-zbh1-* microbatch-group-*", _SCHEDULE),
+    ("overlap-p2p-communication* no-overlap-p2p-communication no-scatter-gather-tensors-in-pipeline", _SCHEDULE),
+    ("use-ring-exchange-p2p", _SCHEDULE),
     ("bert-* encoder-* decoder-* mask-prob mask-type mask-factor short-seq-prob fim-* retro-* ict-*", _OBJECTIVE),
     ("biencoder-* block-data-path embedding-path evidence-data-path titles-data-path query-in-block-prob", _OBJECTIVE),
     ("retriever-* use-one-sent-docs indexer-* output-bert-embeddings vision-* dino-* swin-* img-*", _OBJECTIVE),
     ("num-classes num-channels patch-dim classes-fraction data-per-class-fraction no-data-sharding", _OBJECTIVE),
-    ("sample-rate vocab-extra-ids mtp-* relative-attention-*", _OBJECTIVE),
+    ("sample-rate mtp-* relative-attention-*", _OBJECTIVE),
     ("kd kd-* mos load-teacher *-teacher", "distillation is not available; train on the data alone"),
     ("rl-* grpo-* langrl-* perform-rl-step sft sft-* refit-method run-workload-inspector-server", _RL),
     ("fp8-* no-fp8-wgrad fp4-*", _FP8),
@@ -132,8 +134,8 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("use-rope-scaling rope-* rotary-scaling-factor yarn-* no-yarn-* mscale mscale-* no-rope-freq", _ROPE),
     ("mrope-section rotary-interleaved", _ROPE),
     ("embedding-weights-in-fp32 disable-embedding-*", "the embedding has the model's type; remove the flag"),
-    ("vocab-file merge-file tokenizer-metadata tokenizer-special-tokens tokenizer-*-options tiktoken-*",
-     "give the tokenizer as one file: --tokenizer-model (a sentencepiece .model or a Hugging Face tokenizer.json)"),
+    ("tokenizer-metadata tokenizer-special-tokens tokenizer-*-options tiktoken-special-tokens",
+     "special tokens come from the tokenizer's files; name its end of document with --eod-token"),
     ("tokenizer-hf-* tokenizer-sentencepiece-* tokenizer-prompt-format legacy-tokenizer",
      "give the tokenizer as one file: --tokenizer-model"),
     ("trust-remote-code", "megalm runs no code from tokenizers or checkpoints; remove the flag"),

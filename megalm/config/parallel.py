@@ -6,6 +6,9 @@ from pydantic import Field
 
 from megalm.config.base import Section
 
+PipelineSchedule = Literal["gpipe", "1f1b", "interleaved-1f1b", "interleaved-zero-bubble", "zbv", "dualpipev"]
+PartitionMethod = Literal["flops", "parameters"]
+
 
 class ParallelConfig(Section):
     """The axes of the rank grid and the process group."""
@@ -15,7 +18,18 @@ class ParallelConfig(Section):
     sequence_parallel: bool = False
     """Norms, dropout and residual work on 1/TP of the sequence on each tensor-parallel rank."""
     pipeline_model_parallel_size: int = Field(1, ge=1)
-    """Pipeline stages that share the layers."""
+    """Pipeline ranks that share the layers."""
+    pipeline_schedule: PipelineSchedule | None = None
+    """Order of forward and backward passes over the pipeline. Default: 1f1b; interleaved-1f1b where a rank holds
+    several stages."""
+    virtual_pipeline_size: int | None = Field(None, ge=1)
+    """Pipeline stages of each rank (model chunks). Default: what the schedule needs (1 or 2)."""
+    num_layers_per_virtual_pipeline_stage: int | None = Field(None, ge=1)
+    """The same as a number of layers: each stage has this many."""
+    pipeline_layout: str | None = None
+    """Layers of each pipeline stage, in the order of the model: "7,9,9,7". Default: balanced."""
+    pipeline_partition: PartitionMethod = "flops"
+    """What the balanced partition makes even, embedding and output head counted: compute or parameters."""
     context_parallel_size: int = Field(1, ge=1)
     """Ranks that share each sequence."""
     distributed_backend: Literal["nccl", "gloo"] | None = None

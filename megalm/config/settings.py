@@ -57,9 +57,13 @@ class Setting:
     def types(self) -> tuple[Any, ...]:
         """The types that a value may have, without None."""
         annotation = self.info.annotation
-        if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-            return tuple(t for t in typing.get_args(annotation) if t is not types.NoneType)
-        return (annotation,)
+        union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        members = typing.get_args(annotation) if union else (annotation,)
+        return tuple(
+            typing.get_args(t)[0] if typing.get_origin(t) is Annotated else t
+            for t in members
+            if t is not types.NoneType
+        )
 
     @property
     def is_bool(self) -> bool:

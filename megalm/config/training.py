@@ -53,12 +53,12 @@ class TrainingConfig(Section):
     seed: int = Field(1234, ge=0)
     """Seed of initial values, sample order and dropout."""
 
-    def total_iters(self, global_batch_size: int) -> int:
-        """Optimizer steps of the whole run."""
+    def total_iters(self, global_batch_size: int, step: int = 0, consumed_samples: int = 0) -> int:
+        """Optimizer steps of the whole run; `step` with `consumed_samples` are done, perhaps in other sizes."""
         if self.train_iters is not None:
             return self.train_iters
         assert self.train_samples is not None, "checked: one of train_iters and train_samples is given"
-        return self.train_samples // global_batch_size
+        return step + max(0, self.train_samples - consumed_samples) // global_batch_size
 
 
 class OptimizerConfig(Section):

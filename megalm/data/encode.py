@@ -1,47 +1,28 @@
-"""The work of one preprocessing worker: a chunk of lines in, token ids ready for the disk out."""
+"""Texts to token ids in bulk: by the tokenizer's own library, or by gigatoken where it gives the same ids."""
 
 import functools
 import itertools
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from megalm.config.data import TokenizerConfig
-from megalm.data.readers import Chunk, Rejected, format_of
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
-from megalm.errors import DataError
+
+Ids = npt.NDArray[np.integer[Any]]
+Lengths = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """How texts become ids; hashable and small, since it travels with every chunk."""
+class Encoder(Protocol):
+    """Texts to ids."""
 
-    tokenizer: TokenizerConfig
-    json_keys: tuple[str, ...]
-    append_eod: bool
-    dtype: str
-
-
-@dataclass(frozen=True)
-class EncodedKey:
-    """The documents of one key in one chunk."""
-
-    tokens: npt.NDArray[np.integer[Any]]
-    """Back to back, in the dtype of the dataset."""
-    lengths: npt.NDArray[np.int32]
-    """Tokens of each document that is not empty."""
-    num_empty: int
-    text_bytes: int
-
-
-@dataclass(frozen=True)
-class EncodedChunk:
-    """What became of a chunk."""
-
-    keys: tuple[EncodedKey, ...]
-    rejected: tuple[Rejected, ...]
+    def __call__(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        """The ids of all texts back to back, and the number of ids of each text."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -50,43 +31,129 @@ def tokenizer_of(config: TokenizerConfig) -> Tokenizer:
     return build_tokenizer(config)
 
 
-def encode_chunk(encoding: Encoding, chunk: Chunk) -> EncodedChunk:
-    """The ids of every document of `chunk`, per key, in order.
+@functools.lru_cache(maxsize=2)
+def encoder_of(config: TokenizerConfig, *, fast: bool) -> Encoder:
+    """The encoder of `config`; `fast` for gigatoken, which `choose_encoder` has found to give the same ids."""
+    library = LibraryEncoder(tokenizer_of(config))
+    return GigatokenEncoder(config, library) if fast else library
+
+
+class LibraryEncoder:
+    """Encodes with the library that the tokenizer is made for."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._encode = tokenizer.encode_batch
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        """The ids of all texts back to back, and the number of ids of each text."""
+        documents = self._encode(texts)
+        lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
+        ids = np.fromiter(itertools.chain.from_iterable(documents), dtype=np.int64, count=int(lengths.sum()))
+        return ids, lengths
+
+
+class GigatokenEncoder:
+    """Encodes with gigatoken; texts that spell a special token go to the library, which may take them as text.
 
     Raises:
-        DataError: a text that the tokenizer refuses, or an id outside its vocabulary.
+        Exception: whatever gigatoken raises for a file that it does not know.
     """
-    documents: list[tuple[str, ...]] = []
-    rejected: list[Rejected] = []
-    for document in format_of(chunk.path).documents(chunk, encoding.json_keys):
-        if isinstance(document, Rejected):
-            rejected.append(document)
-        else:
-            documents.append(document)
-    tokenizer = tokenizer_of(encoding.tokenizer)
-    keys = tuple(
-        _encode_texts(tokenizer, [document[column] for document in documents], encoding)
-        for column in range(len(encoding.json_keys))
-    )
-    return EncodedChunk(keys, tuple(rejected))
 
+    def __init__(self, config: TokenizerConfig, library: LibraryEncoder) -> None:
+        import gigatoken
 
-def _encode_texts(tokenizer: Tokenizer, texts: list[str], encoding: Encoding) -> EncodedKey:
-    documents = [ids for ids in tokenizer.encode_batch(texts) if ids]
-    if encoding.append_eod:
-        assert tokenizer.eod is not None, "checked before the workers start"
-        for ids in documents:
-            ids.append(tokenizer.eod)
-    lengths = np.fromiter(map(len, documents), dtype=np.int32, count=len(documents))
-    tokens = np.fromiter(itertools.chain.from_iterable(documents), dtype=np.int32, count=int(lengths.sum()))
-    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < tokenizer.vocab_size:
-        raise DataError(
-            f"the tokenizer gave ids {tokens.min()} .. {tokens.max()} outside its vocabulary of "
-            f"{tokenizer.vocab_size}; its file is inconsistent, give another --tokenizer-model"
+        assert config.tokenizer_model is not None, "there is a file to load"
+        content = Path(config.tokenizer_model).read_bytes()
+        load = gigatoken.Tokenizer.from_json if content[:1] == b"{" else gigatoken.Tokenizer.from_sentencepiece
+        self._model: Any = load(content)
+        self._library = library
+        names = {piece.decode(errors="replace") for piece in self._model.vocab.values() if _SPECIAL.fullmatch(piece)}
+        names |= {*self._model.as_hf().all_special_tokens, *PEER_NAMES}
+        names |= {f"<extra_id_{number}>" for number in range(config.vocab_extra_ids or 0)}
+        self._differing = tuple(sorted(name for name in names if self._differs(name)))
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        """The ids of all texts back to back, and the number of ids of each text."""
+        special = [number for number, text in enumerate(texts) if any(name in text for name in self._differing)]
+        if not special:
+            return self._encode(texts)
+        plain = sorted(set(range(len(texts))) - set(special))
+        return _interleaved(
+            len(texts),
+            (plain, self._encode([texts[number] for number in plain])),
+            (special, self._library([texts[number] for number in special])),
         )
-    return EncodedKey(
-        tokens=tokens.astype(encoding.dtype),
-        lengths=lengths,
-        num_empty=len(texts) - len(documents),
-        text_bytes=sum(len(text) if text.isascii() else len(text.encode()) for text in texts),
-    )
+
+    def _encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        if not texts:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        layout = self._model.encode_batch(list(texts), parallel=False).layout
+        offsets = np.asarray(layout.offsets.data)
+        return np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
+
+    def _differs(self, name: str) -> bool:
+        texts = [name, f"a{name}b", f"a {name} b"]
+        return not _equal(self._encode(texts), self._library(texts))
+
+
+PEER_NAMES = ("<CLS>", "<SEP>", "<EOD>", "<MASK>", "<PAD>", "<BOS>", "<EOS>")
+"""Special tokens that Megatron adds to a model, which gigatoken does not know of."""
+_SPECIAL = re.compile(rb"<.+>|\[.+\]|.*\|.+\|.*", re.DOTALL)
+"""Names as special tokens have them: <s>, [SEP], <|endoftext|>."""
+
+
+def _interleaved(total: int, *parts: tuple[list[int], tuple[Ids, Lengths]]) -> tuple[Ids, Lengths]:
+    """The ids of `total` texts in order, from parts that hold the texts of the given numbers."""
+    pieces: list[Ids] = [np.empty(0, np.int64)] * total
+    for numbers, (ids, lengths) in parts:
+        ends = np.cumsum(lengths)
+        for number, start, stop in zip(numbers, ends - lengths, ends, strict=True):
+            pieces[number] = ids[start:stop]
+    return np.concatenate(pieces), np.fromiter(map(len, pieces), dtype=np.int64, count=total)
+
+
+def _equal(left: tuple[Ids, Lengths], right: tuple[Ids, Lengths]) -> bool:
+    return np.array_equal(left[1], right[1]) and np.array_equal(left[0], right[0])
+
+
+HARD_TEXTS = (
+    "", " ", " a", "a ", "  two  blanks  ", "\t\ttabs", "line\nline\r\n\r\n\n\nline", "\0\x01\x7f\x85", "\ufeffbom",
+    "\u00a0\u2003\u200b\u200d", "caf\u00e9 cafe\u0301 \ufb01 \u01c6 \u1e9b\u0323", "\u0130i\u0131I \u00df\u1e9e",
+    "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0\u3002 \ud55c\uad6d\uc5b4 \u4e2d\u6587",
+    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1\u05e8\u05d9\u05ea",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \U0001d54f", "\u2581\u2581a\u2581b",
+    "\ufffd\ufffe\U0010ffff", "a" * 300, "=" * 200, "1234567890" * 20, "don't I'LL we've 'tis",
+    "x=1;y[2]={'k':3.14e-5}  # c\n    return f(x)\n", "<s></s><unk><0x41><|endoftext|>[SEP]<EOD>a<CLS><pad>",
+)  # fmt: skip
+"""Texts in which encoders differ when they differ at all."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether gigatoken is used, and why."""
+
+    fast: bool
+    reason: str
+
+
+def choose_encoder(config: TokenizerConfig, sample: Sequence[str]) -> Choice:
+    """Tries gigatoken against the library on HARD_TEXTS and `sample`: it is used when every id is equal."""
+    kind = type(tokenizer_of(config)).__name__
+    if config.tokenizer_model is None:
+        return Choice(False, f"encoder: {kind} itself, which needs no library")
+    try:
+        import gigatoken  # noqa: F401
+    except ImportError:
+        return Choice(False, f"encoder: {kind}'s own library (gigatoken is not installed: several times faster)")
+    try:
+        encoder = encoder_of(config, fast=True)
+        texts = [*HARD_TEXTS, *sample]
+        if not _equal(encoder(texts), LibraryEncoder(tokenizer_of(config))(texts)):
+            return Choice(False, f"encoder: {kind}'s own library (gigatoken gives other ids on a sample)")
+    # What gigatoken raises for a model that it does not know is not written down anywhere.
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        return Choice(False, f"encoder: {kind}'s own library (gigatoken cannot load it: {reason})")
+    return Choice(True, f"encoder: gigatoken, ids equal to {kind}'s on a sample of {len(texts)} texts")

@@ -1,12 +1,14 @@
 """Numbered samples for causal language models: number k -> int64 tokens [seq_length + 1], a pure function."""
 
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from megalm.data.index_cache import Arrays, IndexCache
 from megalm.data.indexed import IndexedDataset
-from megalm.data.sampling import SampleIndex, build_document_index, build_shuffle_index, plan_epochs
+from megalm.data.sampling import EpochPlan, SampleIndex, build_document_index, build_shuffle_index, plan_epochs
 from megalm.errors import DataError
 
 Sample = npt.NDArray[np.int64]
@@ -29,46 +31,81 @@ class GPTDataset:
     """Documents of an indexed dataset, shuffled, laid end to end and cut into samples; equal to Megatron-LM's order.
 
     `dataset[k]` is int64 [seq_length + 1] (seq_length without `add_extra_token`), padded with -1 at the end of the
-    stream. The indices are built in memory (10^7 documents and 10^7 samples: about 1.3 s), so there is no cache
-    that could be stale. Picklable; workers reopen the files.
+    stream. The indices are built in memory, or mapped from `cache`. Picklable; workers reopen the files.
 
     Args:
-        documents: sequence numbers of this split.
+        documents: sequence numbers of this split, neighbours.
         num_samples: samples that the run will draw (more epochs are laid end to end); None is one epoch.
         keep_last_partial: keep a last sample that needs padding.
+        cache: where built indices are kept.
 
     Raises:
-        DataError: fewer tokens than one sample needs.
+        DataError: fewer tokens than one sample needs, or a cache that cannot be written.
     """
 
     def __init__(
         self,
         indexed: IndexedDataset,
-        documents: npt.NDArray[np.integer[Any]],
+        documents: range,
         seq_length: int,
         num_samples: int | None,
         seed: int,
         *,
         add_extra_token: bool = True,
         keep_last_partial: bool = False,
+        cache: IndexCache | None = None,
     ) -> None:
         self.indexed = indexed
-        self.sample_tokens = seq_length + int(add_extra_token)
-        lengths = indexed.sequence_lengths
-        tokens_per_epoch = int(lengths[documents].sum(dtype=np.int64))
-        if tokens_per_epoch < (1 + int(add_extra_token) if keep_last_partial else self.sample_tokens):
+        extra, lengths = int(add_extra_token), indexed.sequence_lengths
+        self.sample_tokens = seq_length + extra
+        self.plan = plan = self.plan_for(
+            indexed, documents, seq_length, num_samples, extra, keep_last_partial=keep_last_partial
+        )
+
+        def build() -> Arrays:
+            random = np.random.RandomState(seed)
+            document_index = build_document_index(documents, plan, random)
+            sample_index = SampleIndex(lengths, document_index, plan, seq_length, extra)
+            return {
+                "document_index": document_index,
+                "block_starts": sample_index.block_starts,
+                "shuffle_index": build_shuffle_index(plan, random),
+            }
+
+        if cache is None:
+            arrays = build()
+        else:
+            key = {"data": indexed.fingerprint(), "documents": [documents.start, documents.stop], **asdict(plan)}
+            arrays = cache.get(key | {"seq_length": seq_length, "extra_token": extra, "seed": seed}, build)
+        self.document_index, self.shuffle_index = arrays["document_index"], arrays["shuffle_index"]
+        self.sample_index = SampleIndex(
+            lengths, self.document_index, plan, seq_length, extra, block_starts=arrays["block_starts"]
+        )
+
+    @staticmethod
+    def plan_for(
+        indexed: IndexedDataset,
+        documents: range,
+        seq_length: int,
+        num_samples: int | None,
+        extra_token: int = 1,
+        *,
+        keep_last_partial: bool = False,
+    ) -> EpochPlan:
+        """The epochs and the number of samples that a dataset with these arguments has, without building it.
+
+        Raises:
+            DataError: fewer tokens than one sample needs.
+        """
+        lengths = indexed.sequence_lengths[documents.start : documents.stop]
+        tokens_per_epoch = int(lengths.sum(dtype=np.int64))
+        if tokens_per_epoch < (1 + extra_token if keep_last_partial else seq_length + extra_token):
             raise DataError(
                 f"{indexed.prefix}: {len(documents)} documents with {tokens_per_epoch} tokens are less than one "
-                f"sample of {self.sample_tokens} tokens (seq_length={seq_length}); "
+                f"sample of {seq_length + extra_token} tokens (seq_length={seq_length}); "
                 "give more data, another --split or a smaller --seq-length"
             )
-        self.plan = plan_epochs(
-            tokens_per_epoch, num_samples, seq_length, int(add_extra_token), keep_last_partial=keep_last_partial
-        )
-        random = np.random.RandomState(seed)
-        self.document_index = build_document_index(documents, self.plan, random)
-        self.sample_index = SampleIndex(lengths, self.document_index, self.plan, seq_length, int(add_extra_token))
-        self.shuffle_index = build_shuffle_index(self.plan, random)
+        return plan_epochs(tokens_per_epoch, num_samples, seq_length, extra_token, keep_last_partial=keep_last_partial)
 
     def __len__(self) -> int:
         """Samples of all epochs; at least the `num_samples` asked for."""
@@ -83,17 +120,11 @@ class GPTDataset:
         """
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)} in {self.indexed.prefix}")
-        start, stop = self.sample_index.token_range(int(self.shuffle_index[number]))
-        starts = self.sample_index.starts
-        sample = np.empty(self.sample_tokens, dtype=np.int64)
-        position, filled = int(np.searchsorted(starts, start, side="right")) - 1, 0
-        while start < stop:
-            offset = start - int(starts[position])
-            count = min(stop, int(starts[position + 1])) - start
-            if count > 0:  # empty documents have no tokens
-                sample[filled : filled + count] = self.indexed.get(int(self.document_index[position]), offset, count)
-            start, filled, position = start + count, filled + count, position + 1
-        sample[filled:] = PAD
+        tokens = self.indexed.gather(self.sample_index.pieces(int(self.shuffle_index[number])))
+        if len(tokens) == self.sample_tokens:
+            return tokens.astype(np.int64)
+        sample = np.full(self.sample_tokens, PAD, dtype=np.int64)
+        sample[: len(tokens)] = tokens
         return sample
 
 

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import mmap
 import os
 import shutil
 import weakref
@@ -112,17 +113,27 @@ class IndexedDatasetBuilder:
             DataError: another dtype, or a dataset that does not open.
         """
         other = IndexedDataset(prefix)
+        self.add_part(other, 0, len(other.document_indices) - 1)
+
+    def add_part(self, other: "IndexedDataset", start: int, stop: int) -> None:
+        """Appends the documents start .. stop of a dataset of the same dtype; copies block by block.
+
+        Raises:
+            DataError: another dtype, or a file that is cut off.
+        """
         if other.dtype != self.dtype:
             raise DataError(
                 f"{other.prefix} holds {other.dtype.name}, {self.prefix} {self.dtype.name}; "
                 "only datasets of the same dtype can be merged: preprocess one of them again"
             )
-        with open(f"{other.prefix}.bin", "rb") as stream:
-            while block := stream.read(1 << 22):
-                self._write(np.frombuffer(block, dtype=self.dtype))
-        shift = len(self._lengths)
-        self._lengths.frombytes(other.sequence_lengths.tobytes())
-        self._boundaries.frombytes((other.document_indices[1:] + shift).tobytes())
+        boundaries = other.document_indices[start : stop + 1]
+        first, last = int(boundaries[0]), int(boundaries[-1])
+        lengths = other.sequence_lengths[first:last]
+        for block in other.blocks(first, last):
+            self._write(block)
+        shift = len(self._lengths) - first
+        self._lengths.frombytes(lengths.tobytes())
+        self._boundaries.frombytes((boundaries[1:] + shift).tobytes())
 
     def finalize(self) -> BuiltFiles:
         """Publishes both files and returns what they hold."""
@@ -220,15 +231,20 @@ class IndexedDataset:
     `.idx` is memory mapped. `.bin` is read with `pread`: 0.6 microseconds slower per read than a map, but a file
     that shrinks or a disk that fails is then an error with a name, where a map gives SIGBUS.
 
+    Args:
+        scan: check every length of the index; without it only sizes and ends, in constant time.
+
     Raises:
         DataError: missing, damaged or empty files, or an `.idx` and `.bin` that do not fit each other.
     """
 
-    def __init__(self, prefix: str | os.PathLike[str]) -> None:
+    def __init__(self, prefix: str | os.PathLike[str], *, scan: bool = True) -> None:
         self.prefix = os.fspath(prefix)
+        self._scan = scan
         try:
             self._header = index_format.read_header(f"{self.prefix}.idx")
-            self._map = np.memmap(f"{self.prefix}.idx", dtype=np.uint8, mode="r")
+            with open(f"{self.prefix}.idx", "rb") as stream:
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._bin = os.open(f"{self.prefix}.bin", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise DataError(
@@ -236,6 +252,8 @@ class IndexedDataset:
                 "PREFIX.bin and PREFIX.idx, as `megalm preprocess` writes them"
             ) from error
         weakref.finalize(self, os.close, self._bin)
+        if not scan:
+            self._map.madvise(mmap.MADV_RANDOM)  # a look-up reads one page, not what lies around it
         index_format.check_arrays(
             self.prefix,
             self._header,
@@ -243,6 +261,7 @@ class IndexedDataset:
             self._pointers,
             self.document_indices,
             os.fstat(self._bin).st_size,
+            scan=scan,
         )
 
     @property
@@ -259,6 +278,11 @@ class IndexedDataset:
     def _pointers(self) -> npt.NDArray[np.int64]:
         count = self._header.num_sequences
         return np.frombuffer(self._map, "<i8", count, HEADER.size + 4 * count)
+
+    @property
+    def sequence_pointers(self) -> npt.NDArray[np.int64]:
+        """Byte offset of each sequence in `.bin`, int64 [num_sequences], read-only."""
+        return self._pointers
 
     @functools.cached_property
     def document_indices(self) -> npt.NDArray[np.int64]:
@@ -308,22 +332,86 @@ class IndexedDataset:
             raise IndexError(f"tokens {offset} .. {offset + count} of sequence {index} in {self.prefix}")
         return self._read(int(self._pointers[index]) + offset * self.dtype.itemsize, count)
 
+    def blocks(self, first: int, last: int, limit: int = 1 << 21) -> Iterator[Tokens]:
+        """The tokens of the sequences first .. last back to back, at most `limit` at a time.
+
+        Raises:
+            DataError: the file has become shorter, or cannot be read.
+        """
+        if first == last:
+            return
+        itemsize = self.dtype.itemsize
+        position = int(self._pointers[first])
+        stop = int(self._pointers[last - 1]) + int(self.sequence_lengths[last - 1]) * itemsize
+        while position < stop:
+            count = min(limit, (stop - position) // itemsize)
+            yield self._read(position, count)
+            position += count * itemsize
+
     def check_token_range(self, vocab_size: int, limit: int = 1024) -> None:
-        """Checks up to `limit` sequences, evenly spread, for ids outside 0 .. vocab_size - 1.
+        """Checks the first 65,536 tokens of up to `limit` sequences, evenly spread, for ids not in 0 .. vocab_size - 1.
 
         Raises:
             DataError: naming the id, its sequence and its position.
         """
-        index_format.check_token_range(self.get, len(self), vocab_size, f"{self.prefix}.bin", limit)
+
+        def get(sequence: int) -> Tokens:
+            return self.get(sequence, 0, min(int(self.sequence_lengths[sequence]), 1 << 16))
+
+        index_format.check_token_range(get, len(self), vocab_size, f"{self.prefix}.bin", limit)
+
+    def token_position(self, sequence: int) -> int:
+        """How many tokens lie before a sequence; for the number of sequences: all tokens."""
+        if sequence == len(self):
+            return self.num_tokens
+        return int(self._pointers[sequence]) // self.dtype.itemsize
+
+    def tokens(self, position: int, count: int) -> Tokens:
+        """`count` tokens from token `position` of the whole file on, across sequences, in the stored dtype.
+
+        Raises:
+            IndexError: a range beyond the end.
+            DataError: the file has become shorter, or cannot be read.
+        """
+        if not 0 <= position <= position + count <= self.num_tokens:
+            raise IndexError(f"tokens {position} .. {position + count} of {self.num_tokens} in {self.prefix}")
+        return self._read(position * self.dtype.itemsize, count)
 
     def fingerprint(self) -> str:
-        """SHA-256 that changes when the data does: of the lengths, the sizes and 256 blocks spread over `.bin`."""
-        digest = hashlib.sha256(self._map[: HEADER.size].tobytes())
-        digest.update(np.ascontiguousarray(self.sequence_lengths).data)
-        size, block = self.num_tokens * self.dtype.itemsize, 4096
-        for number in range(256):
-            digest.update(os.pread(self._bin, block, max(0, size - block) * number // 255))
+        """SHA-256 that changes when the data does: of the sizes, the lengths and 256 blocks spread over `.bin`.
+
+        Without `scan` 256 blocks of `.idx` stand for the lengths. Computed once.
+        """
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(self._map[: HEADER.size])
+        if self._scan:
+            digest.update(np.ascontiguousarray(self.sequence_lengths).data)
+        else:
+            with open(f"{self.prefix}.idx", "rb", buffering=0) as stream:
+                _add_blocks(digest, stream.fileno(), len(self._map))
+        _add_blocks(digest, self._bin, self.num_tokens * self.dtype.itemsize)
         return digest.hexdigest()
+
+    def gather(self, parts: Sequence[tuple[int, int, int]]) -> Tokens:
+        """The tokens of `parts` (sequence, offset, length) end to end, in the stored dtype.
+
+        The parts are trusted to lie inside their sequences.
+
+        Raises:
+            DataError: the file has become shorter, or cannot be read.
+        """
+        file, pointers, size = self._bin, self._pointers, self.dtype.itemsize
+        try:
+            raw = b"".join([os.pread(file, n * size, int(pointers[s]) + offset * size) for s, offset, n in parts])
+        except OSError:
+            raw = b""
+        if len(raw) == size * sum([n for _, _, n in parts]):
+            return np.frombuffer(raw, dtype=self.dtype)
+        # the slow way goes on after 2 GiB, and says what is wrong
+        return np.concatenate([self._read(int(pointers[s]) + offset * size, n) for s, offset, n in parts])
 
     def _read(self, position: int, count: int) -> Tokens:
         wanted = count * self.dtype.itemsize
@@ -342,5 +430,12 @@ class IndexedDataset:
             )
         return np.frombuffer(raw, dtype=self.dtype)
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
-        return type(self), (self.prefix,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), scan=self._scan), (self.prefix,)
+
+
+def _add_blocks(digest: Any, file: int, size: int) -> None:
+    """Adds 256 blocks of a file to `digest`, spread over its `size` bytes, the first and the last among them."""
+    block = 4096
+    for number in range(256):
+        digest.update(os.pread(file, block, max(0, size - block) * number // 255))

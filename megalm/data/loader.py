@@ -40,11 +40,13 @@ def build_loader(
     size: int,
     num_workers: int,
     pin_memory: bool = False,
+    dataset_of: Callable[[int], int] | None = None,
 ) -> "MicroBatchIterator":
     """An iterator of the micro-batches of samples start_sample .. stop_sample for data-parallel `rank` of `size`.
 
     Yields dicts of tensors [micro_batch_size, ...], global_batch_size / (micro_batch_size x size) of them per global
-    batch; a last global batch that is not full is dropped. The order does not depend on `num_workers`.
+    batch; a last global batch that is not full is dropped. The order does not depend on `num_workers`. With
+    `dataset_of` (sample number -> dataset number) there is also `dataset_id`, int64 [micro_batch_size].
 
     Raises:
         ConfigError: micro_batch_size x size does not divide global_batch_size.
@@ -72,7 +74,7 @@ def build_loader(
     # (follow_parent). forkserver would not be safer: SIGTERM to the process group kills the server, which ends
     # all workers, and then the checkpoint that the signal asked for is never written.
     loader: DataLoader[Any] = DataLoader(
-        _Rows(dataset, transform),
+        _Rows(dataset, transform, dataset_of),
         batch_sampler=sampler,
         collate_fn=_stack,
         num_workers=num_workers,
@@ -154,14 +156,17 @@ class MicroBatchIterator(Iterator[MicroBatch]):
 class _Rows(Dataset[Any]):
     """Sample number -> batch row; an expected error is returned, since torch would wrap a raised one."""
 
-    def __init__(self, dataset: SampleDataset, transform: Transform) -> None:
-        self._dataset, self._transform = dataset, transform
+    def __init__(self, dataset: SampleDataset, transform: Transform, dataset_of: Callable[[int], int] | None) -> None:
+        self._dataset, self._transform, self._dataset_of = dataset, transform, dataset_of
 
     def __getitem__(self, number: int) -> _Stacked | MegalmError:
         try:
-            return self._transform(self._dataset[number])
+            row = self._transform(self._dataset[number])
         except MegalmError as error:
             return error
+        if self._dataset_of is not None:
+            row["dataset_id"] = np.asarray(self._dataset_of(number), dtype=np.int64)
+        return row
 
 
 def _stack(rows: list[_Stacked | MegalmError]) -> _Stacked | MegalmError:

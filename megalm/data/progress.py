@@ -4,6 +4,8 @@ import sys
 import time
 from typing import TextIO
 
+_BAR_WIDTH = 20
+
 
 class Progress:
     """Prints rate and time left as input is consumed.
@@ -43,9 +45,11 @@ class Progress:
         elapsed = max(self.elapsed_s, 1e-9)
         share = min(1.0, input_bytes / self._total_bytes) if self._total_bytes else 1.0
         left = f"{elapsed * (1 - share) / share:.0f} s left" if share > 0 else "time left unknown"
+        filled = round(share * _BAR_WIDTH)
+        bar = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]" if self._is_terminal else ""
         return (
-            f"{share:6.1%} | {documents:,} documents | {tokens:,} tokens | {text_bytes / 1e6 / elapsed:.1f} MB/s | "
-            f"{documents / elapsed:,.0f} documents/s | {left}"
+            f"{bar}{share:6.1%} | {documents:,} documents | {tokens:,} tokens | "
+            f"{text_bytes / 1e6 / elapsed:.1f} MB/s | {documents / elapsed:,.0f} documents/s | {left}"
         )
 
     def close(self) -> None:

@@ -1,39 +1,70 @@
-"""Input files to chunks to documents: JSON lines, plain or gzip.
+"""Input files to chunks to documents: JSON lines, plain text and Parquet.
 
-Chunks are cut by the main process, cheaply and at the same places whatever the number of workers; documents are
-parsed by the workers. A format is one entry of FORMATS, a compression one entry of COMPRESSIONS.
+A chunk is some whole documents of one file, small against memory; documents are parsed from chunks. A format is one
+entry of FORMATS, a compression one entry of COMPRESSIONS.
 """
 
+import errno
 import gzip
 import hashlib
 import io
 import json
+import os
+import re
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 from megalm.config.suggest import did_you_mean
+from megalm.data import parquet
+from megalm.data.compression import COMPRESSIONS
 from megalm.errors import DataError
 
 CHUNK_BYTES = 1 << 20
-"""What a worker gets at a time: large against the cost of a message, small against the memory of a few dozen."""
+"""Text of one chunk: large against the cost of a call, small against the memory of a process."""
 MAX_LINE_BYTES = 1 << 26
-"""A longer line is rejected unread, so that memory stays bounded."""
-_TOO_LONG = f"more than {MAX_LINE_BYTES >> 20} MiB"
+"""A longer document is rejected unread, so that memory stays bounded."""
 BOM = b"\xef\xbb\xbf"
+STDIN = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How documents are taken from files."""
+
+    keys: tuple[str, ...] = ("text",)
+    """Keys of a JSON record, columns of a Parquet table; a text file fills every key."""
+    max_line_bytes: int = MAX_LINE_BYTES
+    text_documents: Literal["blank-lines", "file"] = "blank-lines"
+    """What is a document in a .txt file: what stands between blank lines, or the file."""
+    repair: bool = False
+    """Read bytes that are not UTF-8, and halves of surrogate pairs, as U+FFFD; else they are faults."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some whole lines of a file."""
+    """Some whole documents of a file."""
 
     path: str
     first_line: int
-    """Number of its first line, from 1."""
-    content: bytes
-    """The lines; empty for one that is too long."""
+    """Number of its first line or row, from 1; counted from the start of the part of the file that is read."""
+    num_lines: int
+    content: bytes = b""
+    """The lines; empty for a document that is too long."""
+    columns: tuple[list[Any], ...] | None = None
+    """In place of `content`: the values of each key."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document that can be used."""
+
+    line: int
+    texts: tuple[str, ...]
+    """One text per key."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +80,19 @@ class Rejected:
         return f"{self.path}:{self.line}: {self.kind}: {self.detail}"
 
 
+Found = Document | Rejected
+
+
 @dataclass(frozen=True)
 class Format:
-    """How files of one kind become chunks and chunks become the texts of `keys`, one tuple a document."""
+    """How files of one kind become chunks, and chunks documents."""
 
-    chunks: Callable[[str, IO[bytes]], Iterator[Chunk]]
-    documents: Callable[[Chunk, tuple[str, ...]], Iterator[tuple[str, ...] | Rejected]]
+    chunks: Callable[[str, IO[bytes], Reading], Iterator[Chunk]]
+    documents: Callable[[Chunk, Reading], Iterator[Found]]
+    splits_at_lines: bool = False
+    """A document is a line: a file that is not compressed can be read from any line on."""
+    is_table: bool = False
+    """Made of row groups, which can be read on their own; not a stream."""
 
 
 class InputFile:
@@ -67,33 +105,65 @@ class InputFile:
     def __init__(self, path: str) -> None:
         self.path = path
         self.format = format_of(path)
-        self._decompress = COMPRESSIONS.get(Path(path).suffix)
+        self.compression = Path(path).suffix if Path(path).suffix in COMPRESSIONS else None
+        self._metered: _MeteredFile | None = None
+        self.size, self.modified_ns, self.is_regular = 0, 0, False
+        if path == STDIN:
+            return
         try:
-            self.size = Path(path).stat().st_size
-            self._metered = _MeteredFile(open(path, "rb", buffering=0))  # noqa: SIM115 (closed by chunks)
+            found = os.stat(path)
+            if not os.access(path, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
-            raise _cannot_read(path, error) from error
+            raise cannot_read(path, error) from error
+        self.size, self.modified_ns, self.is_regular = found.st_size, found.st_mtime_ns, stat.S_ISREG(found.st_mode)
 
     @property
     def bytes_read(self) -> int:
         """Bytes read from disk so far."""
-        return self._metered.count
+        return self._metered.count if self._metered else 0
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the bytes read so far: of the file after the last chunk."""
+        assert self._metered is not None, "nothing was read"
         return self._metered.digest.hexdigest()
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self, reading: Reading) -> Iterator[Chunk]:
         """The chunks of the file, in order; closes it at the end."""
-        try:
-            with self._metered:
-                buffered = cast(IO[bytes], io.BufferedReader(self._metered, CHUNK_BYTES))
-                yield from self.format.chunks(self.path, self._decompress(buffered) if self._decompress else buffered)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{self.path} is damaged or cut off: {error}; copy it again") from error
-        except OSError as error:
-            raise _cannot_read(self.path, error) from error
+        with damage_named(self.path):
+            # Descriptor 0 is not ours to close.
+            raw = open(0 if self.path == STDIN else self.path, "rb", buffering=0, closefd=self.path != STDIN)  # noqa: SIM115
+            with _MeteredFile(raw) as self._metered:
+                stream = cast(IO[bytes], io.BufferedReader(self._metered, CHUNK_BYTES))
+                if self.compression:
+                    stream = COMPRESSIONS[self.compression](stream)
+                yield from self.format.chunks(self.path, stream, reading)
+                while self._metered.read(CHUNK_BYTES):
+                    pass  # what the format did not need belongs to the hash
+
+    def documents(self, reading: Reading) -> Iterator[Found]:
+        """The documents of the file, in order."""
+        for chunk in self.chunks(reading):
+            yield from self.format.documents(chunk, reading)
+
+
+class damage_named:  # noqa: N801 (used as a function)
+    """Turns what readers and decompressors raise for a damaged file into a DataError that names it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile, parquet.DamagedError)) or (
+            type(error).__name__ == "ZstdError"  # of a package that is loaded only when it is needed
+        ):
+            raise DataError(f"{self._path} is damaged or cut off: {error}; copy it again") from error
+        if isinstance(error, OSError):
+            raise cannot_read(self._path, error) from error
 
 
 class _MeteredFile(io.RawIOBase):
@@ -119,44 +189,99 @@ class _MeteredFile(io.RawIOBase):
         super().close()
 
 
-def line_chunks(path: str, stream: IO[bytes]) -> Iterator[Chunk]:
-    """Cuts a stream into chunks of whole lines; a line longer than MAX_LINE_BYTES becomes an empty chunk."""
+class LineRange(io.RawIOBase):
+    """The lines of `raw` whose first byte lies in start .. stop - 1, as a stream.
+
+    Ranges that lie end to end give each line of the file to exactly one of them.
+    """
+
+    def __init__(self, raw: IO[bytes], start: int, stop: int) -> None:
+        super().__init__()
+        self._raw, self._stop = raw, stop
+        self._position, self._ended = start, False
+        self._last_byte = b"\n"
+        if start > 0:
+            self._skip_to_line_start(start)
+
+    def _skip_to_line_start(self, start: int) -> None:
+        # A line starts at `start` when the byte before it ends one.
+        position = start - 1
+        self._raw.seek(position)
+        while position < self._stop - 1:
+            block = self._raw.read(min(CHUNK_BYTES, self._stop - 1 - position))
+            if not block:
+                break
+            found = block.find(b"\n")
+            if found >= 0:
+                self._position = position + found + 1
+                self._raw.seek(self._position)
+                return
+            position += len(block)
+        self._ended = True
+
+    def readable(self) -> bool:
+        """True: it is for reading."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes; fewer only at the end."""
+        assert size > 0, "a range is read block by block"
+        if self._ended:
+            return b""
+        within = self._stop - self._position
+        if within <= 0 and self._last_byte == b"\n":
+            self._ended = True
+            return b""
+        block = self._raw.read(min(size, within) if within > 0 else size)
+        if within <= 0 and (end := block.find(b"\n") + 1):
+            block, self._ended = block[:end], True
+        self._position += len(block)
+        self._last_byte = block[-1:]
+        self._ended = self._ended or not block
+        return block
+
+
+def line_chunks(path: str, stream: IO[bytes], reading: Reading) -> Iterator[Chunk]:
+    """Cuts a stream into chunks of whole lines; a line longer than `max_line_bytes` becomes an empty chunk."""
     line, rest, too_long = 1, b"", False
     while block := stream.read(CHUNK_BYTES):
-        if line == 1 and not rest:
-            block = block.removeprefix(BOM)
         cut = block.rfind(b"\n") + 1
         if too_long:
             skipped = block.find(b"\n") + 1
             if skipped == 0:
                 continue
-            yield Chunk(path, line, b"")
+            yield Chunk(path, line, 1)
             line, too_long, block, cut = line + 1, False, block[skipped:], cut - skipped
         if cut > 0:
             content, rest = rest + block[:cut], block[cut:]
-            yield Chunk(path, line, content)
-            line += content.count(b"\n")
-        elif len(rest) + len(block) > MAX_LINE_BYTES:
+            yield Chunk(path, line, lines := content.count(b"\n"), content)
+            line += lines
+        elif len(rest) + len(block) > reading.max_line_bytes:
             rest, too_long = b"", True
         else:
             rest += block
     if rest or too_long:
-        yield Chunk(path, line, rest)
+        yield Chunk(path, line, 1, rest)
 
 
-def json_documents(chunk: Chunk, keys: tuple[str, ...]) -> Iterator[tuple[str, ...] | Rejected]:
-    """The texts of `keys` of each JSON line; blank lines are passed over."""
+def json_documents(chunk: Chunk, reading: Reading) -> Iterator[Found]:
+    """The texts of the keys of each JSON line; blank lines are passed over."""
     if not chunk.content:
-        yield Rejected(chunk.path, chunk.first_line, "line too long", _TOO_LONG)
+        yield _too_long(chunk.path, chunk.first_line, reading)
         return
     for number, line in enumerate(chunk.content.split(b"\n"), chunk.first_line):
-        if len(line) > MAX_LINE_BYTES:
-            yield Rejected(chunk.path, number, "line too long", _TOO_LONG)
+        line = line.removeprefix(BOM)  # of any line: files with BOMs are put together with `cat`
+        if len(line) > reading.max_line_bytes:
+            yield _too_long(chunk.path, number, reading)
         elif line and not line.isspace():
             try:
-                yield _texts(line, keys)
+                yield Document(number, _texts(line, reading))
             except _FaultError as fault:
                 yield Rejected(chunk.path, number, fault.kind, fault.detail)
+
+
+def _too_long(path: str, line: int, reading: Reading) -> Rejected:
+    return Rejected(path, line, "line too long", f"more than {reading.max_line_bytes:,} bytes; see --max-line-mb")
 
 
 class _FaultError(Exception):
@@ -165,62 +290,184 @@ class _FaultError(Exception):
         self.kind, self.detail = kind, detail
 
 
-def _texts(line: bytes, keys: tuple[str, ...]) -> tuple[str, ...]:
+def _texts(line: bytes, reading: Reading) -> tuple[str, ...]:
     try:
-        record = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise _FaultError("invalid UTF-8", f"byte {error.start + 1} of the line") from None
+        record = json.loads(_decoded(line, reading, "of the line"))
     except json.JSONDecodeError as error:
         raise _FaultError("invalid JSON", f"{error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:
         raise _FaultError("invalid JSON", str(error)) from None
     if not isinstance(record, dict):
         raise _FaultError("not an object", f"a JSON {type(record).__name__}")
-    return tuple(_text(record, key) for key in keys)
+    return tuple(_text(_value(record, key), key, reading) for key in reading.keys)
 
 
-def _text(record: dict[str, Any], key: str) -> str:
+def _decoded(content: bytes, reading: Reading, where: str) -> str:
+    try:
+        return content.decode(errors="replace" if reading.repair else "strict")
+    except UnicodeDecodeError as error:
+        raise _FaultError("invalid UTF-8", f"byte {error.start + 1} {where}") from None
+
+
+def _value(record: dict[str, Any], key: str) -> Any:
     if key not in record:
         raise _FaultError(
             "missing key", f'"{key}" is not among {", ".join(list(record)[:8]) or "no keys"}; see --json-keys'
         )
-    text = record[key]
+    return record[key]
+
+
+def _text(text: Any, key: str, reading: Reading) -> str:
     if not isinstance(text, str):
         raise _FaultError("not a string", f'"{key}" holds {type(text).__name__}')
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _FaultError("lone surrogate", f'character {error.start + 1} of "{key}" is half of a pair') from None
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            if reading.repair:
+                # "?" is what a codec puts for what it cannot encode; U+FFFD is Unicode's own sign for it
+                return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            raise _FaultError("lone surrogate", f'character {error.start + 1} of "{key}" is half of a pair') from None
     return text
 
 
-_JSON_LINES = Format(line_chunks, json_documents)
+_BLANK_LINE = re.compile(rb"\n(?:[ \t\r]*\n)+")
+_LEADING_BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)*")
 
-FORMATS = {".jsonl": _JSON_LINES, ".ndjson": _JSON_LINES, ".json": _JSON_LINES}
-"""File name ending (before the compression's) to format."""
 
-COMPRESSIONS: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
-    ".gz": lambda stream: cast(IO[bytes], gzip.GzipFile(fileobj=stream, mode="rb")),
+def text_chunks(path: str, stream: IO[bytes], reading: Reading) -> Iterator[Chunk]:
+    """Cuts a text file into chunks of whole documents: at blank lines, or the file as one."""
+    if reading.text_documents == "file":
+        content = stream.read(reading.max_line_bytes + 1)
+        while len(content) > reading.max_line_bytes and stream.read(CHUNK_BYTES):
+            pass  # to the end, so that damage is noticed and the whole file is hashed
+        if content:
+            yield Chunk(path, 1, content.count(b"\n") + 1, content if len(content) <= reading.max_line_bytes else b"")
+        return
+    first_line, lines, rest, too_long = 1, 0, b"", False
+    for piece in line_chunks(path, stream, reading):
+        too_long = too_long or not piece.content or len(rest) > reading.max_line_bytes
+        lines += piece.num_lines
+        content, rest = (b"\n" if too_long else rest) + piece.content, b""
+        if too_long and (found := _BLANK_LINE.search(content)):
+            content, too_long = content[found.end() :], False
+            passed = lines - content.count(b"\n")
+            yield Chunk(path, first_line, passed)
+            first_line, lines = first_line + passed, lines - passed
+        if too_long:
+            continue
+        cut = max((found.end() for found in _BLANK_LINE.finditer(content)), default=0)
+        rest = content[cut:]
+        if cut:
+            yield Chunk(path, first_line, passed := content.count(b"\n", 0, cut), content[:cut])
+            first_line, lines = first_line + passed, lines - passed
+    if rest or too_long:
+        yield Chunk(path, first_line, lines, b"" if too_long or len(rest) > reading.max_line_bytes else rest)
+
+
+def text_documents(chunk: Chunk, reading: Reading) -> Iterator[Found]:
+    """The documents of a chunk of text; every key gets the same text."""
+    if not chunk.content:
+        yield _too_long(chunk.path, chunk.first_line, reading)
+        return
+    whole = reading.text_documents == "file"
+    for line, part in [(chunk.first_line, chunk.content)] if whole else _paragraphs(chunk):
+        body = part.removeprefix(BOM)
+        if len(body) > reading.max_line_bytes:
+            yield _too_long(chunk.path, line, reading)
+            continue
+        try:
+            yield Document(line, (_decoded(body, reading, "of the document"),) * len(reading.keys))
+        except _FaultError as fault:
+            yield Rejected(chunk.path, line, fault.kind, fault.detail)
+
+
+def _paragraphs(chunk: Chunk) -> Iterator[tuple[int, bytes]]:
+    """(line, content) of what stands between blank lines."""
+    content, line, start = chunk.content, chunk.first_line, 0
+    ends = [(found.start(), found.end()) for found in _BLANK_LINE.finditer(content)]
+    for stop, following in [*ends, (len(content), len(content))]:
+        leading = _LEADING_BLANK_LINES.match(content, start, stop)
+        assert leading is not None, "the pattern matches nothing too"
+        if body := content[leading.end() : stop].strip(b"\r\n"):
+            yield line + content.count(b"\n", start, leading.end()), body
+        line += content.count(b"\n", start, following)
+        start = following
+
+
+def table_documents(chunk: Chunk, reading: Reading) -> Iterator[Found]:
+    """The texts of the keys of each row."""
+    assert chunk.columns is not None, "made by parquet.chunks"
+    for row, values in enumerate(zip(*chunk.columns, strict=True), chunk.first_line):
+        try:
+            texts = tuple(_text(value, key, reading) for value, key in zip(values, reading.keys, strict=True))
+        except _FaultError as fault:
+            yield Rejected(chunk.path, row, fault.kind, fault.detail)
+            continue
+        if max(map(len, texts)) > reading.max_line_bytes:
+            yield _too_long(chunk.path, row, reading)
+        else:
+            yield Document(row, texts)
+
+
+def _table_chunks(path: str, stream: IO[bytes], reading: Reading) -> Iterator[Chunk]:
+    """The chunks of a whole table, which is read by seeking, so not from the stream."""
+    with open(path, "rb", buffering=0) as raw:
+        yield from table_chunks(path, raw, reading, 0, None)
+
+
+def table_chunks(
+    path: str, stream: IO[bytes], reading: Reading, first_group: int, stop_group: int | None
+) -> Iterator[Chunk]:
+    """The rows of the row groups first_group .. stop_group - 1 of a Parquet file, about CHUNK_BYTES at a time."""
+    row = 1
+    for columns in parquet.batches(path, stream, reading.keys, first_group, stop_group, CHUNK_BYTES):
+        yield Chunk(path, row, len(columns[0]), columns=columns)
+        row += len(columns[0])
+
+
+_JSON_LINES = Format(line_chunks, json_documents, splits_at_lines=True)
+
+FORMATS = {
+    ".jsonl": _JSON_LINES,
+    ".ndjson": _JSON_LINES,
+    ".json": _JSON_LINES,
+    ".txt": Format(text_chunks, text_documents),
+    ".parquet": Format(_table_chunks, table_documents, is_table=True),
 }
-"""File name ending to what decompresses a stream."""
+"""File name ending (before the compression's) to format."""
 
 
 def format_of(path: str) -> Format:
-    """The format that the name of a file tells.
+    """The format that the name of a file tells; standard input ("-") is JSON lines.
 
     Raises:
         DataError: an ending that is not known.
     """
+    if path == STDIN:
+        return _JSON_LINES
     suffixes = Path(path).suffixes
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    if not suffixes or suffixes[-1] not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise DataError(f"cannot tell the format of {path} from its name; it must end in {known}, or these with .gz")
-    return FORMATS[suffixes[-1]]
+    compressed = bool(suffixes) and suffixes[-1] in COMPRESSIONS
+    name = "".join(suffixes[:-1][-1:] if compressed else suffixes[-1:])
+    if name not in FORMATS or (compressed and FORMATS[name].is_table):
+        raise DataError(
+            f"cannot tell the format of {path} from its name; it must end in {', '.join(FORMATS)}, "
+            f"or these (not .parquet) with {' or '.join(COMPRESSIONS)}"
+        )
+    return FORMATS[name]
 
 
-def _cannot_read(path: str, error: OSError) -> DataError:
+def is_known_format(path: str) -> bool:
+    """Whether the name of a file tells a format."""
+    try:
+        format_of(path)
+    except DataError:
+        return False
+    return True
+
+
+def cannot_read(path: str, error: OSError) -> DataError:
+    """The error for a file that the system does not let us read."""
     folder = Path(path).parent
     names = [str(p) for p in folder.iterdir() if p.is_file()] if folder.is_dir() and not Path(path).exists() else []
     return DataError(f"cannot read {path}: {error.strerror}; give files that exist{did_you_mean(path, names)}")

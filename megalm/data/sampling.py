@@ -78,37 +78,46 @@ def plan_epochs(
     )
 
 
-def build_document_index(
-    documents: npt.NDArray[np.integer[Any]], plan: EpochPlan, random: np.random.RandomState
-) -> npt.NDArray[np.int32]:
+def build_document_index(documents: range, plan: EpochPlan, random: np.random.RandomState) -> npt.NDArray[np.int32]:
     """The documents of all epochs in shuffled order, int32 [num_epochs x num_documents] (rule 5)."""
-    epochs = [plan.num_epochs - 1, 1] if plan.separate_last_epoch else [plan.num_epochs]
-    parts = []
-    for count in epochs:
-        part = np.tile(documents.astype(np.int32), count)
-        random.shuffle(part)
-        parts.append(part)
-    return np.concatenate(parts)
+    index = np.empty((plan.num_epochs, len(documents)), dtype=np.int32)
+    index[:] = np.arange(documents.start, documents.stop, dtype=np.int32)
+    flat: npt.NDArray[np.int32] = index.reshape(-1)
+    last = len(flat) - len(documents) if plan.separate_last_epoch else len(flat)
+    _shuffle_parts(flat, last, random)
+    return flat
 
 
 def build_shuffle_index(plan: EpochPlan, random: np.random.RandomState) -> npt.NDArray[np.integer[Any]]:
     """Sample number -> position in the stream, uint32 or int64 [num_samples] (rule 7)."""
-    num_samples = plan.num_samples
-    dtype = np.int64 if num_samples >= 2**32 - 2 else np.uint32
-    edges = [0, plan.num_samples_before_last, num_samples] if plan.separate_last_epoch else [0, num_samples]
-    parts = []
-    for start, stop in itertools.pairwise(edges):
-        part = np.arange(start, stop, dtype=dtype)
-        random.shuffle(part)
-        parts.append(part)
-    return np.concatenate(parts)
+    index: npt.NDArray[np.integer[Any]] = np.arange(plan.num_samples, dtype=shuffle_dtype(plan.num_samples))
+    _shuffle_parts(index, plan.num_samples_before_last if plan.separate_last_epoch else len(index), random)
+    return index
+
+
+def shuffle_dtype(num_samples: int) -> type[np.uint32] | type[np.int64]:
+    """Megatron's type of the shuffle index."""
+    return np.int64 if num_samples >= 2**32 - 2 else np.uint32
+
+
+def _shuffle_parts(array: npt.NDArray[Any], edge: int, random: np.random.RandomState) -> None:
+    """Shuffles the elements before `edge`, then those from it on, in place: no second copy is ever held."""
+    random.shuffle(array[:edge])
+    if edge < len(array):
+        random.shuffle(array[edge:])
 
 
 class SampleIndex:
     """Where each sample starts in the stream of documents, computed when asked: nothing per sample is stored.
 
-    Row k is (position in the document index, offset in that document) of stream token k x seq_length.
+    Row k is (position in the document index, offset in that document) of stream token k x seq_length. Only the stream
+    position of every 32nd document is kept (`block_starts`); what lies between is summed when it is needed.
+
+    Args:
+        block_starts: those positions, if they are known already.
     """
+
+    BLOCK = 32
 
     def __init__(
         self,
@@ -117,23 +126,41 @@ class SampleIndex:
         plan: EpochPlan,
         seq_length: int,
         extra_token: int = 1,
+        block_starts: Int64s | None = None,
     ) -> None:
         self.seq_length, self.extra_token = seq_length, extra_token
         self.num_samples = plan.num_samples
-        self.starts: Int64s = np.zeros(len(document_index) + 1, dtype=np.int64)
-        """Stream position of the first token of each document, then the length of the stream."""
-        np.cumsum(lengths[document_index], dtype=np.int64, out=self.starts[1:])
-        self._longest = int(lengths.max(initial=0))
-
-    @property
-    def num_tokens(self) -> int:
+        self._lengths, self._document_index = lengths, document_index
+        self.block_starts = _block_starts(lengths, document_index, self.BLOCK) if block_starts is None else block_starts
+        """Stream position of the first token of each block of documents, then the length of the stream."""
+        self.num_tokens = int(self.block_starts[-1])
         """Length of the stream."""
-        return int(self.starts[-1])
 
     def token_range(self, position: int) -> tuple[int, int]:
         """Half-open range of stream tokens of sample `position`; shorter at the end of the stream."""
         start = position * self.seq_length
         return start, min(start + self.seq_length + self.extra_token, self.num_tokens)
+
+    def pieces(self, position: int) -> list[tuple[int, int, int]]:
+        """(document, offset, number of tokens) of each part of sample `position`, in order; none is empty."""
+        start, stop = self.token_range(position)
+        parts = []
+        # side right: blocks of empty documents are passed over
+        block = int(self.block_starts.searchsorted(start, side="right")) - 1
+        while start < stop:
+            documents = self._document_index[block * self.BLOCK : (block + 1) * self.BLOCK]
+            ends = self._lengths[documents].cumsum(dtype=np.int64)
+            ends += self.block_starts[block]
+            first = int(ends.searchsorted(start, side="right"))
+            last = int(ends.searchsorted(stop, side="left")) + 1
+            begin = int(ends[first - 1]) if first else int(self.block_starts[block])
+            for document, end in zip(documents[first:last].tolist(), ends[first:last].tolist(), strict=True):
+                taken = min(stop, end) - start
+                if taken > 0:
+                    parts.append((document, start - begin, taken))
+                start, begin = start + taken, end
+            block += 1
+        return parts
 
     def rows(self, start: int = 0, stop: int | None = None) -> Int64s:
         """Rows start .. stop of Megatron's sample index, int64 [stop - start, 2]; default: all num_samples + 1.
@@ -141,21 +168,45 @@ class SampleIndex:
         Ties follow Megatron: with an extra token a row names the document that contains its token, so empty
         documents are passed over; without one it names the document in which the token before it lies.
         """
+        starts: Int64s = np.zeros(len(self._document_index) + 1, dtype=np.int64)
+        np.cumsum(self._lengths[self._document_index], dtype=np.int64, out=starts[1:])
         numbers = np.arange(start, self.num_samples + 1 if stop is None else stop, dtype=np.int64)
         wanted = numbers * self.seq_length
         end = self.num_tokens - self.extra_token
         side: Literal["left", "right"] = "right" if self.extra_token else "left"
-        position = np.searchsorted(self.starts, np.minimum(wanted, end), side=side).astype(np.int64) - 1
-        offset = np.minimum(wanted, end) - self.starts[np.maximum(position, 0)]
+        position = np.searchsorted(starts, np.minimum(wanted, end), side=side).astype(np.int64) - 1
+        offset = np.minimum(wanted, end) - starts[np.maximum(position, 0)]
         # a partial last sample ends in the last document, even when that one is empty
         beyond = wanted > end
-        position[beyond] = len(self.starts) - 2
-        offset[beyond] = self.starts[-1] - self.starts[-2] - self.extra_token
+        position[beyond] = len(starts) - 2
+        offset[beyond] = starts[-1] - starts[-2] - self.extra_token
         first = numbers == 0
         position[first] = offset[first] = 0
         return np.stack([position, offset], axis=1)
 
     def as_megatron(self) -> npt.NDArray[np.integer[Any]]:
         """The whole index with Megatron's dtype: int32, or int64 when a row could exceed it."""
-        large = max(len(self.starts) - 1, self._longest) > 2**31 - 1
-        return self.rows().astype(np.int64 if large else np.int32)
+        return self.rows().astype(row_dtype(len(self._document_index), int(self._lengths.max(initial=0))))
+
+
+def row_dtype(num_positions: int, longest: int) -> type[np.int32] | type[np.int64]:
+    """Megatron's type of the sample index, for so many entries of the document index and tokens of a document."""
+    return np.int64 if max(num_positions, longest) > 2**31 - 1 else np.int32
+
+
+def _block_starts(
+    lengths: npt.NDArray[np.integer[Any]], document_index: npt.NDArray[np.integer[Any]], block: int
+) -> Int64s:
+    starts: Int64s = np.zeros(-(-len(document_index) // block) + 1, dtype=np.int64)
+    # The lengths of this split, copied: in the .idx they are not aligned, which makes each random access slower; and
+    # with half the bytes fewer of them miss the cache.
+    low, high = int(document_index.min()), int(document_index.max())
+    own = lengths[low : high + 1]
+    own = own.astype(np.uint16 if int(own.max()) < 2**16 else own.dtype)
+    chunk = block << 15  # a million documents at a time: the lengths in stream order are never held at once
+    for first in range(0, len(document_index), chunk):
+        ordered = own.take(document_index[first : first + chunk] - low, mode="clip")  # twice as fast as [...]
+        sums = np.add.reduceat(ordered, np.arange(0, len(ordered), block), dtype=np.int64)
+        starts[first // block + 1 : first // block + 1 + len(sums)] = sums
+    np.cumsum(starts, out=starts)
+    return starts

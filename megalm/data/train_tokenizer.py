@@ -7,18 +7,18 @@ what no token covers becomes bytes. (sentencepiece stores a blank as U+2581, so 
 import argparse
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from megalm import __version__
 from megalm.data.atomic import atomic_write
 from megalm.data.corpus import is_up_to_date, write_manifest
-from megalm.data.readers import InputFile, Rejected
+from megalm.data.readers import InputFile, Reading, Rejected
 from megalm.errors import DataError
 
 TRAINING_BYTES = {"bpe": 24_000_000, "unigram": 2_000_000}
-"""Text to learn from, spread over the input: about 5 s on two cores with either."""
+"""Characters to learn from at most, spread over the input: about 5 s on two cores with either."""
 BLOCK_BYTES = 4000
 """Length of one training sentence; several lines, so that line ends are learned with what is around them."""
 
@@ -51,19 +51,32 @@ def run(arguments: argparse.Namespace) -> int:
     if is_up_to_date(output, request):
         print(f"{output} is up to date")
         return 0
-    texts = [text for file in inputs for text in _texts(file, arguments.json_key)]
-    if not texts:
+    texts = _Counted(text for file in inputs for text in _texts(file, arguments.json_key))
+    blocks = training_blocks(texts, TRAINING_BYTES[arguments.model_type])
+    if not blocks:
         raise DataError(f"{', '.join(arguments.input)} hold no text; give input with text")
-    total = sum(len(text) for text in texts)
-    model = train(texts, vocab_size=arguments.vocab_size, model_type=arguments.model_type)
+    model = train(blocks, vocab_size=arguments.vocab_size, model_type=arguments.model_type)
     with atomic_write(output) as stream:
         stream.write(model)
     write_manifest(output, request, hashlib.sha256(model).hexdigest())
-    print(f"{output}: {arguments.model_type}, {arguments.vocab_size:,} ids, from {total / 1e6:.1f} million characters")
+    size = f"{texts.characters / 1e6:.1f} million characters"
+    print(f"{output}: {arguments.model_type}, {arguments.vocab_size:,} ids, from {size}")
     return 0
 
 
-def train(texts: list[str], *, vocab_size: int, model_type: str = "bpe") -> bytes:
+class _Counted(Iterator[str]):
+    """Texts, and how many characters have gone by."""
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        self._texts, self.characters = texts, 0
+
+    def __next__(self) -> str:
+        text = next(self._texts)
+        self.characters += len(text)
+        return text
+
+
+def train(texts: Iterable[str], *, vocab_size: int, model_type: str = "bpe") -> bytes:
     """The content of a sentencepiece `.model`; the same texts and options give the same bytes.
 
     Ids: 0 <unk>, 1 <s>, 2 </s> (end of document), then 256 bytes, then pieces.
@@ -91,7 +104,7 @@ def train(texts: list[str], *, vocab_size: int, model_type: str = "bpe") -> byte
     }
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=training_blocks(texts, TRAINING_BYTES[model_type]),
+            sentence_iterator=iter(training_blocks(texts, TRAINING_BYTES[model_type])),
             model_writer=writer,  # not a file name, which would become part of the model
             vocab_size=vocab_size,
             model_type=model_type,
@@ -103,13 +116,22 @@ def train(texts: list[str], *, vocab_size: int, model_type: str = "bpe") -> byte
     return writer.getvalue()
 
 
-def training_blocks(texts: list[str], limit: int) -> Iterator[str]:
-    """Blocks of whole lines where possible, about `limit` characters of them, evenly spread over `texts`."""
-    stride = max(1, -(-sum(len(text) for text in texts) // limit))
-    blocks = (block for text in texts for block in _blocks(text))
-    for number, block in enumerate(blocks):
-        if number % stride == 0:
-            yield block
+def training_blocks(texts: Iterable[str], limit: int) -> list[str]:
+    """Blocks of whole lines where possible, at most `limit` characters of them, evenly spread over `texts`.
+
+    Reads `texts` once and holds no more than it returns: when they are too many, every second one goes.
+    """
+    kept: list[str] = []
+    size, stride = 0, 1
+    for number, block in enumerate(block for text in texts for block in _blocks(text)):
+        if number % stride:
+            continue
+        kept.append(block)
+        size += len(block)
+        while size > limit and len(kept) > 1:
+            kept = kept[::2]
+            stride, size = 2 * stride, sum(map(len, kept))
+    return kept
 
 
 def _blocks(text: str) -> Iterator[str]:
@@ -123,11 +145,10 @@ def _blocks(text: str) -> Iterator[str]:
 
 
 def _texts(file: InputFile, key: str) -> Iterator[str]:
-    for chunk in file.chunks():
-        for document in file.format.documents(chunk, (key,)):
-            if isinstance(document, Rejected):
-                raise DataError(f"{document}; correct the line")
-            yield document[0]
+    for found in file.documents(Reading(keys=(key,))):
+        if isinstance(found, Rejected):
+            raise DataError(f"{found}; correct the line")
+        yield found.texts[0]
 
 
 def _sha256(path: str) -> str:

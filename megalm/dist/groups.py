@@ -1,5 +1,6 @@
 """The process groups of the mesh: one along each axis, and one for the ranks that share one copy of the model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -44,13 +45,27 @@ class MeshGroups:
         return _own_group(runs, self.rank)
 
 
-def _own_group(groups: list[list[int]], rank: int) -> ProcessGroup:
-    """The group that holds `rank`; all ranks create all groups, in the same order."""
+    def subgroup(self, axis: Axis, positions: Sequence[int]) -> ProcessGroup | None:
+        """The ranks at `positions` of this rank's group along `axis`; None where this rank is not among them.
+
+        Every rank of the job calls it.
+        """
+        chosen = [[ranks[position] for position in positions] for ranks in self.mesh.groups(axis)]
+        return _find_group(chosen, self.rank)
+
+
+def _find_group(groups: list[list[int]], rank: int) -> ProcessGroup | None:
+    """The group that holds `rank`, if any; all ranks create all groups, in the same order."""
     own = None
     for ranks in groups:
         whole = len(ranks) == dist.get_world_size()
         group = dist.group.WORLD if whole else dist.new_group(ranks)
         if rank in ranks:
             own = group
+    return own
+
+
+def _own_group(groups: list[list[int]], rank: int) -> ProcessGroup:
+    own = _find_group(groups, rank)
     assert own is not None, f"rank {rank} stands in one of {groups}"
     return own

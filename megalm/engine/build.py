@@ -20,7 +20,9 @@ from megalm.dist.groups import MeshGroups
 from megalm.dist.slices import Placement
 from megalm.engine.engine import Engine
 from megalm.engine.mpu import MeshUnit
+from megalm.engine.norm import agree_on_norm
 from megalm.engine.optimizer import ReplicatedAdamW, adam_options, mark_counted, parameter_groups
+from megalm.engine.stages import Staged
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,10 +52,12 @@ def build_engine(
     device: torch.device,
     groups: MeshGroups,
     placements: Mapping[str, Placement],
+    staged: Staged | None = None,
 ) -> Engine:
     """The engine around `model`, which it moves to `device` and casts; ZeRO spreads over the dp axis of `groups`.
 
-    `placements` says of every parameter, by name, which part of the whole model it is. `engine_json` is the final
+    `placements` says of every parameter of the whole model, by name, which part of it is here. With `staged`, `model`
+    holds this rank's stages of a pipeline. `engine_json` is the final
     DeepSpeed configuration (`config.engine_json`): its ZeRO stage decides who keeps which part of the state. The
     learning rate is set at every step, by `Engine.train_step`.
     """
@@ -73,8 +77,10 @@ def build_engine(
         wrapped, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=engine_json, mpu=MeshUnit(groups), dist_init_required=False
         )
+    if staged is not None and stage > 0:
+        agree_on_norm(wrapped.optimizer, stage)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return Engine(wrapped, stage, names, placements, device, groups)
+    return Engine(wrapped, stage, names, placements, device, groups, staged)
 
 
 def _for_replicated(engine_json: dict[str, Any]) -> dict[str, Any]:

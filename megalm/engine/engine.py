@@ -15,10 +15,9 @@ from megalm.dist.groups import MeshGroups
 from megalm.dist.mesh import Axis
 from megalm.dist.slices import Placement, StateSlice
 from megalm.engine import state
+from megalm.engine.stages import Batch, Staged, StageGradients
 from megalm.errors import NonFiniteError
-from megalm.models.loss import summed_loss, token_count
-
-Batch = dict[str, Tensor]
+from megalm.models.loss import DatasetSums, summed_loss, token_count
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class StepResult:
     """Loss scale of this step; 1 without fp16."""
     skipped: bool
     """The gradients were not finite; weights and moments are as before."""
+    dataset_losses: tuple[float | None, ...] = ()
+    """Loss per unmasked token of each dataset of the blend; None for one without tokens in this batch."""
 
 
 class Engine:
@@ -48,14 +49,22 @@ class Engine:
         placements: Mapping[str, Placement],
         device: torch.device,
         groups: MeshGroups,
+        staged: Staged | None = None,
     ) -> None:
         self.wrapped = wrapped
         self.stage = stage
+        self._pipeline = staged.pipeline if staged else None
+        self._gradients = StageGradients(wrapped, stage, staged) if staged else None
         self._grow_scale = _grow_after_step(wrapped.optimizer.loss_scaler) if stage and wrapped.fp16_enabled() else None
         self.names = names
         self.placements = placements
         self.device = device
         self.groups = groups
+        self._by_dataset: DatasetSums | None = None
+
+    def count_by_dataset(self, num_datasets: int) -> None:
+        """From now on training steps also give the loss of each dataset; batches hold `dataset_id` [B] then."""
+        self._by_dataset = DatasetSums(num_datasets, self.device)
 
     def train_step(self, micro_batches: Sequence[Batch], seeds: Sequence[int], learning_rate: float) -> StepResult:
         """One optimizer step over this rank's micro-batches of the global batch.
@@ -71,19 +80,9 @@ class Engine:
             group["lr"] = learning_rate
         scale = self.loss_scale
         tokens = self._sum_over_data(sum(token_count(batch["loss_mask"]) for batch in micro_batches))
-        replicas = self.groups.size(Axis.DP)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        for number, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), 1):
-            torch.manual_seed(seed)
-            wrapped.set_gradient_accumulation_boundary(number == len(micro_batches))
-            loss = self._summed_loss(batch)
-            loss_sum += loss.detach()
-            # DeepSpeed averages gradients over the dp axis; the sum over it is wanted
-            loss = loss * (replicas / max(tokens, 1.0))
-            wrapped.backward(loss * scale if self.stage == 0 else loss, scale_wrt_gas=False)
-            if number < len(micro_batches):
-                wrapped.step()
-        loss_total = self._sum_over_data(loss_sum)
+        # DeepSpeed averages gradients over the dp axis; the sum over it is wanted
+        factor = self.groups.size(Axis.DP) / max(tokens, 1.0)
+        loss_total, dataset_losses = self._loss_over_ranks(self._accumulate(micro_batches, seeds, factor))
         self._update()
         return StepResult(
             loss=loss_total / max(tokens, 1.0),
@@ -91,7 +90,35 @@ class Engine:
             tokens=int(tokens),
             loss_scale=scale,
             skipped=not wrapped.was_step_applied(),
+            dataset_losses=dataset_losses,
         )
+
+    def _accumulate(self, micro_batches: Sequence[Batch], seeds: Sequence[int], factor: float) -> Tensor:
+        """Gradients of the losses x `factor` of all micro-batches; the sum of the losses on this rank, float64."""
+        wrapped = self.wrapped
+        if self._pipeline is not None and self._gradients is not None:
+            with self._gradients.collected() as collect:
+                scaled = factor * self.loss_scale
+                return self._pipeline.train(micro_batches, seeds, scaled, collect, self._note_losses)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), 1):
+            wrapped.set_gradient_accumulation_boundary(number == len(micro_batches))
+            loss = self._summed_loss(batch, seed)
+            loss_sum += loss.detach()
+            loss = loss * factor
+            wrapped.backward(loss * self.loss_scale if self.stage == 0 else loss, scale_wrt_gas=False)
+            if number < len(micro_batches):
+                wrapped.step()
+        return loss_sum
+
+    def _loss_over_ranks(self, loss_sum: Tensor) -> tuple[float, tuple[float | None, ...]]:
+        """The summed loss of all ranks, and the loss per token of each dataset, in one reduction."""
+        if self._by_dataset is None:
+            return float(self._sum_over_ranks(loss_sum)), ()
+        sums = self._sum_over_ranks(torch.cat([loss_sum.view(1), self._by_dataset.take().flatten()]))
+        losses, tokens = sums[1:].view(2, -1).tolist()
+        means = tuple(loss / number if number else None for loss, number in zip(losses, tokens, strict=True))
+        return float(sums[0]), means
 
     def _update(self) -> None:
         try:
@@ -107,15 +134,24 @@ class Engine:
             ) from error
 
     @torch.no_grad()
-    def eval_step(self, batch: Batch) -> Tensor:
-        """This rank's (sum of losses, number of unmasked tokens) as a float64 tensor of two."""
+    def eval_step(self, micro_batches: Sequence[Batch]) -> Tensor:
+        """This rank's (sum of losses, number of unmasked tokens) as a float64 tensor of two.
+
+        Of a pipeline, only the last stage's rank has them; the others have zeros.
+        """
         self.wrapped.eval()
-        return torch.stack([self._summed_loss(batch).double(), token_count(batch["loss_mask"])])
+        if self._pipeline is not None and self._gradients is not None:
+            with self._gradients.parameters_at_hand():
+                return self._pipeline.evaluate(micro_batches)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch in micro_batches:
+            sums += torch.stack([self._summed_loss(batch, None).double(), token_count(batch["loss_mask"])])
+        return sums
 
     def mean_over_ranks(self, sums: Tensor) -> float:
         """Loss per token from every rank's sum of `eval_step` results."""
-        self._all_reduce(sums)
-        return float(sums[0] / sums[1].clamp(min=1.0))
+        total = self._sum_over_ranks(sums)
+        return float(total[0] / total[1].clamp(min=1.0))
 
     def state_slices(self) -> list[StateSlice]:
         """The part of weights and moments that this rank keeps; empty moments are created as zeros."""
@@ -165,24 +201,36 @@ class Engine:
             dist.all_reduce(total, group=self.groups.replica)
         return float(total.sqrt())
 
-    def _summed_loss(self, batch: Batch) -> Tensor:
+    def _summed_loss(self, batch: Batch, seed: int | None) -> Tensor:
         losses_BT = self.wrapped(
             batch["tokens"],
             position_ids_BT=batch.get("position_ids"),
             labels_BT=batch["labels"],
             cu_seqlens_BN=batch.get("cu_seqlens"),
+            dropout_seed=seed,
         )
+        self._note_losses(losses_BT.detach(), batch)
         return summed_loss(losses_BT, batch["loss_mask"])
+
+    def _note_losses(self, losses_BT: Tensor, batch: Batch) -> None:
+        if self._by_dataset is not None and "dataset_id" in batch:
+            self._by_dataset.add(losses_BT, batch["loss_mask"], batch["dataset_id"])
 
     def _sum_over_data(self, value: Tensor | int) -> float:
         total = torch.as_tensor(value, dtype=torch.float64, device=self.device)
         self._all_reduce(total)
         return float(total)
 
-    def _all_reduce(self, value: Tensor) -> None:
-        """Sum `value` in place over the dp axis."""
-        if self.groups.size(Axis.DP) > 1:
-            dist.all_reduce(value, group=self.groups.group(Axis.DP))
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        """Sum of `value`, which only ranks with the last stage have, over the axes along which it differs."""
+        self._all_reduce(value)
+        self._all_reduce(value, Axis.PP)
+        return value
+
+    def _all_reduce(self, value: Tensor, axis: Axis = Axis.DP) -> None:
+        """Sum `value` in place over one axis."""
+        if self.groups.size(axis) > 1:
+            dist.all_reduce(value, group=self.groups.group(axis))
 
 
 def _grow_after_step(scaler: Any) -> Callable[[bool], None]:

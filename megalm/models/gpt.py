@@ -16,6 +16,7 @@ from megalm.models.attention import Attention, KVCache, LayerCache, RotaryTables
 from megalm.models.documents import Documents
 from megalm.models.layers import Embedding, FullLogits, TiedHead, TokenLoss, build_norm
 from megalm.models.mlp import build_mlp
+from megalm.models.randomness import seeded, stable_seed
 
 
 class TransformerLayer(nn.Module):
@@ -80,6 +81,7 @@ class GPT(nn.Module):
         rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
         assert rows >= config.vocab_size, f"padded_vocab_size={rows} is less than vocab_size={config.vocab_size}"
         self.config = config
+        self.draws = config.attention_dropout > 0 or config.hidden_dropout > 0
         if has_embedding or (has_head and config.tied):
             self.embedding = Embedding(config, rows, with_positions=has_embedding)
         numbers = range(config.num_layers) if layers is None else layers
@@ -98,21 +100,26 @@ class GPT(nn.Module):
         labels_BT: Tensor | None = None,
         cache: KVCache | None = None,
         cu_seqlens_BN: Tensor | None = None,
+        dropout_seed: int | None = None,
     ) -> Tensor:
         """Losses (B, T), float32, where `labels_BT` is given, else logits (B, T, V).
 
         `position_ids_BT` defaults to 0, 1, ... after what `cache` holds. `labels_BT` holds the next token of each
         position, all in [0, vocab_size): mask the losses, not the labels. With `cu_seqlens_BN` (integers on the host:
-        0, the end of each document, then T to the end of the row) attention stays inside each document.
+        0, the end of each document, then T to the end of the row) attention stays inside each document. With
+        `dropout_seed` embedding and layers draw from it and their number, so that a layer drops the same in a stage.
         """
         if position_ids_BT is None:
             start = 0 if cache is None else cache.length
             position_ids_BT = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)[None]
-        x_BTD = self.run_layers(self.embed(tokens_BT, position_ids_BT), position_ids_BT, cache, cu_seqlens_BN)
+        x_BTD = self.embed(tokens_BT, position_ids_BT, dropout_seed)
+        x_BTD = self.run_layers(x_BTD, position_ids_BT, cache, cu_seqlens_BN, dropout_seed)
         return self.logits(x_BTD) if labels_BT is None else self.token_losses(x_BTD, labels_BT)
 
-    def embed(self, tokens_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
+    def embed(self, tokens_BT: Tensor, position_ids_BT: Tensor, dropout_seed: int | None = None) -> Tensor:
         """The residual stream (B, T, D) before the first layer; positions (B or 1, T)."""
+        if dropout_seed is not None and self.draws:
+            torch.manual_seed(stable_seed(dropout_seed, "embedding"))
         x_BTD: Tensor = self.embedding(tokens_BT, position_ids_BT)
         return x_BTD
 
@@ -122,16 +129,19 @@ class GPT(nn.Module):
         position_ids_BT: Tensor,
         cache: KVCache | None = None,
         cu_seqlens_BN: Tensor | None = None,
+        dropout_seed: int | None = None,
     ) -> Tensor:
         """The residual stream (B, T, D) after the layers that this module holds; arguments as in `forward`."""
         rotary = self.rotary(position_ids_BT)
         documents = None if cu_seqlens_BN is None else Documents.of_batch(cu_seqlens_BN, x_BTD.device)
-        steps = [
-            partial(
-                layer, rotary=rotary, cache=None if cache is None else cache.layer(int(number)), documents=documents
-            )
-            for number, layer in self.layers.items()
-        ]
+        steps: list[Callable[[Tensor], Tensor]] = []
+        for number, layer in self.layers.items():
+            kept = None if cache is None else cache.layer(int(number))
+            step: LayerStep = partial(layer, rotary=rotary, cache=kept, documents=documents)
+            if dropout_seed is not None and self.draws:
+                # inside the step, so that recomputing it draws the same
+                step = seeded(step, stable_seed(dropout_seed, "layer", number))
+            steps.append(step)
         return self.layer_runner(steps, x_BTD)
 
     def rotary(self, position_ids_BT: Tensor) -> RotaryTables | None:

@@ -65,11 +65,17 @@ class Board:
                 log.info(progress_line(row | speed, self._total_iters, remaining))
 
     def validation(self, name: str, row: dict[str, Any]) -> None:
-        """Report one evaluation: `row` holds step, consumed_samples, {name}_loss and {name}_ppl."""
+        """Report one evaluation: `row` holds step, consumed_samples, {name}_loss and {name}_ppl.
+
+        {name}_loss/SET and {name}_ppl/SET are those of one of several sets.
+        """
         self._to_metrics(row)
         self._to_tensorboard(row)
         if self._speaks:
-            log.info(validation_line(row["step"], row[f"{name}_loss"], row[f"{name}_ppl"], name))
+            for key in row:
+                if key.startswith(f"{name}_loss"):
+                    own = key.removeprefix(f"{name}_loss").replace("/", " ", 1)
+                    log.info(validation_line(row["step"], row[key], row[key.replace("loss", "ppl", 1)], name + own))
 
     def pause(self) -> None:
         """What follows until `resume` is not training time."""

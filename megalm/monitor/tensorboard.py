@@ -36,13 +36,16 @@ class TensorBoard:
         self._samples_writer = SummaryWriter(twins, purge_step=resume_samples + 1, **options)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Add one point for each known metric in `row`."""
-        for name, tag in (TRAIN_TAGS | VALIDATION_TAGS).items():
-            if name not in row:
+        """Add one point for each known metric in `row`; "loss/NAME" is the loss of one dataset, tag "lm loss NAME"."""
+        tags = TRAIN_TAGS | VALIDATION_TAGS
+        for full_name, value in row.items():
+            name, _, dataset = full_name.partition("/")
+            if name not in tags:
                 continue
-            self._writer.add_scalar(tag, row[name], row["step"])
+            tag = f"{tags[name]} {dataset}" if dataset else tags[name]
+            self._writer.add_scalar(tag, value, row["step"])
             if name in _OVER_SAMPLES:
-                self._samples_writer.add_scalar(f"{tag} vs samples", row[name], row["consumed_samples"])
+                self._samples_writer.add_scalar(f"{tag} vs samples", value, row["consumed_samples"])
 
     def write_config(self, text: str) -> None:
         """Show the run's configuration in the Text tab."""

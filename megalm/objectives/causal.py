@@ -41,12 +41,17 @@ class CausalObjective:
     def __call__(self, sample: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.generic]]:
         """The arrays of one batch row; `sample` is not changed."""
         tokens, labels = sample[:-1], sample[1:]
-        loss_mask = (labels != self.pad).astype(np.float32)
+        if sample[-1] == self.pad:  # padding is at the end
+            loss_mask = (labels != self.pad).astype(np.float32)
+            inputs, targets = np.where(tokens == self.pad, 0, tokens), np.where(labels == self.pad, 0, labels)
+        else:
+            loss_mask = np.ones(len(labels), dtype=np.float32)
+            inputs, targets = tokens.copy(), labels.copy()
         if self.eod_mask_loss:
             loss_mask[tokens == self.eod] = 0.0
         row: dict[str, npt.NDArray[np.generic]] = {
-            "tokens": np.where(tokens == self.pad, 0, tokens),
-            "labels": np.where(labels == self.pad, 0, labels),
+            "tokens": inputs,
+            "labels": targets,
             "loss_mask": loss_mask,
         }
         if self.reset_position_ids or self.reset_attention_mask:

@@ -93,17 +93,15 @@ class _Dropped:
 
     def __init__(self, output: Tensor) -> None:
         self.node: Any = output.grad_fn
-        self.storage = output.untyped_storage()
-        self.nbytes = self.storage.nbytes()
-        self.storage.resize_(0)
+        self.output = output.data  # shares the storage, not the version: to autograd nothing has been written
+        self.nbytes = output.untyped_storage().nbytes()
+        output.untyped_storage().resize_(0)
 
     def restore(self) -> None:
-        """Fill the storage, which the consumers of the output have saved, with the same bytes."""
+        """Fill the storage, which the consumers of the output have saved, with the same values."""
         self.node.again = _recompute(self.node)
-        again = self.node.again[1].untyped_storage()
-        assert again.nbytes() == self.nbytes, "an output is recomputed with the same layout"
-        self.storage.resize_(self.nbytes)
-        self.storage.copy_(again)
+        self.output.untyped_storage().resize_(self.nbytes)
+        self.output.copy_(self.node.again[1].data)
 
 
 def _restore_all(dropped: list[_Dropped], _gradient: Tensor) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megalm.assembly import Place, build_model_and_engine
+from megalm.assembly import Place, build_model_and_engine, mesh_of
+from megalm.checkpoint.format import Manifest
 from megalm.config import RunConfig, load_config
-from megalm.continuation import Progress, restore, save
-from megalm.dist.mesh import Mesh
+from megalm.continuation import Progress, ResumePoint, restore, save
+from megalm.dist.mesh import Axis
 from megalm.engine.engine import Engine
 from megalm.models.randomness import stable_seed
 
@@ -37,10 +38,10 @@ class SmallRun:
 
     def step(self, count: int) -> None:
         """Train on the next samples, each the same whoever takes it."""
-        rank, world = dist.get_rank(), dist.get_world_size()
+        groups = self.engine.groups
         for _ in range(count):
-            first = self.progress.consumed_samples + rank
-            numbers = range(first, self.progress.consumed_samples + SAMPLES, world)
+            first = self.progress.consumed_samples + groups.position(Axis.DP)
+            numbers = range(first, self.progress.consumed_samples + SAMPLES, groups.size(Axis.DP))
             seeds = [stable_seed(1, "dropout", number) for number in numbers]
             result = self.engine.train_step([sample(number) for number in numbers], seeds, LR)
             self.steps.append((result.loss, result.grad_norm, result.loss_scale))
@@ -49,8 +50,8 @@ class SmallRun:
 
     def save(self) -> Path:
         """Write the checkpoint of the step reached."""
-        layout = str(Mesh.of(dist.get_world_size()))
-        return save(self.engine, self.config, IDENTITY, self.progress, layout, CPU)
+        layout = str(self.engine.groups.mesh)
+        return save(self.engine, self.config, IDENTITY, self.progress, None, layout, CPU)
 
 
 def sample(number: int) -> dict[str, torch.Tensor]:
@@ -61,7 +62,15 @@ def sample(number: int) -> dict[str, torch.Tensor]:
 def start(folder: str, flags: str = "", place: Path | None = None) -> SmallRun:
     """A run from scratch, or from the checkpoint at `place`."""
     config = load_config([*RECIPE.split(), "--save", folder, *flags.split()])
-    where = Place.of(Mesh.of(dist.get_world_size()), CPU)
+    where = Place.of(mesh_of(config, dist.get_world_size()), CPU)
     run = SmallRun(config, build_model_and_engine(config, config.model, where))
-    run.progress = restore(run.engine, config, IDENTITY, place, same_run=True)
+    run.progress = restore(run.engine, config, point_of(place))
     return run
+
+
+def point_of(place: Path | None) -> ResumePoint:
+    """Where a run goes on that finds its own checkpoint at `place`."""
+    if place is None:
+        return ResumePoint()
+    manifest = Manifest.read(place)
+    return ResumePoint(place, True, manifest.step, manifest.consumed_samples)

@@ -36,22 +36,12 @@ from megalm.errors import LayoutError
         ("--eval-interval 5 --eval-iters 0", "asks for evaluation but eval_iters=0 turns it off"),
         ("--no-mock-data --data-path x --split 1 --eval-interval 5", 'split="1" leaves it no data'),
         ("--no-mock-data --train-data-path x --skip-train", "skip_train=true asks for evaluation; give its data"),
-        (
-            "--recompute-method block",
-            "recompute_method=block needs recompute_granularity=full, not recompute_granularity",
-        ),
-        ("--recompute-activations --recompute-num-layers 2", "recompute_num_layers=2 needs recompute_granularity=full"),
-        (
-            "--checkpoint-activations --checkpoint-num-layers 3",
-            "recompute_num_layers=3 must not exceed num_layers=2; lower --recompute-num-layers",
-        ),
         ("--save-interval 5", "save_interval=5 needs a folder; give --save FOLDER"),
         ("--fresh", "fresh=true needs a folder; give --save FOLDER"),
         ("--keep-checkpoints 2", "keep_checkpoints=2 needs a folder"),
         ("--finetune", "finetune=true needs a folder; give --load FOLDER"),
         ("--no-load-optim", "no_load_optim=true needs a folder; give --load FOLDER"),
         ("--no-deepspeed", "deepspeed=false is not possible"),
-        ("--pipeline-model-parallel-size 2", "is not available in this version"),
         ("--context-parallel-size 2", "is not available in this version"),
         ("--num-attention-heads 5", "num_attention_heads=5 must divide hidden_size=64"),
         ("--no-mock-data", "exactly one source of data is needed"),
@@ -123,7 +113,7 @@ def test_ranks_that_do_not_split_print_the_equation_and_the_nearest_worlds(load)
     found = "\n".join(layout_problems(with_axes(load(), tp=2, pp=3), 8))
     assert "world 8 = tp 2 x pp 3 x cp 1 x dp ? has no solution" in found
     assert "start 6 or 12 ranks" in found
-    assert "pipeline_model_parallel_size=3 must not exceed num_layers=2" in found
+    assert "3 stages need a layer each, but num_layers=2" in found
 
 
 def test_heads_must_split_over_tensor_parallel_ranks(load):

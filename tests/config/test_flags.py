@@ -66,7 +66,7 @@ def test_missing_settings_name_flag_and_recipe_key():
         ("--normalization LAYERNORM", "model", "normalization", "LayerNorm"),
         ("--accumulate-allreduce-grads-in-fp32", "precision", "grad_accum_dtype", "fp32"),
         ("--optimizer AdamW", "optimizer", "optimizer", "adam"),
-        ("--tokenizer-type Llama2Tokenizer", "tokenizer", "tokenizer_type", "SentencePieceTokenizer"),
+        ("--tokenizer-type llama2TOKENIZER", "tokenizer", "tokenizer_type", "Llama2Tokenizer"),
         ("--tokenizer-type HuggingFaceTokenizer", "tokenizer", "tokenizer_type", "HFTokenizer"),
         ("--local_rank=3", "engine", "local_rank", 3),
         ("--exit-duration-in-mins 5", "training", "exit_duration_in_mins", 5.0),
@@ -164,3 +164,16 @@ def test_help_exits_with_zero(capsys):
         load_config(["--help"])
     assert caught.value.code == 0
     assert "--num-layers" in capsys.readouterr().out
+
+
+def test_vocab_size_gives_the_ids_of_a_tokenizer_without_files() -> None:
+    line = "--num-layers 1 --hidden-size 8 --num-attention-heads 1 --seq-length 8 --micro-batch-size 1 --train-iters 1 "
+    line += "--lr 1 --mock-data --vocab-size 50 --tokenizer-type "
+    null = load_config((line + "NullTokenizer").split())
+    assert (null.tokenizer.tokenizer_vocab_size, null.model.vocab_size) == (50, None), "the model has one id more"
+    both = load_config((line + "NullTokenizer --tokenizer-vocab-size 40").split())
+    assert (both.tokenizer.tokenizer_vocab_size, both.model.vocab_size) == (40, 50)
+    tik = load_config((line + "TikTokenizer").split())
+    assert (tik.tokenizer.tokenizer_vocab_size, tik.model.vocab_size) == (50, 50)
+    other = load_config((line + "ByteLevelTokenizer").split())
+    assert (other.tokenizer.tokenizer_vocab_size, other.model.vocab_size) == (None, 50)

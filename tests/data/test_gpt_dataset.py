@@ -15,7 +15,7 @@ from megalm.errors import DataError
 
 def test_samples_are_the_shuffled_documents_end_to_end_and_share_one_token(make_dataset: Any) -> None:
     indexed = make_dataset([5, 0, 7, 20, 1])
-    data = GPTDataset(indexed, np.arange(5), 4, None, seed=3)
+    data = GPTDataset(indexed, range(5), 4, None, seed=3)
     stream = np.concatenate([indexed[int(document)] for document in data.document_index])
     for k in range(len(data)):
         start = int(data.shuffle_index[k]) * 4
@@ -25,32 +25,32 @@ def test_samples_are_the_shuffled_documents_end_to_end_and_share_one_token(make_
 
 def test_the_seed_decides_the_order_alone(make_dataset: Any) -> None:
     indexed = make_dataset([30] * 40)
-    first, again, other = (GPTDataset(indexed, np.arange(40), 8, 300, seed) for seed in (1, 1, 2))
+    first, again, other = (GPTDataset(indexed, range(40), 8, 300, seed) for seed in (1, 1, 2))
     assert all(np.array_equal(first[k], again[k]) for k in range(300))
     assert any(not np.array_equal(first[k], other[k]) for k in range(300))
 
 
 def test_a_kept_partial_sample_is_padded_with_minus_one(make_dataset: Any) -> None:
-    data = GPTDataset(make_dataset([6]), np.arange(1), 4, None, 0, keep_last_partial=True)
+    data = GPTDataset(make_dataset([6]), range(1), 4, None, 0, keep_last_partial=True)
     samples = sorted(data[k].tolist() for k in range(len(data)))
     assert samples == [[0, 1, 2, 3, 4], [4, 5, -1, -1, -1]]
 
 
 def test_fewer_tokens_than_a_sample_is_an_error_with_numbers(make_dataset: Any) -> None:
     with pytest.raises(DataError, match=r"2 documents with 8 tokens are less than one sample of 9 tokens"):
-        GPTDataset(make_dataset([5, 3]), np.arange(2), 8, 10, 0)
-    assert len(GPTDataset(make_dataset([5, 4], "enough"), np.arange(2), 8, 10, 0)) >= 10
+        GPTDataset(make_dataset([5, 3]), range(2), 8, 10, 0)
+    assert len(GPTDataset(make_dataset([5, 4], "enough"), range(2), 8, 10, 0)) >= 10
 
 
 def test_numbers_beyond_the_dataset_are_refused(make_dataset: Any) -> None:
-    data = GPTDataset(make_dataset([20]), np.arange(1), 4, None, 0)
+    data = GPTDataset(make_dataset([20]), range(1), 4, None, 0)
     for number in (-1, len(data)):
         with pytest.raises(IndexError):
             data[number]
 
 
 def test_a_pickled_dataset_gives_the_same_samples(make_dataset: Any) -> None:
-    data = GPTDataset(make_dataset([20, 30]), np.arange(2), 4, 50, 0)
+    data = GPTDataset(make_dataset([20, 30]), range(2), 4, 50, 0)
     copy = pickle.loads(pickle.dumps(data))
     assert all(np.array_equal(data[k], copy[k]) for k in range(len(data)))
 
@@ -91,28 +91,35 @@ def build(data: DataConfig, **changes: Any) -> Any:
 
 def test_splits_are_by_position_and_a_share_of_zero_is_none(make_dataset: Any) -> None:
     indexed = make_dataset([10] * 100)
-    train, valid, test = build(DataConfig(data_path=indexed.prefix, split="90,10"))
-    assert test is None
-    assert sorted(set(train.document_index.tolist())) == list(range(90))
-    assert sorted(set(valid.document_index.tolist())) == list(range(90, 100))
-    assert len(train) >= 20
+    built = build(DataConfig(data_path=indexed.prefix, split="90,10"))
+    assert built.test is None
+    assert documents_of(built.train) == list(range(90))
+    assert documents_of(built.valid[""]) == list(range(90, 100))
+    assert len(built.train) >= 20
+
+
+def documents_of(dataset: Any) -> list[int]:
+    """The documents that a dataset of one source is made from."""
+    (layout,) = dataset.layouts
+    return sorted(set(layout.parts[0].document_index.tolist()))
 
 
 def test_a_split_of_which_nothing_is_wanted_is_none(make_dataset: Any) -> None:
     config = DataConfig(data_path=make_dataset([10] * 100).prefix)
-    assert build(config, num_samples=(20, 0, 0))[1:] == (None, None)
+    built = build(config, num_samples=(20, 0, 0))
+    assert (built.valid, built.test) == ({}, None)
 
 
 def test_paths_per_split_use_their_whole_datasets(make_dataset: Any) -> None:
     train, valid = make_dataset([10] * 5, "train"), make_dataset([10] * 3, "valid")
     built = build(DataConfig(train_data_path=train.prefix, valid_data_path=valid.prefix))
-    assert [None if d is None else len(set(d.document_index.tolist())) for d in built] == [5, 3, None]
+    assert (len(documents_of(built.train)), len(documents_of(built.valid[""])), built.test) == (5, 3, None)
 
 
 def test_mock_data_gives_three_different_datasets() -> None:
-    train, valid, test = build(DataConfig(mock_data=True))
-    assert (len(train), len(valid), len(test)) == (20, 5, 5)
-    assert not np.array_equal(train[0], valid[0])
+    built = build(DataConfig(mock_data=True))
+    assert (len(built.train), len(built.valid[""]), len(built.test)) == (20, 5, 5)
+    assert not np.array_equal(built.train[0], built.valid[""][0])
 
 
 def test_a_split_that_rounds_to_no_documents_is_an_error(make_dataset: Any) -> None:

@@ -1,6 +1,7 @@
 """The .bin/.idx files: byte for byte as the specification and megatron-core, and every damage named at open."""
 
 import fcntl
+import os
 import pickle
 import struct
 from collections.abc import Callable
@@ -260,3 +261,11 @@ def test_fingerprint_changes_with_tokens_and_with_lengths(tmp_path: Path, write_
         for name, lengths, vocab in [("a", [3, 2], 5), ("b", [2, 3], 5), ("c", [3, 2], 4), ("d", [3, 2], 5)]
     }
     assert len(prints) == 3
+
+
+def test_parts_are_gathered_and_a_cut_file_is_an_error(tmp_path: Path, write_dataset: Write) -> None:
+    indexed = IndexedDataset(write_dataset(tmp_path / "d", [5, 7, 9]))
+    assert indexed.gather([(1, 2, 3), (0, 0, 2), (2, 8, 1)]).tolist() == [7, 8, 9, 0, 1, 20]
+    os.truncate(tmp_path / "d.bin", 20)
+    with pytest.raises(DataError, match=r"d\.bin was cut while in use"):
+        indexed.gather([(0, 0, 2), (2, 0, 9)])

@@ -195,3 +195,13 @@ def test_workers_end_within_seconds_when_their_parent_is_killed() -> None:
     while alive(int(done.stdout)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(int(done.stdout))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_hold_the_dataset_of_each_sample(num_workers: int) -> None:
+    batches = list(loader(dataset_of=lambda number: number % 3, num_workers=num_workers))
+    assert [batch["dataset_id"].tolist() for batch in batches] == [
+        [number % 3 for number in row] for row in numbers(batches)
+    ]
+    assert batches[0]["dataset_id"].dtype == torch.int64
+    assert "dataset_id" not in next(loader())

@@ -1,22 +1,32 @@
 """`megalm preprocess`: the same bytes for every number of workers, and nothing half written."""
 
 import argparse
+import gzip
 import hashlib
+import io
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from megalm.config.data import TokenizerConfig
-from megalm.data import encode, preprocess, readers
+from megalm.data import preprocess, readers
 from megalm.data.indexed import IndexedDataset
 from megalm.data.manifest import check_tokenizer
+from megalm.data.preprocess import dedup, pool, shuffle, units
+from megalm.data.preprocess import pipeline as running
+from megalm.data.preprocess.shards import Batch
 from megalm.data.progress import Progress
 from megalm.data.tokenizers import ByteLevelTokenizer
 from megalm.errors import ConfigError, DataError, PlatformError
@@ -24,12 +34,16 @@ from megalm.errors import ConfigError, DataError, PlatformError
 BYTES = "--tokenizer-type ByteLevelTokenizer"
 
 
-def run(tmp_path: Path, flags: str = "", inputs: str = "in.jsonl", tokenizer: str = BYTES) -> int:
+def parsed(tmp_path: Path, flags: str = "", inputs: str = "in.jsonl", tokenizer: str = BYTES) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     preprocess.add_arguments(parser)
     files = [str(tmp_path / name) for name in inputs.split()]
     prefix = ["--output-prefix", str(tmp_path / "out")]
-    return preprocess.run(parser.parse_args(["--input", *files, *prefix, *tokenizer.split(), *flags.split()]))
+    return parser.parse_args(["--input", *files, *prefix, *tokenizer.split(), *flags.split()])
+
+
+def run(tmp_path: Path, flags: str = "", inputs: str = "in.jsonl", tokenizer: str = BYTES) -> int:
+    return preprocess.run(parsed(tmp_path, flags, inputs, tokenizer))
 
 
 def write_lines(path: Path, texts: list[str]) -> None:
@@ -52,20 +66,28 @@ def test_documents_come_in_input_order_with_eod(tmp_path: Path) -> None:
     assert texts_of(tmp_path / "out_text_document") == ["first", "second", "third", "é"]
     data = IndexedDataset(tmp_path / "out_text_document")
     assert [int(data[i][-1]) for i in range(4)] == [256] * 4
-    assert data.document_indices.tolist() == [0, 1, 2, 3, 4]
+    assert data.document_indices.tolist() == [0, 1, 1, 2, 3, 4]  # the empty one is a boundary, as Megatron writes it
     assert data.sequence_lengths.min() > 0
 
 
-def test_output_does_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+ALL = "--dedup exact --shuffle --seed 7 --min-chars 3 --append-eod --json-keys text title"
+
+
+@pytest.mark.parametrize("flags", ["--json-keys text title", ALL])
+def test_output_does_not_depend_on_the_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str
+) -> None:
     monkeypatch.setattr(readers, "CHUNK_BYTES", 300)
-    write_lines(tmp_path / "in.jsonl", [f"document {i} " * (i % 17) for i in range(500)])
+    monkeypatch.setattr(units, "MIN_UNIT_BYTES", 1024)
+    monkeypatch.setattr(shuffle, "BUCKET_BYTES", 4096)
+    monkeypatch.setattr(dedup, "PARTITION_BYTES", 512)
+    write_lines(tmp_path / "in.jsonl", [f"document {i % 400} " * (i % 17) for i in range(500)])
     written = []
     for workers in (1, 2, 5):
-        run(tmp_path, f"--workers {workers} --overwrite --json-keys text title")
+        run(tmp_path, f"--workers {workers} --overwrite {flags}")
         written.append({name: (tmp_path / name).read_bytes() for name in outputs(tmp_path)})
     assert written[0] == written[1] == written[2]
     assert len(written[0]) == 6
-    assert len(IndexedDataset(tmp_path / "out_title_document")) == 500 - 30  # every 17th text is empty
 
 
 def test_the_manifest_tells_where_the_tokens_come_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,8 +126,8 @@ def test_bad_lines_can_be_left_out_and_are_counted_and_listed(
     run(tmp_path, f"--on-error skip --reject-file {tmp_path}/rejected.txt")
     assert texts_of(tmp_path / "out_text_document") == ["good", "also good"]
     summary = capsys.readouterr().out
-    assert "2 lines rejected: invalid JSON" in summary
-    assert "1 lines rejected: missing key" in summary
+    assert "2 documents rejected: invalid JSON" in summary
+    assert "1 documents rejected: missing key" in summary
     listed = (tmp_path / "rejected.txt").read_text().splitlines()
     assert [line.split(":")[1] for line in listed] == ["2", "3", "4", "5"]
     manifest = json.loads((tmp_path / "out_text_document.manifest.json").read_bytes())
@@ -136,8 +158,11 @@ def test_existing_output_is_kept_without_overwrite(tmp_path: Path) -> None:
     [
         ("--workers 0", "--workers 0 must be 1 or more"),
         ("--log-interval 0", "--log-interval 0 must be 1 or more"),
-        ("--reject-file x", "add --on-error skip"),
+        ("--reject-file x", "add --on-error report"),
         ("--json-keys a b a", "names a twice"),
+        ("--min-chars 5 --max-chars 4", "--min-chars 5 is more than --max-chars 4"),
+        ("--keep-newlines", "add --split-sentences"),
+        ("--seed -1", "--seed -1 must be 0 or more"),
         ("--tokenizer-type HFTokenzer", '--tokenizer-type HFTokenzer.*did you mean "HFTokenizer"'),
     ],
 )
@@ -155,30 +180,28 @@ def test_append_eod_needs_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_worker_that_dies_is_an_error_not_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lines(tmp_path / "in.jsonl", ["one"])
-    monkeypatch.setattr(preprocess, "encode_chunk", die)
+    monkeypatch.setattr(running, "process_unit", die)
     with pytest.raises(PlatformError, match=r"a worker process died.*Nothing was published"):
         run(tmp_path, "--workers 2")
     assert outputs(tmp_path) == []
 
 
-def die(*_: Any) -> None:
+def die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_chunks_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preprocess, "encode_chunk", lambda encoding, chunk: chunk)
+def test_units_under_way_are_bounded() -> None:
     taken = 0
 
     def endless() -> Any:
         nonlocal taken
         while True:
             taken += 1
-            yield readers.Chunk("f.jsonl", taken, b'{"text": "x"}\n')
+            yield taken, None
 
-    encoding = encode.Encoding(TokenizerConfig(tokenizer_type="ByteLevelTokenizer"), ("text",), False, "uint16")
-    results = preprocess._in_order(Inline(), encoding, endless(), 6)  # type: ignore[arg-type]
+    results = pool.in_order(Inline(), endless(), lambda number: number, 6)  # type: ignore[arg-type]
     for done in range(1, 50):
-        next(results)
+        assert next(results) == (done, done)
         assert taken - done <= 6
 
 
@@ -186,10 +209,8 @@ class Inline:
     """An executor that does the work at once."""
 
     def submit(self, function: Any, *arguments: Any) -> Any:
-        from concurrent.futures import Future
-
         future: Future[Any] = Future()
-        future.set_result(arguments[1])
+        future.set_result(function(*arguments))
         return future
 
 
@@ -197,27 +218,27 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", ["x" * 1000] * 300)
     command = [sys.executable, "-c", LIMITED, str(tmp_path)]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
-    assert "DataError: cannot write" in done.stderr
+    assert done.returncode == 3
+    assert "error: cannot write" in done.stderr
     assert "nothing was published" in done.stderr
     assert outputs(tmp_path) == []
 
 
 START = """
 import sys, resource, signal
-from megalm.config.data import TokenizerConfig
-from megalm.data.preprocess import PreprocessOptions, preprocess
+from megalm.cli import main
 folder = sys.argv[1]
-options = PreprocessOptions(inputs=(folder + "/in.jsonl",), output_prefix=folder + "/out", workers=2,
-    tokenizer=TokenizerConfig(tokenizer_type="ByteLevelTokenizer"), log_interval=1)
+command = ["preprocess", "--input", folder + "/in.jsonl", "--output-prefix", folder + "/out", "--workers", "2",
+    "--tokenizer-type", "ByteLevelTokenizer", "--log-interval", "1"]
 """
-LIMITED = START + "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\npreprocess(options)\n"
+LIMITED = START + "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\nsys.exit(main(command))\n"
 
 
 def test_a_killed_run_leaves_no_final_name_no_worker_and_can_be_repeated(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "in.jsonl")
-    process = subprocess.Popen([sys.executable, "-c", START + "preprocess(options)", str(tmp_path)])
+    process = subprocess.Popen([sys.executable, "-c", START + "main(command)", str(tmp_path)])
     with open(tmp_path / "in.jsonl", "wb", buffering=0) as pipe:
-        pipe.write(b'{"text": "x"}\n' * 150_000)  # more than one chunk, so that the workers have started
+        pipe.write(b'{"text": "x"}\n' * 400_000)  # more than one unit, so that the workers have started
         workers = children(process.pid)
         (tmp_path / "other.jsonl").write_text('{"text": "x"}\n')
         with pytest.raises(DataError, match="being written by another process"):
@@ -225,7 +246,7 @@ def test_a_killed_run_leaves_no_final_name_no_worker_and_can_be_repeated(tmp_pat
         process.kill()
         process.wait()
     assert len(workers) == 2
-    assert all(name.endswith(".partial") for name in outputs(tmp_path))
+    assert outputs(tmp_path) == ["out.parts"]
     deadline = time.monotonic() + 5
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -234,7 +255,7 @@ def test_a_killed_run_leaves_no_final_name_no_worker_and_can_be_repeated(tmp_pat
     write_lines(tmp_path / "in.jsonl", ["again"])
     run(tmp_path)
     assert texts_of(tmp_path / "out_text_document") == ["again"]
-    assert not [name for name in outputs(tmp_path) if name.endswith(".partial")]
+    assert outputs(tmp_path) == [f"out_text_document.{end}" for end in ("bin", "idx", "manifest.json")]
 
 
 def children(pid: int) -> list[int]:
@@ -259,3 +280,188 @@ def test_progress_lines_tell_rate_and_time_left(capsys: pytest.CaptureFixture[st
     assert len(lines) == 3
     assert lines[1].startswith(" 20.0% | 20 documents | 80 tokens | ")
     assert lines[1].endswith("s left")
+
+
+def test_equal_texts_are_written_once_and_the_first_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "MIN_UNIT_BYTES", 500)
+    monkeypatch.setattr(dedup, "PARTITION_BYTES", 100)
+    texts = [f"text {i * i % 37}" for i in range(300)]
+    write_lines(tmp_path / "in.jsonl", texts)
+    run(tmp_path, "--dedup exact --workers 2")
+    assert texts_of(tmp_path / "out_text_document") == list(dict.fromkeys(texts))
+    manifest = json.loads((tmp_path / "out_text_document.manifest.json").read_bytes())
+    assert manifest["duplicates"] == 300 - len(set(texts))
+
+
+def test_shuffle_is_a_permutation_that_follows_from_the_seed_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"text {i} " * (i % 9 + 1) for i in range(400)]
+    write_lines(tmp_path / "in.jsonl", texts)
+    orders = []
+    for seed, bucket_bytes in ((1, 1 << 20), (1, 512), (2, 512)):
+        monkeypatch.setattr(shuffle, "BUCKET_BYTES", bucket_bytes)
+        run(tmp_path, f"--shuffle --seed {seed} --overwrite")
+        orders.append(texts_of(tmp_path / "out_text_document"))
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == sorted(texts)
+    moved = sum(a != b for a, b in zip(orders[0], texts, strict=True))
+    assert moved > 380
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.lists(st.integers(1, 4), max_size=3), max_size=12), st.integers(0, 2**64 - 1), st.integers(1, 40))
+def test_shuffled_batches_keep_documents_whole(shapes: list[list[int]], seed: int, bucket_bytes: int) -> None:
+    tokens, documents = itertools.count(), []
+    for shape in shapes:
+        documents.append([[next(tokens) for _ in range(length)] for length in shape])
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shuffle, "BUCKET_BYTES", bucket_bytes)
+        parts = [batch_of(documents[:5]), batch_of(documents[5:])]
+        got = [unpacked(batch) for batch in shuffle.shuffled(parts, seed, 100, Path(folder) / "s")]
+    keys = shuffle.keys_of(seed, 0, len(documents)).tolist()
+    assert [document for part in got for document in part] == [documents[i] for i in np.argsort(keys)]
+
+
+def batch_of(documents: list[list[list[int]]]) -> Batch:
+    lengths = [len(sequence) for document in documents for sequence in document]
+    tokens = [token for document in documents for sequence in document for token in sequence]
+    counts = [len(document) for document in documents]
+    return Batch(np.array(tokens, np.uint16), np.array(lengths, np.int32), np.array(counts, np.int32), None)
+
+
+def unpacked(batch: Batch) -> list[list[list[int]]]:
+    tokens, lengths = iter(batch.tokens.tolist()), iter(batch.lengths.tolist())
+    return [[[next(tokens) for _ in range(next(lengths))] for _ in range(count)] for count in batch.counts.tolist()]
+
+
+def test_texts_that_are_too_short_or_too_long_are_left_out(tmp_path: Path) -> None:
+    write_lines(tmp_path / "in.jsonl", ["a", "abc", "abcdef", "abcdefghi"])
+    run(tmp_path, "--min-chars 2 --max-chars 6")
+    assert texts_of(tmp_path / "out_text_document") == ["abc", "abcdef"]
+    manifest = json.loads((tmp_path / "out_text_document.manifest.json").read_bytes())
+    assert manifest["filtered"] == {"longer than --max-chars 6": 1, "shorter than --min-chars 2": 1}
+
+
+def test_bos_and_eod_stand_around_each_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ByteLevelTokenizer, "bos", 255)
+    write_lines(tmp_path / "in.jsonl", ["ab", "", "c"])
+    run(tmp_path, "--append-eod --prepend-bos")
+    data = IndexedDataset(tmp_path / "out_text_document")
+    assert [data[i].tolist() for i in range(2)] == [[255, 97, 98, 256], [255, 99, 256]]
+
+
+def test_words_that_are_no_ids_are_named_with_their_line(tmp_path: Path) -> None:
+    write_lines(tmp_path / "in.jsonl", ["1 2", "3 x", "4 10"])
+    null = "--tokenizer-type NullTokenizer --tokenizer-vocab-size 10"
+    with pytest.raises(DataError, match=r"in\.jsonl:2: not token ids: .*'x' is not an id in 0 \.\. 10"):
+        run(tmp_path, tokenizer=null)
+    run(tmp_path, "--on-error report", tokenizer=null)
+    data = IndexedDataset(tmp_path / "out_text_document")
+    assert [data[i].tolist() for i in range(len(data))] == [[1, 2], [4, 10]]
+    assert "in.jsonl:2: not token ids" in (tmp_path / "out.rejected").read_text()
+
+
+def test_a_very_long_line_is_rejected_and_the_lines_around_it_are_not(tmp_path: Path) -> None:
+    with open(tmp_path / "in.jsonl", "wb") as stream:
+        stream.write(b'{"text": "before"}\n{"text": "')
+        stream.writelines(b"x" * (1 << 20) for _ in range(9))
+        stream.write(b'"}\n{"text": "after"}\n')
+    run(tmp_path, "--on-error report --max-line-mb 2 --workers 2")
+    assert texts_of(tmp_path / "out_text_document") == ["before", "after"]
+    assert "in.jsonl:2: line too long: more than 2,097,152 bytes" in (tmp_path / "out.rejected").read_text()
+
+
+def test_folders_patterns_and_compressions_are_read_in_order(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    folder = tmp_path / "many"
+    (folder / "deep").mkdir(parents=True)
+    write_lines(folder / "a.jsonl", ["1", "2"])
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "3"}\n'))
+    (folder / "c.jsonl.zst").write_bytes(zstandard.compress(b'{"text": "4"}\n'))
+    (folder / "deep" / "d.txt").write_text("5\n\n6\n")
+    (folder / "notes.md").write_text("not input")
+    run(tmp_path, "--workers 2", inputs="many")
+    assert texts_of(tmp_path / "out_text_document") == ["1", "2", "3", "4", "5", "6"]
+    run(tmp_path, "--overwrite", inputs="many/*.jsonl*")
+    assert texts_of(tmp_path / "out_text_document") == ["1", "2", "3", "4"]
+    with pytest.raises(DataError, match=r"pattern .* holds no input"):
+        run(tmp_path, inputs="many/*.md")
+    with pytest.raises(DataError, match=r"names .* twice"):
+        run(tmp_path, inputs="many many/a.jsonl")
+
+
+def test_standard_input_is_json_lines(tmp_path: Path) -> None:
+    write_lines(tmp_path / "in.jsonl", ["from a pipe"] * 3)
+    command = [
+        sys.executable,
+        "-m",
+        "megalm.cli",
+        "preprocess",
+        "--input",
+        "-",
+        "--output-prefix",
+        "out",
+        *BYTES.split(),
+    ]
+    with open(tmp_path / "in.jsonl", "rb") as stream:
+        subprocess.run(command, stdin=stream, cwd=tmp_path, check=True, timeout=60)
+    assert texts_of(tmp_path / "out_text_document") == ["from a pipe"] * 3
+
+
+def test_a_line_number_counts_over_units_and_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(units, "MIN_UNIT_BYTES", 200)
+    lines = ['{"text": "good"}'] * 300
+    for number in (17, 123, 300):
+        lines[number - 1] = "bad"
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    run(tmp_path, "--on-error report --workers 2", inputs="a.jsonl b.jsonl.gz")
+    listed = [line.split(": ")[0].rsplit("/", 1)[1] for line in (tmp_path / "out.rejected").read_text().splitlines()]
+    assert listed == [f"{name}:{line}" for name in ("a.jsonl", "b.jsonl.gz") for line in (17, 123, 300)]
+
+
+def test_a_shard_is_used_again_only_for_what_it_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "MIN_UNIT_BYTES", 500)
+    lines = [json.dumps({"text": f"text {i}"}) for i in range(100)]
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines, "bad"]))
+    with pytest.raises(DataError, match=r"in\.jsonl:101: invalid JSON"):
+        run(tmp_path)
+    kept = len(list((tmp_path / "out.parts").glob("*.shard")))
+    assert kept >= 3
+    done: list[int] = []
+    real = running.process_unit
+    monkeypatch.setattr(running, "process_unit", lambda *a, **k: done.append(1) or real(*a, **k))
+    options = preprocess.options_of(parsed(tmp_path, "--on-error skip"))
+    preprocess.preprocess(options, Inline(), 1)  # type: ignore[arg-type]
+    assert len(done) == 1
+    assert texts_of(tmp_path / "out_text_document") == [f"text {i}" for i in range(100)]
+
+
+def test_a_run_that_is_complete_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_lines(tmp_path / "in.jsonl", ["one"])
+    run(tmp_path)
+    made = (tmp_path / "out_text_document.bin").stat().st_mtime_ns
+    run(tmp_path)
+    assert "complete already" in capsys.readouterr().out
+    assert (tmp_path / "out_text_document.bin").stat().st_mtime_ns == made
+    with pytest.raises(DataError, match="exist already"):
+        run(tmp_path, "--append-eod")
+
+
+def test_a_terminal_shows_a_bar_that_is_rewritten() -> None:
+    screen = Terminal()
+    progress = Progress(1000, every_documents=10, stream=screen)
+    for done in (10, 50):
+        progress.update(input_bytes=done * 10, text_bytes=done * 8, documents=done, tokens=done * 4)
+    progress.close()
+    first, second = screen.getvalue().split("\r")[1:]
+    assert first.startswith("[##..................] 10.0% | 10 documents | 40 tokens | ")
+    assert second.startswith("[##########..........] 50.0% | 50 documents | 200 tokens | ")
+    assert second.endswith("\n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True

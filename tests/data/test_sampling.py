@@ -1,22 +1,31 @@
 """Document, sample and shuffle index: equal to megatron-core's arrays, and sound for every size."""
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from megalm.config.data import DataConfig
-from megalm.data.sampling import SampleIndex, build_document_index, build_shuffle_index, plan_epochs, split_bounds
+from megalm.data.sampling import (
+    SampleIndex,
+    build_document_index,
+    build_shuffle_index,
+    plan_epochs,
+    row_dtype,
+    shuffle_dtype,
+    split_bounds,
+)
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def all_indices(
-    lengths: Any, documents: Any, seq_length: int, num_samples: int | None, seed: int, extra: int
+    lengths: Any, documents: range, seq_length: int, num_samples: int | None, seed: int, extra: int
 ) -> tuple[Any, SampleIndex, Any]:
-    plan = plan_epochs(int(lengths[documents].sum()), num_samples, seq_length, extra)
+    plan = plan_epochs(int(lengths[documents.start : documents.stop].sum()), num_samples, seq_length, extra)
     random = np.random.RandomState(seed)
     document_index = build_document_index(documents, plan, random)
     sample_index = SampleIndex(lengths, document_index, plan, seq_length, extra)
@@ -56,9 +65,10 @@ def test_all_arrays_and_samples_equal_megatrons(
 
     lengths = [17, 1, 40, 0, 0, 3, 64, 64, 5, 200, 0, 31, 8, 9, 100]
     indexed = make_dataset(lengths)
-    documents = np.arange(2, 15, dtype=np.int32)
+    documents = range(2, 15)
     options = {"sequence_length": 16, "random_seed": 1234, "add_extra_token_to_sequence": bool(extra)}
-    theirs = megatron_dataset(megatron, indexed.prefix, documents, num_samples, tmp_path / "cache", **options)
+    indices = np.arange(2, 15, dtype=np.int32)
+    theirs = megatron_dataset(megatron, indexed.prefix, indices, num_samples, tmp_path / "cache", **options)
     ours = GPTDataset(indexed, documents, 16, num_samples, 1234, add_extra_token=bool(extra))
     assert (ours.plan.num_epochs, ours.plan.separate_last_epoch) == (epochs, separate)
     assert len(ours) == len(theirs)
@@ -78,26 +88,51 @@ def test_all_arrays_and_samples_equal_megatrons(
 lengths_and_docs = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(lambda x: sum(x) > 0)
 
 
-@QUICK
-@given(lengths_and_docs, st.integers(1, 50), st.integers(1, 300), st.integers(0, 1), st.integers(0, 2**32 - 1))
+@settings(QUICK, max_examples=500)
+@given(
+    lengths_and_docs,
+    st.integers(0, 5),
+    st.integers(1, 50),
+    st.none() | st.integers(1, 300),
+    st.integers(0, 1),
+    st.integers(0, 2**32 - 1),
+)
 def test_random_cases_equal_megatrons_helpers(
-    megatron: Any, lengths: list[int], seq_length: int, num_samples: int, extra: int, seed: int
+    megatron: Any, lengths: list[int], others: int, seq_length: int, num_samples: int | None, extra: int, seed: int
 ) -> None:
-    sizes = np.asarray(lengths, dtype=np.int32)
-    documents = np.arange(len(sizes), dtype=np.int32)
+    sizes = np.asarray([*[9] * others, *lengths], dtype=np.int32)  # the documents of another split come first
+    documents = range(others, len(sizes))
+    tokens = sum(lengths)
+    assume(tokens >= seq_length + extra)
     ours_documents, sample_index, shuffle = all_indices(sizes, documents, seq_length, num_samples, seed, extra)
-    plan = plan_epochs(int(sizes.sum()), num_samples, seq_length, extra)
+    plan = plan_epochs(tokens, num_samples, seq_length, extra)
     random = np.random.RandomState(seed)
     peer = megatron.gpt_dataset
-    theirs = peer._build_document_index(documents, plan.num_epochs, random, plan.separate_last_epoch)
-    np.testing.assert_array_equal(ours_documents, theirs)
-    rows = megatron.helpers.build_sample_idx(
-        sizes, theirs, seq_length, plan.num_epochs, int(sizes.sum()), True, bool(extra)
+    theirs = peer._build_document_index(
+        np.arange(others, len(sizes), dtype=np.int32), plan.num_epochs, random, plan.separate_last_epoch
     )
+    np.testing.assert_array_equal(ours_documents, theirs)
+    rows = megatron.helpers.build_sample_idx(sizes, theirs, seq_length, plan.num_epochs, tokens, True, bool(extra))
     assert sample_index.as_megatron().dtype == rows.dtype
     np.testing.assert_array_equal(sample_index.as_megatron(), rows)
+    assert [list(sample_index.pieces(k)) for k in range(len(rows) - 1)] == rebuilt_from(rows, sizes, theirs, extra)
     first = plan.num_samples_before_last if plan.separate_last_epoch else len(rows) - 1
     np.testing.assert_array_equal(shuffle, peer._build_shuffle_index(first, len(rows) - 1, random))
+
+
+def rebuilt_from(rows: Any, sizes: Any, document_index: Any, extra: int) -> list[list[tuple[int, int, int]]]:
+    """The same parts from Megatron's sample index, as its GPTDataset reads them."""
+    samples = []
+    for (first, start), (last, stop) in itertools.pairwise(rows.tolist()):
+        parts = []
+        for position in range(first, last + 1):
+            document = int(document_index[position])
+            offset = start if position == first else 0
+            end = stop + extra if position == last else int(sizes[document])
+            if end > offset:
+                parts.append((document, offset, end - offset))
+        samples.append(parts)
+    return samples
 
 
 @QUICK
@@ -125,7 +160,7 @@ def test_each_token_range_is_a_chunk_of_the_stream_and_shuffling_is_a_permutatio
     lengths: list[int], seq_length: int, num_samples: int, seed: int
 ) -> None:
     sizes = np.asarray(lengths, dtype=np.int32)
-    documents, index, shuffle = all_indices(sizes, np.arange(len(sizes)), seq_length, num_samples, seed, 1)
+    documents, index, shuffle = all_indices(sizes, range(len(sizes)), seq_length, num_samples, seed, 1)
     assert len(shuffle) == index.num_samples >= num_samples
     assert np.array_equal(np.sort(shuffle), np.arange(len(shuffle)))
     counts = np.bincount(documents, minlength=len(sizes))
@@ -147,6 +182,20 @@ def test_the_last_epoch_is_shuffled_by_itself_when_little_of_it_is_needed() -> N
 
 def test_many_epochs_are_counted_without_a_loop() -> None:
     assert plan_epochs(2, 10**15, 1).num_epochs == (10**15 + 1) // 2 + 1
+
+
+def test_large_numbers_take_the_wide_types() -> None:
+    assert (shuffle_dtype(2**32 - 3), shuffle_dtype(2**32 - 2)) == (np.uint32, np.int64)
+    assert row_dtype(2**31 - 1, 2**31 - 1) == np.int32
+    assert row_dtype(2**31, 1) == row_dtype(1, 2**31) == np.int64
+
+
+def test_the_sample_index_turns_wide_where_megatrons_does(megatron: Any) -> None:
+    sizes = np.asarray([2**31 - 2], dtype=np.int32)
+    documents = np.tile(np.zeros(1, dtype=np.int32), 3)
+    plan = plan_epochs(2**31 - 2, 5, 2**30, 1)
+    rows = megatron.helpers.build_sample_idx(sizes, documents, 2**30, 3, 2**31 - 2, True, True)
+    np.testing.assert_array_equal(SampleIndex(sizes, documents, plan, 2**30, 1).rows(), rows)
 
 
 def test_an_epoch_without_tokens_is_refused() -> None:

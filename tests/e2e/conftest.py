@@ -12,7 +12,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         ("corpus", "--output", corpus, "--size-mb", "1"),
         ("train-tokenizer", "--input", corpus, "--output-prefix", tokenizer, "--vocab-size", "1000"),
         ("preprocess", "--input", corpus, "--output-prefix", folder / "corpus", "--append-eod", "--workers", "2",
-         "--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", f"{tokenizer}.model"),
+         "--tokenizer-type", "GPTSentencePieceTokenizer", "--tokenizer-model", f"{tokenizer}.model"),
     ):  # fmt: skip
         done = run("megalm", *command)
         assert done.code == 0, done.output

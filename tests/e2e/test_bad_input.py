@@ -32,7 +32,7 @@ WRONG = {
     "known flag that is not supported": (["--num-experts", "8"], 2, ["--num-experts", "not supported"]),
     "heads that do not divide": (["--num-attention-heads", "5"], 2, ["5", "hidden_size=64"]),
     "checkpoint that is not there": (["--load", "/nowhere"], 4, ["/nowhere", "no checkpoint"]),
-    "tensor parallelism": (["--tensor-model-parallel-size", "2"], 2, ["tensor_model_parallel_size=2", "use 1"]),
+    "context parallelism": (["--context-parallel-size", "2"], 2, ["context_parallel_size=2", "use 1"]),
 }
 
 

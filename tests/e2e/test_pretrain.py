@@ -200,3 +200,16 @@ def test_nothing_heavy_is_imported_that_is_not_used(workspace: Workspace) -> Non
     assert {"torch", "deepspeed", "megalm"} <= loaded
     unused = {"transformers", "megatron", "tensorboard", "tokenizers", "mpi4py", "pandas", "matplotlib", "pytest"}
     assert not loaded & unused
+
+
+def test_documents_apart_train_alike_on_one_and_on_two_ranks(workspace: Workspace, one_process: Path) -> None:
+    """Packed samples as documents: the boundaries go with the samples, whatever the ranks."""
+    flags = ("--reset-position-ids", "--reset-attention-mask", "--eod-mask-loss")
+    folders = [workspace.folder / "documents_one", workspace.folder / "documents_two"]
+    alone = workspace.python(*flags, "--zero-stage", "0", "--save", folders[0])
+    assert alone.code == 0, alone.output
+    two = workspace.deepspeed(*flags, "--deepspeed_config", "ds_configs/zero3.json", "--save", folders[1])
+    assert two.code == 0, two.output
+    found, apart, through = losses(folders[1]), losses(folders[0]), losses(one_process)
+    assert found == pytest.approx(apart, rel=2e-5)
+    assert any(abs(apart[step] - through[step]) > 1e-3 for step in apart), "boundaries must make a difference"

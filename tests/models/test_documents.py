@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from megalm.config.model import ModelConfig
+from megalm.config.recompute import RecomputeConfig
 from megalm.models.attention import CausalAttention
 from megalm.models.documents import Documents, document_attention, takes_varlen
 from megalm.models.gpt import GPT
+from megalm.parallel.recompute import apply_recompute
 
 T = 24
 
@@ -143,3 +145,23 @@ def test_the_cuda_kernel_equals_the_dense_mask(groups: int) -> None:
     theirs = torch.autograd.grad((wanted * weight).sum(), (q, k, v))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.double(), b.double(), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("granularity", ["full", "selective"])
+def test_recomputation_keeps_documents_apart(
+    granularity: str, config_of: Callable[..., ModelConfig], build: Callable[..., GPT]
+) -> None:
+    config = config_of("llama")
+    plain, recomputed = build(config), build(config)
+    apply_recompute(recomputed, RecomputeConfig(recompute_granularity=granularity))  # type: ignore[arg-type]
+    tokens = torch.randint(100, (2, T))
+    boundaries = cumulative([[5, 1, 18], [11, 13]])
+    losses = []
+    for model in (plain, recomputed):
+        losses.append(model(tokens, labels_BT=tokens, cu_seqlens_BN=boundaries))
+        losses[-1].sum().backward()
+    assert torch.equal(*losses)
+    for one, other in zip(plain.parameters(), recomputed.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad, other.grad)

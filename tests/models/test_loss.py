@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.models.loss import summed_loss, token_count
+from megalm.models.loss import DatasetSums, summed_loss, token_count
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.booleans()), min_size=1, max_size=40), st.integers(1, 8))
@@ -28,3 +28,13 @@ def test_sum_is_float32_whatever_the_inputs():
     losses = torch.full((1, 1000), 1.001).bfloat16()
     assert summed_loss(losses, torch.ones(1, 1000).bfloat16()).dtype == torch.float32
     assert token_count(torch.ones(1, 1000).bfloat16()).item() == 1000
+
+
+def test_sums_by_dataset_are_those_of_their_rows() -> None:
+    sums = DatasetSums(3, torch.device("cpu"))
+    losses = torch.tensor([[1.0, 2.0], [4.0, float("nan")], [8.0, 16.0]])
+    mask = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    sums.add(losses, mask, torch.tensor([2, 0, 2]))
+    sums.add(losses[:1], mask[:1], torch.tensor([0]))
+    assert sums.take().tolist() == [[7.0, 0.0, 19.0], [3.0, 0.0, 3.0]]
+    assert sums.take().tolist() == [[0.0] * 3] * 2

@@ -10,6 +10,7 @@ from spawner import run_on_ranks
 
 from megalm.assembly import Place, build_model_and_engine, mesh_of
 from megalm.config import check_layout, load_config
+from megalm.config.pipeline import SCHEDULES
 from megalm.dist.mesh import Axis
 from megalm.models.randomness import stable_seed
 
@@ -30,6 +31,10 @@ MODELS = {
     "qwen": "--num-attention-heads 4 --num-query-groups 1 --ffn-hidden-size 64 --swiglu --disable-bias-linear "
     "--add-qkv-bias --qk-layernorm --position-embedding-type rope --normalization RMSNorm",
 }
+MODELS["deep llama"] = MODELS["llama"] + " --num-layers 4"
+MODELS["deep gpt2"] = MODELS["gpt2"] + " --num-layers 4 --hidden-dropout 0.1 --attention-dropout 0.1"
+MODELS["uneven llama"] = MODELS["llama"] + " --num-layers 5"
+MODELS["eight layers"] = MODELS["gpt2"] + " --num-layers 8"
 MODELS["dropout"] = MODELS["gpt2"] + " --hidden-dropout 0.2"
 
 
@@ -61,6 +66,7 @@ FP32 = (1e-5, 1e-5)
 BF16 = (1e-2, 6e-2)
 FP16 = (5e-3, 5e-3)
 TP2, TP4 = "--tensor-model-parallel-size 2", "--tensor-model-parallel-size 4"
+PP2, MICRO1 = "--pipeline-model-parallel-size 2", "--micro-batch-size 1"
 SP = "--sequence-parallel"
 ROWS = [
     Row(1, "llama", "--zero-stage 0", *FP32),
@@ -79,6 +85,75 @@ ROWS = [
     Row(4, "llama", f"--zero-stage 1 {TP2}", *FP32),
     Row(4, "llama", f"--zero-stage 2 {TP2}", *FP32),
     Row(4, "llama", f"--zero-stage 3 {TP2} {SP}", *FP32),
+    *(
+        Row(2, "deep llama", f"--zero-stage {stage} {PP2} --pipeline-schedule {schedule}", *FP32, ci=stage == 1)
+        for stage in (0, 1)
+        for schedule in SCHEDULES
+    ),
+    *(
+        Row(4, "deep llama", f"--zero-stage {stage} {PP2} --pipeline-schedule {schedule} {MICRO1}", *FP32, ci=ci)
+        for stage, schedule, ci in (
+            (1, "1f1b", False),
+            (1, "zbv", False),
+            (2, "gpipe", False),
+            (2, "1f1b", True),
+            (2, "interleaved-1f1b", True),
+            (2, "interleaved-zero-bubble", False),
+            (2, "zbv", False),
+            (2, "dualpipev", False),
+            (3, "gpipe", False),
+            (3, "1f1b", False),
+            (3, "interleaved-1f1b", True),
+        )
+    ),
+    *(
+        Row(2, "deep gpt2", f"--zero-stage {stage} {PP2} --pipeline-schedule {schedule} {recompute}", *FP32, ci=ci)
+        for stage, schedule, recompute, ci in (
+            (0, "1f1b", "", False),
+            (1, "zbv", "--recompute-granularity full", True),
+            (0, "interleaved-zero-bubble", "--recompute-granularity selective", True),
+            (3, "1f1b", "--recompute-granularity full", False),
+        )
+    ),
+    *(
+        Row(
+            4,
+            "eight layers",
+            f"--zero-stage 1 --pipeline-model-parallel-size 4 --pipeline-schedule {s} {MICRO1}",
+            *FP32,
+            ci=False,
+        )
+        for s in SCHEDULES
+    ),
+    Row(4, "uneven llama", "--zero-stage 1 --pipeline-model-parallel-size 4 --pipeline-layout 0,2,2,1", *FP32),
+    Row(2, "uneven llama", f"--zero-stage 2 {PP2} --pipeline-partition parameters", *FP32, ci=False),
+    Row(2, "llama", f"--zero-stage 0 {PP2} --bf16", *BF16, ci=False),
+    Row(2, "llama", f"--zero-stage 1 {PP2} --bf16", *BF16),
+    Row(4, "llama", f"--zero-stage 2 {PP2} --bf16", *BF16, ci=False),
+    Row(4, "llama", f"--zero-stage 3 {PP2} --bf16", *BF16, ci=False),
+    Row(4, "llama", f"--zero-stage 1 {PP2} --fp16 --initial-loss-scale 1024 --loss-scale-window 1", *FP16, ci=False),
+    *(
+        Row(
+            4,
+            "deep llama",
+            f"--zero-stage {stage} {PP2} {TP2} --pipeline-schedule {schedule}",
+            *FP32,
+            ci=(stage, schedule) == (1, "zbv"),
+        )
+        for stage in (0, 1)
+        for schedule in SCHEDULES
+    ),
+    *(
+        Row(
+            8,
+            "deep llama",
+            f"--zero-stage {stage} {PP2} {TP2} {SP} {MICRO1} --pipeline-schedule {schedule}",
+            *FP32,
+            ci=False,
+        )
+        for stage in (0, 1)
+        for schedule in SCHEDULES
+    ),
 ]
 
 

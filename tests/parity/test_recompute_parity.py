@@ -1,13 +1,13 @@
-"""Under every ZeRO stage recomputation gives the same bits as none: losses, gradient norms and weights."""
+"""Under every ZeRO stage and with tensor parallelism recomputation gives the same bits as none: losses, gradient norms
+and weights."""
 
 import pytest
 import torch
 import torch.distributed as dist
 from spawner import run_on_ranks
 
-from megalm.assembly import Place, build_model_and_engine
+from megalm.assembly import Place, build_model_and_engine, mesh_of
 from megalm.config import load_config
-from megalm.dist.mesh import Mesh
 
 STEPS, SEQ, VOCAB = 3, 16, 61
 RECIPE = (
@@ -32,8 +32,8 @@ def trained(flags: str, mode: str) -> tuple[list[float], torch.Tensor]:
     if config.engine.zero_stage == 3:  # no weight stays gathered, not even the small ones of norms
         engine_config = config.engine.model_copy(update={"deepspeed_config": ALWAYS_PARTITIONED})
         config = config.model_copy(update={"engine": engine_config})
-    rank, world = dist.get_rank(), dist.get_world_size()
-    engine = build_model_and_engine(config, config.model, Place.of(Mesh.of(world), torch.device("cpu")))
+    place = Place.of(mesh_of(config, dist.get_world_size()), torch.device("cpu"))
+    engine, rank = build_model_and_engine(config, config.model, place), place.dp_rank
     generator = torch.Generator().manual_seed(rank)
     numbers = []
     for step in range(STEPS):
@@ -56,6 +56,18 @@ def differing_modes(flags: str) -> list[str]:
     return differing
 
 
-@pytest.mark.parametrize("flags", ["--zero-stage 0", "--zero-stage 1 --bf16", "--zero-stage 2", "--zero-stage 3"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--zero-stage 0",
+        "--zero-stage 1 --bf16",
+        "--zero-stage 2",
+        "--zero-stage 3",
+        "--tensor-model-parallel-size 2",
+        "--tensor-model-parallel-size 2 --sequence-parallel --zero-stage 2",
+        "--pipeline-model-parallel-size 2 --pipeline-layout 2,1 --zero-stage 2",
+        "--pipeline-model-parallel-size 2 --pipeline-schedule zbv --num-layers 4",
+    ],
+)
 def test_every_mode_gives_the_same_bits(flags: str) -> None:
     assert run_on_ranks(2, differing_modes, flags) == [[], []]

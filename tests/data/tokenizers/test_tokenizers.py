@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalm.config.data import TokenizerConfig
-from megalm.data.tokenizers import ByteLevelTokenizer, HFTokenizer, NullTokenizer, build_tokenizer
+from megalm.data.tokenizers import (
+    ByteLevelTokenizer,
+    HFTokenizer,
+    Llama2Tokenizer,
+    NullTokenizer,
+    SentencePieceTokenizer,
+    build_tokenizer,
+)
 from megalm.data.train_tokenizer import train
 from megalm.errors import DataError
 
@@ -108,21 +115,98 @@ def test_identity_tells_files_and_types_apart(model: Path, tmp_path: Path) -> No
     copy.write_bytes(model.read_bytes())
     same, other = (build_tokenizer(TokenizerConfig(tokenizer_model=str(path))) for path in (copy, model))
     assert same.identity == other.identity
-    assert same.identity == hashlib.sha256(b"SentencePieceTokenizer\0" + model.read_bytes()).hexdigest()
+    assert same.identity == hashlib.sha256(b"GPTSentencePieceTokenizer\0" + model.read_bytes()).hexdigest()
     identities = {ByteLevelTokenizer().identity, NullTokenizer(5).identity, NullTokenizer(6).identity, same.identity}
     assert len(identities) == 4
 
 
 def test_a_folder_stands_for_the_tokenizer_in_it(tokenizer_json: Path, tmp_path: Path) -> None:
     assert isinstance(build_tokenizer(TokenizerConfig(tokenizer_model=str(tokenizer_json.parent))), HFTokenizer)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(DataError, match=r"holds no tokenizer\.json"):
         build_tokenizer(TokenizerConfig(tokenizer_model=str(tmp_path)))
 
 
+def test_names_beside_a_tokenizer_json_count(tokenizer_json: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_json.read_bytes())
+    names = {"eos_token": {"content": "<|other|>"}, "pad_token": "<|endoftext|>", "bos_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    found, plain = HFTokenizer(str(tmp_path / "tokenizer.json")), HFTokenizer(str(tokenizer_json))
+    assert (found.eod, found.bos, found.pad) == (plain.eod + 1, None, plain.eod)  # type: ignore[operator]
+    assert HFTokenizer(str(tmp_path / "tokenizer.json"), "<|endoftext|>").eod == plain.eod
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(DataError, match=r"tokenizer_config\.json is broken"):
+        HFTokenizer(str(tmp_path / "tokenizer.json"))
+
+
+class MegatronSentencePiece:
+    """Megatron's SentencePieceTokenizer by its published rules: special tokens after the pieces, found in texts."""
+
+    def __init__(self, path: Path, extra_ids: int) -> None:
+        import sentencepiece
+
+        self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        pieces = [self.model.id_to_piece(i) for i in range(len(self.model))]
+        own = [(self.model.pad_id(), "<PAD>"), (self.model.bos_id(), "<BOS>"), (self.model.eos_id(), "<EOS>")]
+        names = ["<CLS>", "<SEP>", "<EOD>", "<MASK>", *(name if i < 0 else pieces[i] for i, name in own)]
+        names += [f"<extra_id_{number}>" for number in range(extra_ids)]
+        pieces += [name for name in names if name not in pieces]
+        self.vocab_size = len(pieces)
+        self.special = {name: pieces.index(name) for name in names}
+
+    def tokenize(self, text: str) -> list[int]:
+        places = {name: text.index(name) for name in self.special if name in text}
+        if not places:
+            return list(self.model.encode_as_ids(text))
+        name = min(places, key=lambda found: places[found])
+        before, after = text[: places[name]], text[places[name] + len(name) :]
+        return [*self.model.encode_as_ids(before), self.special[name], *self.tokenize(after)]
+
+
+@pytest.mark.parametrize("options", [{}, {"pad_id": 3}, {"bos_id": -1}, {"user_defined_symbols": ["<SEP>", "<EOD>"]}])
+@pytest.mark.parametrize("extra_ids", [0, 3])
+def test_sentencepiece_with_special_tokens_equals_megatrons(
+    options: dict[str, Any], extra_ids: int, tmp_path: Path
+) -> None:
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(Path(__file__).read_text().splitlines()), model_prefix=str(tmp_path / "m"),
+        vocab_size=400, byte_fallback=True, minloglevel=2, **options,
+    )  # fmt: skip
+    path = tmp_path / "m.model"
+    peer = MegatronSentencePiece(path, extra_ids)
+    config = TokenizerConfig(
+        tokenizer_type="SentencePieceTokenizer", tokenizer_model=str(path), vocab_extra_ids=extra_ids
+    )
+    ours = build_tokenizer(config)
+    texts = [*TEXTS, "a<EOD>b", "<EOD>", "</s> <s><pad><SEP>x<MASK><CLS>", "<extra_id_2><extra_id_9>", "<EOD", "<unk>"]
+    assert ours.vocab_size == peer.vocab_size
+    assert (ours.eod, ours.pad) == (
+        peer.special["<EOD>"],
+        peer.special["<PAD>" if "pad_id" not in options else "<pad>"],
+    )
+    assert ours.encode_batch(texts) == [peer.tokenize(text) for text in texts]
+    assert [ours.encode(text) for text in texts] == ours.encode_batch(texts)
+    assert ours.decode(ours.encode("one <EOD>two")) == "one two"
+
+
+def test_the_flavours_of_one_model_are_told_apart(model: Path) -> None:
+    plain = build_tokenizer(TokenizerConfig(tokenizer_model=str(model)))
+    llama = Llama2Tokenizer(str(model))
+    special = [SentencePieceTokenizer(str(model), extra_ids=count) for count in (0, 1)]
+    assert len({t.identity for t in (plain, llama, *special)}) == 4
+    assert llama.encode_batch(TEXTS) == [[1, *ids] if ids else [] for ids in plain.encode_batch(TEXTS)]
+    assert [llama.encode(text) for text in TEXTS] == llama.encode_batch(TEXTS)
+    assert [llama.decode(llama.encode(text)) for text in TEXTS] == TEXTS
+    assert SentencePieceTokenizer(str(model), "<SEP>").eod == 401
+    assert SentencePieceTokenizer(str(model), "</s>").eod == 2
+
+
 @pytest.mark.parametrize(
     ("word", "kind"),
-    [("GPTSentencePieceTokenizer", "SentencePieceTokenizer"), ("Llama2Tokenizer", "SentencePieceTokenizer"),
-     ("HuggingFaceTokenizer", "HFTokenizer"), ("bytelevelTOKENIZER", "ByteLevelTokenizer")],
+    [("HuggingFaceTokenizer", "HFTokenizer"), ("gptsentencepiecetokenizer", "GPTSentencePieceTokenizer"),
+     ("PretrainedFromHF", "HFTokenizer"), ("bytelevelTOKENIZER", "ByteLevelTokenizer")],
 )  # fmt: skip
 def test_peers_names_are_accepted(word: Any, kind: str) -> None:
     assert TokenizerConfig(tokenizer_type=word).tokenizer_type == kind
@@ -142,24 +226,36 @@ def test_peers_names_are_accepted(word: Any, kind: str) -> None:
         ({"tokenizer_model": "DIR/broken.model"}, r"broken\.model is not a sentencepiece model"),
         ({"tokenizer_model": "DIR/empty.model"}, r"empty\.model is not a sentencepiece model"),
         ({"tokenizer_model": "DIR/broken.json"}, r"broken\.json is not a Hugging Face tokenizer"),
+        ({"tokenizer_model": "DIR/list.json", "tokenizer_type": "HFTokenizer"}, "needs --tokenizer-type TikTokenizer"),
+        ({"tokenizer_model": "DIR/vocab.json"}, "--vocab-file and --merge-file"),
+        (
+            {"tokenizer_model": "DIR/llama3.model", "tokenizer_type": "SentencePieceTokenizer"},
+            r"llama3\.model is not a sentencepiece model.*give --tokenizer-type TikTokenizer",
+        ),
+        ({"tokenizer_type": "ByteLevelTokenizer", "tokenizer_model": "x"}, "says nothing to ByteLevelTokenizer"),
+        ({"tokenizer_type": "HFTokenizer", "vocab_file": "x"}, "only to GPT2BPETokenizer; leave out --vocab-file"),
+        ({"tokenizer_model": "DIR/small.model", "vocab_extra_ids": "2"}, "only to SentencePieceTokenizer"),
+        ({"tokenizer_type": "GPT2BPETokenizer"}, "--vocab-file vocab.json and --merge-file merges.txt"),
+        ({"vocab_file": "DIR/vocab.json"}, "--vocab-file vocab.json and --merge-file merges.txt"),
         ({"tokenizer_model": "DIR/binary.json"}, r"binary\.json is not a Hugging Face tokenizer"),
     ],
 )
 def test_a_file_that_is_no_tokenizer_is_named(options: Any, message: str, tmp_path: Path) -> None:
     for name, content in [
         ("small.model", b"x"), ("broken.model", b"not a model"), ("empty.model", b""), ("broken.json", b"{}"),
-        ("binary.json", b"\xff\xfe"),
+        ("binary.json", b"\xff\xfe"), ("list.json", b"[]"), ("vocab.json", b'{"a": 1}'), ("llama3.model", b"IQ== 0\n"),
     ]:  # fmt: skip
         (tmp_path / name).write_bytes(content)
-    options = {name: value.replace("DIR", str(tmp_path)) for name, value in options.items()}
+    options = {name: str(value).replace("DIR", str(tmp_path)) for name, value in options.items()}
     with pytest.raises(DataError, match=message):
         build_tokenizer(TokenizerConfig(**options))
 
 
 SOURCES = """
 import sys, types
-import megalm.data.preprocess, megalm.data.corpus, megalm.data.train_tokenizer
-slow = {"torch", "deepspeed", "transformers", "sentencepiece", "tokenizers"} & set(sys.modules)
+import megalm.data.preprocess.command, megalm.data.corpus, megalm.data.train_tokenizer
+import megalm.data.inspect, megalm.data.verify, megalm.data.merge, megalm.data.split
+slow = {"torch", "deepspeed", "transformers", "sentencepiece", "tokenizers", "tiktoken"} & set(sys.modules)
 assert not slow, slow
 """
 

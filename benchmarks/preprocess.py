@@ -1,0 +1,203 @@
+"""Preprocessing speed and memory against Megatron-DeepSpeed's `tools/preprocess_data.py`, in one run.
+
+    python benchmarks/preprocess.py [--megatron-deepspeed DIR] [--size-mb 100] [--rounds 2] [--memory-mb 100 2000]
+
+Prints MB/s of input as wall time and as CPU time (user and system, of all processes), which other load on the machine
+disturbs less, the ratios, and whether .bin and .idx are equal byte for byte. Without DIR the peer is a loop of the same
+design, written here and named so: `multiprocessing.Pool.imap` over lines, one writer, megatron-core's builder.
+
+Documents get no end-of-document token with DIR: that script counts the token in .bin but not in .idx.
+"""
+
+import argparse
+import filecmp
+import json
+import multiprocessing
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PIECE_CHARS = 4000
+_processor: Any = None
+
+
+def make_input(folder: Path, size_mb: float) -> Path:
+    """JSON lines of `size_mb` MB: the standard library's text, in documents of 4,000 characters, none twice."""
+    source = folder / "corpus.jsonl"
+    if not source.exists():
+        megalm("corpus", "--output", str(source), "--size-mb", "30")
+    path = folder / f"input-{size_mb:g}.jsonl"
+    texts = [json.loads(line)["text"] for line in source.read_bytes().splitlines()]
+    written, turn = 0, 0
+    with open(path, "wb") as stream:
+        while written < size_mb * 1e6:
+            for text in texts:
+                for start in range(turn * 17, len(text), PIECE_CHARS):
+                    line = json.dumps({"text": f"{text[start : start + PIECE_CHARS]} {turn}"}) + "\n"
+                    written += stream.write(line.encode())
+                if written >= size_mb * 1e6:
+                    break
+            turn += 1
+    return path
+
+
+def megalm(*arguments: str) -> None:
+    """Runs a megalm command."""
+    subprocess.run([sys.executable, "-m", "megalm.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def preprocess(source: Path, model: Path, output: Path, workers: int, *flags: str) -> None:
+    """`megalm preprocess`."""
+    kind = ("--tokenizer-type", "GPTSentencePieceTokenizer", "--tokenizer-model", str(model))
+    out = ("--output-prefix", str(output), "--overwrite", "--workers", str(workers))
+    megalm("preprocess", "--input", str(source), *kind, *out, *flags)
+
+
+def megatron_deepspeed(folder: Path, source: Path, model: Path, output: Path, workers: int) -> None:
+    """The peer itself."""
+    command = [sys.executable, str(folder / "tools" / "preprocess_data.py"), "--input", str(source)]
+    kind = ["--tokenizer-type", "GPTSentencePieceTokenizer", "--tokenizer-model", str(model)]
+    out = ["--output-prefix", str(output), "--workers", str(workers), "--log-interval", "1000000"]
+    subprocess.run([*command, *kind, *out], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _load(model: str) -> None:
+    import sentencepiece
+
+    global _processor
+    _processor = sentencepiece.SentencePieceProcessor(model_file=model)
+
+
+def _encode(line: str) -> list[int]:
+    ids: list[int] = _processor.EncodeAsIds(json.loads(line)["text"])
+    return [*ids, _processor.eos_id()] if ids else ids
+
+
+def same_design(source: str, model: str, output: str, workers: int) -> None:
+    """The peer's design: line by line through `imap`, every token list pickled to one writer."""
+    import torch
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+    _load(model)
+    builder = IndexedDatasetBuilder(f"{output}_text_document.bin", DType.optimal_dtype(_processor.GetPieceSize()))
+    with open(source, encoding="utf-8") as lines, multiprocessing.Pool(workers, _load, (model,)) as pool:
+        for ids in pool.imap(_encode, lines, 32):
+            builder.add_document(torch.IntTensor(ids), [len(ids)])
+    builder.finalize(f"{output}_text_document.idx")
+
+
+def timed(work: Callable[[], None]) -> tuple[float, float]:
+    """(wall, CPU) seconds of `work`, which runs in child processes."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    work()
+    after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def peak_memory_mb(work: Callable[[], None]) -> float:
+    """Peak of the sum over all child processes (proportional set size: shared pages count once), in MB."""
+    peak, ended = 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.1):
+            total = 0
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            peak = max(peak, total / 1e6)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        ended.set()
+        watcher.join()
+    return peak
+
+
+def compare_speed(arguments: argparse.Namespace, folder: Path, model: Path) -> None:
+    """Rounds of every contender in turn; the fastest round of each counts."""
+    source = make_input(folder, arguments.size_mb)
+    workers, size_mb = arguments.workers, source.stat().st_size / 1e6
+    own = [sys.executable, __file__, "--same-design", str(source), str(model), str(folder / "peer"), str(workers)]
+    eod = ("--append-eod",)
+    if arguments.megatron_deepspeed:
+        root, eod = Path(arguments.megatron_deepspeed), ()
+        peer_name = "Megatron-DeepSpeed preprocess_data.py"
+        peer = lambda: megatron_deepspeed(root, source, model, folder / "peer", workers)  # noqa: E731
+    else:
+        peer_name = "a loop of Megatron-DeepSpeed's design"
+        peer = lambda: subprocess.run(own, check=True, stdout=subprocess.DEVNULL) and None  # noqa: E731
+    contenders = {
+        peer_name: peer,
+        "megalm": lambda: preprocess(source, model, folder / "auto", workers, *eod),
+        "megalm --encoder library": lambda: preprocess(
+            source, model, folder / "library", workers, "--encoder", "library", *eod
+        ),
+    }
+    rounds = [{name: timed(work) for name, work in contenders.items()} for _ in range(arguments.rounds)]
+    best = {name: [min(r[name][kind] for r in rounds) for kind in (0, 1)] for name in contenders}
+    print(f"{size_mb:.0f} MB of JSON lines, 16,000 ids, {workers} workers, best of {arguments.rounds} rounds")
+    for name, (wall, cpu) in best.items():
+        ratios = f"{best[peer_name][0] / wall:.2f} x wall, {best[peer_name][1] / cpu:.2f} x CPU"
+        print(f"{name:40} {size_mb / wall:7.1f} MB/s wall {size_mb / cpu:7.1f} MB/s a core | {ratios}")
+    for name in ("auto", "library"):
+        for end in ("bin", "idx"):
+            left, right = (folder / f"{which}_text_document.{end}" for which in (name, "peer"))
+            print(f"{name}: .{end} {'equal to the peer' if filecmp.cmp(left, right, False) else 'DIFFERS'}")
+
+
+def main() -> None:
+    """Runs what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megatron-deepspeed", metavar="DIR", help="A checkout of Megatron-DeepSpeed.")
+    parser.add_argument("--size-mb", type=float, default=100.0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--memory-mb", type=float, nargs="*", default=[], help="Sizes at which to measure memory.")
+    parser.add_argument("--folder", help="Where input and output lie (default: a temporary folder).")
+    parser.add_argument("--same-design", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.same_design:
+        same_design(*arguments.same_design[:3], int(arguments.same_design[3]))
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
+        folder = Path(arguments.folder or temporary)
+        make_input(folder, 1)
+        corpus = str(folder / "corpus.jsonl")
+        model = folder / "tokenizer.model"
+        if not model.exists():
+            megalm(
+                "train-tokenizer",
+                "--input",
+                corpus,
+                "--output-prefix",
+                str(folder / "tokenizer"),
+                "--vocab-size",
+                "16000",
+            )
+        if arguments.rounds:
+            compare_speed(arguments, folder, model)
+        for size_mb in arguments.memory_mb:
+            source = make_input(folder, size_mb)
+            peak = peak_memory_mb(partial(preprocess, source, model, folder / "memory", arguments.workers))
+            processes = f"{arguments.workers} workers and the parent together"
+            print(f"peak memory of megalm at {size_mb:,.0f} MB of input: {peak:.0f} MB, {processes}")
+            source.unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,386 @@
+"""Input files to indexed datasets: the same bytes whatever the number of workers and however often it was killed.
+
+Phases: open everything and check -> units to workers, each leaves a shard in P.parts -> shards to .bin and .idx, under
+temporary names -> publish (renames, manifests) -> remove P.parts. A run that is killed in any phase is continued by
+the same command; a shard counts when it has its final name, and is found by what it is made from.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from megalm.config.data import TokenizerConfig
+from megalm.data.atomic import atomic_write
+from megalm.data.encode import choose_encoder, tokenizer_of
+from megalm.data.index_format import best_dtype
+from megalm.data.indexed import BuiltFiles
+from megalm.data.manifest import manifest_bytes, manifest_path, read_manifest
+from megalm.data.preprocess import assemble, dedup, shuffle
+from megalm.data.preprocess.pool import UNITS_PER_WORKER, in_order
+from megalm.data.preprocess.recipe import Recipe
+from megalm.data.preprocess.report import Outcome, manifest_of, summary
+from megalm.data.preprocess.shards import Batch, read_batches
+from megalm.data.preprocess.units import Planner, Unit, expand
+from megalm.data.preprocess.work import Report, file_sha256, finished, process_unit, shard_path
+from megalm.data.progress import Progress
+from megalm.data.readers import Document, InputFile, Reading, Rejected
+from megalm.data.tokenizers import Tokenizer
+from megalm.errors import DataError
+from megalm.files import replace_text
+
+SAMPLE_BYTES = 1 << 18
+"""Input on which the fast encoder is compared with the library."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessOptions:
+    """What to preprocess and how."""
+
+    inputs: tuple[str, ...]
+    output_prefix: str
+    tokenizer: TokenizerConfig
+    reading: Reading = field(default_factory=Reading)
+    append_eod: bool = False
+    prepend_bos: bool = False
+    clean: bool = False
+    redact_pii: bool = False
+    min_chars: int | None = None
+    max_chars: int | None = None
+    split_sentences: bool = False
+    keep_newlines: bool = False
+    lang: str = "english"
+    dedup: bool = False
+    shuffle: bool = False
+    seed: int = 1234
+    skip_bad: bool = False
+    """Leave out documents that cannot be used; False: the first one is an error."""
+    reject_file: str | None = None
+    use_gigatoken: bool = True
+    overwrite: bool = False
+    workers: int = 1
+    log_interval: int | None = None
+
+    @property
+    def level(self) -> str:
+        """What a sequence of the dataset is; the end of its name."""
+        return "sentence" if self.split_sentences else "document"
+
+    def prefix_of(self, key: str) -> str:
+        """Prefix of the dataset of one key."""
+        return f"{self.output_prefix}_{key}_{self.level}"
+
+    @property
+    def parts(self) -> Path:
+        """Folder of what is finished of a run that is not."""
+        return Path(f"{self.output_prefix}.parts")
+
+    def recipe(self, tokenizer: Tokenizer) -> Recipe:
+        """What the workers do.
+
+        Raises:
+            DataError: a special token that the tokenizer has not.
+        """
+        if self.append_eod and tokenizer.eod is None:
+            raise DataError(
+                "--append-eod needs a tokenizer with an end-of-document token; give --eod-token, or drop it"
+            )
+        if self.prepend_bos and tokenizer.bos is None:
+            raise DataError(
+                "--prepend-bos needs a tokenizer with a begin-of-sequence token; this one has none: drop it"
+            )
+        same = (
+            "tokenizer", "reading", "append_eod", "prepend_bos", "clean", "redact_pii", "min_chars", "max_chars",
+            "split_sentences", "keep_newlines", "lang",
+        )  # fmt: skip
+        dtype = best_dtype(tokenizer.vocab_size).name
+        return Recipe(dtype=dtype, digests=self.dedup, **{name: getattr(self, name) for name in same})
+
+
+def preprocess(options: PreprocessOptions, executor: Executor, num_workers: int) -> str:
+    """Writes the datasets of `options` and returns a summary; nothing is published when anything goes wrong.
+
+    Raises:
+        DataError: input, tokenizer or output that cannot be used; the message names file and line.
+        PlatformError: a worker died, or a package is missing.
+    """
+    tokenizer = tokenizer_of(options.tokenizer)
+    recipe = options.recipe(tokenizer)
+    files = [InputFile(path) for path in expand(options.inputs)]
+    fingerprint = _fingerprint(options, recipe.digest(tokenizer), files)
+    if not options.overwrite and _is_complete(options, fingerprint):
+        with contextlib.suppress(DataError), _locked_parts(options):
+            pass  # what a run that was killed while it cleaned up has left
+        return f"{', '.join(_prefixes(options))}: complete already, made from the same input with the same options"
+    with _locked_parts(options):
+        _check_output(options, fingerprint)
+        choice = choose_encoder(options.tokenizer, _sample(files, recipe)) if options.use_gigatoken else None
+        recipe = replace(recipe, fast=choice is not None and choice.fast)
+        run = _Run(options, recipe, tokenizer, files, fingerprint)
+        run.encoder = choice.reason if choice else f"encoder: {type(tokenizer).__name__}'s own library (as asked)"
+        run.encode(executor, num_workers)
+        built = run.publish()
+        return summary(options, run.outcome(), built, num_workers)
+
+
+def _prefixes(options: PreprocessOptions) -> list[str]:
+    return [options.prefix_of(key) for key in options.reading.keys]
+
+
+class _Run:
+    """One run: the units in order, what they gave, and the datasets made of them."""
+
+    encoder = ""
+
+    def __init__(
+        self, options: PreprocessOptions, recipe: Recipe, tokenizer: Tokenizer, files: list[InputFile], fingerprint: str
+    ) -> None:
+        self._options, self._recipe, self._tokenizer, self._files = options, recipe, tokenizer, files
+        self._fingerprint = fingerprint
+        self._shards: list[Path] = []
+        self._totals = Report()
+        self._sha256: dict[str, str] = {}
+        self._duplicates: Counter[str] = Counter()
+        self._resumed = 0
+        self._progress = Progress(sum(file.size for file in files), options.log_interval)
+
+    def encode(self, executor: Executor, num_workers: int) -> None:
+        """Makes the shard of every unit; afterwards `_shards` has them in order."""
+        recipe, parts = self._recipe, self._options.parts
+        stop = not self._options.skip_bad
+        planner = Planner(self._files, recipe.reading, recipe.digest(self._tokenizer))
+        work = functools.partial(_work, recipe, str(parts), stop)
+        tasks = ((unit, finished(parts, unit)) for unit in planner.units())
+        known = [file for file in self._files if file.is_regular and not _is_streamed(file)]
+        lines = _LineCounter()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._progress.close)
+            # Not yet under its own name: the lock of that file would go to the workers too, and outlive a kill.
+            rejects = stack.enter_context(open(parts / "rejected", "w+b"))
+            done_bytes = 0
+            for unit, report in in_order(executor, tasks, work, UNITS_PER_WORKER * num_workers):
+                self._handle_faults(lines.of(unit, report), rejects)
+                self._shards.append(shard_path(parts, unit))
+                self._totals.add(report)
+                done_bytes += unit.input_bytes
+                self._progress.update(done_bytes, self._totals.text_bytes, self._totals.documents, self._totals.tokens)
+            digests: list[tuple[str, Future[str]]] = [(f.path, executor.submit(file_sha256, f.path)) for f in known]
+            self._sha256 = planner.sha256 | {path: future.result() for path, future in digests}
+            if self._options.reject_file:
+                rejects.seek(0)
+                with atomic_write(Path(self._options.reject_file)) as stream:
+                    shutil.copyfileobj(rejects, stream)
+        self._check_unchanged()
+
+    def _handle_faults(self, faults: Iterator[Rejected], rejects: BinaryIO) -> None:
+        for fault in faults:
+            if not self._options.skip_bad:
+                raise DataError(f"{fault}; correct the line, or leave such lines out with --on-error skip")
+            rejects.write(f"{fault}\n".encode(errors="backslashreplace"))
+
+    def _check_unchanged(self) -> None:
+        for file in self._files:
+            if file.is_regular and InputFile(file.path).modified_ns != file.modified_ns:
+                raise DataError(f"{file.path} was changed while it was read; run again when it is complete")
+
+    def publish(self) -> list[BuiltFiles]:
+        """Makes the datasets of all keys and gives them their names."""
+        scratch = self._options.parts / "assembly"
+        shutil.rmtree(scratch, ignore_errors=True)
+        built = []
+        with contextlib.ExitStack() as stack:
+            writers = []
+            for number, prefix in enumerate(_prefixes(self._options)):
+                own = scratch / str(number)
+                own.mkdir(parents=True)
+                writer = stack.enter_context(assemble.DatasetWriter(prefix, np.dtype(self._recipe.dtype), own))
+                with writer.writing():
+                    for batch in self._batches(number, own):
+                        writer.add(batch)
+                if writer.num_sequences == 0:
+                    for shard in self._shards:
+                        shard.unlink()  # nothing to go on from
+                    raise DataError(self._nothing_left(prefix))
+                built.append(writer.prepare())
+                writers.append(writer)
+            # From here on files under the final names are this run's own.
+            replace_text(_publishing(self._options.parts), self._fingerprint)
+            outcome = self.outcome()
+            for key, writer, files in zip(self._options.reading.keys, writers, built, strict=True):
+                path = manifest_path(writer.prefix)
+                path.unlink(missing_ok=True)  # an old manifest must never be seen beside a new dataset
+                writer.publish()
+                with atomic_write(path) as stream:
+                    stream.write(manifest_bytes(manifest_of(key, self._options, outcome, files)))
+        return built
+
+    def _batches(self, key: int, scratch: Path) -> Iterator[Batch]:
+        """The documents of one key as they are to be written."""
+        batches = self._stored(key)
+        token_bytes = self._totals.tokens * np.dtype(self._recipe.dtype).itemsize
+        if self._options.dedup:
+            num_documents = sum(len(batch.counts) for batch in self._stored(key))
+            flags = dedup.duplicates(self._stored(key), num_documents, scratch / "dedup")
+            self._duplicates[self._options.reading.keys[key]] = int(flags.sum())
+            batches = dedup.without(batches, flags)
+        if self._options.shuffle:
+            batches = shuffle.shuffled(batches, self._options.seed, token_bytes, scratch / "shuffle")
+        return batches
+
+    def _stored(self, key: int) -> Iterator[Batch]:
+        for path in self._shards:
+            yield from read_batches(path, len(self._recipe.reading.keys), key, np.dtype(self._recipe.dtype))
+
+    def _nothing_left(self, prefix: str) -> str:
+        totals = self._totals
+        return (
+            f"{prefix} would be empty: {totals.documents} documents were read, {totals.empty} of them empty, "
+            f"{totals.filtered.total()} filtered out, {totals.rejected.total()} rejected; give input with text"
+        )
+
+    def outcome(self) -> Outcome:
+        """What manifest and summary tell."""
+        return Outcome(
+            recipe=self._recipe,
+            tokenizer=self._tokenizer,
+            inputs=[(file.path, file.size, self._sha256[file.path]) for file in self._files],
+            totals=self._totals,
+            duplicates=dict(self._duplicates),
+            encoder=self.encoder,
+            fingerprint=self._fingerprint,
+            elapsed_s=self._progress.elapsed_s,
+        )
+
+
+def _work(recipe: Recipe, folder: str, stop_at_fault: bool, unit: Unit) -> Report:
+    return process_unit(recipe, unit, folder, stop_at_fault=stop_at_fault)
+
+
+def _is_streamed(file: InputFile) -> bool:
+    return not file.format.is_table and not (file.compression is None and file.format.splits_at_lines)
+
+
+class _LineCounter:
+    """Adds up the lines of each file over its units, which come in order."""
+
+    def __init__(self) -> None:
+        self._path, self._lines = "", 0
+
+    def of(self, unit: Unit, report: Report) -> Iterator[Rejected]:
+        """The rejected documents of a unit, with their line in the file."""
+        faults = iter(report.faults)
+        fault = next(faults, None)
+        for number, (segment, lines) in enumerate(zip(unit.segments, report.segment_lines, strict=False)):
+            if segment.path != self._path:
+                self._path, self._lines = segment.path, 0
+            while fault is not None and fault[0] == number:
+                yield Rejected(segment.path, self._lines + fault[1], fault[2], fault[3])
+                fault = next(faults, None)
+            self._lines += lines
+
+
+def _sample(files: list[InputFile], recipe: Recipe) -> list[str]:
+    """The first documents of the first file that can be read twice."""
+    file = next((file for file in files if file.is_regular), None)
+    if file is None:
+        return []
+    texts, size = [], 0
+    with contextlib.suppress(DataError):  # told with its line when its turn comes
+        for found in islice(file.documents(recipe.reading), 10_000):
+            if isinstance(found, Document):
+                texts += [text[:SAMPLE_BYTES] for text in found.texts]
+                size += sum(map(len, found.texts))
+                if size >= SAMPLE_BYTES:
+                    break
+    return texts
+
+
+def _fingerprint(options: PreprocessOptions, recipe_digest: str, files: list[InputFile]) -> str:
+    """Digest of all that the datasets are made from; "" when the input cannot be read twice."""
+    if not all(file.is_regular for file in files):
+        return ""
+    asked = [options.dedup, options.shuffle, options.seed if options.shuffle else None, options.skip_bad]
+    sources = [(file.path, file.size, file.modified_ns) for file in files]
+    return hashlib.sha256(repr([recipe_digest, asked, sources]).encode()).hexdigest()
+
+
+def _is_complete(options: PreprocessOptions, fingerprint: str) -> bool:
+    """Whether the datasets are there already, made of the same input in the same way."""
+    for prefix in _prefixes(options):
+        try:
+            manifest = read_manifest(manifest_path(prefix)) or {}
+        except DataError:
+            return False
+        sizes = [(f"{prefix}.{kind}", manifest.get(kind, {}).get("bytes")) for kind in ("bin", "idx")]
+        if not fingerprint or manifest.get("fingerprint") != fingerprint:
+            return False
+        if any(not os.path.isfile(path) or os.path.getsize(path) != size for path, size in sizes):
+            return False
+    return True
+
+
+def _publishing(parts: Path) -> Path:
+    return parts / "publishing"
+
+
+@contextlib.contextmanager
+def _locked_parts(options: PreprocessOptions) -> Iterator[None]:
+    """The folder of parts, for this process alone; removed at the end when it is of no more use.
+
+    Raises:
+        DataError: another run has it, or it cannot be made.
+    """
+    parts = options.parts
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+        lock = open(parts / "lock", "ab")  # noqa: SIM115 (closed below, after the folder is gone)
+    except OSError as error:
+        raise DataError(f"cannot write {parts}: {error.strerror}; choose a folder that can be written") from error
+    with lock:
+        _take(lock, parts)
+        try:
+            for left in parts.glob("*.partial"):
+                left.unlink()
+            yield
+        except BaseException:
+            shutil.rmtree(parts / "assembly", ignore_errors=True)
+            if not any(parts.glob("*.shard")):
+                shutil.rmtree(parts, ignore_errors=True)
+            raise
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def _check_output(options: PreprocessOptions, fingerprint: str) -> None:
+    """Checks that no dataset is there, but for what this very run has published before it was killed."""
+    marker = _publishing(options.parts)
+    if fingerprint and marker.is_file() and marker.read_text() == fingerprint:
+        return
+    existing = [name for prefix in _prefixes(options) for name in assemble.exists(prefix)]
+    if existing and not options.overwrite:
+        raise DataError(f"{' and '.join(existing)} exist already; give --overwrite, or another prefix")
+    marker.unlink(missing_ok=True)
+
+
+def _take(lock: BinaryIO, parts: Path) -> None:
+    """Locks for this process: its workers must not hold the lock on when it is killed, so no `flock`.
+
+    A run that has just finished has removed the file that was opened: then there is nothing to lock.
+    """
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock.fileno()), os.stat(parts / "lock")):
+            return
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        pass
+    raise DataError(f"{parts} is being written by another process; wait for it, or write to another place")

@@ -1,0 +1,210 @@
+"""The work of one preprocessing worker: a unit of input in, a shard of token ids out."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megalm.data.encode import Encoder, encoder_of, tokenizer_of
+from megalm.data.preprocess import sentences
+from megalm.data.preprocess.clean import clean
+from megalm.data.preprocess.recipe import Recipe
+from megalm.data.preprocess.redact import redact
+from megalm.data.preprocess.shards import DIGEST_BYTES, Batch, ShardWriter, read_about
+from megalm.data.preprocess.units import Unit
+from megalm.data.readers import Document, Rejected, format_of
+from megalm.errors import DataError
+
+
+@dataclass
+class Report:
+    """What became of one unit, or of all."""
+
+    documents: int = 0
+    """Documents (records with all their keys) that were read and could be used."""
+    text_bytes: int = 0
+    """UTF-8 bytes of the texts that were encoded."""
+    tokens: int = 0
+    empty: int = 0
+    filtered: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    """What --clean and --redact-pii have changed."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    segment_lines: list[int] = field(default_factory=list)
+    """Lines of each segment of the unit."""
+    faults: list[tuple[int, int, str, str]] = field(default_factory=list)
+    """(segment, line from its start, kind, detail) of each rejected document."""
+
+    def add(self, other: "Report") -> None:
+        """Adds the counts of `other`."""
+        for name in ("documents", "text_bytes", "tokens", "empty"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.filtered += other.filtered
+        self.changed += other.changed
+        self.rejected += other.rejected
+
+
+def shard_path(folder: Path, unit: Unit) -> Path:
+    """Where the shard of a unit lies: its name follows from what it is made from."""
+    return folder / f"{unit.source[:40]}.shard"
+
+
+def finished(folder: Path, unit: Unit) -> Report | None:
+    """The report of a unit whose shard is complete; None when there is none."""
+    about = read_about(shard_path(folder, unit))
+    if about is None:
+        return None
+    counters = {name: Counter(about[name]) for name in ("filtered", "changed", "rejected")}
+    return Report(**{**about, **counters, "faults": [tuple(fault) for fault in about["faults"]]})
+
+
+def process_unit(recipe: Recipe, unit: Unit, folder: str, *, stop_at_fault: bool) -> Report:
+    """Writes the shard of `unit`; with `stop_at_fault` none is written when a document is rejected.
+
+    Raises:
+        DataError: damaged input, or a folder that cannot be written.
+    """
+    report = Report()
+    try:
+        writer = ShardWriter(shard_path(Path(folder), unit))
+        try:
+            for batches in _batches(recipe, unit, report):
+                if stop_at_fault and report.faults:
+                    return report
+                writer.add(batches)
+            if not (stop_at_fault and report.faults):
+                writer.commit(vars(report))
+        finally:
+            writer.discard()
+    except OSError as error:
+        raise DataError(f"cannot write {folder}: {error.strerror or error}; nothing was published") from error
+    return report
+
+
+def _batches(recipe: Recipe, unit: Unit, report: Report) -> Iterator[list[Batch]]:
+    """A batch of every key, for each chunk of the input."""
+    encoder = encoder_of(recipe.tokenizer, fast=recipe.fast)
+    for number, segment in enumerate(unit.segments):
+        documents_of = format_of(segment.path).documents
+        report.segment_lines.append(0)
+        for chunk in segment.read(recipe.reading):
+            report.segment_lines[number] += chunk.num_lines
+            documents: list[Document] = []
+            for found in documents_of(chunk, recipe.reading):
+                if isinstance(found, Document):
+                    documents.append(found)
+                else:
+                    _note_fault(report, number, found)
+            for fault in _unencodable(recipe, encoder, documents, segment.path):
+                _note_fault(report, number, fault)
+            report.documents += len(documents)
+            keys = range(len(recipe.reading.keys))
+            yield [_batch(recipe, encoder, [document.texts[key] for document in documents], report) for key in keys]
+
+
+def _note_fault(report: Report, segment: int, fault: Rejected) -> None:
+    report.rejected[fault.kind] += 1
+    report.faults.append((segment, fault.line, fault.kind, fault.detail))
+
+
+def _unencodable(recipe: Recipe, encoder: Encoder, documents: list[Document], path: str) -> list[Rejected]:
+    """Takes out of `documents` what the tokenizer refuses (text that is no number, for a NullTokenizer)."""
+    if recipe.tokenizer.tokenizer_type != "NullTokenizer":
+        return []
+    faults, usable = [], []
+    for document in documents:
+        try:
+            encoder(document.texts)
+            usable.append(document)
+        except DataError as error:
+            faults.append(Rejected(path, document.line, "not token ids", str(error)))
+    documents[:] = usable
+    return faults
+
+
+def _batch(recipe: Recipe, encoder: Encoder, texts: Sequence[str], report: Report) -> Batch:
+    texts = list(_prepared(recipe, texts, report))
+    digests = _digests(texts) if recipe.digests else None
+    report.text_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+    if recipe.split_sentences:
+        split = [sentences.split(text, recipe.lang, keep_newlines=recipe.keep_newlines) for text in texts]
+        ids, lengths = encoder([sentence for document in split for sentence in document])
+        pieces = np.fromiter(map(len, split), np.int64, len(split))
+    else:
+        ids, lengths = encoder(texts)
+        pieces = np.ones(len(texts), np.int64)
+    _check_range(recipe, ids)
+    owner = np.repeat(np.arange(len(texts)), pieces)[lengths > 0]
+    counts = np.bincount(owner, minlength=len(texts)).astype(np.int32)
+    tokens, lengths = _with_special(recipe, ids, lengths[lengths > 0], counts)
+    report.empty += int((counts == 0).sum())
+    report.tokens += len(tokens)
+    return Batch(tokens, lengths.astype(np.int32), counts, digests)
+
+
+def _prepared(recipe: Recipe, texts: Iterable[str], report: Report) -> Iterator[str]:
+    """The texts cleaned and redacted, without those that are too short or too long."""
+    for text in texts:
+        if recipe.clean:
+            text = clean(text, report.changed)
+        if recipe.redact_pii:
+            text = redact(text, report.changed)
+        if recipe.min_chars is not None and len(text) < recipe.min_chars:
+            report.filtered[f"shorter than --min-chars {recipe.min_chars}"] += 1
+        elif recipe.max_chars is not None and len(text) > recipe.max_chars:
+            report.filtered[f"longer than --max-chars {recipe.max_chars}"] += 1
+        else:
+            yield text
+
+
+def _digests(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
+    content = b"".join(hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest() for text in texts)
+    return np.frombuffer(content, np.uint64).reshape(-1, 2)
+
+
+def _check_range(recipe: Recipe, ids: npt.NDArray[np.integer[Any]]) -> None:
+    vocab_size = tokenizer_of(recipe.tokenizer).vocab_size
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        position = int(np.flatnonzero((ids < 0) | (ids >= vocab_size))[0])
+        raise DataError(
+            f"the tokenizer gave id {ids[position]}, outside its vocabulary of {vocab_size}; "
+            "its file is inconsistent, give another --tokenizer-model"
+        )
+
+
+def _with_special(
+    recipe: Recipe,
+    ids: npt.NDArray[np.integer[Any]],
+    lengths: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int32],
+) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.int64]]:
+    """(tokens, lengths) with begin and end of document added to each document that is not empty."""
+    tokens = ids.astype(recipe.dtype)
+    tokenizer = tokenizer_of(recipe.tokenizer)
+    last = np.cumsum(counts[counts > 0]) - 1
+    first = last - counts[counts > 0] + 1
+    for wanted, token, sequences, offset in (
+        (recipe.append_eod, tokenizer.eod, last, 1),
+        (recipe.prepend_bos, tokenizer.bos, first, 0),
+    ):
+        if wanted and len(sequences):
+            assert token is not None, "checked before the workers start"
+            starts = np.cumsum(lengths) - lengths
+            tokens = np.insert(tokens, (starts + lengths * offset)[sequences], token)
+            lengths = lengths.copy()
+            lengths[sequences] += 1
+    return tokens, lengths
+
+
+def file_sha256(path: str) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb", buffering=0) as stream:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        return hashlib.file_digest(stream, "sha256").hexdigest()

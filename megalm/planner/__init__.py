@@ -1,0 +1,1 @@
+"""`megalm plan`: what a run will need and how it is laid out, without starting it."""

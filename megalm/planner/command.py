@@ -1,0 +1,53 @@
+"""`megalm plan`: the run's flags and recipes in, its plan out; starts no process and leaves DeepSpeed alone."""
+
+import argparse
+
+from megalm.config import RunConfig, check_layout, load_config
+from megalm.errors import ConfigError
+
+TAKES_RUN_FLAGS = True
+"""Every flag of a launch script is understood too."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `megalm plan` beside those of a run."""
+    parser.add_argument("--world-size", type=int, metavar="N", help="number of ranks (default: one copy of the model)")
+    parser.add_argument("--memory-per-device", type=float, metavar="GB", help="warn if a rank needs more (1 GB = 1e9)")
+    parser.add_argument(
+        "--forward-ms", type=float, default=1.0, metavar="X", help="time of a stage's forward pass (default 1)"
+    )
+    parser.add_argument(
+        "--backward-ms", type=float, metavar="X", help="time of its backward pass (default: twice the forward's)"
+    )
+    parser.epilog = "All flags of the launch scripts are understood: --config RECIPE, --tensor-model-parallel-size, ..."
+
+
+def run(arguments: argparse.Namespace, run_flags: list[str]) -> int:
+    """Print the plan; 0 when it fits, 1 when it will not."""
+    config = load_config(run_flags, "megalm plan")
+    if arguments.world_size is not None and arguments.world_size < 1:
+        raise ConfigError(f"--world-size {arguments.world_size} must be at least 1")
+    parallel = config.parallel
+    one = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+    world = arguments.world_size or one
+    check_layout(config, world)
+
+    from megalm.planner.plan import make_plan  # imports torch: after the configuration is known to be good
+    from megalm.planner.schedule import StepTimes
+    from megalm.planner.text import describe
+
+    backward = 2 * arguments.forward_ms if arguments.backward_ms is None else arguments.backward_ms
+    if min(arguments.forward_ms, backward) <= 0:
+        raise ConfigError("--forward-ms and --backward-ms must be more than 0")
+    plan = make_plan(_complete(config), world, StepTimes(forward=arguments.forward_ms, backward=backward))
+    room = None if arguments.memory_per_device is None else arguments.memory_per_device * 1e9
+    print(describe(plan, room))
+    return 1 if room is not None and plan.peak(plan.mode) > room else 0
+
+
+def _complete(config: RunConfig) -> RunConfig:
+    """The run with its vocabulary size; a tokenizer is read only where the size is not given."""
+    from megalm.assembly import complete_model, load_tokenizer
+
+    tokenizer = None if config.model.vocab_size else load_tokenizer(config)
+    return config.model_copy(update={"model": complete_model(config, tokenizer)})

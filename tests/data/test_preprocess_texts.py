@@ -1,0 +1,152 @@
+"""What happens to a text before it becomes tokens: cleaning, redaction, sentences; and the choice of the encoder."""
+
+import unicodedata
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megalm.config.data import TokenizerConfig
+from megalm.data.encode import GigatokenEncoder, LibraryEncoder, choose_encoder, encoder_of, tokenizer_of
+from megalm.data.preprocess import sentences
+from megalm.data.preprocess.clean import clean
+from megalm.data.preprocess.redact import redact
+from megalm.data.train_tokenizer import train
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned", "change"),
+    [
+        ("a\r\nb\rc", "a\nb\nc", "line ends"),
+        ("a\0b\x1bc\x7f\ufeff\td\n", "abc\td\n", "control characters removed"),
+        ("cafe\u0301", "caf\u00e9", "brought to NFC"),
+        ("plain \u65e5\u672c", "plain \u65e5\u672c", None),
+    ],
+)
+def test_texts_are_cleaned_and_changes_counted(text: str, cleaned: str, change: str | None) -> None:
+    counts: Counter[str] = Counter()
+    assert clean(text, counts) == cleaned
+    assert counts == ({change: 1} if change else {})
+
+
+def test_broken_encodings_are_repaired() -> None:
+    pytest.importorskip("ftfy")
+    counts: Counter[str] = Counter()
+    assert clean("schÃ¶n", counts) == "schön"
+    assert counts == {"broken encoding repaired": 1}
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_cleaning_twice_is_cleaning_once(text: str) -> None:
+    once = clean(text, Counter())
+    assert unicodedata.is_normalized("NFC", once)
+    assert not any(unicodedata.category(c) == "Cc" and c not in "\n\t\x85" for c in once)
+
+
+PII = [
+    ("write to joe.doe+x@mail.example.com, now", "write to <EMAIL>, now", "e-mail addresses"),
+    ("host 8.8.4.4:80 is up", "host <IP_ADDRESS>:80 is up", "IP addresses"),
+    ("at 2001:db8::8a2e:370:7334.", "at <IP_ADDRESS>.", "IP addresses"),
+    ("call (415) 555-2671 or so", "call <PHONE_NUMBER> or so", "phone numbers"),
+    ("call +44 20 7946 0958.", "call <PHONE_NUMBER>.", "phone numbers"),
+    ("key AKIAIOSFODNN7EXAMPLE!", "key <KEY>!", "keys"),
+    ("ghp_" + "a1B2" * 9, "<KEY>", "keys"),
+    ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\nxyz\n-----END RSA PRIVATE KEY-----\nend", "<KEY>\nend", "keys"),
+]
+
+
+@pytest.mark.parametrize(("text", "redacted", "kind"), PII)
+def test_personal_data_and_keys_are_replaced_and_counted(text: str, redacted: str, kind: str) -> None:
+    pytest.importorskip("phonenumbers")
+    pytest.importorskip("detect_secrets")
+    counts: Counter[str] = Counter()
+    assert redact(text, counts) == redacted
+    assert counts == {kind: 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["version 1.2.3.4.5 of 2026-01-31 10:20:30", "pi is 3.14159265358979", "f(a)@g", "127.0.0.1 and ::1", "300.1.2.3"],
+)
+def test_what_only_looks_like_personal_data_stays(text: str) -> None:
+    pytest.importorskip("phonenumbers")
+    pytest.importorskip("detect_secrets")
+    assert redact(text, Counter()) == text
+
+
+def test_sentences_are_those_of_punkt() -> None:
+    pytest.importorskip("nltk")
+    text = "Mr. Smith came.  He left!\nDid he? Yes."
+    assert sentences.split(text, "english", keep_newlines=False) == ["Mr. Smith came.", "He left!", "Did he?", "Yes."]
+    assert "".join(sentences.split(text, "english", keep_newlines=True)) == text
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "t.model"
+    words = ["def f(x):\n    return x + 1\n", "The quick brown fox jumps.", "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0"]
+    path.write_bytes(train([" ".join(words[i:] * 20) for i in range(3)] * 3, vocab_size=360))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["GPTSentencePieceTokenizer", "SentencePieceTokenizer"])
+def test_gigatoken_is_used_where_its_ids_are_the_library_s(model: str, kind: Any) -> None:
+    pytest.importorskip("gigatoken")
+    config = TokenizerConfig(tokenizer_type=kind, tokenizer_model=model)
+    choice = choose_encoder(config, ["The quick brown fox"])
+    assert choice.fast, choice.reason
+    assert isinstance(encoder_of(config, fast=True), GigatokenEncoder)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.one_of(st.text(), st.sampled_from(["</s>", "a<EOD>b", "<s> x", "<unk>", "The  quick\n", "<MASK>"]))))
+def test_gigatoken_gives_the_library_s_ids(texts: list[str]) -> None:
+    pytest.importorskip("gigatoken")
+    for kind in ("GPTSentencePieceTokenizer", "SentencePieceTokenizer"):
+        config = TokenizerConfig(tokenizer_type=kind, tokenizer_model=_MODEL[0])
+        got, expected = (encoder(texts) for encoder in (encoder_of(config, fast=True), encoder_of(config, fast=False)))
+        assert np.array_equal(got[0], expected[0])
+        assert np.array_equal(got[1], expected[1])
+
+
+_MODEL: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _known_model(model: str) -> None:
+    _MODEL[:] = [model]
+
+
+def test_gigatoken_is_not_used_where_an_id_differs(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gigatoken")
+    config = TokenizerConfig(tokenizer_model=model)
+    real = GigatokenEncoder._encode
+
+    def wrong(self: GigatokenEncoder, texts: Any) -> Any:
+        ids, lengths = real(self, texts)
+        return np.where(ids == ids.max(), 0, ids) if "fox" in texts else ids, lengths
+
+    monkeypatch.setattr(GigatokenEncoder, "_encode", wrong)
+    assert choose_encoder(config, ["cat"]).fast
+    choice = choose_encoder(config, ["fox"])
+    assert not choice.fast
+    assert "gives other ids" in choice.reason
+
+
+def test_without_a_file_or_gigatoken_the_library_encodes(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not choose_encoder(TokenizerConfig(tokenizer_type="ByteLevelTokenizer"), []).fast
+    monkeypatch.setitem(__import__("sys").modules, "gigatoken", None)
+    choice = choose_encoder(TokenizerConfig(tokenizer_model=model), [])
+    assert not choice.fast
+    assert "gigatoken is not installed" in choice.reason
+
+
+def test_the_library_encoder_gives_flat_ids_and_lengths(model: str) -> None:
+    tokenizer = tokenizer_of(TokenizerConfig(tokenizer_model=model))
+    ids, lengths = LibraryEncoder(tokenizer)(["fox", "", "the fox"])
+    assert lengths.tolist() == [len(tokenizer.encode("fox")), 0, len(tokenizer.encode("the fox"))]
+    assert ids.tolist() == [*tokenizer.encode("fox"), *tokenizer.encode("the fox")]

@@ -1,0 +1,16 @@
+"""--all-layouts: the whole matrix of layouts, not only the rows that always run."""
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-layouts", action="store_true", help="every row of the parity tables")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all-layouts"):
+        return
+    rows = [(item, getattr(item, "callspec", None)) for item in items]
+    rare = [item for item, call in rows if call is not None and not getattr(call.params.get("row"), "ci", True)]
+    config.hook.pytest_deselected(items=rare)
+    items[:] = [item for item in items if item not in rare]

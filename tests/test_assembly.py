@@ -1,0 +1,54 @@
+"""What a run's configuration, its checkpoint and its data make together."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megalm import assembly
+from megalm.config import load_config
+from megalm.continuation import ResumePoint
+from megalm.data.indexed import IndexedDatasetBuilder
+from megalm.errors import DataError
+
+FLAGS = (
+    "--num-layers 1 --hidden-size 8 --num-attention-heads 1 --seq-length 8 --micro-batch-size 1 --lr 1 --vocab-size 300"
+)
+
+
+@pytest.fixture
+def prefix(tmp_path: Any) -> str:
+    """80 tokens in ten documents."""
+    with IndexedDatasetBuilder(tmp_path / "data", "uint16") as builder:
+        builder.add_documents(np.arange(80), np.full(10, 8, dtype=np.int32))
+        builder.finalize()
+    return str(tmp_path / "data")
+
+
+def build(prefix: str, flags: str, point: ResumePoint | None = None) -> Any:
+    config = load_config([*FLAGS.split(), "--train-data-path", prefix, *flags.split()])
+    size = config.batch.global_size(1)
+    return assembly.build_data(config, config.model, None, size, point or ResumePoint()), config
+
+
+def test_less_data_than_a_global_batch_is_an_error_with_numbers(prefix: str) -> None:
+    with pytest.raises(DataError, match=r"has 9 samples of 8 tokens in one epoch, less than one global batch of 10"):
+        build(prefix, "--train-iters 5 --global-batch-size 10")
+    build(prefix, "--train-iters 5 --global-batch-size 9")
+
+
+def test_another_batch_size_on_resume_continues_the_samples(prefix: str) -> None:
+    first, _ = build(prefix, "--train-iters 10 --global-batch-size 2")
+    order = first.train.record(8)
+    point = ResumePoint(step=4, consumed_samples=8, order=order)
+    data, _ = build(prefix, "--train-iters 10 --global-batch-size 6", point)
+    assert len(data.train) >= 8 + 6 * 6
+    for number in range(8, 18):
+        np.testing.assert_array_equal(data.train[number], first.train[number])
+
+
+def test_train_samples_are_counted_over_a_change_of_batch_size(prefix: str) -> None:
+    point = ResumePoint(step=4, consumed_samples=8)
+    _, config = build(prefix, "--train-samples 24 --global-batch-size 4")
+    assert config.training.total_iters(4, point.step, point.consumed_samples) == 4 + 16 // 4
+    assert config.training.total_iters(4) == 6
