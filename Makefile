@@ -18,9 +18,7 @@ JOBS ?= 2
 # the GPUs of this machine, or two ranks on its CPU
 TRAIN_ARGS ?=
 RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(d for d in (1, 2, 4, 8, 16) if d <= n))")
-# the recipe's global batch of 16 samples, shared by other than two ranks
-SHARE = $(if $(filter-out 2,$(RANKS)), --micro-batch-size $(shell expr 16 / $(RANKS)))
-TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml$(SHARE) --save $(RUN) --save-interval 100
+TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml --save $(RUN) --save-interval 100
 
 .PHONY: setup quickstart test test-parity bench-parallel lint format docs bench-data clean
 .DELETE_ON_ERROR:

@@ -153,7 +153,7 @@ def loader(
     return build_loader(
         dataset,
         data.objective,
-        micro_batch_size=config.batch.micro_batch_size,
+        micro_batch_size=config.batch.micro_size,
         global_batch_size=config.batch.global_size(dp),
         start_sample=start,
         stop_sample=stop,
@@ -203,7 +203,8 @@ def stage_by_stage(
     pipeline = Pipeline(
         plan,
         chunks,
-        shape=(batch.micro_batch_size, length, model.hidden_size),
+        shape=(batch.micro_size, length, model.hidden_size),
+        seq_length=batch.seq_length,
         dtype=DTYPES[config.precision.dtype],
         device=place.device,
         group=place.groups.group(Axis.PP),

@@ -15,6 +15,8 @@ _COMMANDS = {
     ),
     "train-tokenizer": ("megalm.data.train_tokenizer", "train a sentencepiece tokenizer"),
     "preprocess": ("megalm.data.preprocess", "turn JSONL into an indexed dataset (.bin and .idx)"),
+    "submit": ("megalm.launching.submit", "train as a SLURM job, or by another launcher's exact command"),
+    "doctor": ("megalm.launching.doctor", "say what this machine, or these ranks, can do: one page for a bug report"),
     "inspect": ("megalm.data.inspect", "show what an indexed dataset holds"),
     "verify": ("megalm.data.verify", "check every byte of an indexed dataset"),
     "merge": ("megalm.data.merge", "join indexed datasets into one"),
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(argv[0] if argv and argv[0] in _COMMANDS else None)
     arguments, rest = parser.parse_known_args(argv)
+    arguments.words = argv
     module = importlib.import_module(_COMMANDS[arguments.command][0])
     takes_run_flags = getattr(module, "TAKES_RUN_FLAGS", False)
     if rest and not takes_run_flags:

@@ -10,12 +10,13 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from megalm.config import check_layout, load
+from megalm.config import check_layout, load, with_micro_batch_size
 from megalm.config.load import with_sources
 from megalm.config.sections import RunConfig
 from megalm.config.settings import Given
 from megalm.dist.environment import LaunchEnvironment, choose_accelerator, prepare_process, read_environment
 from megalm.errors import LayoutError, MegalmError
+from megalm.resilience.signals import StopRequest
 
 _WAIT_FOR_REPORT_S = 8.0
 
@@ -23,12 +24,14 @@ _WAIT_FOR_REPORT_S = 8.0
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run a training command line and exit: 0 when done, else the error's exit code (see docs/exit_codes.md)."""
     rank = 0
+    stop = StopRequest()
+    stop.listen_early()
     try:
         environment = read_environment()
         rank = environment.rank
         config, notes = _checked(argv, prog, environment)
         threads = prepare_process(environment)
-        code = _run(config, notes, environment, threads)
+        code = _run(config, notes, environment, threads, stop)
     except MegalmError as error:
         _report(error, rank)
         _leave(error.exit_code)
@@ -46,14 +49,14 @@ def _checked(
         sys.exit(0)  # rank 0 prints it
     loaded = load(sys.argv[1:] if argv is None else argv, prog)
     try:
-        check_layout(loaded.config, environment.world_size)
+        dp = check_layout(loaded.config, environment.world_size)
     except LayoutError as error:
         places = {name: Given(None, source) for name, source in loaded.sources.items()}
         raise LayoutError([with_sources(problem, places) for problem in error.problems]) from None
-    return loaded.config, loaded.notes
+    return with_micro_batch_size(loaded.config, dp), loaded.notes
 
 
-def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, threads: int) -> int:
+def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, threads: int, stop: StopRequest) -> int:
     """Start torch and the process group, train, leave the group."""
     import torch
     import torch.distributed as dist
@@ -76,9 +79,9 @@ def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, th
     lock = assembly.open_run_folder(config, place)
     folder = assembly.run_folder(config)
     log = start_logging(environment.rank, folder / "logs" if folder else None)
-    for note in notes:
+    for note in [*notes, *filter(None, [environment.note])]:
         log.info(note)
-    code = pretrain(config, place)
+    code = pretrain(config, place, stop)
     if code:
         # the first rank to exit makes the launcher end the others; they are to end by themselves, with the same code
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -95,7 +98,8 @@ def _report(error: MegalmError, rank: int) -> None:
     What every rank finds, rank 0 says; the others wait until the launcher, seeing rank 0 gone, ends them. If it does
     not, rank 0 did not have the error, and they say it themselves.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be saved: the launcher may end this rank
+    # nothing is left to be saved: the launcher may end this rank, and finds the error's code
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(error.exit_code))
     if error.silent or (rank != 0 and not error.local):
         time.sleep(_WAIT_FOR_REPORT_S)
     if not error.silent:

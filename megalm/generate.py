@@ -1,19 +1,24 @@
-"""`megalm generate`: text from a checkpoint, on one process."""
+"""`megalm generate`: text from a checkpoint, on one process; and from the model of a run, on its ranks."""
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from megalm.checkpoint.format import find_checkpoint
 from megalm.checkpoint.reader import CheckpointReader
+from megalm.config import RunConfig
 from megalm.config.data import TokenizerConfig
 from megalm.config.model import ModelConfig
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.errors import CheckpointError, ConfigError
-from megalm.models.generation import generate
+from megalm.models.generation import continue_greedily, generate
 from megalm.models.gpt import GPT
+
+if TYPE_CHECKING:
+    from megalm.engine.engine import Engine  # DeepSpeed takes seconds to import
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +108,40 @@ def tokenizer_of(reader: CheckpointReader, moved_to: str | None = None) -> Token
             "give the right one with --tokenizer-model"
         )
     return tokenizer
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Continues the prompt of a run with the likeliest tokens, by the model in training, whatever its layout."""
+
+    tokenizer: Tokenizer
+    prompt: str
+    tokens: list[int]
+    count: int
+
+    @classmethod
+    def of(cls, config: RunConfig, tokenizer: Tokenizer | None) -> "Sampler | None":
+        """The sampler that --sample-prompt asks for, if it does.
+
+        Raises:
+            ConfigError: no tokenizer, or a prompt that leaves no room in seq_length.
+        """
+        prompt, length = config.training.sample_prompt, config.batch.seq_length
+        if prompt is None:
+            return None
+        if tokenizer is None:
+            raise ConfigError("sample_prompt needs a tokenizer; give --tokenizer-model FILE or drop --sample-prompt")
+        tokens = tokenizer.encode(prompt)
+        if not 0 < len(tokens) < length:
+            raise ConfigError(
+                f"sample_prompt has {len(tokens)} tokens; it must have at least 1 and less than seq_length={length}"
+            )
+        return cls(tokenizer, prompt, tokens, min(config.training.sample_tokens, length - len(tokens)))
+
+    def text(self, engine: "Engine") -> str:
+        """The prompt with its continuation; every rank calls it."""
+        new = continue_greedily(engine.next_logits, self.tokens, self.count, self.tokenizer.eod, engine.device)
+        return self.tokenizer.decode(self.tokens + [token for token in new if token != self.tokenizer.eod])
 
 
 def sample_text(

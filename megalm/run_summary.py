@@ -81,7 +81,7 @@ def _batch(config: RunConfig, place: Place, progress: Progress) -> str:
     size = batch.global_size(dp)
     steps = config.training.total_iters(size, progress.step, progress.consumed_samples)
     return (
-        f"{size} samples = {batch.micro_batch_size} micro x {dp} dp x {batch.accumulation(dp)} accumulated, "
+        f"{size} samples = {batch.micro_size} micro x {dp} dp x {batch.accumulation(dp)} accumulated, "
         f"{count(size * batch.seq_length)} tokens a step, {steps} steps = "
         f"{count(size * batch.seq_length * steps)} tokens"
     )

@@ -23,6 +23,7 @@ from megalm.dist.mesh import Axis
 from megalm.engine.engine import Engine, StepResult
 from megalm.engine.schedule import learning_rate
 from megalm.errors import NonFiniteError
+from megalm.generate import Sampler
 from megalm.models.flops import training_flops_per_token
 from megalm.models.randomness import stable_seed
 from megalm.monitor.board import Board
@@ -52,6 +53,8 @@ class Run:
     started: float
     identity: dict[str, Any]
     saved_step: int
+    sampler: Sampler | None
+    """Continues --sample-prompt."""
     evaluated_step: int = -1
 
     @property
@@ -66,12 +69,12 @@ class Run:
         return self.config.training.total_iters(self.global_batch_size, progress.step, progress.consumed_samples)
 
 
-def pretrain(config: RunConfig, place: Place) -> int:
-    """Train as `config` says; the exit code: 0, or EXIT_STOPPED after a signal.
+def pretrain(config: RunConfig, place: Place, stop: StopRequest | None = None) -> int:
+    """Train as `config` says; the exit code: 0, or EXIT_STOPPED after a signal (`stop` may hold one already).
 
     Every rank calls it inside the process group.
     """
-    stop = StopRequest()
+    stop = stop or StopRequest()
     stop.listen()
     run = build_run(config, place, stop)
     if run.progress.step >= run.total_iters and not config.training.skip_train:
@@ -96,6 +99,7 @@ def build_run(config: RunConfig, place: Place, stop: StopRequest) -> Run:
     config = config.model_copy(update={"model": model})
     identity = assembly.identity(tokenizer)
     point = together(place.device, lambda: ResumePoint.of(config, identity))
+    sampler = together(place.device, lambda: Sampler.of(config, tokenizer))
     data = together(place.device, lambda: assembly.build_data(config, model, tokenizer, global_batch_size, point))
     engine = assembly.build_model_and_engine(config, model, place)
     if len(data.train_names) > 1:
@@ -115,7 +119,7 @@ def build_run(config: RunConfig, place: Place, stop: StopRequest) -> Run:
     )
     board.show_config(dump_config(config))
     saved_step = progress.step if point.same_run else -1
-    run = Run(config, place, data, engine, board, progress, stop, started, identity, saved_step)
+    run = Run(config, place, data, engine, board, progress, stop, started, identity, saved_step, sampler)
     log.info(describe_run(run.config, place, data, engine, progress, point.origin))
     return run
 
@@ -136,6 +140,7 @@ def train(run: Run) -> bool:
             step = run.progress.step
             if training.eval_interval and step % training.eval_interval == 0:
                 evaluate(run, run.data.valid, "validation")
+                show_sample(run)
             reason = stop_reason(run)
             if every and step % every == 0:
                 save_now(run)
@@ -153,9 +158,9 @@ def step_once(run: Run, micro_batches: Iterator[dict[str, torch.Tensor]]) -> Non
     begin = time.monotonic()
     parts = list(islice(micro_batches, batch.accumulation(dp)))
     wait_s = time.monotonic() - begin
-    first = run.progress.consumed_samples + run.place.dp_rank * batch.micro_batch_size
+    first = run.progress.consumed_samples + run.place.dp_rank * batch.micro_size
     seeds = [
-        stable_seed(run.config.training.seed, "dropout", first + number * batch.micro_batch_size * dp)
+        stable_seed(run.config.training.seed, "dropout", first + number * batch.micro_size * dp)
         for number in range(len(parts))
     ]
     rate = learning_rate(run.progress.step + 1, run.config.optimizer, run.total_iters)
@@ -250,7 +255,16 @@ def evaluate_at_end(run: Run) -> None:
     """The last evaluation, on validation and test sets."""
     if run.evaluated_step != run.progress.step:
         evaluate(run, run.data.valid, "validation")
+        show_sample(run)
     evaluate(run, {} if run.data.test is None else {"": run.data.test}, "test")
+
+
+def show_sample(run: Run) -> None:
+    """Report how the model continues --sample-prompt."""
+    if run.sampler is not None:
+        run.board.pause()
+        run.board.sample(run.progress.step, run.sampler.text(run.engine))
+        run.board.resume()
 
 
 def save_now(run: Run) -> None:

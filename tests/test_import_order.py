@@ -23,6 +23,7 @@ MAY_IMPORT = {
     **dict.fromkeys(L1, L0),
     **{part: L0 | {"kernels"} for part in L2},
     **dict.fromkeys(L3, L0 | L1 | L2),
+    "launching": L0 | L1,
     "planner": L0 | L1 | L2 | L3 | {"assembly"},
 }
 """Part of megalm -> the other parts that it may import. All else directly in megalm/ is at the top: everything."""

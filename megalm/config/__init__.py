@@ -16,6 +16,7 @@ from megalm.config.dump import config_hash, dump_config
 from megalm.config.engine_json import engine_json, offloads_optimizer, zero_stage
 from megalm.config.flags import build_parser
 from megalm.config.load import Loaded, load, load_config
+from megalm.config.micro_batch import with_micro_batch_size
 from megalm.config.model import ModelConfig
 from megalm.config.output import CheckpointConfig, LoggingConfig
 from megalm.config.parallel import EngineConfig, ParallelConfig
@@ -50,5 +51,6 @@ __all__ = [
     "offloads_optimizer",
     "reference_markdown",
     "run_problems",
+    "with_micro_batch_size",
     "zero_stage",
 ]

@@ -7,6 +7,7 @@ A new rule is a function here and its name in `CHECKS`. What concerns one sectio
 from collections.abc import Callable
 
 from megalm.config.engine_json import deepspeed_only, zero_stage
+from megalm.config.micro_batch import derived_split_problems
 from megalm.config.pipeline import SCHEDULES, micro_batch_problems, pipeline_problems, schedule_name
 from megalm.config.sections import RunConfig
 from megalm.errors import LayoutError
@@ -50,6 +51,13 @@ def sample_count(config: RunConfig, global_batch_size: int) -> list[str]:
         return []
     nearest = _nearest_multiples(samples, global_batch_size)
     return [f"train_samples={samples} must be a multiple of global_batch_size={global_batch_size}; use {nearest}"]
+
+
+def batch_sizes(config: RunConfig) -> list[str]:
+    """A batch size from which the others follow."""
+    if config.batch.micro_batch_size is not None or config.batch.global_batch_size is not None:
+        return []
+    return ["micro_batch_size is missing; give --micro-batch-size N, or --global-batch-size N, from which it follows"]
 
 
 def recomputation(config: RunConfig) -> list[str]:
@@ -204,6 +212,7 @@ def pipeline_engine(config: RunConfig) -> list[str]:
 CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     sections,
     lengths,
+    batch_sizes,
     learning_rate,
     schedule,
     precision,
@@ -239,6 +248,7 @@ def layout_problems(config: RunConfig, world_size: int) -> list[str]:
             f"world {world_size} = tp {parallel.tensor_model_parallel_size} x pp "
             f"{parallel.pipeline_model_parallel_size} x cp {parallel.context_parallel_size} x dp ? has no solution: "
             f"the number of ranks must be a multiple of {one}; start {_nearest_multiples(world_size, one)} ranks"
+            f"{_axes_that_fit(config, world_size)}"
         )
         return found + model_split(config)
     return found + model_split(config) + batch_split(config, world_size // one)
@@ -249,7 +259,7 @@ def model_split(config: RunConfig) -> list[str]:
     tp, model = config.parallel.tensor_model_parallel_size, config.model
     found = []
     heads, kv_heads = model.num_attention_heads, model.num_kv_heads
-    valid = [size for size in range(1, heads + 1) if heads % size == 0 and _share_heads(kv_heads, size)]
+    valid = _tensor_parallel_sizes(config)
     if heads % tp:
         found.append(
             f"tensor_model_parallel_size={tp} must divide num_attention_heads={heads}; use {_nearest(tp, valid)}"
@@ -286,11 +296,14 @@ def sequence_split(config: RunConfig) -> list[str]:
 def batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
     """The global batch is micro-batches over ranks and accumulation steps."""
     batch, dp = config.batch, data_parallel_size
+    if batch.micro_batch_size is None:
+        return derived_split_problems(config, dp) + sample_count(config, batch.global_size(dp))
     total, micro, steps = batch.global_size(dp), batch.micro_batch_size, batch.gradient_accumulation_steps
     if total % (micro * dp):
         equation = f"global_batch_size={total} = micro_batch_size={micro} x dp {dp} x accumulation ? has no solution"
+        way_out = "" if total % dp else ", or leave --micro-batch-size out: it follows"
         nearest = _nearest_multiples(total, micro * dp)
-        return [f"{equation}: it must be a multiple of {micro * dp}; use {nearest}"]
+        return [f"{equation}: it must be a multiple of {micro * dp}; use {nearest}{way_out}"]
     if steps is not None and total != micro * dp * steps:
         product = f"micro_batch_size={micro} x dp {dp} x gradient_accumulation_steps={steps} = {micro * dp * steps}"
         fix = f"drop gradient_accumulation_steps or set it to {total // (micro * dp)}"
@@ -302,6 +315,28 @@ def batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
 def _ranks_of_one_model(config: RunConfig) -> int:
     parallel = config.parallel
     return parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+
+
+def _axes_that_fit(config: RunConfig, world_size: int) -> str:
+    """The nearest sizes of each axis that alone make the ranks come out even, as the end of a sentence."""
+    one, ways = _ranks_of_one_model(config), []
+    possible = {
+        "tensor_model_parallel_size": _tensor_parallel_sizes(config),
+        "pipeline_model_parallel_size": list(range(1, config.model.num_layers + 1)),
+    }
+    for name, sizes in possible.items():
+        size = getattr(config.parallel, name)
+        room, rest = divmod(world_size, one // size)
+        valid = [n for n in sizes if room % n == 0]
+        if size > 1 and rest == 0 and room and valid:
+            ways.append(f", or use --{name.replace('_', '-')} {_nearest(size, valid)}")
+    return "".join(ways)
+
+
+def _tensor_parallel_sizes(config: RunConfig) -> list[int]:
+    """The numbers of ranks over which the heads can be spread."""
+    heads, kv_heads = config.model.num_attention_heads, config.model.num_kv_heads
+    return [size for size in range(1, heads + 1) if heads % size == 0 and _share_heads(kv_heads, size)]
 
 
 def _share_heads(kv_heads: int, ranks: int) -> bool:

@@ -48,6 +48,8 @@ def _without_ranks(config: RunConfig) -> dict[str, Any]:
         merged["train_batch_size"] = "auto"
     elif config.batch.gradient_accumulation_steps is None:
         merged["gradient_accumulation_steps"] = "auto"
+    if config.batch.micro_batch_size is None:
+        merged["train_micro_batch_size_per_gpu"] = "auto"
     return merged
 
 

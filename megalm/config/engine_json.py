@@ -4,6 +4,7 @@ import math
 from copy import deepcopy
 from typing import Any
 
+from megalm.config.micro_batch import with_micro_batch_size
 from megalm.config.sections import RunConfig
 from megalm.config.training import PrecisionConfig
 
@@ -29,10 +30,11 @@ def _offloads(zero: dict[str, Any], block: str) -> bool:
 
 def engine_json(config: RunConfig, data_parallel_size: int) -> dict[str, Any]:
     """The final DeepSpeed configuration: no "auto", no optimizer or scheduler (those are handed over as objects)."""
+    config = with_micro_batch_size(config, data_parallel_size)
     merged = deepspeed_only(config)
     stage = zero_stage(config)
     merged["train_batch_size"] = config.batch.global_size(data_parallel_size)
-    merged["train_micro_batch_size_per_gpu"] = config.batch.micro_batch_size
+    merged["train_micro_batch_size_per_gpu"] = config.batch.micro_size
     merged["gradient_accumulation_steps"] = config.batch.accumulation(data_parallel_size)
     merged["gradient_clipping"] = config.optimizer.clip_grad
     merged["zero_optimization"] = zero_block(merged.get("zero_optimization", {}), stage)

@@ -74,10 +74,13 @@ def pipeline_problems(config: RunConfig) -> list[str]:
     if parallel.pipeline_layout is not None:
         return _layout_problems(parallel, layers, stages)
     if stages > layers:
+        chunks = stages // ranks
+        given = parallel.virtual_pipeline_size is not None
+        fewer = f"--virtual-pipeline-size {layers // ranks} or less" if given else "another --pipeline-schedule"
         return [
-            f"pipeline_model_parallel_size={ranks} x {stages // ranks} stages a rank = {stages} stages need a layer "
-            f"each, but num_layers={layers}; use at most {max(1, layers * ranks // stages)} pipeline ranks, or another "
-            "--pipeline-schedule"
+            f"pipeline_model_parallel_size={ranks} x {chunks} stages a rank = {stages} stages need a layer each, but "
+            f"num_layers={layers}; use at most {max(1, layers // chunks)} pipeline ranks"
+            + (f", or {fewer}" if chunks > 1 and layers >= ranks else "")
         ]
     return []
 
@@ -86,7 +89,7 @@ def micro_batch_problems(parallel: ParallelConfig, num_layers: int, micro_batche
     """Numbers of micro-batches a step that the schedule cannot do."""
     ranks, name = parallel.pipeline_model_parallel_size, schedule_name(parallel)
     given = f"pipeline_schedule={name} with {micro_batches} micro-batches a step and rank"
-    fix = "change --global-batch-size or --micro-batch-size, or use another --pipeline-schedule"
+    fix = "change --global-batch-size or --micro-batch-size (left out, it follows), or use another --pipeline-schedule"
     if ranks == 1:
         return []
     if name == "dualpipev" and micro_batches < 2 * ranks:

@@ -15,22 +15,29 @@ class BatchConfig(Section):
 
     seq_length: int = Field(ge=1)
     """Tokens of one sample."""
-    micro_batch_size: int = Field(ge=1)
-    """Samples that one data-parallel rank takes through the model at once."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Samples that one data-parallel rank takes through the model at once. Default: what follows from
+    global_batch_size: a rank's whole share, under a pipeline the largest part that gives each stage a micro-batch."""
     global_batch_size: int | None = Field(None, ge=1)
     """Samples of one optimizer step over all ranks. Default: micro_batch_size x gradient_accumulation_steps x
     data-parallel size."""
     gradient_accumulation_steps: int | None = Field(None, ge=1)
     """Micro-batches that each rank accumulates in one step. Default: what global_batch_size asks for, else 1."""
 
+    @property
+    def micro_size(self) -> int:
+        """Samples of one micro-batch."""
+        assert self.micro_batch_size is not None, "with_micro_batch_size fills it in"
+        return self.micro_batch_size
+
     def global_size(self, data_parallel_size: int) -> int:
         """Samples of one optimizer step."""
         steps = self.gradient_accumulation_steps or 1
-        return self.global_batch_size or self.micro_batch_size * steps * data_parallel_size
+        return self.global_batch_size or self.micro_size * steps * data_parallel_size
 
     def accumulation(self, data_parallel_size: int) -> int:
         """Micro-batches that each rank accumulates in one optimizer step."""
-        return self.global_size(data_parallel_size) // (self.micro_batch_size * data_parallel_size)
+        return self.global_size(data_parallel_size) // (self.micro_size * data_parallel_size)
 
 
 class TrainingConfig(Section):
@@ -44,6 +51,11 @@ class TrainingConfig(Section):
     """Steps between two evaluations on the validation set. Default: only at the end of the run."""
     eval_iters: int = Field(100, ge=0)
     """Global batches of one evaluation, the same ones every time; 0 turns evaluation off."""
+    sample_prompt: str | None = None
+    """Text to continue with the likeliest tokens after each evaluation and at the end; the log and TensorBoard show
+    it."""
+    sample_tokens: int = Field(32, ge=1)
+    """Tokens that continue sample_prompt, as far as seq_length allows."""
     skip_train: bool = False
     """Load, evaluate and exit."""
     exit_interval: int | None = Field(None, ge=1)

@@ -1,24 +1,17 @@
-"""Input files to chunks to documents: JSON lines, plain text and Parquet.
+"""Streams to chunks to documents: JSON lines, plain text and Parquet.
 
 A chunk is some whole documents of one file, small against memory; documents are parsed from chunks. A format is one
 entry of FORMATS, a compression one entry of COMPRESSIONS.
 """
 
-import errno
-import gzip
-import hashlib
 import io
 import json
-import os
 import re
-import stat
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal
 
-from megalm.config.suggest import did_you_mean
 from megalm.data import parquet
 from megalm.data.compression import COMPRESSIONS
 from megalm.errors import DataError
@@ -65,6 +58,8 @@ class Document:
     line: int
     texts: tuple[str, ...]
     """One text per key."""
+    repaired: bool = False
+    """U+FFFD stands for something that was not Unicode (`Reading.repair`)."""
 
 
 @dataclass(frozen=True)
@@ -93,100 +88,6 @@ class Format:
     """A document is a line: a file that is not compressed can be read from any line on."""
     is_table: bool = False
     """Made of row groups, which can be read on their own; not a stream."""
-
-
-class InputFile:
-    """An input file that counts and hashes the bytes read from disk, before decompression.
-
-    Raises:
-        DataError: no such file, or a name that tells no known format; while reading: damaged or cut-off compression.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.format = format_of(path)
-        self.compression = Path(path).suffix if Path(path).suffix in COMPRESSIONS else None
-        self._metered: _MeteredFile | None = None
-        self.size, self.modified_ns, self.is_regular = 0, 0, False
-        if path == STDIN:
-            return
-        try:
-            found = os.stat(path)
-            if not os.access(path, os.R_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except OSError as error:
-            raise cannot_read(path, error) from error
-        self.size, self.modified_ns, self.is_regular = found.st_size, found.st_mtime_ns, stat.S_ISREG(found.st_mode)
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes read from disk so far."""
-        return self._metered.count if self._metered else 0
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the bytes read so far: of the file after the last chunk."""
-        assert self._metered is not None, "nothing was read"
-        return self._metered.digest.hexdigest()
-
-    def chunks(self, reading: Reading) -> Iterator[Chunk]:
-        """The chunks of the file, in order; closes it at the end."""
-        with damage_named(self.path):
-            # Descriptor 0 is not ours to close.
-            raw = open(0 if self.path == STDIN else self.path, "rb", buffering=0, closefd=self.path != STDIN)  # noqa: SIM115
-            with _MeteredFile(raw) as self._metered:
-                stream = cast(IO[bytes], io.BufferedReader(self._metered, CHUNK_BYTES))
-                if self.compression:
-                    stream = COMPRESSIONS[self.compression](stream)
-                yield from self.format.chunks(self.path, stream, reading)
-                while self._metered.read(CHUNK_BYTES):
-                    pass  # what the format did not need belongs to the hash
-
-    def documents(self, reading: Reading) -> Iterator[Found]:
-        """The documents of the file, in order."""
-        for chunk in self.chunks(reading):
-            yield from self.format.documents(chunk, reading)
-
-
-class damage_named:  # noqa: N801 (used as a function)
-    """Turns what readers and decompressors raise for a damaged file into a DataError that names it."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile, parquet.DamagedError)) or (
-            type(error).__name__ == "ZstdError"  # of a package that is loaded only when it is needed
-        ):
-            raise DataError(f"{self._path} is damaged or cut off: {error}; copy it again") from error
-        if isinstance(error, OSError):
-            raise cannot_read(self._path, error) from error
-
-
-class _MeteredFile(io.RawIOBase):
-    """A raw file that counts and hashes what is read from it."""
-
-    def __init__(self, raw: io.FileIO) -> None:
-        super().__init__()
-        self._raw = raw
-        self.count = 0
-        self.digest = hashlib.sha256()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        read = self._raw.readinto(buffer) or 0
-        self.digest.update(memoryview(buffer)[:read])
-        self.count += read
-        return read
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
 
 
 class LineRange(io.RawIOBase):
@@ -275,7 +176,7 @@ def json_documents(chunk: Chunk, reading: Reading) -> Iterator[Found]:
             yield _too_long(chunk.path, number, reading)
         elif line and not line.isspace():
             try:
-                yield Document(number, _texts(line, reading))
+                yield _record(number, line, reading)
             except _FaultError as fault:
                 yield Rejected(chunk.path, number, fault.kind, fault.detail)
 
@@ -290,22 +191,26 @@ class _FaultError(Exception):
         self.kind, self.detail = kind, detail
 
 
-def _texts(line: bytes, reading: Reading) -> tuple[str, ...]:
+def _record(number: int, line: bytes, reading: Reading) -> Document:
+    content, repaired = _decoded(line, reading, "of the line")
     try:
-        record = json.loads(_decoded(line, reading, "of the line"))
+        record = json.loads(content)
     except json.JSONDecodeError as error:
         raise _FaultError("invalid JSON", f"{error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:
         raise _FaultError("invalid JSON", str(error)) from None
     if not isinstance(record, dict):
         raise _FaultError("not an object", f"a JSON {type(record).__name__}")
-    return tuple(_text(_value(record, key), key, reading) for key in reading.keys)
+    return _document(number, [_value(record, key) for key in reading.keys], reading, repaired=repaired)
 
 
-def _decoded(content: bytes, reading: Reading, where: str) -> str:
+def _decoded(content: bytes, reading: Reading, where: str) -> tuple[str, bool]:
+    """(text, whether it was repaired)."""
     try:
-        return content.decode(errors="replace" if reading.repair else "strict")
+        return content.decode(), False
     except UnicodeDecodeError as error:
+        if reading.repair:
+            return content.decode(errors="replace"), True
         raise _FaultError("invalid UTF-8", f"byte {error.start + 1} {where}") from None
 
 
@@ -317,7 +222,15 @@ def _value(record: dict[str, Any], key: str) -> Any:
     return record[key]
 
 
-def _text(text: Any, key: str, reading: Reading) -> str:
+def _document(line: int, values: Iterable[Any], reading: Reading, *, repaired: bool = False) -> Document:
+    found = [_text(value, key, reading) for value, key in zip(values, reading.keys, strict=True)]
+    return Document(line, tuple(text for text, _ in found), repaired or any(changed for _, changed in found))
+
+
+def _text(text: Any, key: str, reading: Reading) -> tuple[str, bool]:
+    """(text, whether it was repaired)."""
+    if isinstance(text, bytes):  # a binary column of a table, as some writers store texts
+        return _decoded(text, reading, f'of "{key}"')
     if not isinstance(text, str):
         raise _FaultError("not a string", f'"{key}" holds {type(text).__name__}')
     if not text.isascii():
@@ -326,9 +239,9 @@ def _text(text: Any, key: str, reading: Reading) -> str:
         except UnicodeEncodeError as error:
             if reading.repair:
                 # "?" is what a codec puts for what it cannot encode; U+FFFD is Unicode's own sign for it
-                return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), True
             raise _FaultError("lone surrogate", f'character {error.start + 1} of "{key}" is half of a pair') from None
-    return text
+    return text, False
 
 
 _BLANK_LINE = re.compile(rb"\n(?:[ \t\r]*\n)+")
@@ -377,7 +290,8 @@ def text_documents(chunk: Chunk, reading: Reading) -> Iterator[Found]:
             yield _too_long(chunk.path, line, reading)
             continue
         try:
-            yield Document(line, (_decoded(body, reading, "of the document"),) * len(reading.keys))
+            text, repaired = _decoded(body, reading, "of the document")
+            yield Document(line, (text,) * len(reading.keys), repaired)
         except _FaultError as fault:
             yield Rejected(chunk.path, line, fault.kind, fault.detail)
 
@@ -400,14 +314,14 @@ def table_documents(chunk: Chunk, reading: Reading) -> Iterator[Found]:
     assert chunk.columns is not None, "made by parquet.chunks"
     for row, values in enumerate(zip(*chunk.columns, strict=True), chunk.first_line):
         try:
-            texts = tuple(_text(value, key, reading) for value, key in zip(values, reading.keys, strict=True))
+            document = _document(row, values, reading)
         except _FaultError as fault:
             yield Rejected(chunk.path, row, fault.kind, fault.detail)
             continue
-        if max(map(len, texts)) > reading.max_line_bytes:
+        if max(map(len, document.texts)) > reading.max_line_bytes:
             yield _too_long(chunk.path, row, reading)
         else:
-            yield Document(row, texts)
+            yield document
 
 
 def _table_chunks(path: str, stream: IO[bytes], reading: Reading) -> Iterator[Chunk]:
@@ -464,10 +378,3 @@ def is_known_format(path: str) -> bool:
     except DataError:
         return False
     return True
-
-
-def cannot_read(path: str, error: OSError) -> DataError:
-    """The error for a file that the system does not let us read."""
-    folder = Path(path).parent
-    names = [str(p) for p in folder.iterdir() if p.is_file()] if folder.is_dir() and not Path(path).exists() else []
-    return DataError(f"cannot read {path}: {error.strerror}; give files that exist{did_you_mean(path, names)}")

@@ -14,7 +14,8 @@ from typing import Any
 from megalm import __version__
 from megalm.data.atomic import atomic_write
 from megalm.data.corpus import is_up_to_date, write_manifest
-from megalm.data.readers import InputFile, Reading, Rejected
+from megalm.data.input_file import InputFile
+from megalm.data.readers import Reading, Rejected
 from megalm.errors import DataError
 
 TRAINING_BYTES = {"bpe": 24_000_000, "unigram": 2_000_000}

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from megalm.dist.environment import LaunchEnvironment
+from megalm.dist.rendezvous import open_store
 from megalm.errors import PlatformError
 
 
@@ -38,24 +39,24 @@ def start_process_group(environment: LaunchEnvironment, backend: str, timeout_mi
         PlatformError: the ranks do not meet within the time limit.
     """
     timeout = timedelta(minutes=timeout_minutes)
-    if environment.world_size == 1:
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    rank, world_size = environment.rank, environment.world_size
+    if world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
         return
+    meeting = f"{environment.master_addr}:{environment.master_port}"
     try:
-        dist.init_process_group(
-            backend,
-            init_method=f"tcp://{environment.master_addr}:{environment.master_port}",
-            rank=environment.rank,
-            world_size=environment.world_size,
-            timeout=timeout,
-        )
+        if environment.agent_store:
+            dist.init_process_group(
+                backend, init_method=f"tcp://{meeting}", rank=rank, world_size=world_size, timeout=timeout
+            )
+        else:
+            store = open_store(environment, timeout)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise PlatformError(
-            f"rank {environment.rank} of {environment.world_size} could not join the others at "
-            f"{environment.master_addr}:{environment.master_port} within {timeout_minutes:g} minutes: "
-            f"{str(error).splitlines()[0]}; check that the address is reachable and the port is free "
-            "(--master_port of the launcher)"
+            f"rank {rank} of {world_size} could not join the others at {meeting} within {timeout_minutes:g} minutes: "
+            f"{str(error).splitlines()[0]}; check that every rank was started, and that the address is reachable "
+            "(GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose the network)"
         ) from error
 
 

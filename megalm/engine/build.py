@@ -10,7 +10,6 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from torch import nn
 from torch.distributed import ProcessGroup
@@ -18,6 +17,7 @@ from torch.distributed import ProcessGroup
 from megalm.config.training import OptimizerConfig, PrecisionConfig
 from megalm.dist.groups import MeshGroups
 from megalm.dist.slices import Placement
+from megalm.engine.cpu_adam import build_cpu_adam
 from megalm.engine.engine import Engine
 from megalm.engine.mpu import MeshUnit
 from megalm.engine.norm import agree_on_norm
@@ -113,7 +113,7 @@ def _build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer on which DeepSpeed builds stages 1 to 3."""
     if engine_json["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none":
-        offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **adam_options(config))
+        offloaded: torch.optim.Optimizer = build_cpu_adam()(groups, adamw_mode=True, **adam_options(config))
         return offloaded
     return torch.optim.AdamW(groups, fused=True, **adam_options(config))
 

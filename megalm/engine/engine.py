@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megalm.dist.groups import MeshGroups
@@ -147,6 +148,21 @@ class Engine:
         for batch in micro_batches:
             sums += torch.stack([self._summed_loss(batch, None).double(), token_count(batch["loss_mask"])])
         return sums
+
+    @torch.no_grad()
+    def next_logits(self, tokens_BT: Tensor) -> Tensor:
+        """Logits (B, V), float32, of the token after each row of `tokens_BT`, without vocabulary padding.
+
+        Every rank calls it with the same tokens, at most a micro-batch of samples, and has the result.
+        """
+        self.wrapped.eval()
+        if self._pipeline is not None and self._gradients is not None:
+            with self._gradients.parameters_at_hand():
+                return self._pipeline.next_logits(tokens_BT).float()
+        length, model = tokens_BT.shape[1], self.wrapped.module
+        # sequence parallelism needs equal parts; what comes after a token does not change its logits
+        logits_BTV = self.wrapped(F.pad(tokens_BT, (0, -length % self.groups.size(Axis.TP))))
+        return logits_BTV[:, length - 1, : model.config.vocab_size].float()  # type: ignore[no-any-return]
 
     def mean_over_ranks(self, sums: Tensor) -> float:
         """Loss per token from every rank's sum of `eval_step` results."""

@@ -49,6 +49,9 @@ class Pipeline(Protocol):
     def evaluate(self, micro_batches: Sequence[Batch]) -> Tensor:
         """(sum of losses, number of unmasked tokens), float64, on the last stage, else zeros."""
 
+    def next_logits(self, tokens_BT: Tensor) -> Tensor:
+        """Logits (B, V) of the token after each row, without vocabulary padding, on every rank."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Staged:
@@ -104,12 +107,19 @@ class StageGradients:
                 module._parameters._in_forward = False  # type: ignore[attr-defined]
 
     def _begin(self) -> None:
-        """Nothing is accumulated yet. The boundary comes in `_finish`, when all micro-batches are in."""
+        """Nothing is accumulated yet. The boundary comes in `_finish`, when all micro-batches are in.
+
+        DeepSpeed copies the first gradients of a step and adds the later ones. Stages see their first micro-batch at
+        different times, so all of them add, to zero.
+        """
         self._wrapped.set_gradient_accumulation_boundary(False)
         if self._stage == 3:
-            # stages see their first micro-batch at different times, so all of them add, to zero
             self._optimizer.grad_partitions_flat_buffer.zero_()
             self._optimizer.micro_step_id = 1
+        elif self._stage == 2 and self._optimizer.cpu_offload:
+            for held in self._optimizer.accumulated_grads_in_cpu.values():
+                held.zero_()
+            self._optimizer.micro_step_id = 0  # becomes 1 at the first reduction
 
     @torch.no_grad()
     def _collect(self, parameters: Iterable[nn.Parameter]) -> None:

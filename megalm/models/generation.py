@@ -50,6 +50,26 @@ def generate(
         model.train(was_training)
 
 
+def continue_greedily(
+    next_logits: Callable[[Tensor], Tensor],
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
+    stop_token: int | None,
+    device: torch.device,
+) -> list[int]:
+    """The likeliest token after the prompt, and so on: at most `max_new_tokens` ids, up to `stop_token` (included).
+
+    `next_logits` takes the tokens so far (1, T) and gives the next one's logits (1, V). It sees all of them every time:
+    for a model in training, in whatever layout, which keeps no keys and values.
+    """
+    tokens = list(prompt_tokens)
+    for _ in range(max_new_tokens):
+        tokens.append(int(next_logits(torch.tensor([tokens], device=device)).argmax()))
+        if tokens[-1] == stop_token:
+            break
+    return tokens[len(prompt_tokens) :]
+
+
 def truncate_logits(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:
     """The logits (B, V) with every token outside top-k, then outside top-p of what is left, at -inf.
 

@@ -77,6 +77,13 @@ class Board:
                     own = key.removeprefix(f"{name}_loss").replace("/", " ", 1)
                     log.info(validation_line(row["step"], row[key], row[key.replace("loss", "ppl", 1)], name + own))
 
+    def sample(self, step: int, text: str) -> None:
+        """Report text that the model has written."""
+        if self._speaks:
+            log.info(" sample at iteration %d | %s", step, text)
+        if self._tensorboard is not None:
+            self._tensorboard.write_text("sample", text, step)
+
     def pause(self) -> None:
         """What follows until `resume` is not training time."""
         self._for_lines.pause()

@@ -51,6 +51,10 @@ class TensorBoard:
         """Show the run's configuration in the Text tab."""
         self._writer.add_text("config", "```yaml\n" + text + "\n```")
 
+    def write_text(self, tag: str, text: str, step: int) -> None:
+        """Show text in the Text tab."""
+        self._writer.add_text(tag, text, step)
+
     def close(self) -> None:
         """Write what is still queued."""
         self._writer.close()

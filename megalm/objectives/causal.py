@@ -39,14 +39,14 @@ class CausalObjective:
                 raise ConfigError(f"{option} needs a tokenizer with an end-of-document token; drop {flag}")
 
     def __call__(self, sample: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.generic]]:
-        """The arrays of one batch row; `sample` is not changed."""
+        """The arrays of one batch row; `sample` is not changed, but `tokens` and `labels` may be views of it."""
         tokens, labels = sample[:-1], sample[1:]
         if sample[-1] == self.pad:  # padding is at the end
             loss_mask = (labels != self.pad).astype(np.float32)
             inputs, targets = np.where(tokens == self.pad, 0, tokens), np.where(labels == self.pad, 0, labels)
         else:
             loss_mask = np.ones(len(labels), dtype=np.float32)
-            inputs, targets = tokens.copy(), labels.copy()
+            inputs, targets = tokens, labels  # views: the loader copies when it stacks rows
         if self.eod_mask_loss:
             loss_mask[tokens == self.eod] = 0.0
         row: dict[str, npt.NDArray[np.generic]] = {

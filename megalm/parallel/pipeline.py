@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.pipelining import PipelineStage
@@ -227,7 +228,8 @@ class FedStage(PipelineStage):
 class Pipeline:
     """This rank's stages, and the micro-batches of a step through the whole pipeline.
 
-    `shape` is that of the residual stream between stages, (B, T, D), or what a tensor-parallel rank holds of it.
+    `shape` is that of the residual stream between stages, (B, T, D), or what a tensor-parallel rank holds of it;
+    `seq_length` is the whole T.
     """
 
     def __init__(
@@ -236,6 +238,7 @@ class Pipeline:
         chunks: Sequence[GPT],
         *,
         shape: tuple[int, int, int],
+        seq_length: int,
         dtype: torch.dtype,
         device: torch.device,
         group: ProcessGroup,
@@ -245,6 +248,8 @@ class Pipeline:
         self.group = group
         self.num_micro_batches = num_micro_batches
         self._rank = dist.get_rank(group)
+        self._length = seq_length
+        self._vocab_size = chunks[0].config.vocab_size or 0
         self._hidden = torch.empty(shape, dtype=dtype, device="meta").requires_grad_()
         self._device = device
         self._feed = Feed()
@@ -302,6 +307,32 @@ class Pipeline:
         for work, _ in sending:
             work.wait()
         return sums
+
+    @torch.no_grad()
+    def next_logits(self, tokens_BT: Tensor) -> Tensor:
+        """Logits (B, V) of the token after each row of `tokens_BT`, without vocabulary padding, on every rank.
+
+        The rows are padded to the shape that the stages exchange, a whole micro-batch: none may be longer.
+        """
+        (rows, length), (most, _, _) = tokens_BT.shape, self._hidden.shape
+        tokens_BT = F.pad(tokens_BT, (0, self._length - length, 0, most - rows))
+        positions_BT = torch.arange(self._length, device=tokens_BT.device)[None]
+        kept: dict[tuple[int, int], Tensor] = {}
+        for number, module in self._modules.items():
+            x_BTD = self._received(number, 0, kept)
+            x_BTD = module.part.embed(tokens_BT, positions_BT) if x_BTD is None else x_BTD
+            x_BTD = module.part.run_layers(x_BTD, positions_BT)
+            if module.is_last:
+                logits_BV = module.part.logits(x_BTD)[:rows, length - 1, : self._vocab_size].contiguous()
+            elif number + 1 in self._modules:
+                kept[number + 1, 0] = x_BTD
+            else:
+                dist.send(x_BTD, group=self.group, group_dst=self._holder(number + 1))
+        last = self._holder(len(self.plan.layers) - 1)
+        if self._rank != last:
+            logits_BV = torch.empty(rows, self._vocab_size, dtype=self._hidden.dtype, device=self._device)
+        dist.broadcast(logits_BV, group=self.group, group_src=last)
+        return logits_BV
 
     def _received(self, number: int, index: int, kept: dict[tuple[int, int], Tensor]) -> Tensor | None:
         """What stage `number` gets of micro-batch `index`: from this rank's own earlier stage, or by a receive."""

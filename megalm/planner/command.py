@@ -2,7 +2,7 @@
 
 import argparse
 
-from megalm.config import RunConfig, check_layout, load_config
+from megalm.config import RunConfig, check_layout, load_config, with_micro_batch_size
 from megalm.errors import ConfigError
 
 TAKES_RUN_FLAGS = True
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace, run_flags: list[str]) -> int:
     parallel = config.parallel
     one = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     world = arguments.world_size or one
-    check_layout(config, world)
+    config = with_micro_batch_size(config, check_layout(config, world))
 
     from megalm.planner.plan import make_plan  # imports torch: after the configuration is known to be good
     from megalm.planner.schedule import StepTimes

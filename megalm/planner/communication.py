@@ -61,4 +61,4 @@ def _pipeline(layout: Layout) -> int:
 def _activation_bytes(layout: Layout) -> int:
     """The residual stream (B, T, D) of one micro-batch."""
     batch, config = layout.config.batch, layout.config
-    return batch.micro_batch_size * batch.seq_length * config.model.hidden_size * SIZES[config.precision.dtype]
+    return batch.micro_size * batch.seq_length * config.model.hidden_size * SIZES[config.precision.dtype]

@@ -50,7 +50,7 @@ class Plan:
         """Logits of one micro-batch on a rank that holds the head."""
         batch = self.layout.config.batch
         size = SIZES[self.layout.config.precision.dtype]
-        return batch.micro_batch_size * batch.seq_length * self.layout.rows * size
+        return batch.micro_size * batch.seq_length * self.layout.rows * size
 
     def peak(self, mode: str) -> int:
         """Bytes of the fullest rank under a recompute granularity."""
@@ -85,7 +85,7 @@ def _plan_rank(layout: Layout, pp_rank: int, in_flight: float, modes: tuple[str,
         activations = activation_bytes(
             part,
             _recompute(config.recompute, mode),
-            micro_batch_size=config.batch.micro_batch_size,
+            micro_batch_size=config.batch.micro_size,
             seq_length=config.batch.seq_length,
             dtype=dtype,
             gradient_dtype=wide if state.gradients_at_parameters else None,

@@ -27,7 +27,7 @@ def fit(plan: Plan, memory_per_device: float) -> str:
     ways = [f"--recompute-granularity {lower[0]} needs {gigabytes(plan.peak(lower[0]))}"] if lower else []
     if stage < 3 and plan.layout.mesh.dp > 1:
         ways.append(f"--zero-stage {stage + 1} spreads more over {plan.layout.mesh.dp} ranks")
-    if plan.layout.config.batch.micro_batch_size > 1:
+    if plan.layout.config.batch.micro_size > 1:
         ways.append("a smaller --micro-batch-size takes less for activations")
     ways.append("more tensor-parallel or pipeline ranks hold less of the model each")
     return f"WARNING: will not fit: {gigabytes(peak)} needed, {room} a device; " + "; ".join(ways)
@@ -46,7 +46,7 @@ def _overview(plan: Plan) -> str:
     flops = plan.flops_per_token * tokens
     rows = [
         ("layout", f"{mesh}, ZeRO {zero_stage(config)}, {config.precision.dtype}, recompute {plan.mode}"),
-        ("batch", f"{size} samples = {batch.micro_batch_size} micro x {mesh.dp} dp x {layout.micro_batches} "
+        ("batch", f"{size} samples = {batch.micro_size} micro x {mesh.dp} dp x {layout.micro_batches} "
                   f"micro-batches, {count(tokens)} tokens a step"),
         ("FLOPs", f"{count(plan.flops_per_token)} a token, {count(flops)} a step, "
                   f"{count(flops / mesh.world_size)} a step and rank"),

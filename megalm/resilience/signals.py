@@ -13,6 +13,14 @@ class StopRequest:
         self.number = 0
         self._count = 0
 
+    def listen_early(self) -> None:
+        """Take note of SIGUSR1 and SIGUSR2 while the process starts: a scheduler's warning must not end it.
+
+        SIGTERM and SIGINT still end it at once: there is nothing to save yet.
+        """
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._note)
+
     def listen(self) -> None:
         """Install the handlers (main thread only)."""
         for number in _SIGNALS:

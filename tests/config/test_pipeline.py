@@ -18,7 +18,12 @@ PP2 = "--num-layers 8 --pipeline-model-parallel-size 2"
         (f"{PP2} --pipeline-schedule zbv --virtual-pipeline-size 3", "needs exactly 2 stages a rank, not 3"),
         (f"{PP2} --pipeline-schedule gpipe --virtual-pipeline-size 2", "needs exactly 1 stages a rank, not 2"),
         (f"{PP2} --pipeline-schedule interleaved-1f1b --virtual-pipeline-size 1", "needs at least 2 stages a rank"),
-        (f"{PP2} --virtual-pipeline-size 5", "10 stages need a layer each, but num_layers=8"),
+        (
+            f"{PP2} --virtual-pipeline-size 5",
+            "10 stages need a layer each, but num_layers=8; use at most 1 pipeline ranks, or --virtual-pipeline-size 4 "
+            "or less",
+        ),
+        ("--pipeline-model-parallel-size 4", "need a layer each, but num_layers=2; use at most 2 pipeline ranks"),
         (f"{PP2} --num-layers-per-virtual-pipeline-stage 3", "must be a multiple of"),
         (f"{PP2} --num-layers-per-virtual-pipeline-stage 2 --virtual-pipeline-size 2", "both say how many stages"),
         (f"{PP2} --pipeline-layout 4,x", "must be numbers of layers with commas between"),

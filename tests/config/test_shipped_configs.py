@@ -16,8 +16,8 @@ RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
 PRECISION = {"fp16.json": "--fp16"}
 
 
-def test_the_six_json_files_are_shipped():
-    assert [file.stem for file in JSONS] == ["fp16", "offload", "zero0", "zero1", "zero2", "zero3"]
+def test_the_json_files_are_shipped():
+    assert [file.stem for file in JSONS] == ["fp16", "offload", "zero0", "zero1", "zero2", "zero3", "zero3_offload"]
 
 
 @pytest.mark.parametrize("file", JSONS, ids=lambda file: file.stem)
@@ -44,7 +44,7 @@ def test_shipped_json_is_short(file):
 def test_shipped_recipe_loads_from_the_repository_root(recipe, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = load_config(["--config", str(recipe)])
-    assert engine_json(config, 1)["train_micro_batch_size_per_gpu"] == config.batch.micro_batch_size
+    assert engine_json(config, 1)["train_batch_size"] == config.batch.global_batch_size
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)

@@ -44,8 +44,5 @@ def megatron() -> types.SimpleNamespace:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ("gpt_dataset", "indexed_dataset", "helpers", "blended_megatron_dataset_config", "utils"):
-            try:
-                modules[name] = importlib.import_module(f"megatron.core.datasets.{name}")
-            except ImportError as error:
-                pytest.skip(f"megatron-core does not import: {error}; pip install --no-deps 'megatron-core==0.16.*'")
+            modules[name] = importlib.import_module(f"megatron.core.datasets.{name}")
     return types.SimpleNamespace(**modules)

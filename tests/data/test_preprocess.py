@@ -465,3 +465,65 @@ def test_a_terminal_shows_a_bar_that_is_rewritten() -> None:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def test_what_was_no_unicode_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(b'{"text": "a\xff"}\n{"text": "\\ud800"}\n{"text": "b"}\n')
+    run(tmp_path, "--clean")
+    manifest = json.loads((tmp_path / "out_text_document.manifest.json").read_bytes())
+    assert manifest["changed"] == {"no Unicode, now U+FFFD": 2}
+
+
+def test_an_id_outside_the_vocabulary_is_named_with_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ByteLevelTokenizer, "vocab_size", 120)
+    write_lines(tmp_path / "in.jsonl", ["abc", "wxyz"])
+    with pytest.raises(DataError, match=r"gave id 120, outside its vocabulary of 120, in 'wxyz'"):
+        run(tmp_path)
+    assert outputs(tmp_path) == []
+
+
+@pytest.mark.parametrize(("ids", "dtype"), [(65498, np.uint16), (65499, np.int32), (2**31 - 1, np.int32)])
+def test_the_vocabulary_decides_the_dtype_at_its_limits(tmp_path: Path, ids: int, dtype: Any) -> None:
+    write_lines(tmp_path / "in.jsonl", [f"0 {ids - 1}"])
+    run(tmp_path, "--append-eod", tokenizer=f"--tokenizer-type NullTokenizer --tokenizer-vocab-size {ids}")
+    data = IndexedDataset(tmp_path / "out_text_document")  # the end of document is one id more
+    assert data.dtype == dtype
+    assert data[0].tolist() == [0, ids - 1, ids]
+
+
+def test_a_tokenizer_that_begins_texts_itself_does_not_get_a_second_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ByteLevelTokenizer, "bos", ord("a"))  # as if its encoding of "a" began with it
+    write_lines(tmp_path / "in.jsonl", ["x"])
+    with pytest.raises(DataError, match="there would be two"):
+        run(tmp_path, "--prepend-bos")
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ("--max-line-mb nan", "--max-line-mb nan must be"),
+        ("--max-line-mb inf", "--max-line-mb inf must be"),
+        ("--json-keys a/b", 'must not be empty or hold a "/"'),
+    ],
+)
+def test_values_without_sense_are_refused(tmp_path: Path, flags: str, problem: str) -> None:
+    write_lines(tmp_path / "in.jsonl", ["x"])
+    with pytest.raises(ConfigError, match=problem):
+        run(tmp_path, flags)
+
+
+def test_what_the_disk_says_between_the_phases_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines(tmp_path / "in.jsonl", ["x"])
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "out.parts/publishing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "replace_text", full)
+        with pytest.raises(DataError, match=r"cannot write out\.parts/publishing: No space.*the same command goes on"):
+            run(tmp_path)
+    assert not [name for name in outputs(tmp_path) if name.endswith((".bin", ".idx", ".json"))]
+    run(tmp_path)
+    assert texts_of(tmp_path / "out_text_document") == ["x"]

@@ -75,6 +75,7 @@ def test_killed_runs_end_in_the_bytes_of_an_undisturbed_one(tmp_path: Path, flag
             for path in tmp_path.glob("killed*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             assert process.returncode == 0
+            whole_s *= 0.7  # the machine was busier when it was measured
             continue
         kills += 1
         final = {path.name for path in tmp_path.glob("killed_*") if not path.name.endswith(".partial")}

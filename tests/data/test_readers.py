@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalm.data import readers
-from megalm.data.readers import Document, InputFile, LineRange, Reading, Rejected, json_documents, line_chunks
+from megalm.data.input_file import InputFile
+from megalm.data.readers import Document, LineRange, Reading, Rejected, json_documents, line_chunks
 from megalm.errors import DataError
 
 
@@ -199,3 +200,28 @@ def test_repair_reads_what_is_no_unicode(tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     path.write_bytes(b'{"text": "a\xffb"}\n{"text": "a\\ud800b\\ud83d\\ude00"}\n')
     assert documents(path, repair=True) == [("a\ufffdb",), ("a\ufffdb\U0001f600",)]
+
+
+def test_repaired_documents_say_so(tmp_path: Path) -> None:
+    (tmp_path / "f.jsonl").write_bytes(b'{"text": "a\xff"}\n{"text": "\\ud800"}\n{"text": "b"}\n')
+    found = list(InputFile(str(tmp_path / "f.jsonl")).documents(Reading(repair=True)))
+    assert [(document.texts, document.repaired) for document in found if isinstance(document, Document)] == [
+        (("a\ufffd",), True), (("\ufffd",), True), (("b",), False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_a_compressed_file_of_no_bytes_is_cut_off(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"f.jsonl.{ending}").write_bytes(b"")
+    with pytest.raises(DataError, match=r"is damaged or cut off: it is empty"):
+        documents(tmp_path / f"f.jsonl.{ending}")
+
+
+def test_binary_columns_are_texts_or_rejected_by_the_same_rule(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": [b"a", "é".encode(), b"\xff"]}), tmp_path / "f.parquet")
+    found = documents(tmp_path / "f.parquet")
+    assert found[:2] == [("a",), ("é",)]
+    assert found[2].kind == "invalid UTF-8"

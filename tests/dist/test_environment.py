@@ -4,8 +4,11 @@ import os
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megalm.dist.environment import LaunchEnvironment, choose_accelerator, prepare_process, read_environment
+from megalm.dist.slurm import first_node
 from megalm.errors import PlatformError
 
 PLACE = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}
@@ -65,52 +68,145 @@ def test_contradictory_variables_are_refused(name: str, value: str, text: str) -
         read_environment(DEEPSPEED | {name: value})
 
 
-SRUN = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4"}
-MEETING = {"MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
+SRUN = {
+    "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "1(x4)",
+    "SLURM_STEP_NUM_NODES": "4", "SLURM_STEP_NODELIST": "localhost,n[2-4]",
+}  # fmt: skip
+"""Task 2 of `srun -N4 -n4`; the first node has a name that resolves."""
+ONE_NODE = SRUN | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_NODEID": "0"}
 
 
 @pytest.mark.parametrize(
     ("tasks_per_node", "tasks", "node", "local_size"),
     [("4", 4, 0, 4), ("2(x3)", 6, 2, 2), ("4(x2),3", 11, 1, 4), ("4(x2),3", 11, 2, 3), ("1,5", 6, 1, 5)],
 )
-def test_tasks_of_srun_are_ranks_once_they_know_where_to_meet(
-    tasks_per_node: str, tasks: int, node: int, local_size: int
-) -> None:
+def test_a_task_of_srun_is_a_rank(tasks_per_node: str, tasks: int, node: int, local_size: int) -> None:
     step = {"SLURM_STEP_TASKS_PER_NODE": tasks_per_node, "SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_NODEID": str(node)}
-    assert read_environment(SRUN | MEETING | step | {"SLURM_LOCALID": "1"}) == LaunchEnvironment(
-        launcher="srun",
-        rank=2,
-        world_size=tasks,
-        local_rank=1,
-        local_world_size=local_size,
-        master_addr="n1",
-        master_port=29500,
-    )
+    place = read_environment(SRUN | step)
+    assert (place.launcher, place.rank, place.world_size, place.local_rank) == ("srun", 2, tasks, 0)
+    assert (place.local_world_size, place.master_addr) == (local_size, "localhost")
 
 
-def test_a_job_of_one_task_needs_no_other_script_than_one_of_many() -> None:
-    one = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_PROCID": "0"}
-    place = read_environment(SRUN | MEETING | one | {"SLURM_NODEID": "0", "SLURM_LOCALID": "0"})
-    assert (place.rank, place.world_size, place.local_world_size) == (0, 1, 1)
+def test_the_meeting_place_follows_from_the_job_and_all_its_tasks_agree() -> None:
+    places = [read_environment(SRUN | {"SLURM_PROCID": str(task), "SLURM_NODEID": str(task)}) for task in range(4)]
+    assert len({(place.master_addr, place.master_port, place.other_ports, place.job) for place in places}) == 1
+    ports = [places[0].master_port, *places[0].other_ports]
+    assert len(set(ports)) == len(ports) > 4
+    assert all(1024 < port < 32768 for port in ports), "below the ports that kernels give to clients"
+
+
+@given(st.integers(1, 10**8), st.integers(1, 300), st.integers(0, 200))
+def test_jobs_that_may_share_a_node_meet_at_different_ports(job: int, later: int, step: int) -> None:
+    def first_port(number: int, step: int = 0) -> int:
+        place = read_environment(SRUN | {"SLURM_JOB_ID": str(number), "SLURM_STEP_ID": str(step)})
+        return place.master_port
+
+    assert first_port(job) != first_port(job + later)
+    assert first_port(job, step) != first_port(job, step + 1)
+
+
+def test_a_job_of_one_node_meets_on_the_loopback() -> None:
+    assert read_environment(ONE_NODE).master_addr == "127.0.0.1"
+
+
+def test_the_batch_script_may_say_where_to_meet() -> None:
+    place = read_environment(SRUN | {"MASTER_ADDR": "n7", "MASTER_PORT": "1234"})
+    assert (place.master_addr, place.master_port, place.other_ports) == ("n7", 1234, ())
+    assert read_environment(SRUN | {"MASTER_ADDR": "n7"}).other_ports != ()
+
+
+def test_a_requeued_job_does_not_meet_ranks_of_its_last_start() -> None:
+    assert read_environment(SRUN).job != read_environment(SRUN | {"SLURM_RESTART_COUNT": "1"}).job
 
 
 @pytest.mark.parametrize(
-    ("environ", "named"),
-    [
-        (SRUN, "SLURM_STEP_NUM_TASKS=4"),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE=2"),
-        ({"PMI_SIZE": "3", "PMI_RANK": "1"}, "PMI_SIZE=3"),
-    ],
+    ("nodes", "first"),
+    [("n1", "n1"), ("n[1-4]", "n1"), ("n[03-07,9],login", "n03"), ("a1,b[2-3]", "a1"), ("r[1-2]n[5,7]", "r1n5")],
 )
-def test_many_tasks_that_do_not_know_of_each_other_are_refused(environ: dict[str, str], named: str) -> None:
-    with pytest.raises(
-        PlatformError, match=f"{named} but RANK and WORLD_SIZE are not set: each task would train alone"
-    ):
-        read_environment(environ)
+def test_the_first_node_of_a_list(nodes: str, first: str) -> None:
+    assert first_node(nodes) == first
 
 
-def test_a_launcher_inside_a_task_of_srun_is_what_counts() -> None:
-    assert read_environment(SRUN | DEEPSPEED).rank == 5
+def test_a_node_without_an_address_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(PlatformError, match="first node, no-such-node, but that name has no address"):
+        read_environment(SRUN | {"SLURM_STEP_NODELIST": "no-such-node"})
+
+
+def test_variables_of_another_step_are_refused() -> None:
+    with pytest.raises(PlatformError, match="does not describe node 2"):
+        read_environment(SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2(x2)"})
+    with pytest.raises(PlatformError, match="but not SLURM_LOCALID"):
+        read_environment({name: value for name, value in SRUN.items() if name != "SLURM_LOCALID"})
+
+
+@pytest.mark.parametrize("own", [{"PMI_RANK": "2", "PMI_SIZE": "4"}, {"PMIX_RANK": "2"}], ids=["pmi2", "pmix"])
+def test_sruns_own_pmi_is_no_mpirun(own: dict[str, str]) -> None:
+    assert read_environment(SRUN | own) == read_environment(SRUN)
+
+
+OPENMPI = {
+    "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_RANK": "5",
+}  # fmt: skip
+HYDRA = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4", "PMI_FD": "9"}
+
+
+@pytest.mark.parametrize("environ", [OPENMPI, HYDRA], ids=["OpenMPI", "MPICH"])
+def test_a_rank_of_mpirun_that_is_told_where_to_meet_needs_no_mpi(environ: dict[str, str]) -> None:
+    inside_slurm = SRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_PROCID": "1"}
+    for around in ({}, inside_slurm):  # mpirun starts its daemons by srun, one a node
+        assert read_environment(around | environ | MEETING) == LaunchEnvironment(
+            launcher="mpirun", rank=5, world_size=8, local_rank=1, local_world_size=4, master_addr="n1",
+            master_port=29500,
+        )  # fmt: skip
+
+
+MEETING = {"MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
+HAND = {"LOCAL_RANK": "0", **MEETING}
+
+
+@pytest.mark.parametrize(
+    ("inner", "text"),
+    [
+        (HAND | {"RANK": "0", "WORLD_SIZE": "1"}, "WORLD_SIZE=1 in each of {size}=4 tasks: each would train alone"),
+        (HAND | {"RANK": "0", "WORLD_SIZE": "4"}, "RANK=0 contradicts {rank}=2"),
+        (TORCHRUN | {"GROUP_WORLD_SIZE": "1"}, "{size}=4 tasks each run a launcher that knows of GROUP_WORLD_SIZE=1"),
+        (DEEPSPEED | {"CROSS_SIZE": "1"}, "{size}=4 tasks each run a launcher that knows of CROSS_SIZE=1"),
+    ],
+    ids=["one-rank jobs", "RANK exported once", "torchrun apart", "deepspeed apart"],
+)
+@pytest.mark.parametrize(
+    ("outer", "rank", "size"),
+    [
+        (SRUN, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+        (
+            {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4"},
+            "OMPI_COMM_WORLD_RANK",
+            "OMPI_COMM_WORLD_SIZE",
+        ),
+        ({"PMI_RANK": "2", "PMI_SIZE": "4"}, "PMI_RANK", "PMI_SIZE"),
+    ],
+    ids=["srun", "OpenMPI", "MPICH"],
+)
+def test_tasks_that_would_train_apart_are_refused(
+    outer: dict[str, str], rank: str, size: str, inner: dict[str, str], text: str
+) -> None:
+    with pytest.raises(PlatformError, match=text.format(rank=rank, size=size)):
+        read_environment(outer | inner)
+
+
+def test_many_runs_of_mpirun_inside_srun_are_refused() -> None:
+    with pytest.raises(PlatformError, match="OMPI_COMM_WORLD_SIZE=1 in a step of SLURM_STEP_NUM_TASKS=4 tasks"):
+        read_environment(SRUN | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"})
+
+
+def test_a_launcher_in_one_task_a_node_is_what_counts() -> None:
+    assert read_environment(SRUN | TORCHRUN | {"GROUP_WORLD_SIZE": "4"}).rank == 5
+    assert read_environment(SRUN | DEEPSPEED | {"CROSS_SIZE": "4"}).rank == 5
+    own = HAND | {"RANK": "2", "WORLD_SIZE": "4"}
+    assert read_environment(SRUN | own).rank == 2
 
 
 @pytest.mark.parametrize(
@@ -118,13 +214,41 @@ def test_a_launcher_inside_a_task_of_srun_is_what_counts() -> None:
     [
         # slurmstepd gives a batch script the whole job's task count and SLURM_PROCID=0, though it is one process
         {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
-        SRUN | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
-        {"OMPI_COMM_WORLD_SIZE": "1"},
+        ONE_NODE | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0",
+                    "SLURM_STEP_TASKS_PER_NODE": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
     ],
     ids=["sbatch script", "srun -n 1", "mpirun -n 1"],
-)
+)  # fmt: skip
 def test_one_process_under_a_scheduler_may_train_alone(environ: dict[str, str]) -> None:
     assert read_environment(environ).world_size == 1
+
+
+def test_one_process_in_a_job_of_many_tasks_says_so() -> None:
+    place = read_environment({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"})
+    assert "one process trains, though this job has 4 tasks" in place.note
+
+
+def test_a_network_interface_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(PlatformError, match=r"GLOO_SOCKET_IFNAME=ib9 is no network interface of .*; it has .*lo"):
+        read_environment({"GLOO_SOCKET_IFNAME": "lo,ib9"})
+
+
+def test_ranks_of_one_machine_talk_over_the_loopback_unless_the_user_chooses() -> None:
+    environ: dict[str, str] = {}
+    prepare_process(read_environment(ONE_NODE), environ)
+    assert environ["GLOO_SOCKET_IFNAME"] == "lo"
+    environ = {"GLOO_SOCKET_IFNAME": "eth0"}
+    prepare_process(read_environment(ONE_NODE), environ)
+    assert environ["GLOO_SOCKET_IFNAME"] == "eth0"
+    environ = {}
+    prepare_process(read_environment(TORCHRUN), environ)
+    assert "GLOO_SOCKET_IFNAME" not in environ, "these ranks are on several machines"
+
+
+def test_a_job_uses_no_more_cores_than_slurm_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(10)))
+    assert prepare_process(ALONE, {"SLURM_CPUS_ON_NODE": "3"}) == 3
 
 
 def test_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,12 +44,14 @@ def environment() -> dict[str, str]:
     return kept | {"PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
-def run(*command: str | Path, timeout: float = 240, cwd: Path = REPOSITORY) -> Finished:
+def run(
+    *command: str | Path, timeout: float = 240, cwd: Path = REPOSITORY, environ: dict[str, str] | None = None
+) -> Finished:
     """Run a command to its end; it and all that it started are killed when the time is over."""
     process = subprocess.Popen(
         [str(part) for part in command],
         cwd=cwd,
-        env=environment(),
+        env=environment() if environ is None else environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

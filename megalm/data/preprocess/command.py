@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import math
 from typing import Any, get_args
 
 from megalm.data.preprocess import mpi
@@ -151,7 +152,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     found = []
     for name in ("workers", "log_interval", "min_chars", "max_chars", "max_line_mb"):
         value = getattr(arguments, name)
-        if value is not None and value < (0 if name == "min_chars" else 1):
+        if value is not None and not (0 if name == "min_chars" else 1) <= value < math.inf:  # nan is neither
             found.append(f"--{name.replace('_', '-')} {value} must be {0 if name == 'min_chars' else 1} or more")
     if None not in (arguments.min_chars, arguments.max_chars) and arguments.min_chars > arguments.max_chars:
         found.append(f"--min-chars {arguments.min_chars} is more than --max-chars {arguments.max_chars}")
@@ -163,6 +164,11 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         found.append("--keep-newlines is about sentences; add --split-sentences")
     if arguments.mpi and arguments.workers is not None:
         found.append("--mpi makes each rank a worker; start more ranks in place of --workers")
+    found += [
+        f'--json-keys "{key}" becomes part of a file name, so it must not be empty or hold a "/"; rename the key'
+        for key in arguments.json_keys
+        if not key or "/" in key or "\0" in key
+    ]
     for name, values in (("--input", arguments.input), ("--json-keys", arguments.json_keys)):
         if twice := [value for value, count in collections.Counter(values).items() if count > 1]:
             found.append(f"{name} names {', '.join(twice)} twice; name each once")

@@ -26,6 +26,7 @@ from megalm.data.atomic import atomic_write
 from megalm.data.encode import choose_encoder, tokenizer_of
 from megalm.data.index_format import best_dtype
 from megalm.data.indexed import BuiltFiles
+from megalm.data.input_file import InputFile
 from megalm.data.manifest import manifest_bytes, manifest_path, read_manifest
 from megalm.data.preprocess import assemble, dedup, shuffle
 from megalm.data.preprocess.pool import UNITS_PER_WORKER, in_order
@@ -35,7 +36,7 @@ from megalm.data.preprocess.shards import Batch, read_batches
 from megalm.data.preprocess.units import Planner, Unit, expand
 from megalm.data.preprocess.work import Report, file_sha256, finished, process_unit, shard_path
 from megalm.data.progress import Progress
-from megalm.data.readers import Document, InputFile, Reading, Rejected
+from megalm.data.readers import Document, Reading, Rejected
 from megalm.data.tokenizers import Tokenizer
 from megalm.errors import DataError
 from megalm.files import replace_text
@@ -90,7 +91,7 @@ class PreprocessOptions:
         """What the workers do.
 
         Raises:
-            DataError: a special token that the tokenizer has not.
+            DataError: a special token that the tokenizer has not, or sets itself.
         """
         if self.append_eod and tokenizer.eod is None:
             raise DataError(
@@ -99,6 +100,11 @@ class PreprocessOptions:
         if self.prepend_bos and tokenizer.bos is None:
             raise DataError(
                 "--prepend-bos needs a tokenizer with a begin-of-sequence token; this one has none: drop it"
+            )
+        if self.prepend_bos and tokenizer.encode("a")[:1] == [tokenizer.bos]:
+            raise DataError(
+                f"--prepend-bos: {type(tokenizer).__name__} begins each text with its begin-of-sequence token itself, "
+                "and there would be two; drop it"
             )
         same = (
             "tokenizer", "reading", "append_eod", "prepend_bos", "clean", "redact_pii", "min_chars", "max_chars",
@@ -123,7 +129,7 @@ def preprocess(options: PreprocessOptions, executor: Executor, num_workers: int)
         with contextlib.suppress(DataError), _locked_parts(options):
             pass  # what a run that was killed while it cleaned up has left
         return f"{', '.join(_prefixes(options))}: complete already, made from the same input with the same options"
-    with _locked_parts(options):
+    with _disk_named(options), _locked_parts(options):
         _check_output(options, fingerprint)
         choice = choose_encoder(options.tokenizer, _sample(files, recipe)) if options.use_gigatoken else None
         recipe = replace(recipe, fast=choice is not None and choice.fast)
@@ -132,6 +138,18 @@ def preprocess(options: PreprocessOptions, executor: Executor, num_workers: int)
         run.encode(executor, num_workers)
         built = run.publish()
         return summary(options, run.outcome(), built, num_workers)
+
+
+@contextlib.contextmanager
+def _disk_named(options: PreprocessOptions) -> Iterator[None]:
+    """Turns what the system says of files beside the output (no space, no inodes, no right) into a DataError."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or options.output_prefix
+        raise DataError(
+            f"cannot write {where}: {error.strerror or error}; the same command goes on from what is finished"
+        ) from error
 
 
 def _prefixes(options: PreprocessOptions) -> list[str]:
@@ -244,9 +262,11 @@ class _Run:
 
     def _nothing_left(self, prefix: str) -> str:
         totals = self._totals
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(totals.rejected.items()))
         return (
             f"{prefix} would be empty: {totals.documents} documents were read, {totals.empty} of them empty, "
-            f"{totals.filtered.total()} filtered out, {totals.rejected.total()} rejected; give input with text"
+            f"{totals.filtered.total()} filtered out, {totals.rejected.total()} rejected"
+            f"{f' ({kinds})' if kinds else ''}; give input with text"
         )
 
     def outcome(self) -> Outcome:

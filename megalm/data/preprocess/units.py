@@ -15,18 +15,8 @@ from typing import IO, cast
 
 from megalm.data import parquet
 from megalm.data.compression import COMPRESSIONS
-from megalm.data.readers import (
-    FORMATS,
-    STDIN,
-    Chunk,
-    InputFile,
-    LineRange,
-    Reading,
-    damage_named,
-    format_of,
-    is_known_format,
-    table_chunks,
-)
+from megalm.data.input_file import InputFile, damage_named
+from megalm.data.readers import FORMATS, STDIN, Chunk, LineRange, Reading, format_of, is_known_format, table_chunks
 from megalm.errors import DataError
 
 MIN_UNIT_BYTES = 1 << 21

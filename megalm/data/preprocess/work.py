@@ -104,6 +104,8 @@ def _batches(recipe: Recipe, unit: Unit, report: Report) -> Iterator[list[Batch]
             for fault in _unencodable(recipe, encoder, documents, segment.path):
                 _note_fault(report, number, fault)
             report.documents += len(documents)
+            if repaired := sum(document.repaired for document in documents):
+                report.changed["no Unicode, now U+FFFD"] += repaired
             keys = range(len(recipe.reading.keys))
             yield [_batch(recipe, encoder, [document.texts[key] for document in documents], report) for key in keys]
 
@@ -134,12 +136,13 @@ def _batch(recipe: Recipe, encoder: Encoder, texts: Sequence[str], report: Repor
     report.text_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
     if recipe.split_sentences:
         split = [sentences.split(text, recipe.lang, keep_newlines=recipe.keep_newlines) for text in texts]
-        ids, lengths = encoder([sentence for document in split for sentence in document])
+        encoded = [sentence for document in split for sentence in document]
         pieces = np.fromiter(map(len, split), np.int64, len(split))
     else:
-        ids, lengths = encoder(texts)
+        encoded = texts
         pieces = np.ones(len(texts), np.int64)
-    _check_range(recipe, ids)
+    ids, lengths = encoder(encoded)
+    _check_range(recipe, encoded, ids, lengths)
     owner = np.repeat(np.arange(len(texts)), pieces)[lengths > 0]
     counts = np.bincount(owner, minlength=len(texts)).astype(np.int32)
     tokens, lengths = _with_special(recipe, ids, lengths[lengths > 0], counts)
@@ -168,12 +171,15 @@ def _digests(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
     return np.frombuffer(content, np.uint64).reshape(-1, 2)
 
 
-def _check_range(recipe: Recipe, ids: npt.NDArray[np.integer[Any]]) -> None:
+def _check_range(
+    recipe: Recipe, texts: Sequence[str], ids: npt.NDArray[np.integer[Any]], lengths: npt.NDArray[np.int64]
+) -> None:
     vocab_size = tokenizer_of(recipe.tokenizer).vocab_size
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
         position = int(np.flatnonzero((ids < 0) | (ids >= vocab_size))[0])
+        text = texts[int(np.searchsorted(np.cumsum(lengths), position, side="right"))]
         raise DataError(
-            f"the tokenizer gave id {ids[position]}, outside its vocabulary of {vocab_size}; "
+            f"the tokenizer gave id {ids[position]}, outside its vocabulary of {vocab_size}, in {text[:60]!r}; "
             "its file is inconsistent, give another --tokenizer-model"
         )
 

@@ -1,0 +1,18 @@
+#!/bin/bash
+# Pre-train under OpenMPI's or MPICH's mpirun: one process is one rank.
+#   launch/mpi/pretrain_gpt.sh 8 --config my.yaml --save /shared/runs/my                                  this machine
+#   HOSTS=node1:8,node2:8 launch/mpi/pretrain_gpt.sh 16 --config my.yaml --save /shared/runs/my           several
+# The first word is the number of ranks, the rest goes to launch/pretrain_gpt.py. Start it from the checkout.
+# The ranks find each other through MPI itself (pip install 'megalm[mpi]'), or through MPICH's process manager.
+set -eu
+
+ranks=$1
+shift
+if mpirun --version | grep -q "Open MPI"; then
+    # ranks have threads of their own: no binding to single cores
+    options=(--bind-to none --host "${HOSTS:-localhost:$ranks}")
+    [ "$(id -u)" -ne 0 ] || options+=(--allow-run-as-root)
+else
+    options=(${HOSTS:+-hosts "$HOSTS"})
+fi
+exec mpirun -n "$ranks" "${options[@]}" python -u launch/pretrain_gpt.py "$@"

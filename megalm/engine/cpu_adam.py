@@ -1,0 +1,140 @@
+"""DeepSpeed's CPU Adam, compiled once for each environment, by one process, in bounded time.
+
+DeepSpeed compiles it at first use on every rank at once, guarded by a lock file of torch's that outlives a killed
+process: every later run would wait for it for ever. Here one process compiles in a folder of its own while the others
+wait on a file lock, which the system frees when its holder dies, and the library appears under its name by a rename.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+from deepspeed.ops.op_builder import CPUAdamBuilder
+from deepspeed.ops.op_builder.builder import OpBuilder
+
+from megalm.dist.environment import environment_with
+from megalm.errors import PlatformError
+
+log = logging.getLogger("megalm")
+
+BUILD_TIMEOUT_S = 900.0
+"""Compiling takes 70 s on two idle cores; a slow build host is no reason to fail, a stuck one is."""
+_NAME = "cpu_adam"
+_PROGRAM = "from deepspeed.ops.op_builder import CPUAdamBuilder; CPUAdamBuilder().load(verbose=False)"
+
+
+def build_cpu_adam(cache: Path | None = None) -> type[DeepSpeedCPUAdam]:
+    """The optimizer class, with its compiled part at hand; every rank calls it.
+
+    Raises:
+        PlatformError: it cannot be compiled here.
+    """
+    builder = CPUAdamBuilder()
+    if _NAME not in OpBuilder._loaded_ops and not _installed():
+        library = _library(cache or Path.home() / ".cache" / "megalm" / "deepspeed")
+        spec = importlib.util.spec_from_file_location(_NAME, library)
+        assert spec is not None, f"{library} is an extension module"
+        assert spec.loader is not None, f"{library} is an extension module"
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        OpBuilder._loaded_ops[_NAME] = module
+    builder.load(verbose=False)
+    kind: type[DeepSpeedCPUAdam] = DeepSpeedCPUAdam
+    return kind
+
+
+def _installed() -> bool:
+    """Whether DeepSpeed was installed with its operators compiled (DS_BUILD_CPU_ADAM=1)."""
+    from deepspeed.git_version_info import installed_ops
+
+    return bool(installed_ops.get(_NAME, False))
+
+
+def _library(cache: Path) -> Path:
+    """The compiled library of this environment in the folder `cache`; compiled first if it is not there."""
+    import deepspeed
+
+    parts = (torch.__version__, deepspeed.__version__, sys.prefix, torch.backends.cpu.get_cpu_capability())
+    folder = cache / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    library = folder / f"{_NAME}.so"
+    if library.is_file():
+        return library
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / ".lock") as lock:
+            if not library.is_file():
+                _compile(folder / "building", library, lock)
+    except OSError as error:
+        raise PlatformError(f"DeepSpeedCPUAdam cannot be kept in {folder}: {error}; make it writable") from None
+    return library
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Hold the lock file; yields its descriptor."""
+    deadline = time.monotonic() + BUILD_TIMEOUT_S
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise PlatformError(
+                        f"another process has been compiling DeepSpeedCPUAdam for {BUILD_TIMEOUT_S:.0f} s and holds "
+                        f"{path}; end it and start again"
+                    ) from None
+                time.sleep(0.2)
+        yield file.fileno()
+
+
+def _compile(folder: Path, library: Path, lock: int) -> None:
+    """Compile in `folder`, which is emptied first, and put the result at `library`.
+
+    The compiler inherits the lock: if this process is killed, the next one waits until its compiler is gone too.
+    """
+    log.info("compiling DeepSpeedCPUAdam, once for this environment: one to three minutes")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    path = f"{Path(sys.executable).parent}{os.pathsep}"  # ninja is there, even if the environment is not activated
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM],
+        env=environment_with(TORCH_EXTENSIONS_DIR=str(folder), before_path=path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        pass_fds=[lock],
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=BUILD_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise PlatformError(f"compiling DeepSpeedCPUAdam took more than {BUILD_TIMEOUT_S:.0f} s") from None
+    built = next(folder.rglob(f"{_NAME}.so"), None)
+    if process.returncode or built is None:
+        raise PlatformError(
+            f"DeepSpeedCPUAdam, the optimizer of offload_optimizer, cannot be compiled: {_reason(output)}; install a "
+            "C++ compiler and ninja, or take offload_optimizer out of the DeepSpeed JSON"
+        )
+    built.replace(library)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reason(output: str) -> str:
+    """The line of a compiler's or Python's output that says what is wrong."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return next((line for line in lines if "error:" in line.lower()), lines[-1] if lines else "no output")

@@ -1,0 +1,260 @@
+"""What `megalm submit` writes and prints without a cluster; what it refuses."""
+
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_job import quiet_environment, write_recipe
+
+from megalm import cli
+from megalm.dist.environment import captured_environment
+from megalm.errors import ConfigError, PlatformError
+from megalm.launching.commands import read_hostfile, which_mpi
+from megalm.launching.job import time_seconds
+from megalm.launching.site import read_site
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "MEGALM_"))]:
+        monkeypatch.delenv(name)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("bash", "mpirun"):
+        found = shutil.which(name)
+        if found:
+            (programs / name).symlink_to(found)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{programs}")
+    write_recipe(tmp_path)
+
+
+def submit(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, *words: str, save: bool = True, dry: bool = True
+) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one call."""
+    run = ["--save", str(tmp_path / "run")] if save else []
+    always = ["submit", "--config", str(tmp_path / "tiny.yaml"), *run, *(["--dry-run"] if dry else [])]
+    code = cli.main([*always, *words])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_a_dry_run_prints_a_whole_script_and_leaves_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, script, said = submit(
+        capsys, tmp_path, "--nodes", "2", "--gpus-per-node", "4", "--time", "1-12", "--partition", "gpu",
+        "--micro-batch-size", "1", "--lr", "0.001",
+    )  # fmt: skip
+    assert code == 0, said
+    for line in (
+        "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=4", "#SBATCH --gpus-per-node=4", "#SBATCH --time=1-12",
+        "#SBATCH --partition=gpu", "#SBATCH --signal=USR1@300", "#SBATCH --requeue", "#SBATCH --export=NIL",
+        f"run={tmp_path}/run", "    --lr 0.001",
+    ):  # fmt: skip
+        assert line in script.splitlines(), script
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_environment_is_in_the_script_and_secrets_are_not(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NCCL_SOCKET_NTHREADS", "4")
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "NCCL_PASSWORD", "UNRELATED"):
+        monkeypatch.setenv(name, "canary")
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:canary@host/")
+    script = submit(capsys, tmp_path, "--nodes", "4", "--gpus-per-node", "1", "--time", "10")[1]
+    assert "export NCCL_SOCKET_NTHREADS=4" in script
+    assert f"export PATH={shlex.quote(os.environ['PATH'])}" in script
+    assert "canary" not in script
+
+
+def test_what_looks_like_a_secret_is_never_captured() -> None:
+    given = {
+        "PATH": "/bin",
+        "HF_HUB_TOKEN": "x",
+        "MEGALM_AUTH": "x",
+        "HF_HOME": "/a",
+        "NCCL_X": "ftp://a:b@c",
+        "X": "1",
+    }
+    assert captured_environment(given) == {"PATH": "/bin", "HF_HOME": "/a"}
+
+
+def test_names_with_blanks_and_shell_characters_stay_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    save = str(tmp_path / "a run; touch $(echo x) 'q'")
+    script = submit(
+        capsys, tmp_path, "--save", save, "--nodes", "4", "--gpus-per-node", "1", "--time", "10", save=False
+    )[1]
+    text = script[script.index("run=") : script.index("flags=(")]
+    told = subprocess.run(["bash", "-c", text + 'printf %s "$run"'], capture_output=True, text=True, cwd=tmp_path)
+    assert told.stdout == save
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_site_file_counts_and_the_command_line_counts_more(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text(
+        "partition: a\naccount: b\nsbatch: [--exclusive]\nnetwork_interface: ib0\nsetup: module load cuda\n"
+        "environment: {NCCL_IB_TIMEOUT: 22, UCX_TLS: 'rc,sm', NCCL_DEBUG: true}\n"
+    )
+    monkeypatch.setenv("MEGALM_SITE", str(site))
+    script = submit(
+        capsys, tmp_path, "--nodes", "4", "--gpus-per-node", "1", "--time", "10", "--partition", "c"
+    )[1].splitlines()  # fmt: skip
+    for line in (
+        "#SBATCH --partition=c", "#SBATCH --account=b", "#SBATCH --exclusive", "export NCCL_IB_TIMEOUT=22",
+        "export UCX_TLS=rc,sm", "export GLOO_SOCKET_IFNAME=ib0", "export NCCL_SOCKET_IFNAME=ib0", "module load cuda",
+        "export NCCL_DEBUG=1",
+    ):  # fmt: skip
+        assert line in script
+
+
+def test_containers_are_text_in_the_script(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    asked = ("--nodes", "4", "--gpus-per-node", "1", "--time", "10", "--container-image", "/i/m.sqsh",
+             "--container-mounts", "/data")  # fmt: skip
+    pyxis = submit(capsys, tmp_path, *asked)[1]
+    assert "--container-image=/i/m.sqsh" in pyxis
+    assert f'--container-mounts={REPOSITORY}:{REPOSITORY},/data:/data,"$run:$run"' in pyxis
+    apptainer = submit(capsys, tmp_path, *asked, "--container-runtime", "apptainer")[1]
+    assert f'apptainer exec --nv --pwd "$PWD" --bind {REPOSITORY},/data,"$run" /i/m.sqsh python -u' in apptainer
+
+
+def test_a_sweep_is_an_array_of_all_combinations(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    script = submit(
+        capsys, tmp_path, "--nodes", "4", "--gpus-per-node", "1", "--time", "10", "--array-limit", "2",
+        "--sweep", "lr=0.001,0.002", "--sweep", "seed=1,2",
+    )[1]  # fmt: skip
+    assert "#SBATCH --array=0-3%2" in script
+    assert f"2) run={tmp_path}/run/lr=0.002,seed=1 " in script
+    assert "varied=(--lr 0.002 --seed 1)" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+
+
+def test_fresh_counts_at_the_first_start_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    script = submit(capsys, tmp_path, "--nodes", "4", "--gpus-per-node", "1", "--time", "10", "--fresh")[1]
+    assert '[ "$restart" -gt 0 ] || flags+=(--fresh)' in script
+    assert "    --fresh" not in script.splitlines()
+
+
+SIZE = ("--nodes", "4", "--gpus-per-node", "1")
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ((*SIZE,), "--time is missing"),
+        ((*SIZE, "--time", "soon"), "--time soon is no time limit"),
+        ((*SIZE, "--time", "1", "--signal-before", "60"), "--signal-before 60 must be less than the 60 s"),
+        (("--nodes", "3", "--gpus-per-node", "1", "--time", "10"), "global_batch_size=16 = micro_batch_size=2 x dp 3"),
+        ((*SIZE, "--time", "10", "--tensor-model-parallel-size", "3"), "tensor_model_parallel_size=3"),
+        ((*SIZE, "--time", "10", "--config", "/no/such.yaml"), "/no/such.yaml"),
+        ((*SIZE, "--time", "10", "--script", "no/such.py"), "--script no/such.py does not exist"),
+        ((*SIZE, "--time", "10", "--partitoin", "x"), 'unknown option --partitoin; did you mean "--partition"?'),
+        ((*SIZE, "--time", "10", "--sweep", "lr"), "--sweep lr must be a flag and different values"),
+        ((*SIZE, "--time", "10", "--sweep", "lr=0.001,fast"), "lr=fast"),
+        ((*SIZE, "--time", "10", "--site", "/no/site.yaml"), "--site /no/site.yaml cannot be read"),
+        ((*SIZE, "--time", "10", "--chain", "2", "--fresh"), "--fresh and --chain exclude each other"),
+        (("--nodes", "4", "--launcher", "deepspeed"), "needs --hostfile FILE"),
+        (("--nodes", "4", "--launcher", "torchrun"), "needs --master-addr HOST"),
+        (("--nodes", "4", "--launcher", "local"), "starts ranks on this machine only"),
+        (("--nodes", "4", "--launcher", "mpirun", "--hostfile", "/no/hosts"), "--hostfile /no/hosts cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_one_error(
+    words: tuple[str, ...], error: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, out, said = submit(capsys, tmp_path, *words)
+    assert (code, out) == (2, "")
+    assert error in said
+    assert said.startswith("megalm submit: error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_job_needs_a_run_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, said = submit(capsys, tmp_path, *SIZE, "--time", "10", save=False)
+    assert code == 2
+    assert "give --save FOLDER" in said
+
+
+def test_without_slurm_it_says_what_else_there_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, said = submit(capsys, tmp_path, *SIZE, "--time", "10", dry=False)
+    assert code == PlatformError.exit_code
+    assert "sinfo is not on PATH: this machine has no SLURM" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_keys_of_a_site_are_refused_with_a_hint(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text("partitoin: gpu\n")
+    with pytest.raises(ConfigError, match='unknown key partitoin; did you mean "partition"'):
+        read_site(str(path), {})
+
+
+def test_the_shipped_site_file_is_one() -> None:
+    site = read_site(str(REPOSITORY / "launch/slurm/site.yaml"), {})
+    assert site.variables()["NCCL_IB_TIMEOUT"] == "22"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30", 1800), ("1:30", 90), ("2:00:00", 7200), ("1-0", 86400), ("1-12", 129600), ("1-2:3", 93780),
+     ("1-2:3:4", 93784)],
+)  # fmt: skip
+def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: int) -> None:
+    assert time_seconds(text) == seconds
+
+
+def test_commands_of_several_nodes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("# nodes\nn1 slots=2\nn2 slots=2\n")
+    two = ("--nodes", "2", "--gpus-per-node", "2", "--hostfile", str(hosts))
+    deepspeed = submit(capsys, tmp_path, *two, "--launcher", "deepspeed", "--master-port", "3000")[1]
+    assert f"--hostfile {hosts} --num_nodes 2 --num_gpus 2 --master_port 3000 launch/pretrain_gpt.py" in deepspeed
+    mpirun = submit(capsys, tmp_path, *two, "--launcher", "mpirun")[1]
+    assert "-n 4" in mpirun
+    assert "n1:2,n2:2" in mpirun or "-ppn 2 -hosts n1,n2" in mpirun
+    torchrun = submit(capsys, tmp_path, *two, "--launcher", "torchrun", "--master-addr", "n1")[1].splitlines()
+    assert [line.split("--node-rank ")[1][0] for line in torchrun] == ["0", "1"]
+
+
+@pytest.mark.parametrize("line", ["n1", "n1 slots=x", "-oProxyCommand=x slots=1", "n1 slots=1 more"])
+def test_hostfiles_are_checked(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(f"n0 slots=1\n{line}\n")
+    with pytest.raises(ConfigError, match=":2: "):
+        read_hostfile(path)
+
+
+def test_mpi_flavours() -> None:
+    assert which_mpi("mpirun (Open MPI) 4.1.4") == "openmpi"
+    assert which_mpi("HYDRA build details:") == "mpich"
+    with pytest.raises(PlatformError, match="knows OpenMPI, MPICH"):
+        which_mpi("something")
+
+
+def test_the_printed_command_is_the_one_that_runs(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "srun"
+    program.parent.mkdir()
+    program.write_text('#!/bin/bash\nprintf "%s\\n" srun "$@"\nexit 7\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    environ = quiet_environment() | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "megalm.cli", "submit", "--config", tmp_path / "tiny.yaml", "--save", tmp_path / "run",
+         *SIZE, "--launcher", "srun"],
+        cwd=REPOSITORY, env=environ, capture_output=True, text=True,
+    )  # fmt: skip
+    printed, *ran = done.stdout.splitlines()
+    assert shlex.split(printed) == ran
+    assert done.returncode == 7, "the launcher's exit code is the command's"

@@ -1,0 +1,307 @@
+"""The table of layouts: which model trains how, and how close to one process. A row a line.
+
+A row is made of words: an axis and its size (`tp2`, `pp4`; what is left of the ranks is data parallel), a pipeline
+schedule, the ZeRO stage, and what the other words in `WORDS` say.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megalm.config.pipeline import SCHEDULES
+
+STEPS = 5
+SAMPLES, SEQ, VOCAB = 8, 16, 61
+RUN = (
+    f"--num-layers 2 --hidden-size 32 --vocab-size {VOCAB} --make-vocab-size-divisible-by 8 --seq-length {SEQ} "
+    f"--max-position-embeddings {SEQ} --global-batch-size {SAMPLES} --train-iters {STEPS} --lr 0.01 --weight-decay 0.1 "
+    "--clip-grad 0.5 --adam-eps 1e-4 --mock-data --eval-iters 0 --micro-batch-size 2 "
+)
+LLAMA = (
+    "--num-attention-heads 4 --num-query-groups 2 --ffn-hidden-size 64 --swiglu --disable-bias-linear "
+    "--position-embedding-type rope --normalization RMSNorm"
+)
+GPT2 = "--num-attention-heads 4 --ffn-hidden-size 48 --untie-embeddings-and-output-weights --openai-gelu"
+DOCUMENTS = "--reset-position-ids --reset-attention-mask --eod-mask-loss"
+MODELS = {
+    # tied head, two KV heads, vocabulary 61
+    "llama": LLAMA,
+    # biases everywhere, learned positions, own head
+    "gpt2": GPT2,
+    # one KV head, norms of heads, biases on q, k and v only
+    "qwen": LLAMA.replace("groups 2", "groups 1") + " --add-qkv-bias --qk-layernorm",
+    "deep llama": f"{LLAMA} --num-layers 4",
+    "deep gpt2": f"{GPT2} --num-layers 4",
+    "uneven llama": f"{LLAMA} --num-layers 5",
+    "eight layers": f"{GPT2} --num-layers 8",
+    "dropout": f"{GPT2} --num-layers 4 --hidden-dropout 0.2",
+    "all dropout": f"{GPT2} --num-layers 4 --hidden-dropout 0.1 --attention-dropout 0.1",
+    "llama documents": f"{LLAMA} --num-layers 4 {DOCUMENTS}",
+    "gpt2 documents": f"{GPT2} --num-layers 4 {DOCUMENTS}",
+}
+JSONS = Path(__file__).resolve().parents[2] / "ds_configs"
+WORDS = {
+    **{f"tp{size}": f"--tensor-model-parallel-size {size}" for size in (2, 4)},
+    **{f"pp{size}": f"--pipeline-model-parallel-size {size}" for size in (2, 4)},
+    **{f"zero{stage}": f"--zero-stage {stage}" for stage in range(4)},
+    **{name: f"--pipeline-schedule {name}" for name in SCHEDULES},
+    "sp": "--sequence-parallel",
+    "offload": f"--deepspeed_config {JSONS / 'offload.json'}",
+    "zero3-offload": f"--deepspeed_config {JSONS / 'zero3_offload.json'}",
+    "three-chunks": "--virtual-pipeline-size 3",
+    "0,2,2,1": "--pipeline-layout 0,2,2,1",
+    "by-parameters": "--pipeline-partition parameters",
+    "one-by-one": "--micro-batch-size 1",
+    "full": "--recompute-granularity full",
+    "selective": "--recompute-granularity selective",
+    "bf16": "--bf16",
+    "fp16": "--fp16 --initial-loss-scale 1024 --loss-scale-window 1",
+}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest relative differences from one process."""
+
+    first: float
+    """Loss and gradient norm of the first step."""
+    losses: float
+    """... of every step, and of the evaluation after them."""
+    norms: float
+    weights: float
+    """L2 distance of all weights together."""
+    logits: float
+
+
+EXACT = Tolerance(1e-5, 1e-5, 1e-5, 1e-5, 2e-5)
+# DeepSpeed's CPU Adam rounds otherwise than torch's AdamW: 1e-6 of the weights after five steps
+OFFLOADED = Tolerance(1e-5, 1e-5, 5e-5, 1e-5, 2e-5)
+# every layout rounds partial sums in its own way
+LOW = {
+    "bf16": Tolerance(2e-3, 1e-3, 2e-2, 1e-2, 1e-1),
+    "fp16": Tolerance(3e-4, 2e-4, 2e-3, 2e-3, 1e-2),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layout of one model; `ci` rows run always, the others with --all-layouts."""
+
+    ranks: int
+    model: str
+    words: str
+    ci: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.ranks} ranks, {self.model}: {self.words}"
+
+    @property
+    def flags(self) -> str:
+        """The layout as a command line."""
+        return " ".join(WORDS[word] for word in self.words.split())
+
+    @property
+    def precision(self) -> str | None:
+        """bf16, fp16, or None for fp32: one process computes in the same."""
+        return next((word for word in self.words.split() if word in LOW), None)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How close the row is to one process."""
+        if self.precision is not None:
+            return LOW[self.precision]
+        return OFFLOADED if "offload" in self.words else EXACT
+
+
+CI = True
+ROWS = [
+    # the reference itself
+    Row(1, "llama", "zero1", CI),
+    Row(1, "gpt2", "zero3"),
+    # data parallel, ZeRO 0 to 3
+    Row(2, "llama", "zero0", CI),
+    Row(2, "llama", "zero1"),
+    Row(2, "llama", "zero2"),
+    Row(2, "llama", "zero3", CI),
+    Row(4, "llama", "zero0 one-by-one"),
+    Row(4, "llama", "zero1 one-by-one"),
+    Row(4, "llama", "zero2 one-by-one", CI),
+    Row(4, "llama", "zero3 one-by-one"),
+    Row(4, "gpt2", "zero1"),
+    Row(4, "gpt2", "zero3"),
+    # tensor parallel, with fewer KV heads than ranks in the rows of 4
+    Row(2, "llama", "tp2 zero0", CI),
+    Row(2, "llama", "tp2 zero1", CI),
+    Row(2, "llama", "tp2 zero2"),
+    Row(2, "llama", "tp2 zero3", CI),
+    Row(4, "llama", "tp4 zero0", CI),
+    Row(4, "qwen", "tp4 zero0"),
+    Row(4, "gpt2", "tp4 zero0"),
+    Row(2, "gpt2", "tp2 zero0", CI),
+    Row(2, "dropout", "tp2 zero0"),
+    # tensor and data parallel
+    Row(4, "llama", "tp2 zero1", CI),
+    Row(4, "llama", "tp2 zero2"),
+    Row(4, "llama", "tp2 zero3"),
+    # sequence parallel
+    Row(2, "llama", "tp2 sp zero0", CI),
+    Row(2, "gpt2", "tp2 sp zero0", CI),
+    Row(2, "gpt2", "tp2 sp zero2"),
+    Row(4, "qwen", "tp4 sp zero0", CI),
+    Row(2, "dropout", "tp2 sp zero0", CI),
+    Row(4, "llama", "tp2 sp zero1"),
+    Row(4, "llama", "tp2 sp zero3", CI),
+    # two pipeline ranks
+    Row(2, "deep llama", "pp2 gpipe zero0"),
+    Row(2, "deep llama", "pp2 1f1b zero0", CI),
+    Row(2, "deep llama", "pp2 interleaved-1f1b zero0"),
+    Row(2, "deep llama", "pp2 interleaved-zero-bubble zero0", CI),
+    Row(2, "deep llama", "pp2 zbv zero0"),
+    Row(2, "deep llama", "pp2 dualpipev zero0"),
+    Row(2, "deep llama", "pp2 gpipe zero1", CI),
+    Row(2, "deep llama", "pp2 1f1b zero1"),
+    Row(2, "deep llama", "pp2 interleaved-1f1b zero1", CI),
+    Row(2, "deep llama", "pp2 interleaved-zero-bubble zero1"),
+    Row(2, "deep llama", "pp2 zbv zero1", CI),
+    Row(2, "deep llama", "pp2 dualpipev zero1", CI),
+    Row(2, "deep gpt2", "pp2 1f1b zero0 one-by-one"),
+    Row(2, "deep gpt2", "pp2 zbv zero1 one-by-one"),
+    # ... under data parallelism, with ZeRO 2 and 3
+    Row(4, "deep llama", "pp2 1f1b zero0 one-by-one", CI),
+    Row(4, "deep llama", "pp2 1f1b zero1 one-by-one"),
+    Row(4, "deep llama", "pp2 zbv zero1 one-by-one"),
+    Row(4, "deep llama", "pp2 gpipe zero2 one-by-one"),
+    Row(4, "deep llama", "pp2 1f1b zero2 one-by-one", CI),
+    Row(4, "deep llama", "pp2 interleaved-1f1b zero2 one-by-one"),
+    Row(4, "deep llama", "pp2 interleaved-zero-bubble zero2 one-by-one"),
+    Row(4, "deep llama", "pp2 zbv zero2 one-by-one", CI),
+    Row(4, "deep llama", "pp2 dualpipev zero2 one-by-one"),
+    Row(4, "deep llama", "pp2 gpipe zero3 one-by-one"),
+    Row(4, "deep llama", "pp2 1f1b zero3 one-by-one"),
+    Row(4, "deep llama", "pp2 interleaved-1f1b zero3 one-by-one", CI),
+    # four pipeline ranks
+    Row(4, "eight layers", "pp4 gpipe zero1 one-by-one"),
+    Row(4, "eight layers", "pp4 1f1b zero1 one-by-one"),
+    Row(4, "eight layers", "pp4 interleaved-1f1b zero1 one-by-one"),
+    Row(4, "eight layers", "pp4 interleaved-zero-bubble zero1 one-by-one"),
+    Row(4, "eight layers", "pp4 zbv zero1 one-by-one"),
+    Row(4, "eight layers", "pp4 dualpipev zero1 one-by-one"),
+    # uneven stages, more of them
+    Row(4, "uneven llama", "pp4 1f1b 0,2,2,1 zero1", CI),
+    Row(2, "uneven llama", "pp2 1f1b by-parameters zero2"),
+    Row(2, "uneven llama", "pp2 zbv zero1"),
+    Row(2, "eight layers", "pp2 interleaved-1f1b three-chunks zero1"),
+    # tensor and pipeline parallel
+    Row(4, "deep llama", "tp2 pp2 gpipe zero0"),
+    Row(4, "deep llama", "tp2 pp2 1f1b zero0"),
+    Row(4, "deep llama", "tp2 pp2 interleaved-1f1b zero0"),
+    Row(4, "deep llama", "tp2 pp2 interleaved-zero-bubble zero0"),
+    Row(4, "deep llama", "tp2 pp2 zbv zero0"),
+    Row(4, "deep llama", "tp2 pp2 dualpipev zero0"),
+    Row(4, "deep llama", "tp2 pp2 gpipe zero1"),
+    Row(4, "deep llama", "tp2 pp2 1f1b zero1", CI),
+    Row(4, "deep llama", "tp2 pp2 interleaved-1f1b zero1"),
+    Row(4, "deep llama", "tp2 pp2 interleaved-zero-bubble zero1"),
+    Row(4, "deep llama", "tp2 pp2 zbv zero1", CI),
+    Row(4, "deep llama", "tp2 pp2 dualpipev zero1"),
+    Row(4, "deep gpt2", "tp2 sp pp2 1f1b zero1"),
+    # tensor, pipeline and data parallel
+    Row(8, "deep llama", "tp2 pp2 gpipe zero0 one-by-one"),
+    Row(8, "deep llama", "tp2 pp2 1f1b zero0 one-by-one"),
+    Row(8, "deep llama", "tp2 pp2 interleaved-1f1b zero0 one-by-one"),
+    Row(8, "deep llama", "tp2 pp2 interleaved-zero-bubble zero0 one-by-one"),
+    Row(8, "deep llama", "tp2 pp2 zbv zero0 one-by-one"),
+    Row(8, "deep llama", "tp2 pp2 dualpipev zero0 one-by-one"),
+    Row(8, "deep llama", "tp2 sp pp2 gpipe zero1 one-by-one"),
+    Row(8, "deep llama", "tp2 sp pp2 1f1b zero1 one-by-one"),
+    Row(8, "deep llama", "tp2 sp pp2 interleaved-1f1b zero1 one-by-one"),
+    Row(8, "deep llama", "tp2 sp pp2 interleaved-zero-bubble zero1 one-by-one"),
+    Row(8, "deep llama", "tp2 sp pp2 zbv zero1 one-by-one", CI),
+    Row(8, "deep llama", "tp2 sp pp2 dualpipev zero1 one-by-one"),
+    Row(8, "deep llama", "tp2 sp pp2 1f1b zero2 one-by-one"),
+    Row(8, "deep llama", "tp2 sp pp2 1f1b zero3 one-by-one"),
+    # recomputation
+    Row(2, "deep llama", "tp2 sp zero1 full"),
+    Row(2, "deep llama", "tp2 sp zero1 selective", CI),
+    Row(2, "deep llama", "zero3 full"),
+    Row(2, "deep llama", "zero2 selective"),
+    Row(2, "all dropout", "pp2 1f1b zero0"),
+    Row(2, "all dropout", "pp2 zbv zero1 full", CI),
+    Row(2, "all dropout", "pp2 interleaved-zero-bubble zero0 selective", CI),
+    Row(2, "all dropout", "pp2 1f1b zero3 full"),
+    # documents: positions, attention and loss end with them
+    Row(2, "llama documents", "zero2"),
+    Row(2, "llama documents", "tp2 zero1"),
+    Row(2, "gpt2 documents", "tp2 sp zero1", CI),
+    Row(2, "llama documents", "pp2 1f1b zero1"),
+    Row(2, "gpt2 documents", "pp2 zbv zero0", CI),
+    Row(4, "llama documents", "tp2 sp pp2 zbv zero1", CI),
+    Row(4, "gpt2 documents", "pp2 interleaved-1f1b zero3 one-by-one"),
+    # low precision against one process in the same
+    Row(2, "llama", "zero1 bf16"),
+    Row(2, "llama", "zero2 bf16 one-by-one"),
+    Row(2, "llama", "zero3 bf16"),
+    Row(2, "llama", "tp2 sp zero1 bf16", CI),
+    Row(4, "qwen", "tp4 zero0 bf16"),
+    Row(2, "llama", "pp2 1f1b zero0 bf16"),
+    Row(2, "deep llama", "pp2 zbv zero1 bf16", CI),
+    Row(4, "llama", "pp2 1f1b zero2 bf16"),
+    Row(4, "llama", "pp2 1f1b zero3 bf16"),
+    Row(8, "deep llama", "tp2 sp pp2 zbv zero1 bf16 one-by-one"),
+    Row(2, "llama", "zero2 fp16"),
+    Row(2, "llama", "tp2 zero1 fp16"),
+    Row(4, "llama", "pp2 1f1b zero1 fp16"),
+    # optimizer, and with ZeRO 3 parameters, in host memory
+    Row(2, "llama", "offload", CI),
+    Row(2, "llama", "offload bf16 one-by-one"),
+    Row(2, "llama", "zero3-offload", CI),
+    Row(2, "llama", "zero3-offload bf16"),
+    Row(4, "llama", "tp2 offload"),
+    Row(4, "llama", "tp2 sp zero3-offload"),
+    Row(4, "deep llama", "pp2 1f1b offload one-by-one", CI),
+    Row(4, "deep llama", "pp2 zbv offload one-by-one"),
+    Row(4, "deep llama", "pp2 1f1b zero3-offload one-by-one"),
+    Row(4, "deep llama", "pp2 interleaved-1f1b zero3-offload one-by-one"),
+    Row(8, "deep llama", "tp2 pp2 1f1b offload one-by-one"),
+]
+
+
+def layout_of(row: Row) -> str:
+    """The row's mesh, as TP 2 + SP x PP 2 x DP 2."""
+    words = row.words.split()
+    tp, pp = (
+        next((int(word[2:]) for word in words if word[:2] == axis and word[2:].isdigit()), 1) for axis in ("tp", "pp")
+    )
+    sizes = {
+        f"TP {tp}" + (" + SP" if "sp" in words else ""): tp,
+        f"PP {pp}": pp,
+        f"DP {row.ranks // (tp * pp)}": row.ranks // (tp * pp),
+    }
+    return " x ".join(name for name, size in sizes.items() if size > 1) or "one process"
+
+
+def summary() -> str:
+    """The table as docs/parallelism.md shows it: a line a mesh."""
+    lines = ["| mesh | rows (always run) | ZeRO | schedules | models | with |", "|---|---|---|---|---|---|"]
+    for layout in sorted({layout_of(row) for row in ROWS}, key=lambda name: (name.count("x"), name)):
+        rows = [row for row in ROWS if layout_of(row) == layout]
+        words = [word for row in rows for word in row.words.split()]
+        stages = sorted({_zero_stage(row) for row in rows})
+        columns = (
+            f"{len(rows)} ({sum(row.ci for row in rows)})",
+            ", ".join(stages),
+            ", ".join(name for name in SCHEDULES if name in words) or "-",
+            ", ".join(name for name in MODELS if any(row.model == name for row in rows)),
+            ", ".join(word for word in (*ALONE, "bf16", "fp16") if word in words) or "-",
+        )
+        lines.append(f"| {layout} | " + " | ".join(columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+ALONE = ("one-by-one", "full", "selective", "offload", "zero3-offload", "three-chunks", "0,2,2,1", "by-parameters")
+"""Words that are neither axis, schedule, ZeRO stage nor precision."""
+
+
+def _zero_stage(row: Row) -> str:
+    words = row.words.split()
+    stages = {"offload": "2", "zero3-offload": "3"} | {f"zero{stage}": str(stage) for stage in range(4)}
+    return next(stages[word] for word in words if word in stages)

@@ -1,0 +1,30 @@
+"""One SLURM cluster a test process."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, missing
+from e2e.launching import run
+from small_job import LAYOUT, quiet_environment, write_recipe
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole run on four ranks of torchrun, without a scheduler and without a stop."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run(
+        "torchrun", "--standalone", "--nproc-per-node", "4", "launch/pretrain_gpt.py", "--config", write_recipe(folder),
+        *LAYOUT, "--save", folder / "run", environ=quiet_environment(),
+    )  # fmt: skip
+    assert done.code == 0, done.output
+    return folder / "run"

@@ -1,0 +1,59 @@
+"""One recipe under every launcher, each with the command that users type: the same losses."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from e2e.launching import Finished, free_port, run
+from jobs import run_on
+from small_job import LAYOUT, losses, quiet_environment, write_recipe
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def flags(tmp_path: Path) -> list[str]:
+    """The training flags of the undisturbed run, in a folder of their own."""
+    return ["--config", str(write_recipe(tmp_path)), *LAYOUT, "--save", str(tmp_path / "run")]
+
+
+def test_deepspeed_with_a_hostfile(undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=4\n")
+    ssh = tmp_path / "ssh"  # deepspeed asks it for the name of the first host, though there is only this one
+    ssh.write_text("#!/bin/sh\nexec hostname\n")
+    ssh.chmod(0o755)
+    plain = quiet_environment()
+    chosen = {"DS_ACCELERATOR": "cpu", "MASTER_PORT": str(free_port()), "PATH": f"{tmp_path}:{plain['PATH']}"}
+    done = run("launch/hostfile/pretrain_gpt.sh", hosts, *flags, environ=plain | chosen)
+    ends_with_equal_losses(done, tmp_path, undisturbed)
+
+
+def test_mpirun(undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py")
+    if shutil.which("mpirun") is None:
+        pytest.skip("no mpirun (Debian: openmpi-bin)")
+    done = run("launch/mpi/pretrain_gpt.sh", "4", *flags, environ=quiet_environment())
+    ends_with_equal_losses(done, tmp_path, undisturbed)
+
+
+def test_srun_in_the_shipped_batch_script(
+    cluster: Cluster, undisturbed: Path, flags: list[str], tmp_path: Path
+) -> None:
+    asked = ["--wait", "--nodes=2", "--ntasks-per-node=2", f"--output={tmp_path}/log", "--time=10"]
+    done = run_on(cluster, "sbatch", *asked, "launch/slurm/pretrain_gpt.sbatch", *flags)
+    ends_with_equal_losses(Finished(done.code, done.output + (tmp_path / "log").read_text()), tmp_path, undisturbed)
+
+
+def test_one_process(undisturbed: Path, tmp_path: Path) -> None:
+    flags = ["--config", str(write_recipe(tmp_path)), "--save", str(tmp_path / "run")]
+    done = run(sys.executable, "-m", "megalm.cli", "submit", "--launcher", "local", *flags, environ=quiet_environment())
+    assert done.code == 0, done.output
+    assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+def ends_with_equal_losses(done: Finished, folder: Path, undisturbed: Path) -> None:
+    assert done.code == 0, done.output
+    assert losses(folder / "run") == losses(undisturbed), "bit-equal"
