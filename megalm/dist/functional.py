@@ -66,7 +66,7 @@ def own_part(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     size = dist.get_world_size(group)
     assert x.shape[dim] % size == 0, f"dim {dim} of {tuple(x.shape)} is a multiple of {size} ranks"
     length = x.shape[dim] // size
-    return x.narrow(dim, dist.get_rank(group) * length, length)
+    return x.narrow(dim, group.rank() * length, length)
 
 
 def all_reduce(x: Tensor, group: ProcessGroup, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:

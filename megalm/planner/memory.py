@@ -4,11 +4,13 @@ The rules of each ZeRO stage are those of DeepSpeed 0.19 and of megalm's stage 0
 Rajbhandari et al. 2020, arXiv:1910.02054, section 3, and `deepspeed/runtime/zero`.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megalm.config import RunConfig, engine_json, offloads_optimizer, zero_stage
-from megalm.planner.activations import ActivationBytes
+from megalm.planner.activations import KeepGradients, StageBytes
+from megalm.planner.schedule import parts
 
 ENGINE_BUCKET = 500_000_000
 """Elements that DeepSpeed lays flat at a time to reduce gradients outside of ZeRO."""
@@ -29,11 +31,11 @@ class StateBytes:
     gathered: int = 0
     """Weights of other ranks, gathered for use (ZeRO 3)."""
     bucket: int = 0
-    """Buffers in which gradients are reduced during the backward pass."""
+    """Buffers in which gradients are reduced: during a backward pass, or in pipelines after it."""
     update: int = 0
     """Gradients and their copies at the end of the step."""
-    gradients_at_parameters: bool = False
-    """Whether gradients stay with the parameters until the end of the step (then the activations count them)."""
+    keep: KeepGradients = "no"
+    """How long gradients stay with the parameters; while they do, `StepBytes` counts them."""
 
     @property
     def gradients_at_end(self) -> int:
@@ -47,24 +49,62 @@ class StateBytes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepBytes:
+    """The most that the passes of one rank take in a step, beyond weights and optimizer state."""
+
+    saved: int
+    """Activations kept for backward passes."""
+    forward: int
+    """During a forward pass."""
+    backward: int
+    """During a backward pass."""
+    collected: int
+    """After a backward pass, when its gradients are taken."""
+
+
+def step_bytes(actions: Sequence[Any], stages: Mapping[int, StageBytes], keep: KeepGradients) -> StepBytes:
+    """Walk through the actions of one rank, each with what other micro-batches hold at its time."""
+    held = kept = saved = forward = backward = collected = 0
+    begun = set()
+    for kind, stage, _ in (part for action in actions for part in parts(action)):
+        each = stages[stage].later if stage in begun else stages[stage].first
+        if kind == "F":
+            forward = max(forward, kept + held + each.forward)
+            held += each.saved
+            saved = max(saved, held)
+        elif kind == "I":
+            backward = max(backward, kept + held - each.saved + each.input_backward)
+            held += each.between - each.saved
+            saved = max(saved, held)
+        else:
+            before, most = (each.saved, each.backward) if kind == "B" else (each.between, each.weight_backward)
+            held -= before
+            backward = max(backward, kept + held + most)
+            collected = max(collected, kept + held + each.left)
+            kept += each.left if keep == "step" else 0
+            begun.add(stage)
+    return StepBytes(saved=saved, forward=forward, backward=backward, collected=collected)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankMemory:
     """The memory of one rank by moment of the step."""
 
     state: StateBytes
-    activations: ActivationBytes
-    in_flight: float = 1
-    """Micro-batches whose forward pass is done and whose backward pass is not, at the fullest (pipeline)."""
+    step: StepBytes
 
     @property
     def forward(self) -> int:
         """The most during forward passes."""
-        return self.state.standing + self.state.gathered + self._waiting + self.activations.peak_forward
+        return self.state.standing + self.state.gathered + self.step.forward
 
     @property
     def backward(self) -> int:
-        """The most during backward passes."""
-        state = self.state
-        return state.standing + state.gathered + state.bucket + self._waiting + self.activations.peak_backward
+        """The most during backward passes and when their gradients are taken."""
+        state, step = self.state, self.step
+        passes = step.backward + (0 if state.keep == "pass" else state.bucket)
+        taking = step.collected + state.bucket
+        return state.standing + state.gathered + max(passes, taking)
 
     @property
     def update(self) -> int:
@@ -76,25 +116,17 @@ class RankMemory:
         """The most at any moment."""
         return max(self.forward, self.backward, self.update)
 
-    @property
-    def _waiting(self) -> int:
-        return int(max(0.0, self.in_flight - 1) * self.activations.saved)
 
-    @property
-    def waiting_and_saved(self) -> int:
-        """Activations kept for backward passes, at the fullest."""
-        return self._waiting + self.activations.saved
-
-
-def state_bytes(config: RunConfig, parameters: int, data_parallel_size: int) -> StateBytes:
+def state_bytes(config: RunConfig, parameters: int, data_parallel_size: int, micro_batches: int) -> StateBytes:
     """What a rank with `parameters` of the model holds under the run's ZeRO stage."""
     stage, shards = zero_stage(config), data_parallel_size
     size, low = SIZES[config.precision.dtype], config.precision.dtype != "fp32"
     zero = engine_json(config, data_parallel_size)["zero_optimization"]
     part = -(-parameters // shards)
+    taken: KeepGradients = "pass" if config.parallel.pipeline_model_parallel_size > 1 else "no"
     host = offloads_optimizer(config)  # on a CPU host the state is in the same memory
+    wide = 4 if config.precision.grad_accum_dtype == "fp32" else size
     if stage == 0:
-        wide = 4 if config.precision.grad_accum_dtype == "fp32" or not low else size
         flat = min(parameters, ENGINE_BUCKET)
         return StateBytes(
             weights=parameters * size,
@@ -102,10 +134,10 @@ def state_bytes(config: RunConfig, parameters: int, data_parallel_size: int) -> 
             moments=8 * parameters,
             gradients=0,
             update=wide * parameters + 4 * flat,
-            gradients_at_parameters=True,
+            keep="step",
         )
     if stage == 3:
-        return _stage_three(config, zero, parameters, part, size)
+        return _stage_three(zero, parameters, part, size, wide, taken)
     if stage == 1 and config.precision.bf16 and config.precision.grad_accum_dtype == "fp32":
         return StateBytes(  # DeepSpeed's BF16_Optimizer: a flat fp32 gradient of everything
             weights=parameters * size,
@@ -113,20 +145,35 @@ def state_bytes(config: RunConfig, parameters: int, data_parallel_size: int) -> 
             moments=8 * part,
             gradients=4 * parameters,
             update=size * parameters + 4 * min(parameters, ENGINE_BUCKET),
+            keep=taken,
         )
-    kept = parameters if stage == 1 else part
+    bucket = _bucket(zero, stage) * size
+    if stage == 1:  # gradients stay at the parameters; a pipeline reduces them after its last backward pass
+        late = config.parallel.pipeline_model_parallel_size > 1
+        return StateBytes(
+            weights=parameters * size,
+            master=4 * part,
+            moments=8 * part,
+            gradients=4 * part if host else 0,
+            bucket=0 if late else bucket,
+            update=wide * parameters + 4 * part + (bucket if late else 0),
+            keep="step",
+        )
+    summed = 4 * part if host else wide * part if micro_batches > 1 else 0
     return StateBytes(
         weights=parameters * size,
         master=4 * part,
         moments=8 * part,
-        gradients=4 * part if host else 0,
-        bucket=_bucket(zero, stage) * size,
-        update=size * kept + 4 * part,
+        gradients=summed,
+        bucket=bucket,
+        update=4 * part + (0 if summed else size * part),
+        keep=taken,
     )
 
 
-def _stage_three(config: RunConfig, zero: dict[str, Any], parameters: int, part: int, size: int) -> StateBytes:
-    wide = 4 if config.precision.grad_accum_dtype == "fp32" else size
+def _stage_three(
+    zero: dict[str, Any], parameters: int, part: int, size: int, wide: int, keep: KeepGradients
+) -> StateBytes:
     live = min(parameters, int(zero.get("stage3_max_live_parameters", MAX_LIVE)))
     return StateBytes(
         weights=part * size,
@@ -135,6 +182,7 @@ def _stage_three(config: RunConfig, zero: dict[str, Any], parameters: int, part:
         gradients=wide * part + _bucket(zero, 3) * size,  # stage 3 keeps its bucket between steps
         gathered=live * size,
         update=4 * part,
+        keep=keep,
     )
 
 
