@@ -120,6 +120,8 @@ class FakeRank:
     gradient_dtype: torch.dtype
     """That of gradients that wait for the end of the step."""
     keep: KeepGradients
+    bucket: int
+    """Bytes of the buffer that the first gradient of a backward pass brings, until its end."""
 
 
 def stage_bytes(rank: FakeRank, split: bool) -> list[StageBytes]:
@@ -127,17 +129,18 @@ def stage_bytes(rank: FakeRank, split: bool) -> list[StageBytes]:
     modules = nn.ModuleList(rank.stages)
     with FakeTensorMode():
         _give_parameters(modules, rank.dtype)
+        taking = _Taking(rank)
         for parameter in modules.parameters():
             if rank.keep == "step":
                 parameter.grad_dtype = rank.gradient_dtype
-            elif rank.keep == "no":
-                parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(taking)  # type: ignore[no-untyped-call]
         tokens_BT = torch.zeros(rank.batch_shape, dtype=torch.long)
         batch = {"tokens": tokens_BT, "labels": tokens_BT, "loss_mask": torch.ones(rank.batch_shape)}
         with LiveStorages([*modules.parameters(), *batch.values()]) as live:
             return [
                 StageBytes(
-                    first=_measured(rank, stage, batch, live, split), later=_measured(rank, stage, batch, live, split)
+                    first=_measured(rank, stage, batch, taking, live, split),
+                    later=_measured(rank, stage, batch, taking, live, split),
                 )
                 for stage in rank.stages
             ]
@@ -150,12 +153,30 @@ def _give_parameters(modules: nn.Module, dtype: torch.dtype) -> None:
             module.register_parameter(name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
 
 
-def _drop_gradient(parameter: Tensor) -> None:
-    parameter.grad = None
+class _Taking:
+    """A hook of parameters whose gradient is there: what the engine does with it."""
+
+    def __init__(self, rank: FakeRank) -> None:
+        self._keep, self._size = rank.keep, rank.bucket
+        self._bucket: Tensor | None = None
+
+    def __call__(self, parameter: Tensor) -> None:
+        """Take one gradient."""
+        if self._size and self._bucket is None:
+            self._bucket = torch.empty(self._size, dtype=torch.uint8)
+        if self._keep == "no":
+            parameter.grad = None
+
+    def end_pass(self, stage: StageModule) -> None:
+        """What a backward pass leaves goes."""
+        self._bucket = None
+        if self._keep == "pass":
+            for parameter in stage.parameters():
+                parameter.grad = None
 
 
 def _measured(
-    rank: FakeRank, stage: StageModule, batch: dict[str, Tensor], live: LiveStorages, split: bool
+    rank: FakeRank, stage: StageModule, batch: dict[str, Tensor], taking: _Taking, live: LiveStorages, split: bool
 ) -> PassBytes:
     """One micro-batch through one stage and back; with `split` a second one whose backward passes are apart."""
     meter = _Meter(live)
@@ -163,7 +184,7 @@ def _measured(
     saved, forward = meter.read()
     micro_batch.backward()
     left, backward = meter.read()
-    _end_pass(rank, stage)
+    taking.end_pass(stage)
     between = input_backward = weight_backward = 0
     if split:
         meter = _Meter(live)
@@ -173,7 +194,7 @@ def _measured(
         between, input_backward = meter.read()
         micro_batch.backward_weight()
         _, weight_backward = meter.read()
-        _end_pass(rank, stage)
+        taking.end_pass(stage)
     return PassBytes(
         saved=saved,
         between=between,
@@ -183,12 +204,6 @@ def _measured(
         input_backward=input_backward,
         weight_backward=weight_backward,
     )
-
-
-def _end_pass(rank: FakeRank, stage: StageModule) -> None:
-    if rank.keep == "pass":
-        for parameter in stage.parameters():
-            parameter.grad = None
 
 
 class _Meter:

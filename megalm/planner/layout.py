@@ -86,7 +86,7 @@ class Layout:
             for number, (chunk, _) in zip(self.pipeline.stages(pp_rank), chunks, strict=True)
         ]
 
-    def fake_rank(self, pp_rank: int, recompute: RecomputeConfig, keep: KeepGradients) -> FakeRank:
+    def fake_rank(self, pp_rank: int, recompute: RecomputeConfig, keep: KeepGradients, bucket: int) -> FakeRank:
         """The rank as what a step's passes can be measured on."""
         config, batch = self.config, self.config.batch
         stages = self.stages(pp_rank)
@@ -101,6 +101,7 @@ class Layout:
             dtype=dtype,
             gradient_dtype=torch.float32 if config.precision.grad_accum_dtype == "fp32" else dtype,
             keep=keep,
+            bucket=bucket,
         )
 
 

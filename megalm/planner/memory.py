@@ -5,7 +5,7 @@ Rajbhandari et al. 2020, arXiv:1910.02054, section 3, and `deepspeed/runtime/zer
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megalm.config import RunConfig, engine_json, offloads_optimizer, zero_stage
@@ -30,8 +30,10 @@ class StateBytes:
     """Gradient buffers that stand all the time."""
     gathered: int = 0
     """Weights of other ranks, gathered for use (ZeRO 3)."""
-    bucket: int = 0
-    """Buffers in which gradients are reduced: during a backward pass, or in pipelines after it."""
+    pass_bucket: int = 0
+    """Buffers in which gradients are reduced during a backward pass (then the passes count them) ..."""
+    end_bucket: int = 0
+    """... or in pipelines after it."""
     update: int = 0
     """Gradients and their copies at the end of the step."""
     keep: KeepGradients = "no"
@@ -102,9 +104,7 @@ class RankMemory:
     def backward(self) -> int:
         """The most during backward passes and when their gradients are taken."""
         state, step = self.state, self.step
-        passes = step.backward + (0 if state.keep == "pass" else state.bucket)
-        taking = step.collected + state.bucket
-        return state.standing + state.gathered + max(passes, taking)
+        return state.standing + state.gathered + max(step.backward, step.collected + state.end_bucket)
 
     @property
     def update(self) -> int:
@@ -119,71 +119,54 @@ class RankMemory:
 
 def state_bytes(config: RunConfig, parameters: int, data_parallel_size: int, micro_batches: int) -> StateBytes:
     """What a rank with `parameters` of the model holds under the run's ZeRO stage."""
-    stage, shards = zero_stage(config), data_parallel_size
-    size, low = SIZES[config.precision.dtype], config.precision.dtype != "fp32"
-    zero = engine_json(config, data_parallel_size)["zero_optimization"]
-    part = -(-parameters // shards)
-    taken: KeepGradients = "pass" if config.parallel.pipeline_model_parallel_size > 1 else "no"
-    host = offloads_optimizer(config)  # on a CPU host the state is in the same memory
-    wide = 4 if config.precision.grad_accum_dtype == "fp32" else size
+    precision, size = config.precision, SIZES[config.precision.dtype]
+    wide = 4 if precision.grad_accum_dtype == "fp32" else size
+    flat = 4 * min(parameters, ENGINE_BUCKET)
+    stage, part = zero_stage(config), -(-parameters // data_parallel_size)
     if stage == 0:
-        flat = min(parameters, ENGINE_BUCKET)
         return StateBytes(
             weights=parameters * size,
-            master=4 * parameters if low else 0,
+            master=4 * parameters if precision.dtype != "fp32" else 0,
             moments=8 * parameters,
             gradients=0,
-            update=wide * parameters + 4 * flat,
+            update=wide * parameters + flat,
             keep="step",
         )
-    if stage == 3:
-        return _stage_three(zero, parameters, part, size, wide, taken)
-    if stage == 1 and config.precision.bf16 and config.precision.grad_accum_dtype == "fp32":
-        return StateBytes(  # DeepSpeed's BF16_Optimizer: a flat fp32 gradient of everything
-            weights=parameters * size,
-            master=4 * part,
-            moments=8 * part,
-            gradients=4 * parameters,
-            update=size * parameters + 4 * min(parameters, ENGINE_BUCKET),
-            keep=taken,
-        )
-    bucket = _bucket(zero, stage) * size
-    if stage == 1:  # gradients stay at the parameters; a pipeline reduces them after its last backward pass
-        late = config.parallel.pipeline_model_parallel_size > 1
-        return StateBytes(
-            weights=parameters * size,
-            master=4 * part,
-            moments=8 * part,
-            gradients=4 * part if host else 0,
-            bucket=0 if late else bucket,
-            update=wide * parameters + 4 * part + (bucket if late else 0),
-            keep="step",
-        )
-    summed = 4 * part if host else wide * part if micro_batches > 1 else 0
-    return StateBytes(
-        weights=parameters * size,
+    state = StateBytes(
+        weights=(part if stage == 3 else parameters) * size,
         master=4 * part,
         moments=8 * part,
-        gradients=summed,
-        bucket=bucket,
-        update=4 * part + (0 if summed else size * part),
-        keep=taken,
-    )
-
-
-def _stage_three(
-    zero: dict[str, Any], parameters: int, part: int, size: int, wide: int, keep: KeepGradients
-) -> StateBytes:
-    live = min(parameters, int(zero.get("stage3_max_live_parameters", MAX_LIVE)))
-    return StateBytes(
-        weights=part * size,
-        master=4 * part,
-        moments=8 * part,
-        gradients=wide * part + _bucket(zero, 3) * size,  # stage 3 keeps its bucket between steps
-        gathered=live * size,
+        gradients=0,
         update=4 * part,
-        keep=keep,
+        keep="pass" if config.parallel.pipeline_model_parallel_size > 1 else "no",
     )
+    zero = engine_json(config, data_parallel_size)["zero_optimization"]
+    if stage == 3:
+        live = min(parameters, int(zero.get("stage3_max_live_parameters", MAX_LIVE)))
+        kept = wide * part + _bucket(zero, 3) * size  # stage 3 keeps its bucket between steps
+        return replace(state, gradients=kept, gathered=live * size)
+    if stage == 1 and precision.bf16 and precision.grad_accum_dtype == "fp32":
+        # DeepSpeed's BF16_Optimizer: a flat fp32 gradient of everything
+        return replace(state, gradients=4 * parameters, update=size * parameters + flat)
+    held = 4 * part if offloads_optimizer(config) else 0  # on a CPU host the state is in the same memory
+    return _of_buckets(state, stage, _bucket(zero, stage) * size, wide * parameters, wide * part, held, micro_batches)
+
+
+def _of_buckets(
+    state: StateBytes, stage: int, bucket: int, whole: int, part: int, held: int, micro_batches: int
+) -> StateBytes:
+    """Stages 1 and 2, given the bytes of the bucket, of all gradients and of the rank's part of them.
+
+    Stage 1 leaves gradients at the parameters; a pipeline reduces them after its last backward pass. Stage 2 takes
+    them, and sums up its part of them where there are several micro-batches. `held`: a part on the host.
+    """
+    staged = state.keep == "pass"
+    buckets = {"pass_bucket": 0 if staged else bucket, "end_bucket": bucket if staged and stage == 2 else 0}
+    if stage == 1:
+        late = bucket if staged else 0
+        return replace(state, gradients=held, update=state.update + whole + late, keep="step", **buckets)
+    summed = held or (part if micro_batches > 1 else 0)
+    return replace(state, gradients=summed, update=state.update + (0 if summed else part), **buckets)
 
 
 def _bucket(zero: dict[str, Any], stage: int) -> int:

@@ -79,7 +79,7 @@ def _plan_rank(layout: Layout, pp_rank: int, actions: Sequence[Any], modes: tupl
     split = any(kind == "I" for action in actions for kind, _, _ in parts(action))
     memory = {}
     for mode in modes:
-        rank = layout.fake_rank(pp_rank, _recompute(layout.config.recompute, mode), state.keep)
+        rank = layout.fake_rank(pp_rank, _recompute(layout.config.recompute, mode), state.keep, state.pass_bucket)
         stages = dict(zip(layout.pipeline.stages(pp_rank), stage_bytes(rank, split), strict=True))
         memory[mode] = RankMemory(state=state, step=step_bytes(actions, stages, state.keep))
     return RankPlan(layers=layout.layers(pp_rank), parameters=number, memory=memory)
