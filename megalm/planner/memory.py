@@ -148,25 +148,26 @@ def state_bytes(config: RunConfig, parameters: int, data_parallel_size: int, mic
     if stage == 1 and precision.bf16 and precision.grad_accum_dtype == "fp32":
         # DeepSpeed's BF16_Optimizer: a flat fp32 gradient of everything
         return replace(state, gradients=4 * parameters, update=size * parameters + flat)
-    held = 4 * part if offloads_optimizer(config) else 0  # on a CPU host the state is in the same memory
-    return _of_buckets(state, stage, _bucket(zero, stage) * size, wide * parameters, wide * part, held, micro_batches)
-
-
-def _of_buckets(
-    state: StateBytes, stage: int, bucket: int, whole: int, part: int, held: int, micro_batches: int
-) -> StateBytes:
-    """Stages 1 and 2, given the bytes of the bucket, of all gradients and of the rank's part of them.
-
-    Stage 1 leaves gradients at the parameters; a pipeline reduces them after its last backward pass. Stage 2 takes
-    them, and sums up its part of them where there are several micro-batches. `held`: a part on the host.
-    """
-    staged = state.keep == "pass"
-    buckets = {"pass_bucket": 0 if staged else bucket, "end_bucket": bucket if staged and stage == 2 else 0}
+    if offloads_optimizer(config):  # on a CPU host the state is in the same memory
+        state = replace(state, gradients=4 * part)
+    bucket = _bucket(zero, stage) * size
     if stage == 1:
-        late = bucket if staged else 0
-        return replace(state, gradients=held, update=state.update + whole + late, keep="step", **buckets)
-    summed = held or (part if micro_batches > 1 else 0)
-    return replace(state, gradients=summed, update=state.update + (0 if summed else part), **buckets)
+        return _stage_one(state, bucket, wide * parameters)
+    return _stage_two(state, bucket, wide * part, micro_batches)
+
+
+def _stage_one(state: StateBytes, bucket: int, gradients: int) -> StateBytes:
+    """All gradients stay at the parameters; a pipeline reduces them after its last backward pass."""
+    if state.keep == "pass":
+        return replace(state, update=state.update + gradients + bucket, keep="step")
+    return replace(state, update=state.update + gradients, pass_bucket=bucket, keep="step")
+
+
+def _stage_two(state: StateBytes, bucket: int, part: int, micro_batches: int) -> StateBytes:
+    """The rank's part of the gradients is summed up beside the parameters where there are several micro-batches."""
+    if state.gradients == 0:
+        state = replace(state, gradients=part) if micro_batches > 1 else replace(state, update=state.update + part)
+    return replace(state, end_bucket=bucket) if state.keep == "pass" else replace(state, pass_bucket=bucket)
 
 
 def _bucket(zero: dict[str, Any], stage: int) -> int:
