@@ -22,6 +22,8 @@ from megalm.dist.functional import (
     scatter_sum,
     sum_over_group,
 )
+from megalm.parallel import tensor
+from megalm.parallel.tensor import ColumnParallelLinear
 
 SHAPE = (3, 4, 5)
 SEQUENCE = 1
@@ -144,3 +146,28 @@ def order_of_backward() -> list[str]:
 
 def test_late_work_runs_between_begin_and_end_of_the_collective() -> None:
     assert run_on_ranks(2, order_of_backward) == [["begin", "late", "end"]] * 2
+
+
+def gradients_of_linears() -> tuple[list[str], list[bool]]:
+    """The order of a backward pass through two column-parallel layers, and whether its gradients are torch's own."""
+    notes: list[str] = []
+    for owner, word in (
+        (functional._GatherParts, "begin"), (tensor._WeightGradient, "weight"), (functional._Awaited, "end"),
+    ):  # fmt: skip
+        original = owner.backward
+        owner.backward = lambda *a, f=original, w=word: notes.append(w) or f(*a)
+    linears = [ColumnParallelLinear(5, 3), ColumnParallelLinear(5, 3)]
+    x = drawn(dist.get_rank(), 2, 4, 5).requires_grad_()
+    results = []
+    for forward in (ColumnParallelLinear.forward, torch.nn.Linear.forward):
+        whole = gather_parts(2 * x, world(), SEQUENCE)
+        y = sum(forward(linear, whole).square().sum() for linear in linears)
+        leaves = [x, *(parameter for linear in linears for parameter in linear.parameters())]
+        results.append(torch.autograd.grad(y, leaves))
+    return notes[:4], [torch.equal(one, other) for one, other in zip(*results, strict=True)]
+
+
+def test_weight_gradients_are_computed_while_the_input_gradient_is_summed() -> None:
+    for order, equal in run_on_ranks(2, gradients_of_linears):
+        assert order == ["begin", "weight", "weight", "end"]
+        assert all(equal)
