@@ -27,9 +27,10 @@ class Optimizer:
             self.of_groups if stage == 3 else self.of_all,
         )
 
-    def _model_parallel_all_reduce(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> None:
+    def _model_parallel_all_reduce(self, tensor: Tensor, op: comm.ReduceOp) -> None:
+        assert op == comm.ReduceOp.SUM
         self.reductions += 1
-        dist.all_reduce(tensor, op)
+        dist.all_reduce(tensor)
 
     def of_groups(self) -> list[Tensor]:
         found = []
