@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from e2e.launching import Finished, free_port, run
+from e2e.launching import Finished, run
 from jobs import run_on
+from nodes import Nodes
 from small_job import LAYOUT, losses, quiet_environment, write_recipe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -19,16 +20,15 @@ def flags(tmp_path: Path) -> list[str]:
     return ["--config", str(write_recipe(tmp_path)), *LAYOUT, "--save", str(tmp_path / "run")]
 
 
-def test_deepspeed_with_a_hostfile(undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
+def test_deepspeed_with_a_hostfile_of_two_nodes(
+    nodes: Nodes, undisturbed: Path, flags: list[str], tmp_path: Path
+) -> None:
     hosts = tmp_path / "hosts"
-    hosts.write_text("localhost slots=4\n")
-    ssh = tmp_path / "ssh"  # deepspeed asks it for the name of the first host, though there is only this one
-    ssh.write_text("#!/bin/sh\nexec hostname\n")
-    ssh.chmod(0o755)
-    plain = quiet_environment()
-    chosen = {"DS_ACCELERATOR": "cpu", "MASTER_PORT": str(free_port()), "PATH": f"{tmp_path}:{plain['PATH']}"}
-    done = run("launch/hostfile/pretrain_gpt.sh", hosts, *flags, environ=plain | chosen)
+    hosts.write_text("".join(f"{address} slots=2\n" for address in nodes.addresses))
+    environ = quiet_environment() | nodes.environment | {"DS_ACCELERATOR": "cpu"}
+    done = run("launch/hostfile/pretrain_gpt.sh", hosts, *flags, environ=environ)
     ends_with_equal_losses(done, tmp_path, undisturbed)
+    assert nodes.processes() == []
 
 
 def test_mpirun(undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
@@ -39,12 +39,32 @@ def test_mpirun(undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
     ends_with_equal_losses(done, tmp_path, undisturbed)
 
 
+def test_mpirun_on_two_nodes(nodes: Nodes, undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py")
+    hosts = {"HOSTS": ",".join(f"{address}:2" for address in nodes.addresses)}
+    environ = quiet_environment() | nodes.environment | hosts
+    done = run("launch/mpi/pretrain_gpt.sh", "4", *flags, environ=environ)
+    ends_with_equal_losses(done, tmp_path, undisturbed)
+
+
 def test_srun_in_the_shipped_batch_script(
     cluster: Cluster, undisturbed: Path, flags: list[str], tmp_path: Path
 ) -> None:
     asked = ["--wait", "--nodes=2", "--ntasks-per-node=2", f"--output={tmp_path}/log", "--time=10"]
     done = run_on(cluster, "sbatch", *asked, "launch/slurm/pretrain_gpt.sbatch", *flags)
     ends_with_equal_losses(Finished(done.code, done.output + (tmp_path / "log").read_text()), tmp_path, undisturbed)
+
+
+def test_the_shipped_batch_script_ends_with_the_code_of_the_first_rank_that_fails(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "launch").mkdir()
+    ranks = "import os, sys, time\nsys.exit(65) if os.environ['SLURM_PROCID'] == '2' else time.sleep(60)\n"
+    (tmp_path / "launch" / "pretrain_gpt.py").write_text(ranks)
+    asked = ["--wait", "--nodes=2", "--ntasks-per-node=2", f"--output={tmp_path}/log", "--time=10"]
+    script = Path("launch/slurm/pretrain_gpt.sbatch").absolute()
+    done = run_on(cluster, "sbatch", *asked, f"--chdir={tmp_path}", str(script))
+    assert done.code == 65, (tmp_path / "log").read_text()
 
 
 def test_one_process(undisturbed: Path, tmp_path: Path) -> None:
