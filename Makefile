@@ -54,7 +54,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-parity: $(INSTALLED)
-	$(BIN)/python -m pytest tests/parity --all-layouts $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/parity tests/planner --all-layouts $(PYTEST_ARGS)
 
 bench-parallel: $(INSTALLED)
 	$(BIN)/python benchmarks/parallel.py
