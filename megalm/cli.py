@@ -14,7 +14,7 @@ _COMMANDS = {
         "write the standard library's own text as JSONL (a corpus that needs no download)",
     ),
     "train-tokenizer": ("megalm.data.train_tokenizer", "train a sentencepiece tokenizer"),
-    "preprocess": ("megalm.data.preprocess", "turn JSONL into an indexed dataset (.bin and .idx)"),
+    "preprocess": ("megalm.data.preprocess", "turn text into indexed datasets (.bin and .idx)"),
     "submit": ("megalm.launching.submit", "train as a SLURM job, or by another launcher's exact command"),
     "doctor": ("megalm.launching.doctor", "say what this machine, or these ranks, can do: one page for a bug report"),
     "inspect": ("megalm.data.inspect", "show what an indexed dataset holds"),

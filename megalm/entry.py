@@ -4,6 +4,7 @@ Wrong input ends here in one message from one rank. Nothing heavy is imported be
 """
 
 import os
+import re
 import signal
 import sys
 import time
@@ -19,6 +20,8 @@ from megalm.errors import LayoutError, MegalmError
 from megalm.resilience.signals import StopRequest
 
 _WAIT_FOR_REPORT_S = 8.0
+_LOST_PEER = re.compile("Connection (closed|reset) by peer")
+"""What gloo raises in a rank when another one is gone: not its own fault, and no traceback of its own is of use."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -35,8 +38,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     except MegalmError as error:
         _report(error, rank)
         _leave(error.exit_code)
-    except Exception:
-        print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    except Exception as error:
+        text = f"failed:\n{traceback.format_exc()}"
+        if _LOST_PEER.search(str(error)):
+            text = "stopped: the connection to another rank broke; that rank, or the launcher, says why"
+        print(f"rank {rank} {text}", file=sys.stderr, flush=True)
         _leave(1)
     _leave(code)
 

@@ -74,8 +74,8 @@ def build_datasets(
     wishes = [_Wish(name=name, num_samples=count) for name, count in zip(SPLITS, num_samples, strict=True)]
     blends = _blends(data, wishes, opened)
     for indexed in opened.values():
+        check_tokenizer(indexed.prefix, tokenizer_identity)  # with another one, ids may be too large as well
         indexed.check_token_range(vocab_size)
-        check_tokenizer(indexed.prefix, tokenizer_identity)
 
     def build(wish: _Wish, blend: _Documents | None, **options: Any) -> BlendedDataset | None:
         if blend is None:

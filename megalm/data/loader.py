@@ -131,10 +131,12 @@ class MicroBatchIterator(Iterator[MicroBatch]):
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            raise PlatformError(
+            died = PlatformError(
                 f"a data loader process died ({error}); a kill for lack of memory is the usual cause: "
                 "lower --num-workers, or give the job more memory"
-            ) from error
+            )
+            died.local = True
+            raise died from error
         if isinstance(batch, MegalmError):
             self.close()
             raise batch

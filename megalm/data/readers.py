@@ -227,12 +227,17 @@ def _document(line: int, values: Iterable[Any], reading: Reading, *, repaired: b
     return Document(line, tuple(text for text, _ in found), repaired or any(changed for _, changed in found))
 
 
+_JSON_NAMES = {"NoneType": "null", "bool": "true or false", "int": "a number", "float": "a number", "dict": "an object"}
+
+
 def _text(text: Any, key: str, reading: Reading) -> tuple[str, bool]:
     """(text, whether it was repaired)."""
     if isinstance(text, bytes):  # a binary column of a table, as some writers store texts
         return _decoded(text, reading, f'of "{key}"')
     if not isinstance(text, str):
-        raise _FaultError("not a string", f'"{key}" holds {type(text).__name__}')
+        raise _FaultError(
+            "not a string", f'"{key}" holds {_JSON_NAMES.get(type(text).__name__, "a " + type(text).__name__)}'
+        )
     if not text.isascii():
         try:
             text.encode()

@@ -27,12 +27,14 @@ BLOCK_BYTES = 4000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm train-tokenizer`."""
-    parser.description = "Train a sentencepiece tokenizer (P.model) on JSON lines."
+    parser.description = (
+        "Train a sentencepiece tokenizer (P.model): BPE or unigram, no normalisation, bytes for what no piece covers."
+    )
     parser.add_argument(
         "--input",
         nargs="+",
         required=True,
-        metavar="F.jsonl",
+        metavar="FILE",
         help="Text, as for preprocess: files, folders, patterns.",
     )
     parser.add_argument("--json-key", default="text", metavar="KEY", help="Key that holds the text (text).")

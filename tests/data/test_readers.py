@@ -83,8 +83,8 @@ def test_a_line_that_is_too_long_is_rejected_alone(monkeypatch: pytest.MonkeyPat
         (b'{"text": "\xff"}', "invalid UTF-8", "byte 11"),
         (b'["text"]', "not an object", "list"),
         (b'{"txt": "a"}', "missing key", '"text" is not among txt'),
-        (b'{"text": 5}', "not a string", '"text" holds int'),
-        (b'{"text": null}', "not a string", "NoneType"),
+        (b'{"text": 5}', "not a string", '"text" holds a number'),
+        (b'{"text": null}', "not a string", '"text" holds null'),
         (b'{"text": "\\ud800"}', "lone surrogate", 'character 1 of "text"'),
     ],
 )

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import REPOSITORY, Workspace, environment, free_port, run
+from launching import REPOSITORY, Finished, Workspace, environment, free_port, run
+
+from megalm.errors import PlatformError
 
 pytestmark = pytest.mark.e2e
 
@@ -56,6 +58,30 @@ def test_a_rank_that_dies_ends_the_job_and_leaves_no_process(workspace: Workspac
     finally:
         for pid in in_session(job.pid):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_loader_process_that_dies_is_one_error_of_its_rank(workspace: Workspace, tmp_path: Path) -> None:
+    command = ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), "launch/pretrain_gpt.py",
+               *workspace.inputs, "--num-workers", "1", "--train-iters", "100000", "--eval-iters", "0"]  # fmt: skip
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        job = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment(), stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        until(lambda: "iteration        2/" in log.read_text(), job)
+        ranks = [pid for pid in children_of(job.pid) if "--local_rank=1" in command_line(pid)]
+        (rank,) = filter(children_of, ranks)
+        os.kill(children_of(rank)[0], signal.SIGKILL)
+        assert job.wait(timeout=60) == PlatformError.exit_code
+        until(lambda: not in_session(job.pid))
+    finally:
+        for pid in in_session(job.pid):
+            os.kill(pid, signal.SIGKILL)
+    done = Finished(job.returncode, log.read_text())
+    assert len(done.errors) == 1, done.output
+    assert done.errors[0].startswith("error on rank 1: a data loader process died")
+    assert "Traceback" not in done.output
 
 
 def until(condition, job: subprocess.Popen | None = None, timeout_s: float = 100.0) -> None:
