@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from kernels import emulated
 from kernels.fused import DTYPES, LOADED, TOLERANCE, check, leaf, needs_fused
 
 from megalm.kernels import library
@@ -43,9 +44,13 @@ pytestmark = needs_fused
 SHAPES = [(1, 1), (3, 7), (2, 5, 64), (4, 33), (0, 8), (67, 129)]
 
 
-@pytest.fixture(params=[2, 1, 0], ids=["AVX-512", "AVX2", "generic"], autouse=True)
-def _instruction_set(request):
-    """Runs each test on every copy of the kernels that this machine can execute."""
+@pytest.fixture(params=[2, 1, 0, "emulated"], ids=["AVX-512", "AVX2", "generic", "CUDA-emulated"], autouse=True)
+def _kernels(request):
+    """Runs each test on every copy of the kernels that this machine can execute, and on the CUDA sources, emulated."""
+    if request.param == "emulated":
+        with emulated.live(LOADED.path, request.getfixturevalue("emulated_kernels")):
+            yield
+        return
     if library.instruction_set(LOADED.path, request.param) != request.param:
         library.instruction_set(LOADED.path, 2)
         pytest.skip("this processor has no such instructions")

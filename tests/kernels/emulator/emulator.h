@@ -2,7 +2,8 @@
 //
 // A thread runs until it meets __syncthreads or a shuffle and goes on when all threads of its block, or of its warp, are
 // there. Where some never come (a divergent barrier), the launch throws. Threads run in ascending and descending order by
-// turns, so that a missing barrier shows as a wrong number. Wide loads and stores must be aligned, as on the device.
+// turns, so that a missing barrier shows as a wrong number; even blocks run before odd ones, so that a write beyond a
+// block's own share shows in a neighbour. Wide loads and stores must be aligned, as on the device.
 #pragma once
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -132,6 +133,15 @@ inline void run_block() {
   }
 }
 
+inline void start(Thread& thread, char* stack) {
+  getcontext(&thread.context);
+  thread.context.uc_stack.ss_sp = stack;
+  thread.context.uc_stack.ss_size = kStackBytes;
+  thread.context.uc_link = nullptr;
+  thread.state = State::kReady;
+  makecontext(&thread.context, enter, 0);
+}
+
 inline void launch(unsigned blocks, unsigned threads, const std::function<void()>& body) {
   const std::lock_guard<std::mutex> guard(one_launch);
   if (threads == 0 || threads > 1024 || threads % kWarp) throw std::runtime_error("emulated kernel: threads of a block");
@@ -143,16 +153,10 @@ inline void launch(unsigned blocks, unsigned threads, const std::function<void()
   block.threads.assign(threads, Thread());
   gridDim = {blocks, 1, 1};
   blockDim = {threads, 1, 1};
-  for (blockIdx = {}; blockIdx.x < blocks; ++blockIdx.x) {
-    for (unsigned i = 0; i < threads; ++i) {
-      Thread& thread = block.threads[i];
-      getcontext(&thread.context);
-      thread.context.uc_stack.ss_sp = block.stacks + i * kStackBytes;
-      thread.context.uc_stack.ss_size = kStackBytes;
-      thread.context.uc_link = nullptr;
-      thread.state = State::kReady;
-      makecontext(&thread.context, enter, 0);
-    }
+  const unsigned even = (blocks + 1) / 2;
+  for (unsigned turn = 0; turn < blocks; ++turn) {
+    blockIdx = {turn < even ? 2 * turn : 2 * (turn - even) + 1, 0, 0};
+    for (unsigned i = 0; i < threads; ++i) start(block.threads[i], block.stacks + i * kStackBytes);
     run_block();
   }
 }
