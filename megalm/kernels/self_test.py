@@ -10,11 +10,11 @@ from megalm.kernels import activation, cross_entropy, norm, optimizer, rotary, s
 Check = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
 
-def first_failure() -> str | None:
-    """Name of the first kernel whose result is not its reference's, or None. Takes some milliseconds."""
+def first_failure(device: str = "cpu") -> str | None:
+    """Name of the first kernel whose result on `device` is not its reference's, or None. Takes some milliseconds."""
     for check in (_norm, _rotary, _swiglu, _cross_entropy, _softmax, _adamw):
-        generator = torch.Generator().manual_seed(0)
-        with torch.enable_grad():
+        generator = torch.Generator(device).manual_seed(0)
+        with torch.enable_grad(), torch.device(device):
             result, expected = check(generator)
         if not torch.allclose(result, expected, rtol=1e-4, atol=1e-4):
             return check.__name__.removeprefix("_")

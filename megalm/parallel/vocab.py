@@ -18,6 +18,7 @@ from megalm.kernels.choice import REFERENCE, Kernels
 from megalm.models.layers import FullLogits
 from megalm.parallel.region import TensorParallel
 
+
 class VocabParallelEmbedding(nn.Module):
     """Embedding of which each rank holds a run of rows; the sum over the ranks leaves the region."""
 
