@@ -1,4 +1,4 @@
-"""Seconds from the command to the first training step on four ranks: srun and mpirun against bare torchrun.
+"""Seconds from the command to the first training step on four ranks: deepspeed, srun and mpirun against bare torchrun.
 
     python benchmarks/launchers.py [rounds]
 
@@ -51,6 +51,7 @@ def main() -> None:
             plain = quiet_environment()
             commands = {
                 "torchrun": (["torchrun", "--standalone", "--nproc-per-node", "4", *training], plain),
+                "deepspeed": (["deepspeed", "--num_accelerators", "4", *training], plain | {"DS_ACCELERATOR": "cpu"}),
                 "srun": (["srun", "--nodes=4", "--ntasks=4", "--unbuffered", *python], plain | cluster.environment),
                 "mpirun": (["bash", "launch/mpi/pretrain_gpt.sh", "4", *recipe], plain),
             }

@@ -12,7 +12,9 @@ if mpirun --version | grep -q "Open MPI"; then
     # ranks have threads of their own: no binding to single cores
     options=(--bind-to none --host "${HOSTS:-localhost:$ranks}")
     [ "$(id -u)" -ne 0 ] || options+=(--allow-run-as-root)
+    # the other nodes get nothing else of this environment
+    for name in $(compgen -e | grep -E '^(FI|GLOO|HF|MEGALM|NCCL|OMP|PYTHON|TORCH|UCX)'); do options+=(-x "$name"); done
 else
     options=(${HOSTS:+-hosts "$HOSTS"})
 fi
-exec mpirun -n "$ranks" "${options[@]}" python -u launch/pretrain_gpt.py "$@"
+exec mpirun -n "$ranks" "${options[@]}" "$(command -v python)" -u launch/pretrain_gpt.py "$@"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 
 from megalm.dist import mpi, slurm
+from megalm.dist.network import check_interfaces, interface_towards, interfaces
 from megalm.errors import PlatformError
 
 _PLACE_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -66,7 +67,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> LaunchEnvironm
         PlatformError: incomplete or contradictory variables, or many tasks that do not know of each other.
     """
     environ = os.environ if environ is None else environ
-    _check_interface(environ)
+    check_interfaces(environ)
     if any(name in environ for name in _PLACE_VARIABLES):
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
         found = _from_variables(environ, launcher)
@@ -230,20 +231,6 @@ def _check_one_job(place: LaunchEnvironment, environ: Mapping[str, str]) -> None
         raise refused
 
 
-def interfaces(environ: Mapping[str, str]) -> list[str]:
-    """The network interfaces that the user chose for gloo (GLOO_SOCKET_IFNAME); empty if none."""
-    return [name for name in environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
-
-
-def _check_interface(environ: Mapping[str, str]) -> None:
-    there = [name for _, name in socket.if_nameindex()]
-    for name in interfaces(environ):
-        if name not in there:
-            raise PlatformError(
-                f"GLOO_SOCKET_IFNAME={name} is no network interface of {os.uname().nodename}; it has {', '.join(there)}"
-            )
-
-
 def _incomplete(present: list[str], missing: list[str]) -> PlatformError:
     return PlatformError(
         f"the environment has {', '.join(present)} but not {', '.join(missing)}; start with "
@@ -273,6 +260,9 @@ def prepare_process(environment: LaunchEnvironment, environ: MutableMapping[str,
     environ["MASTER_PORT"] = str(environment.master_port)
     if environment.on_loopback and "lo" in (name for _, name in socket.if_nameindex()):
         environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo listens on whatever the host name resolves to
+    elif environment.world_size > environment.local_world_size and not interfaces(environ):
+        if interface := interface_towards(environment.master_addr):
+            environ["GLOO_SOCKET_IFNAME"] = interface
     given = environ.get("OMP_NUM_THREADS", "")
     threads = int(given) if given.isdigit() and int(given) > 0 else 0
     if not threads:

@@ -4,11 +4,10 @@ MPI is used for that one exchange and left at once: it takes no part in training
 without mpirun complaining of a missing MPI_Finalize.
 """
 
-import os
-import socket
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from megalm.dist.network import free_port, own_address
 from megalm.dist.pmi import broadcast
 from megalm.errors import PlatformError
 
@@ -115,38 +114,3 @@ def _choose(one_node: bool, interface: str | None) -> tuple[str, int]:
     """Where rank 0 will listen."""
     address = "127.0.0.1" if one_node else own_address(interface)
     return address, free_port(address)
-
-
-def free_port(address: str) -> int:
-    """A port on which nobody listens at one of this machine's addresses."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
-
-
-def own_address(interface: str | None) -> str:
-    """An IPv4 address at which other machines reach this one: that of `interface`, or of the way out.
-
-    Raises:
-        PlatformError: there is none.
-    """
-    import psutil
-
-    addresses = {
-        name: [entry.address for entry in entries if entry.family == socket.AF_INET]
-        for name, entries in psutil.net_if_addrs().items()
-    }
-    if interface is not None and addresses.get(interface):
-        return addresses[interface][0]
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("10.254.254.254", 9))  # a datagram socket: nothing is sent, only a way is looked up
-            return str(probe.getsockname()[0])
-        except OSError:
-            pass
-    others = [address for found in addresses.values() for address in found if not address.startswith("127.")]
-    if not others:
-        raise PlatformError(
-            f"{os.uname().nodename} has no address but the loopback; the ranks on other nodes cannot reach it"
-        )
-    return others[0]

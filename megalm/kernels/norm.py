@@ -100,7 +100,7 @@ def _norm_after_add(
 
 
 class _NormOfSum(torch.autograd.Function):
-    """Forward: (norm of the sum, the sum itself). Backward: both gradients in one pass, as where the sum is made too."""
+    """Forward: (norm of the sum, the sum itself). Backward: both gradients in one pass, as where the sum is made."""
 
     @staticmethod
     def forward(

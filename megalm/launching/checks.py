@@ -18,7 +18,7 @@ import psutil
 
 from megalm import __version__
 from megalm.dist.environment import captured_environment
-from megalm.dist.mpi import free_port
+from megalm.dist.network import free_port
 
 GIB = 1 << 30
 _SHOWN_VARIABLES = ("NCCL_", "UCX_", "GLOO_", "FI_", "OMP_", "CUDA_", "MEGALM_", "LD_LIBRARY_PATH", "PYTHONPATH")
@@ -202,8 +202,7 @@ def network() -> Iterator[Row]:
         loopback = " (the loopback: other nodes need another name for this machine)" if address[:4] == "127." else ""
         yield Row("host name", f"{host} is {address}{loopback}")
     except OSError:
-        lost = "give it an address in /etc/hosts, or choose the network with GLOO_SOCKET_IFNAME"
-        yield Row("host name", f"{host} has no address", lost, False)
+        yield Row("host name", f"{host} has no address: between nodes gloo takes the interface that leads to the first")
     with socket.socket() as probe:
         taken = probe.connect_ex(("127.0.0.1", 29500)) == 0
     if taken:

@@ -17,7 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from megalm.config.model import ModelConfig
 from megalm.config.recompute import RecomputeConfig
+from megalm.kernels.choice import Kernels
 from megalm.models.gpt import GPT
+from megalm.models.layers import use_kernels
 from megalm.models.loss import summed_loss
 from megalm.parallel.recompute import apply_recompute
 
@@ -104,6 +106,7 @@ class Part:
 def activation_bytes(
     part: Part,
     recompute: RecomputeConfig,
+    kernels: Kernels,
     *,
     micro_batch_size: int,
     seq_length: int,
@@ -119,6 +122,7 @@ def activation_bytes(
     with FakeTensorMode():
         model = GPT(part.model, part.rows, layers=part.layers, has_embedding=part.has_embedding, has_head=part.has_head)
         _cast(model, dtype)
+        use_kernels(model, kernels)
         apply_recompute(model, recompute)
         for parameter in model.parameters():
             if gradient_dtype is None:

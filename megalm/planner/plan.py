@@ -6,6 +6,8 @@ import torch
 
 from megalm.config import RunConfig
 from megalm.config.recompute import RecomputeConfig
+from megalm.kernels import library
+from megalm.kernels.choice import FUSED, REFERENCE, Kernels
 from megalm.models.flops import training_flops_per_token
 from megalm.planner.activations import Part, activation_bytes
 from megalm.planner.communication import sent_bytes
@@ -60,21 +62,25 @@ class Plan:
 def make_plan(config: RunConfig, world_size: int, times: StepTimes, modes: tuple[str, ...] = MODES) -> Plan:
     """The plan of a complete configuration on `world_size` ranks.
 
+    Memory is that of the kernels that a run on this machine would use (`kernels_backend`).
+
     Raises:
+        PlatformError: kernels_backend=fused and they cannot be had here.
         LayoutError: the ranks, the model or the batch cannot be split so.
     """
     layout = Layout.of(config, world_size)
     schedule = layout.pipeline.schedule
     table = action_table(schedule, layout.mesh.pp, layout.chunks, layout.micro_batches, layout.stage_ranks)
     step = simulate(table, layout.stage_costs(), times, layout.chunks)
-    ranks = [_plan_rank(layout, rank, step.in_flight[rank], modes) for rank in range(layout.mesh.pp)]
+    kernels = FUSED if library.load(config.kernels.kernels_backend).fused else REFERENCE
+    ranks = [_plan_rank(layout, rank, step.in_flight[rank], modes, kernels) for rank in range(layout.mesh.pp)]
     sent = sent_bytes(layout, max(rank.parameters for rank in ranks))
     rows = config.model.padded_vocab_size(layout.mesh.tp)
     flops = training_flops_per_token(config.model, config.batch.seq_length, rows)
     return Plan(layout=layout, ranks=ranks, sent=sent, step=step, flops_per_token=flops)
 
 
-def _plan_rank(layout: Layout, pp_rank: int, in_flight: float, modes: tuple[str, ...]) -> RankPlan:
+def _plan_rank(layout: Layout, pp_rank: int, in_flight: float, modes: tuple[str, ...], kernels: Kernels) -> RankPlan:
     config, part = layout.config, layout.part(pp_rank)
     number = parameters(part)
     state = state_bytes(config, number, layout.mesh.dp)
@@ -85,6 +91,7 @@ def _plan_rank(layout: Layout, pp_rank: int, in_flight: float, modes: tuple[str,
         activations = activation_bytes(
             part,
             _recompute(config.recompute, mode),
+            kernels,
             micro_batch_size=config.batch.micro_size,
             seq_length=config.batch.seq_length,
             dtype=dtype,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, missing
 from e2e.launching import run
+from nodes import Nodes, missing_for_nodes
 from small_job import LAYOUT, quiet_environment, write_recipe
 
 
@@ -15,6 +16,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if reason:
         pytest.skip(reason)
     with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    if reason := missing_for_nodes():
+        pytest.skip(reason)
+    with Nodes(tmp_path_factory.mktemp("nodes") / "nodes") as running:
         yield running
 
 

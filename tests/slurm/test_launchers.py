@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from e2e.launching import Finished, free_port, run
+from e2e.launching import Finished, run
 from jobs import run_on
+from nodes import Nodes
 from small_job import LAYOUT, losses, quiet_environment, write_recipe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -19,16 +20,15 @@ def flags(tmp_path: Path) -> list[str]:
     return ["--config", str(write_recipe(tmp_path)), *LAYOUT, "--save", str(tmp_path / "run")]
 
 
-def test_deepspeed_with_a_hostfile(undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
+def test_deepspeed_with_a_hostfile_of_two_nodes(
+    nodes: Nodes, undisturbed: Path, flags: list[str], tmp_path: Path
+) -> None:
     hosts = tmp_path / "hosts"
-    hosts.write_text("localhost slots=4\n")
-    ssh = tmp_path / "ssh"  # deepspeed asks it for the name of the first host, though there is only this one
-    ssh.write_text("#!/bin/sh\nexec hostname\n")
-    ssh.chmod(0o755)
-    plain = quiet_environment()
-    chosen = {"DS_ACCELERATOR": "cpu", "MASTER_PORT": str(free_port()), "PATH": f"{tmp_path}:{plain['PATH']}"}
-    done = run("launch/hostfile/pretrain_gpt.sh", hosts, *flags, environ=plain | chosen)
+    hosts.write_text("".join(f"{address} slots=2\n" for address in nodes.addresses))
+    environ = quiet_environment() | nodes.environment | {"DS_ACCELERATOR": "cpu"}
+    done = run("launch/hostfile/pretrain_gpt.sh", hosts, *flags, environ=environ)
     ends_with_equal_losses(done, tmp_path, undisturbed)
+    assert nodes.processes() == []
 
 
 def test_mpirun(undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
@@ -36,6 +36,14 @@ def test_mpirun(undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
     if shutil.which("mpirun") is None:
         pytest.skip("no mpirun (Debian: openmpi-bin)")
     done = run("launch/mpi/pretrain_gpt.sh", "4", *flags, environ=quiet_environment())
+    ends_with_equal_losses(done, tmp_path, undisturbed)
+
+
+def test_mpirun_on_two_nodes(nodes: Nodes, undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py")
+    hosts = {"HOSTS": ",".join(f"{address}:2" for address in nodes.addresses)}
+    environ = quiet_environment() | nodes.environment | hosts
+    done = run("launch/mpi/pretrain_gpt.sh", "4", *flags, environ=environ)
     ends_with_equal_losses(done, tmp_path, undisturbed)
 
 
