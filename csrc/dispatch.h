@@ -62,13 +62,13 @@ MEGALM_KERNELS(MEGALM_DECLARE)
 }  // namespace device
 
 // The device of a tensor, made current, runs a kernel on torch's current stream.
-#define MEGALM_RUN(name, Arguments)                                                       \
-  inline void name(const Tensor& on, const Arguments& arguments) {                        \
-    if (!on.is_cuda()) return cpu_kernels()->name(arguments);\
-    namespace accelerator = torch::stable::accelerator;                                   \
-    const auto index = static_cast<int32_t>(on.get_device_index());                       \
-    const accelerator::DeviceGuard guard(index);                                          \
-    device::name(arguments, accelerator::getCurrentStream(index).nativeHandle());         \
+#define MEGALM_RUN(name, Arguments)                                               \
+  inline void name(const Tensor& on, const Arguments& arguments) {                \
+    if (!on.is_cuda()) return cpu_kernels()->name(arguments);                     \
+    namespace accelerator = torch::stable::accelerator;                           \
+    const auto index = static_cast<int32_t>(on.get_device_index());               \
+    const accelerator::DeviceGuard guard(index);                                  \
+    device::name(arguments, accelerator::getCurrentStream(index).nativeHandle()); \
   }
 #else
 #define MEGALM_RUN(name, Arguments) \
