@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(kMaxThreads) forward_kernel(NormForward a, int
   });
 }
 
-// Sums over rows of a chunk: a row of `pitch` floats for each team, in shared memory; where that is too small there is one
-// team, which adds in the work space itself.
+// Sums over rows of a chunk: `pitch` floats for each team, in shared memory; where that is too small there is one team,
+// which adds in the work space itself.
 struct Sums {
   int64_t pitch;
   bool shared;

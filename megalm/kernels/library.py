@@ -77,14 +77,20 @@ def _load_once(folder: Path) -> Library:
         return Library(None, str(error))
 
 
+def without_cuda() -> str | None:
+    """Why libraries that this machine builds hold no CUDA kernels; None: they do."""
+    reason = no_cuda()
+    return None if reason is None else f"no fused kernels for CUDA: {reason}"
+
+
 @cache
 def _load_cuda_once(folder: Path) -> Library:
     """The same for CUDA devices: what was built for them must give the right numbers on this process's."""
     from megalm.kernels import self_test
 
-    reason = no_cuda()
+    reason = without_cuda()
     if reason is not None:
-        return Library(None, f"no fused kernels for CUDA: {reason}")
+        return Library(None, reason)
     loaded = _load_once(folder)
     if not loaded.fused:
         return loaded

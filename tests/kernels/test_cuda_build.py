@@ -26,14 +26,14 @@ def compile_with_nvcc(source: Path, output: Path) -> tuple[int, str]:
 
 
 def spills(log: str) -> list[str]:
-    """Kernels whose registers do not suffice, from what ptxas says."""
+    """Kernels whose registers do not suffice, from what ptxas says: they put values into (slow) local memory."""
     kernel, found = "", []
     for line in log.splitlines():
         if entry := re.search(r"Compiling entry function '(\S+)' for '(\S+)'", line):
             kernel = " ".join(entry.groups())
-        if (amount := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line)) and any(
-            int(size) for size in amount.groups()
-        ):
+        if (
+            amount := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line)
+        ) and any(int(size) for size in amount.groups()):
             found.append(kernel)
     return found
 
