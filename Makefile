@@ -61,7 +61,7 @@ test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 test-parity: $(INSTALLED)
-	$(BIN)/python -m pytest tests/parity --all-layouts $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/parity tests/planner --all-layouts $(PYTEST_ARGS)
 
 bench-parallel: $(INSTALLED)
 	$(BIN)/python benchmarks/parallel.py

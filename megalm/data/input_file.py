@@ -28,7 +28,8 @@ class InputFile:
     def __init__(self, path: str) -> None:
         self.path = path
         self.format = format_of(path)
-        self.compression = Path(path).suffix if Path(path).suffix in COMPRESSIONS else None
+        ending = Path(path).suffix.lower()
+        self.compression = ending if ending in COMPRESSIONS else None
         self._metered: _MeteredFile | None = None
         self.size, self.modified_ns, self.is_regular = 0, 0, False
         if path == STDIN:

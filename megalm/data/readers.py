@@ -353,14 +353,14 @@ FORMATS = {
 
 
 def format_of(path: str) -> Format:
-    """The format that the name of a file tells; standard input ("-") is JSON lines.
+    """The format that the name of a file tells, in capitals or not; standard input ("-") is JSON lines.
 
     Raises:
         DataError: an ending that is not known.
     """
     if path == STDIN:
         return _JSON_LINES
-    suffixes = Path(path).suffixes
+    suffixes = Path(path.lower()).suffixes
     compressed = bool(suffixes) and suffixes[-1] in COMPRESSIONS
     name = "".join(suffixes[:-1][-1:] if compressed else suffixes[-1:])
     if name not in FORMATS or (compressed and FORMATS[name].is_table):
@@ -369,12 +369,3 @@ def format_of(path: str) -> Format:
             f"or these (not .parquet) with {' or '.join(COMPRESSIONS)}"
         )
     return FORMATS[name]
-
-
-def is_known_format(path: str) -> bool:
-    """Whether the name of a file tells a format."""
-    try:
-        format_of(path)
-    except DataError:
-        return False
-    return True

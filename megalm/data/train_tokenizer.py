@@ -15,6 +15,7 @@ from megalm import __version__
 from megalm.data.atomic import atomic_write
 from megalm.data.corpus import is_up_to_date, write_manifest
 from megalm.data.input_file import InputFile
+from megalm.data.inputs import expand
 from megalm.data.readers import Reading, Rejected
 from megalm.errors import DataError
 
@@ -27,7 +28,13 @@ BLOCK_BYTES = 4000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm train-tokenizer`."""
     parser.description = "Train a sentencepiece tokenizer (P.model) on JSON lines."
-    parser.add_argument("--input", nargs="+", required=True, metavar="F.jsonl", help="Text, as for preprocess.")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="F.jsonl",
+        help="Text, as for preprocess: files, folders, patterns.",
+    )
     parser.add_argument("--json-key", default="text", metavar="KEY", help="Key that holds the text (text).")
     parser.add_argument("--output-prefix", required=True, metavar="P", help="Writes P.model.")
     parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="Number of ids (4096).")
@@ -41,7 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         DataError: input that cannot be used, or a vocabulary that does not fit it.
     """
     output = Path(f"{arguments.output_prefix}.model")
-    inputs = [InputFile(path) for path in arguments.input]
+    inputs = [InputFile(path) for path in expand(arguments.input).files]
+    if not all(file.is_regular for file in inputs):
+        raise DataError("--input must name files, which are read twice; write standard input to a file first")
     request = {
         "megalm": __version__,
         "inputs": [_sha256(file.path) for file in inputs],

@@ -12,6 +12,9 @@ tensor whose copies were used for different work is a term.
 | scatter_sum     | reduce-scatter         | term   | part  | all-gather             |
 | join_parts      | all-gather             | part   | equal | own part               |
 
+The backward of `copy_to_group` and of `gather_parts` begins when the gradient of the result is there and is waited for
+where the gradient of `x` is wanted; gradients that `late` has put in between are computed meanwhile.
+
 `gather_parts` expects that the gathered tensor is used for different work on each rank, `join_parts` that all ranks do
 the same with it. Source: Shoeybi et al. 2019 (arXiv:1909.08053, section 3, f and g); Korthikanti et al. 2022
 (arXiv:2205.05198, section 4.2.2, g and its conjugate).
@@ -28,8 +31,9 @@ from torch.distributed import ProcessGroup
 
 def copy_to_group(x: Tensor, group: ProcessGroup) -> Tensor:
     """`x`, equal on all ranks, for work that differs. Forward: identity. Backward: all-reduce over `group`."""
-    apply: Callable[[Tensor, ProcessGroup], Tensor] = _CopyToGroup.apply
-    return apply(x, group)
+    pending = _Pending()
+    apply: Callable[[Tensor, ProcessGroup, _Pending], Tensor] = _CopyToGroup.apply
+    return apply(_awaited(x, pending), group, pending)
 
 
 def sum_over_group(x: Tensor, group: ProcessGroup) -> Tensor:
@@ -40,8 +44,9 @@ def sum_over_group(x: Tensor, group: ProcessGroup) -> Tensor:
 
 def gather_parts(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     """The ranks' `x` laid end to end along `dim`. Forward: all-gather. Backward: reduce-scatter over `group`."""
-    apply: Callable[[Tensor, ProcessGroup, int], Tensor] = _GatherParts.apply
-    return apply(x, group, dim)
+    pending = _Pending()
+    apply: Callable[[Tensor, ProcessGroup, int, _Pending], Tensor] = _GatherParts.apply
+    return apply(_awaited(x, pending), group, dim, pending)
 
 
 def scatter_sum(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
@@ -61,7 +66,7 @@ def own_part(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     size = dist.get_world_size(group)
     assert x.shape[dim] % size == 0, f"dim {dim} of {tuple(x.shape)} is a multiple of {size} ranks"
     length = x.shape[dim] // size
-    return x.narrow(dim, dist.get_rank(group) * length, length)
+    return x.narrow(dim, group.rank() * length, length)
 
 
 def all_reduce(x: Tensor, group: ProcessGroup, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
@@ -83,25 +88,81 @@ def all_gather(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
 
 def reduce_scatter(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     """A new tensor: this rank's part along `dim` of the sum of the ranks' `x`. No gradient."""
+    result, work = _begin_reduce_scatter(x, group, dim)
+    work.wait()
+    return result
+
+
+def _begin_reduce_scatter(x: Tensor, group: ProcessGroup, dim: int) -> tuple[Tensor, dist.Work]:
+    """The tensor that will hold the result, and what to wait for."""
     size = dist.get_world_size(group)
     assert x.shape[dim] % size == 0, f"dim {dim} of {tuple(x.shape)} is a multiple of {size} ranks"
     parts = x.detach() if dim % x.dim() == 0 else torch.cat(x.detach().chunk(size, dim))
     result = parts.new_empty(parts.shape[0] // size, *parts.shape[1:])
-    dist.reduce_scatter_single(result, parts.contiguous(), group=group)
+    work = dist.reduce_scatter_single(result, parts.contiguous(), group=group, async_op=True)
+    assert work is not None, "this rank is in the group"
+    return result, work
+
+
+def late(node: Any, x: Tensor) -> None:
+    """Let the autograd node `node` run after the collective in the backward of `x` has begun.
+
+    `x` is the result of `copy_to_group` or `gather_parts`; with any other, nothing changes. Of the nodes that are ready
+    the one with the highest sequence number runs first.
+    """
+    begin: Any = x.grad_fn
+    if getattr(begin, "_forward_cls", None) in (_CopyToGroup, _GatherParts):  # how torch names the function of a node
+        node._set_sequence_nr(begin.pending.order)
+
+
+class _Pending:
+    """A collective of the backward pass between its begin and its end."""
+
+    work: dist.Work | None = None
+    order = 0
+    """A sequence number between that of the end and that of the begin."""
+
+
+def _awaited(x: Tensor, pending: _Pending) -> Tensor:
+    """`x`; its gradient is awaited."""
+    apply: Callable[[Tensor, _Pending], Tensor] = _Awaited.apply
+    result = apply(x, pending)
+    if result.grad_fn is not None:
+        node: Any = result.grad_fn
+        pending.order = node._sequence_nr()
+        node._set_sequence_nr(max(0, pending.order - 1))
     return result
 
 
-class _CopyToGroup(torch.autograd.Function):
-    """Forward: identity. Backward: all-reduce."""
+class _Awaited(torch.autograd.Function):
+    """Forward: identity. Backward: wait for what has begun."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
+    def forward(ctx: Any, x: Tensor, pending: _Pending) -> Tensor:
+        ctx.pending = pending
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return all_reduce(grad_outputs[0], ctx.group), None
+        assert ctx.pending.work is not None, "the collective has begun"
+        ctx.pending.work.wait()
+        ctx.pending.work = None
+        return grad_outputs[0], None
+
+
+class _CopyToGroup(torch.autograd.Function):
+    """Forward: identity. Backward: begin of the all-reduce."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup, pending: _Pending) -> Tensor:
+        ctx.group, ctx.pending = group, pending
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        result = grad_outputs[0].clone(memory_format=torch.contiguous_format)
+        ctx.pending.work = dist.all_reduce(result, group=ctx.group, async_op=True)
+        return result, None, None
 
 
 class _SumOverGroup(torch.autograd.Function):
@@ -117,16 +178,17 @@ class _SumOverGroup(torch.autograd.Function):
 
 
 class _GatherParts(torch.autograd.Function):
-    """Forward: all-gather. Backward: reduce-scatter."""
+    """Forward: all-gather. Backward: begin of the reduce-scatter."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
-        ctx.group, ctx.dim = group, dim
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup, dim: int, pending: _Pending) -> Tensor:
+        ctx.group, ctx.dim, ctx.pending = group, dim, pending
         return all_gather(x, group, dim)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return reduce_scatter(grad_outputs[0], ctx.group, ctx.dim), None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        result, ctx.pending.work = _begin_reduce_scatter(grad_outputs[0], ctx.group, ctx.dim)
+        return result, None, None, None
 
 
 class _ScatterSum(torch.autograd.Function):

@@ -3,12 +3,15 @@
 The process's own figures cannot say it: they hold the interpreter and the libraries, and what the allocator keeps.
 torch's profiler is told of every block that the CPU allocator gives and takes back, temporary ones of operators too.
 It hears of the calling thread's blocks only: one that a thread of the communication library is the last to let go of
-counts on. So a measurement may be too high, never too low; of several the lowest is right.
+counts until its address is given again. So a measurement may be too high, never too low; of several the
+lowest is right.
 """
 
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -34,7 +37,21 @@ class TensorMemory:
     ) -> None:
         self._profile.stop()
         results: Any = self._profile.profiler.kineto_results  # type: ignore[union-attr]
-        changes = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
-        for _, change in sorted(changes, key=lambda entry: entry[0]):  # stable: events of one instant keep their order
-            self.final_bytes += change
+        alive: dict[int, int] = {}
+        for event in sorted(_allocations(results.experimental_event_tree()), key=lambda event: event.start_time_ns):
+            block = event.extra_fields
+            self.final_bytes -= alive.pop(block.ptr, 0)
+            if block.alloc_size > 0:
+                alive[block.ptr] = block.alloc_size
+                self.final_bytes += block.alloc_size
             self.peak_bytes = max(self.peak_bytes, self.final_bytes)
+
+
+def _allocations(events: Sequence[Any]) -> Iterator[Any]:
+    """Blocks that were given and taken back, of `events` and those inside them."""
+    waiting = [*reversed(events)]
+    while waiting:
+        event = waiting.pop()
+        if event.tag == _EventType.Allocation:
+            yield event
+        waiting += reversed(event.children)

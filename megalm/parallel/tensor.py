@@ -4,17 +4,27 @@ Shapes: B batch, T sequence, D input width, F output width, all of them a rank's
 Source: Shoeybi et al. 2019, "Megatron-LM", arXiv:1909.08053, section 3.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megalm.dist.functional import late
 from megalm.parallel.region import TensorParallel
 
 
 class ColumnParallelLinear(nn.Linear):
     """A linear layer inside the region whose output channels are spread: y_rank = x W_rank^T + b_rank.
 
-    Several of them share one input, which enters the region once, for all (`region.Entrance`).
+    Several of them share one input, which enters the region once, for all (`region.Entrance`). The gradients of their
+    weights are computed while that of the input is summed over the ranks.
     """
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """The layer's output (B, T, F)."""
+        return linear_with_late_weight_gradient(x_BTD, self.weight, self.bias)
 
 
 class RowParallelLinear(nn.Module):
@@ -33,3 +43,66 @@ class RowParallelLinear(nn.Module):
         """The layer's output (B, T, F) as it stands outside the region."""
         y_BTF = self.place.leave(F.linear(x_BTD, self.weight))
         return y_BTF if self.bias is None else y_BTF + self.bias
+
+
+def linear_with_late_weight_gradient(x_BTD: Tensor, weight_FD: Tensor, bias_F: Tensor | None) -> Tensor:
+    """x W^T + b whose input gradient and weight gradient are two autograd nodes, the second `late` for x.
+
+    A backward pass that wants one of the two, as zero-bubble schedules do, computes no more than that.
+    """
+    if not (torch.is_grad_enabled() and x_BTD.requires_grad and weight_FD.requires_grad):
+        return F.linear(x_BTD, weight_FD, bias_F)
+    weight_gradient: Callable[[Tensor, Tensor, Tensor | None], Tensor] = _WeightGradient.apply
+    product: Callable[[Tensor, _Constants], Tensor] = _InputGradient.apply
+    join: Callable[[Tensor, Tensor], Tensor] = _Join.apply
+    token_BTF = weight_gradient(x_BTD.detach(), weight_FD, bias_F)
+    late(token_BTF.grad_fn, x_BTD)
+    return join(product(x_BTD, (weight_FD, bias_F)), token_BTF)
+
+
+_Constants = tuple[Tensor, Tensor | None]
+
+
+class _WeightGradient(torch.autograd.Function):
+    """Forward: nothing but the output's shape, without memory. Backward: gradients of weight and bias."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTD: Tensor, weight_FD: Tensor, bias_F: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_BTD)
+        ctx.has_bias = bias_F is not None
+        return x_BTD.new_zeros(()).expand(*x_BTD.shape[:-1], weight_FD.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor, Tensor | None]:
+        (x_BTD,) = ctx.saved_tensors
+        grad_NF = grad_outputs[0].flatten(0, -2)
+        return None, grad_NF.t() @ x_BTD.flatten(0, -2), grad_NF.sum(0) if ctx.has_bias else None
+
+
+class _InputGradient(torch.autograd.Function):
+    """Forward: x W^T + b. Backward: gradient of x; weight and bias are constants.
+
+    They come in a tuple, so that autograd makes no edge to them, and the weight is read again in the backward pass,
+    when ZeRO stage 3 has gathered it anew.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BTD: Tensor, constants: _Constants) -> Tensor:
+        ctx.weight_FD = constants[0]
+        return F.linear(x_BTD, *constants)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0] @ ctx.weight_FD.detach(), None
+
+
+class _Join(torch.autograd.Function):
+    """Forward: the first argument. Backward: the gradient to both."""
+
+    @staticmethod
+    def forward(ctx: Any, y_BTF: Tensor, token_BTF: Tensor) -> Tensor:
+        return y_BTF.view_as(y_BTF)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        return grad_outputs[0], grad_outputs[0]

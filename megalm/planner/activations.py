@@ -1,27 +1,23 @@
-"""What the activations of one rank's layers take, found by running them on tensors without values.
+"""What the passes of one rank's stages take, found by running them on tensors without values.
 
-The model's own code runs, forward and backward, on fake tensors (`FakeTensorMode`): shapes and lifetimes are real,
-values are not there, nothing is computed. So the figures follow the kernels and the recomputation that a run would use.
+The rank's own stages run, forward and backward, on fake tensors (`FakeTensorMode`): shapes and lifetimes are real,
+values are not there, nothing is computed. So the figures follow the kernels, the tensor-parallel layers and the
+recomputation that a run would use.
 """
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from megalm.config.model import ModelConfig
-from megalm.config.recompute import RecomputeConfig
-from megalm.kernels.choice import Kernels
-from megalm.models.gpt import GPT
-from megalm.models.layers import use_kernels
-from megalm.models.loss import summed_loss
-from megalm.parallel.recompute import apply_recompute
+from megalm.parallel.pipeline import StageModule
 
 
 class LiveStorages(TorchDispatchMode):
@@ -79,91 +75,183 @@ class LiveStorages(TorchDispatchMode):
         self.live -= self._known.pop(key)[1]
 
 
+KeepGradients = Literal["step", "pass", "no"]
+"""How long gradients stay with their parameters: until the step ends, until the stage's backward pass ends (pipelines:
+then the engine takes them), or not at all (ZeRO takes each as it comes)."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class ActivationBytes:
-    """What one rank's activations take, beyond its weights and optimizer state."""
+class PassBytes:
+    """What one micro-batch takes in one stage, beyond what was there before its forward pass."""
 
     saved: int
-    """Alive after the forward pass of a micro-batch: kept for its backward pass."""
-    peak_forward: int
-    """The most during a forward pass, gradients of earlier micro-batches included."""
-    peak_backward: int
-    """The most during a backward pass, gradients included that stay with their parameters."""
+    """Kept from the forward to the backward pass."""
+    between: int
+    """Kept from the backward pass towards the input to the one towards the weights, where they are apart."""
+    left: int
+    """Gradients at the end of the backward pass."""
+    forward: int
+    """The most during the forward pass."""
+    backward: int
+    """The most during a backward pass towards both."""
+    input_backward: int
+    weight_backward: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """The part of a model that one rank runs: sizes are its share under tensor parallelism, layers its stage's."""
+class StageBytes:
+    """The passes of one stage: the first backward pass finds no gradients, the later ones add to them."""
 
-    model: ModelConfig
-    rows: int
-    """Rows of the vocabulary tables."""
-    layers: tuple[int, ...]
-    has_embedding: bool = True
-    has_head: bool = True
+    first: PassBytes
+    later: PassBytes
 
 
-def activation_bytes(
-    part: Part,
-    recompute: RecomputeConfig,
-    kernels: Kernels,
-    *,
-    micro_batch_size: int,
-    seq_length: int,
-    dtype: torch.dtype,
-    gradient_dtype: torch.dtype | None,
-    micro_batches: int,
-) -> ActivationBytes:
-    """The activations of a step's micro-batches, run one after the other (two tell all: the second finds gradients).
+@dataclass(frozen=True, kw_only=True)
+class FakeRank:
+    """The stages of one rank and what runs through them."""
 
-    `gradient_dtype` is that of gradients that wait at their parameters for the end of the step; None: they are taken
-    away at once (ZeRO).
-    """
+    stages: Sequence[StageModule]
+    """On the meta device; they are given fake parameters."""
+    batch_shape: tuple[int, int]
+    """Rows of a micro-batch and the whole sequence."""
+    hidden_shape: tuple[int, int, int]
+    """The residual stream that this rank receives and sends."""
+    dtype: torch.dtype
+    gradient_dtype: torch.dtype
+    """That of gradients that wait for the end of the step."""
+    keep: KeepGradients
+    bucket: int
+    """Bytes of the buffer that the first gradient of a backward pass brings, until its end."""
+
+
+def stage_bytes(rank: FakeRank, split: bool) -> list[StageBytes]:
+    """The passes of each stage of the rank; `split`: measure backward passes apart as well."""
+    modules = nn.ModuleList(rank.stages)
     with FakeTensorMode():
-        model = GPT(part.model, part.rows, layers=part.layers, has_embedding=part.has_embedding, has_head=part.has_head)
-        _cast(model, dtype)
-        use_kernels(model, kernels)
-        apply_recompute(model, recompute)
-        for parameter in model.parameters():
-            if gradient_dtype is None:
-                parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
-            else:
-                parameter.grad_dtype = gradient_dtype
-        peaks = [0, 0, 0]
-        with LiveStorages(model.parameters()) as live:
-            for _ in range(min(micro_batches, 2)):
-                _one_micro_batch(model, part, micro_batch_size, seq_length, dtype, live, peaks)
-    return ActivationBytes(saved=peaks[0], peak_forward=peaks[1], peak_backward=peaks[2])
+        _give_parameters(modules, rank.dtype)
+        taking = _Taking(rank)
+        for parameter in modules.parameters():
+            if rank.keep == "step":
+                parameter.grad_dtype = rank.gradient_dtype
+            parameter.register_post_accumulate_grad_hook(taking)  # type: ignore[no-untyped-call]
+        tokens_BT = torch.zeros(rank.batch_shape, dtype=torch.long)
+        batch = {"tokens": tokens_BT, "labels": tokens_BT, "loss_mask": torch.ones(rank.batch_shape)}
+        with LiveStorages([*modules.parameters(), *batch.values()]) as live:
+            return [
+                StageBytes(
+                    first=_measured(rank, stage, batch, taking, live, split),
+                    later=_measured(rank, stage, batch, taking, live, split),
+                )
+                for stage in rank.stages
+            ]
 
 
-def _cast(model: GPT, dtype: torch.dtype) -> None:
-    """`model.to(dtype)`, which fake parameters do not allow."""
-    for module in model.modules():
+def _give_parameters(modules: nn.Module, dtype: torch.dtype) -> None:
+    """Fake parameters on the CPU in place of those on the meta device."""
+    for module in modules.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            module.register_parameter(name, nn.Parameter(parameter.detach().to(dtype)))
+            module.register_parameter(name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
 
 
-def _drop_gradient(parameter: Tensor) -> None:
-    parameter.grad = None
+class _Taking:
+    """A hook of parameters whose gradient is there: what the engine does with it."""
+
+    def __init__(self, rank: FakeRank) -> None:
+        self._keep, self._size = rank.keep, rank.bucket
+        self._bucket: Tensor | None = None
+
+    def __call__(self, parameter: Tensor) -> None:
+        """Take one gradient."""
+        if self._size and self._bucket is None:
+            self._bucket = torch.empty(self._size, dtype=torch.uint8)
+        if self._keep == "no":
+            parameter.grad = None
+
+    def end_pass(self, stage: StageModule) -> None:
+        """What a backward pass leaves goes."""
+        self._bucket = None
+        if self._keep == "pass":
+            for parameter in stage.parameters():
+                parameter.grad = None
 
 
-def _one_micro_batch(
-    model: GPT, part: Part, rows: int, length: int, dtype: torch.dtype, live: LiveStorages, peaks: list[int]
-) -> None:
-    """Forward and backward pass of one micro-batch; notes saved bytes and the peaks of both in `peaks`."""
-    before = live.live
-    tokens_BT = torch.zeros(rows, length, dtype=torch.long)
-    positions_BT = torch.arange(length)[None]
-    live.peak = live.live
-    if part.has_embedding:
-        x_BTD = model.embed(tokens_BT, positions_BT)
-    else:
-        x_BTD = torch.zeros(rows, length, part.model.hidden_size, dtype=dtype, requires_grad=True)
-    x_BTD = model.run_layers(x_BTD, positions_BT)
-    result = summed_loss(model.token_losses(x_BTD, tokens_BT), torch.ones(rows, length)) if part.has_head else x_BTD
-    del x_BTD
-    peaks[0] = max(peaks[0], live.live - before)
-    peaks[1] = max(peaks[1], live.peak)
-    live.peak = live.live
-    result.sum().backward()  # type: ignore[no-untyped-call]
-    peaks[2] = max(peaks[2], live.peak)
+def _measured(
+    rank: FakeRank, stage: StageModule, batch: dict[str, Tensor], taking: _Taking, live: LiveStorages, split: bool
+) -> PassBytes:
+    """One micro-batch through one stage and back; with `split` a second one whose backward passes are apart."""
+    meter = _Meter(live)
+    micro_batch = _MicroBatch(rank, stage, batch)
+    saved, forward = meter.read()
+    micro_batch.backward()
+    left, backward = meter.read()
+    taking.end_pass(stage)
+    between = input_backward = weight_backward = 0
+    if split:
+        meter = _Meter(live)
+        micro_batch = _MicroBatch(rank, stage, batch)
+        meter.read()
+        micro_batch.backward_input()
+        between, input_backward = meter.read()
+        micro_batch.backward_weight()
+        _, weight_backward = meter.read()
+        taking.end_pass(stage)
+    return PassBytes(
+        saved=saved,
+        between=between,
+        left=left,
+        forward=forward,
+        backward=backward,
+        input_backward=input_backward,
+        weight_backward=weight_backward,
+    )
+
+
+class _Meter:
+    """Reads live bytes as differences from where it began."""
+
+    def __init__(self, live: LiveStorages) -> None:
+        self._live, self._start = live, live.live
+        live.peak = live.live
+
+    def read(self) -> tuple[int, int]:
+        """What is alive, and the most that was since the last reading."""
+        peak, self._live.peak = self._live.peak, self._live.live
+        return self._live.live - self._start, peak - self._start
+
+
+class _MicroBatch:
+    """One micro-batch behind the forward pass of a stage."""
+
+    def __init__(self, rank: FakeRank, stage: StageModule, batch: dict[str, Tensor]) -> None:
+        self._stage = stage
+        self._x = None if stage.is_first else torch.zeros(rank.hidden_shape, dtype=rank.dtype, requires_grad=True)
+        self._y: Any = stage(self._x, batch, None)
+        self._gradient: Tensor | None = None
+        self._groups: Any = None
+
+    def backward(self) -> None:
+        """The backward pass towards input and weights; what the forward pass had kept goes."""
+        self._receive()
+        self._whole_backward()
+
+    def backward_input(self) -> None:
+        """The backward pass towards the input; the first stage has none, and torch does all in `backward_weight`."""
+        self._receive()
+        if not self._stage.is_first:
+            received = None if self._gradient is None else [self._gradient]
+            _, self._groups = stage_backward_input([self._y], received, [self._x], self._stage.parameters())
+
+    def backward_weight(self) -> None:
+        """The rest of it."""
+        if self._stage.is_first:
+            self._whole_backward()
+        else:
+            stage_backward_weight(self._stage.parameters(), self._groups)
+            self._x = self._y = self._gradient = self._groups = None
+
+    def _receive(self) -> None:
+        self._gradient = None if self._stage.is_last else torch.zeros_like(self._y)
+
+    def _whole_backward(self) -> None:
+        self._y.backward(self._gradient)
+        self._x = self._y = self._gradient = None

@@ -43,7 +43,7 @@ def _tensor_parallel(layout: Layout) -> int:
     ranks, config = layout.mesh.tp, layout.config
     all_reduce = 2 * (ranks - 1) / ranks * _activation_bytes(layout)
     passes = 3 if config.recompute.recompute_granularity == "full" else 2
-    most = max(len(layout.part(rank).layers) for rank in range(layout.mesh.pp))
+    most = max(len(layout.layers(rank)) for rank in range(layout.mesh.pp))
     return int(layout.micro_batches * all_reduce * (2 * passes * most + 2))
 
 

@@ -1,18 +1,25 @@
 """Who holds what: the rank grid, the stages of the pipeline, and each stage's share of the model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import nn
 
-from megalm.assembly import mesh_of
+from megalm.assembly import DTYPES, mesh_of
 from megalm.config import RunConfig
-from megalm.config.model import ModelConfig
+from megalm.config.recompute import RecomputeConfig
 from megalm.dist.mesh import Mesh
-from megalm.models.gpt import GPT
+from megalm.kernels import library
+from megalm.kernels.choice import FUSED, REFERENCE, Kernels
+from megalm.models.layers import use_kernels
 from megalm.parallel.partition import PartCosts
-from megalm.parallel.pipeline import PipelinePlan
-from megalm.planner.activations import Part
+from megalm.parallel.pipeline import PipelinePlan, StageModule, build_chunks
+from megalm.parallel.recompute import apply_recompute
+from megalm.parallel.region import TensorParallel
+from megalm.planner.absent import AbsentRanks
+from megalm.planner.activations import FakeRank, KeepGradients
 
 
 @dataclass(frozen=True)
@@ -54,40 +61,63 @@ class Layout:
         """Micro-batches of a step on each data-parallel rank."""
         return self.config.batch.accumulation(self.mesh.dp)
 
+    @cached_property
+    def kernels(self) -> Kernels:
+        """The operators that a run on this machine would use.
+
+        Raises:
+            PlatformError: kernels_backend=fused and they cannot be had here.
+        """
+        return FUSED if library.load(self.config.kernels.kernels_backend).fused else REFERENCE
+
     def stage_costs(self) -> list[float]:
         """Operations of each stage relative to their mean, output head counted."""
         costs = PartCosts.of_model(self.config.model, self.config.batch.seq_length, "flops")
         of_stages = costs.of_stages(self.pipeline.layers)
         return [cost * len(of_stages) / sum(of_stages) for cost in of_stages]
 
-    def part(self, pp_rank: int) -> Part:
-        """What a rank of one pipeline rank holds, as a model of its own size."""
-        stages = self.pipeline.stages(pp_rank)
-        layers = tuple(number for stage in stages for number in self.pipeline.layers[stage])
-        return Part(
-            model=self._share_of_layers(),
-            rows=self.rows,
-            layers=layers,
-            has_embedding=0 in stages,
-            has_head=len(self.pipeline.layers) - 1 in stages,
+    def layers(self, pp_rank: int) -> tuple[int, ...]:
+        """The layers of all stages of a pipeline rank."""
+        return tuple(number for stage in self.pipeline.stages(pp_rank) for number in self.pipeline.layers[stage])
+
+    def stages(self, pp_rank: int) -> list[StageModule]:
+        """What a rank of one pipeline rank holds, on the meta device, built as a run builds it."""
+        tp, copies = self.mesh.tp, max(1, self.mesh.tp // self.config.model.num_kv_heads)
+        place = TensorParallel(
+            group=AbsentRanks(tp),
+            rank=0,
+            size=tp,
+            kv_copies=copies,
+            kv_group=AbsentRanks(copies),
+            sequence_parallel=self.config.parallel.sequence_parallel and tp > 1,
+        )
+        last = len(self.pipeline.layers) - 1
+        chunks = build_chunks(self.pipeline, pp_rank, self.config.model, place)
+        return [
+            StageModule(chunk, number == 0, number == last)
+            for number, (chunk, _) in zip(self.pipeline.stages(pp_rank), chunks, strict=True)
+        ]
+
+    def fake_rank(self, pp_rank: int, recompute: RecomputeConfig, keep: KeepGradients, bucket: int) -> FakeRank:
+        """The rank as what a step's passes can be measured on."""
+        config, batch = self.config, self.config.batch
+        stages = self.stages(pp_rank)
+        for stage in stages:
+            use_kernels(stage.part, self.kernels)
+            apply_recompute(stage.part, recompute)
+        length = batch.seq_length // (self.mesh.tp if config.parallel.sequence_parallel else 1)
+        dtype = DTYPES[config.precision.dtype]
+        return FakeRank(
+            stages=stages,
+            batch_shape=(batch.micro_size, batch.seq_length),
+            hidden_shape=(batch.micro_size, length, config.model.hidden_size),
+            dtype=dtype,
+            gradient_dtype=torch.float32 if config.precision.grad_accum_dtype == "fp32" else dtype,
+            keep=keep,
+            bucket=bucket,
         )
 
-    def _share_of_layers(self) -> ModelConfig:
-        """The model with a tensor-parallel rank's share of heads and feed-forward channels; norms are whole."""
-        model, tp = self.config.model, self.mesh.tp
-        return model.model_copy(
-            update={
-                "num_attention_heads": model.num_attention_heads // tp,
-                "num_query_groups": max(1, model.num_kv_heads // tp),
-                "kv_channels": model.head_dim,
-                "ffn_hidden_size": model.ffn_size // tp,
-                "vocab_size": min(self.rows, model.vocab_size or self.rows),
-            }
-        )
 
-
-def parameters(part: Part) -> int:
-    """Parameters of a rank that holds `part`."""
-    with torch.device("meta"):
-        model = GPT(part.model, part.rows, layers=part.layers, has_embedding=part.has_embedding, has_head=part.has_head)
-    return sum(parameter.numel() for parameter in model.parameters())
+def parameters(stages: Sequence[StageModule]) -> int:
+    """Parameters of a rank that holds `stages`."""
+    return sum(parameter.numel() for parameter in nn.ModuleList(stages).parameters())

@@ -4,11 +4,13 @@ The rules of each ZeRO stage are those of DeepSpeed 0.19 and of megalm's stage 0
 Rajbhandari et al. 2020, arXiv:1910.02054, section 3, and `deepspeed/runtime/zero`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megalm.config import RunConfig, engine_json, offloads_optimizer, zero_stage
-from megalm.planner.activations import ActivationBytes
+from megalm.planner.activations import KeepGradients, StageBytes
+from megalm.planner.schedule import parts
 
 ENGINE_BUCKET = 500_000_000
 """Elements that DeepSpeed lays flat at a time to reduce gradients outside of ZeRO."""
@@ -28,12 +30,14 @@ class StateBytes:
     """Gradient buffers that stand all the time."""
     gathered: int = 0
     """Weights of other ranks, gathered for use (ZeRO 3)."""
-    bucket: int = 0
-    """Buffers in which gradients are reduced during the backward pass."""
+    pass_bucket: int = 0
+    """Buffers in which gradients are reduced during a backward pass (then the passes count them) ..."""
+    end_bucket: int = 0
+    """... or in pipelines after it."""
     update: int = 0
     """Gradients and their copies at the end of the step."""
-    gradients_at_parameters: bool = False
-    """Whether gradients stay with the parameters until the end of the step (then the activations count them)."""
+    keep: KeepGradients = "no"
+    """How long gradients stay with the parameters; while they do, `StepBytes` counts them."""
 
     @property
     def gradients_at_end(self) -> int:
@@ -47,24 +51,60 @@ class StateBytes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepBytes:
+    """The most that the passes of one rank take in a step, beyond weights and optimizer state."""
+
+    saved: int
+    """Activations kept for backward passes."""
+    forward: int
+    """During a forward pass."""
+    backward: int
+    """During a backward pass."""
+    collected: int
+    """After a backward pass, when its gradients are taken."""
+
+
+def step_bytes(actions: Sequence[Any], stages: Mapping[int, StageBytes], keep: KeepGradients) -> StepBytes:
+    """Walk through the actions of one rank, each with what other micro-batches hold at its time."""
+    held = kept = saved = forward = backward = collected = 0
+    begun = set()
+    for kind, stage, _ in (part for action in actions for part in parts(action)):
+        each = stages[stage].later if stage in begun else stages[stage].first
+        if kind == "F":
+            forward = max(forward, kept + held + each.forward)
+            held += each.saved
+            saved = max(saved, held)
+        elif kind == "I":
+            backward = max(backward, kept + held - each.saved + each.input_backward)
+            held += each.between - each.saved
+            saved = max(saved, held)
+        else:
+            before, most = (each.saved, each.backward) if kind == "B" else (each.between, each.weight_backward)
+            held -= before
+            backward = max(backward, kept + held + most)
+            collected = max(collected, kept + held + each.left)
+            kept += each.left if keep == "step" else 0
+            begun.add(stage)
+    return StepBytes(saved=saved, forward=forward, backward=backward, collected=collected)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankMemory:
     """The memory of one rank by moment of the step."""
 
     state: StateBytes
-    activations: ActivationBytes
-    in_flight: float = 1
-    """Micro-batches whose forward pass is done and whose backward pass is not, at the fullest (pipeline)."""
+    step: StepBytes
 
     @property
     def forward(self) -> int:
         """The most during forward passes."""
-        return self.state.standing + self.state.gathered + self._waiting + self.activations.peak_forward
+        return self.state.standing + self.state.gathered + self.step.forward
 
     @property
     def backward(self) -> int:
-        """The most during backward passes."""
-        state = self.state
-        return state.standing + state.gathered + state.bucket + self._waiting + self.activations.peak_backward
+        """The most during backward passes and when their gradients are taken."""
+        state, step = self.state, self.step
+        return state.standing + state.gathered + max(step.backward, step.collected + state.end_bucket)
 
     @property
     def update(self) -> int:
@@ -76,66 +116,58 @@ class RankMemory:
         """The most at any moment."""
         return max(self.forward, self.backward, self.update)
 
-    @property
-    def _waiting(self) -> int:
-        return int(max(0.0, self.in_flight - 1) * self.activations.saved)
 
-    @property
-    def waiting_and_saved(self) -> int:
-        """Activations kept for backward passes, at the fullest."""
-        return self._waiting + self.activations.saved
-
-
-def state_bytes(config: RunConfig, parameters: int, data_parallel_size: int) -> StateBytes:
+def state_bytes(config: RunConfig, parameters: int, data_parallel_size: int, micro_batches: int) -> StateBytes:
     """What a rank with `parameters` of the model holds under the run's ZeRO stage."""
-    stage, shards = zero_stage(config), data_parallel_size
-    size, low = SIZES[config.precision.dtype], config.precision.dtype != "fp32"
-    zero = engine_json(config, data_parallel_size)["zero_optimization"]
-    part = -(-parameters // shards)
-    host = offloads_optimizer(config)  # on a CPU host the state is in the same memory
+    precision, size = config.precision, SIZES[config.precision.dtype]
+    wide = 4 if precision.grad_accum_dtype == "fp32" else size
+    flat = 4 * min(parameters, ENGINE_BUCKET)
+    stage, part = zero_stage(config), -(-parameters // data_parallel_size)
     if stage == 0:
-        wide = 4 if config.precision.grad_accum_dtype == "fp32" or not low else size
-        flat = min(parameters, ENGINE_BUCKET)
         return StateBytes(
             weights=parameters * size,
-            master=4 * parameters if low else 0,
+            master=4 * parameters if precision.dtype != "fp32" else 0,
             moments=8 * parameters,
             gradients=0,
-            update=wide * parameters + 4 * flat,
-            gradients_at_parameters=True,
+            update=wide * parameters + flat,
+            keep="step",
         )
-    if stage == 3:
-        return _stage_three(config, zero, parameters, part, size)
-    if stage == 1 and config.precision.bf16 and config.precision.grad_accum_dtype == "fp32":
-        return StateBytes(  # DeepSpeed's BF16_Optimizer: a flat fp32 gradient of everything
-            weights=parameters * size,
-            master=4 * part,
-            moments=8 * part,
-            gradients=4 * parameters,
-            update=size * parameters + 4 * min(parameters, ENGINE_BUCKET),
-        )
-    kept = parameters if stage == 1 else part
-    return StateBytes(
-        weights=parameters * size,
+    state = StateBytes(
+        weights=(part if stage == 3 else parameters) * size,
         master=4 * part,
         moments=8 * part,
-        gradients=4 * part if host else 0,
-        bucket=_bucket(zero, stage) * size,
-        update=size * kept + 4 * part,
-    )
-
-
-def _stage_three(config: RunConfig, zero: dict[str, Any], parameters: int, part: int, size: int) -> StateBytes:
-    wide = 4 if config.precision.grad_accum_dtype == "fp32" else size
-    live = min(parameters, int(zero.get("stage3_max_live_parameters", MAX_LIVE)))
-    return StateBytes(
-        weights=part * size,
-        master=4 * part,
-        moments=8 * part,
-        gradients=wide * part + _bucket(zero, 3) * size,  # stage 3 keeps its bucket between steps
-        gathered=live * size,
+        gradients=0,
         update=4 * part,
+        keep="pass" if config.parallel.pipeline_model_parallel_size > 1 else "no",
     )
+    zero = engine_json(config, data_parallel_size)["zero_optimization"]
+    if stage == 3:
+        live = min(parameters, int(zero.get("stage3_max_live_parameters", MAX_LIVE)))
+        kept = wide * part + _bucket(zero, 3) * size  # stage 3 keeps its bucket between steps
+        return replace(state, gradients=kept, gathered=live * size)
+    if stage == 1 and precision.bf16 and precision.grad_accum_dtype == "fp32":
+        # DeepSpeed's BF16_Optimizer: a flat fp32 gradient of everything
+        return replace(state, gradients=4 * parameters, update=size * parameters + flat)
+    if offloads_optimizer(config):  # on a CPU host the state is in the same memory
+        state = replace(state, gradients=4 * part)
+    bucket = _bucket(zero, stage) * size
+    if stage == 1:
+        return _stage_one(state, bucket, wide * parameters)
+    return _stage_two(state, bucket, wide * part, micro_batches)
+
+
+def _stage_one(state: StateBytes, bucket: int, gradients: int) -> StateBytes:
+    """All gradients stay at the parameters; a pipeline reduces them after its last backward pass."""
+    if state.keep == "pass":
+        return replace(state, update=state.update + gradients + bucket, keep="step")
+    return replace(state, update=state.update + gradients, pass_bucket=bucket, keep="step")
+
+
+def _stage_two(state: StateBytes, bucket: int, part: int, micro_batches: int) -> StateBytes:
+    """The rank's part of the gradients is summed up beside the parameters where there are several micro-batches."""
+    if state.gradients == 0:
+        state = replace(state, gradients=part) if micro_batches > 1 else replace(state, update=state.update + part)
+    return replace(state, end_bucket=bucket) if state.keep == "pass" else replace(state, pass_bucket=bucket)
 
 
 def _bucket(zero: dict[str, Any], stage: int) -> int:

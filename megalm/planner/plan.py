@@ -1,21 +1,18 @@
 """The plan of a run: parameters, memory, communication, bubble and operations of its ranks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import Any
 
 from megalm.config import RunConfig
 from megalm.config.recompute import RecomputeConfig
-from megalm.kernels import library
-from megalm.kernels.choice import FUSED, REFERENCE, Kernels
 from megalm.models.flops import training_flops_per_token
-from megalm.planner.activations import Part, activation_bytes
+from megalm.planner.activations import stage_bytes
 from megalm.planner.communication import sent_bytes
 from megalm.planner.layout import Layout, parameters
-from megalm.planner.memory import SIZES, RankMemory, state_bytes
-from megalm.planner.schedule import SimulatedStep, StepTimes, action_table, simulate
+from megalm.planner.memory import SIZES, RankMemory, state_bytes, step_bytes
+from megalm.planner.schedule import SimulatedStep, StepTimes, action_table, parts, simulate
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = ("none", "selective", "full")
 """Recompute granularities, in the order of falling memory."""
 
@@ -24,7 +21,7 @@ MODES = ("none", "selective", "full")
 class RankPlan:
     """One rank of a pipeline stage; all ranks of the stage are alike."""
 
-    part: Part
+    layers: tuple[int, ...]
     parameters: int
     memory: dict[str, RankMemory]
     """By recompute granularity."""
@@ -72,34 +69,23 @@ def make_plan(config: RunConfig, world_size: int, times: StepTimes, modes: tuple
     schedule = layout.pipeline.schedule
     table = action_table(schedule, layout.mesh.pp, layout.chunks, layout.micro_batches, layout.stage_ranks)
     step = simulate(table, layout.stage_costs(), times, layout.chunks)
-    kernels = FUSED if library.load(config.kernels.kernels_backend).fused else REFERENCE
-    ranks = [_plan_rank(layout, rank, step.in_flight[rank], modes, kernels) for rank in range(layout.mesh.pp)]
+    ranks = [_plan_rank(layout, rank, actions, modes) for rank, actions in enumerate(table)]
     sent = sent_bytes(layout, max(rank.parameters for rank in ranks))
     rows = config.model.padded_vocab_size(layout.mesh.tp)
     flops = training_flops_per_token(config.model, config.batch.seq_length, rows)
     return Plan(layout=layout, ranks=ranks, sent=sent, step=step, flops_per_token=flops)
 
 
-def _plan_rank(layout: Layout, pp_rank: int, in_flight: float, modes: tuple[str, ...], kernels: Kernels) -> RankPlan:
-    config, part = layout.config, layout.part(pp_rank)
-    number = parameters(part)
-    state = state_bytes(config, number, layout.mesh.dp)
-    dtype = _DTYPES[config.precision.dtype]
-    wide = torch.float32 if config.precision.grad_accum_dtype == "fp32" else dtype
+def _plan_rank(layout: Layout, pp_rank: int, actions: Sequence[Any], modes: tuple[str, ...]) -> RankPlan:
+    number = parameters(layout.stages(pp_rank))
+    state = state_bytes(layout.config, number, layout.mesh.dp, layout.micro_batches)
+    split = any(kind == "I" for action in actions for kind, _, _ in parts(action))
     memory = {}
     for mode in modes:
-        activations = activation_bytes(
-            part,
-            _recompute(config.recompute, mode),
-            kernels,
-            micro_batch_size=config.batch.micro_size,
-            seq_length=config.batch.seq_length,
-            dtype=dtype,
-            gradient_dtype=wide if state.gradients_at_parameters else None,
-            micro_batches=layout.micro_batches,
-        )
-        memory[mode] = RankMemory(state=state, activations=activations, in_flight=in_flight)
-    return RankPlan(part=part, parameters=number, memory=memory)
+        rank = layout.fake_rank(pp_rank, _recompute(layout.config.recompute, mode), state.keep, state.pass_bucket)
+        stages = dict(zip(layout.pipeline.stages(pp_rank), stage_bytes(rank, split), strict=True))
+        memory[mode] = RankMemory(state=state, step=step_bytes(actions, stages, state.keep))
+    return RankPlan(layers=layout.layers(pp_rank), parameters=number, memory=memory)
 
 
 def _recompute(config: RecomputeConfig, mode: str) -> RecomputeConfig:

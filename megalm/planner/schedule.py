@@ -86,16 +86,16 @@ def simulate(table: Table, costs: Sequence[float], times: StepTimes, chunks: int
         moved = False
         for rank, actions in enumerate(table):
             while places[rank] < len(actions):
-                parts = _parts(actions[places[rank]])
-                needs = [need for part in parts for need in _needs(*part, last) if need not in parts]
+                work_parts = parts(actions[places[rank]])
+                needs = [need for part in work_parts for need in _needs(*part, last) if need not in work_parts]
                 ready = [done.get(need) for need in needs]
                 if any(moment is None for moment in ready):
                     break
                 start = max([clocks[rank], *(moment for moment in ready if moment is not None)])
-                cost = sum(_time(kind, times) * costs[stage] for kind, stage, _ in parts)
+                cost = sum(_time(kind, times) * costs[stage] for kind, stage, _ in work_parts)
                 clocks[rank], work = start + cost, work + cost
-                done |= dict.fromkeys(parts, clocks[rank])
-                done |= {("gradient", stage, n): clocks[rank] for kind, stage, n in parts if kind in ("B", "I")}
+                done |= dict.fromkeys(work_parts, clocks[rank])
+                done |= {("gradient", stage, n): clocks[rank] for kind, stage, n in work_parts if kind in ("B", "I")}
                 places[rank] += 1
                 moved = True
     assert all(place == len(actions) for place, actions in zip(places, table, strict=True)), "the table has no deadlock"
@@ -108,10 +108,10 @@ Part = tuple[str, int, int]
 """Kind (F forward, I input gradient, W weight gradient, B both), stage, micro-batch."""
 
 
-def _parts(action: Any) -> list[Part]:
+def parts(action: Any) -> list[Part]:
     """The work of an action: one part, two where forward and backward overlap, none of the reduction at the end."""
     if action.sub_actions is not None:
-        return [part for sub in action.sub_actions for part in _parts(sub)]
+        return [part for sub in action.sub_actions for part in parts(sub)]
     kind = action.computation_type.value
     return [(kind, action.stage_index, action.microbatch_index)] if kind in ("F", "I", "W", "B") else []
 
@@ -131,7 +131,7 @@ def _time(kind: str, times: StepTimes) -> float:
 def _most_in_flight(actions: Sequence[Any]) -> int:
     held = most = 0
     for action in actions:
-        kinds = [kind for kind, _, _ in _parts(action)]
+        kinds = [kind for kind, _, _ in parts(action)]
         held += kinds.count("F")
         most = max(most, held)
         held -= kinds.count("B") + kinds.count("W")

@@ -76,12 +76,12 @@ def _memory(plan: Plan) -> str:
     head += [f"activations {mode}" for mode in MODES] + [f"peak {mode}" for mode in MODES]
     rows = [head]
     for number, rank in enumerate(plan.ranks):
-        state, layers = rank.memory[plan.mode].state, rank.part.layers
+        state, layers = rank.memory[plan.mode].state, rank.layers
         rows.append([
             str(number), _spans(layers), count(rank.parameters), gigabytes(state.weights),
             gigabytes(state.master + state.moments), gigabytes(state.gradients_at_end),
-            gigabytes(state.bucket + state.gathered),
-            *(gigabytes(rank.memory[mode].waiting_and_saved) for mode in MODES),
+            gigabytes(state.pass_bucket + state.end_bucket + state.gathered),
+            *(gigabytes(rank.memory[mode].step.saved) for mode in MODES),
             *(gigabytes(rank.memory[mode].peak) for mode in MODES),
         ])  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megalm.config.data import BlendSpec, DataConfig
+from megalm.data import greedy
 from megalm.data.blend import Blend, BlendSizes, normalize
 from megalm.data.build import build_datasets, short_names
 from megalm.errors import DataError
@@ -27,7 +28,7 @@ def test_weighted_blends_equal_megatrons(megatron: Any, given_weights: list[floa
     shares = normalize(given_weights)
     assert shares == megatron.utils.normalize(given_weights)
     datasets, numbers = arrays(size)
-    megatron.helpers.build_blending_indices(datasets, numbers, shares, len(shares), size, False)
+    megatron.helpers.build_blending_indices(datasets, numbers, normalize(shares), len(shares), size, False)
     blend = Blend.weighted(shares, size)
     np.testing.assert_array_equal(blend.dataset_index, datasets)
     np.testing.assert_array_equal(blend.dataset_sample_index(), numbers)
@@ -42,6 +43,38 @@ def test_exhaustive_blends_equal_megatrons(megatron: Any, sizes: list[int]) -> N
     blend = Blend.exhaustive(sizes)
     np.testing.assert_array_equal(blend.dataset_index, datasets)
     np.testing.assert_array_equal(blend.dataset_sample_index(), numbers)
+
+
+@settings(QUICK, max_examples=60)
+@given(
+    st.lists(st.floats(1e-5, 1), min_size=2, max_size=8) | st.lists(st.integers(1, 9), min_size=2, max_size=30),
+    st.integers(1, 20_000),
+    st.sampled_from(
+        [{}, {"WARMUP": 1, "STRETCH": 2}, {"_ATTEMPTS": 1, "_PATIENCE": 100}, {"WARMUP": 1, "_MIN_WIDTH": 2}]
+    ),
+)
+def test_blends_of_many_stretches_equal_megatrons(
+    megatron: Any, given_weights: list[float], size: int, changed: dict[str, int]
+) -> None:
+    """However badly the stretches are guessed, and whether or not they can be mended."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in changed.items():
+            patch.setattr(greedy, name, value)
+        shares = normalize(given_weights)
+        datasets, numbers = arrays(size)
+        again = normalize(shares)  # its BlendedDataset does it a second time
+        megatron.helpers.build_blending_indices(datasets, numbers, again, len(shares), size, False)
+        np.testing.assert_array_equal(Blend.weighted(shares, size).dataset_index, datasets)
+        sizes = [max(1, int(share * size)) for share in shares]
+        datasets, numbers = arrays(sum(sizes))
+        megatron.helpers.build_exhaustive_blending_indices(datasets, numbers, sizes, len(sizes))
+        np.testing.assert_array_equal(Blend.exhaustive(sizes).dataset_index, datasets)
+
+
+def test_empty_datasets_take_no_part_in_an_exhaustive_blend() -> None:
+    assert Blend.exhaustive([0, 2, 0, 4]).dataset_index.tolist() == [3, 1, 3, 1, 3, 3]
+    assert Blend.exhaustive([0, 3]).dataset_index.tolist() == [1, 1, 1]
+    assert len(Blend.exhaustive([0, 0])) == 0
 
 
 def test_three_hundred_equal_weights_are_taken_in_turn(megatron: Any) -> None:

@@ -372,7 +372,9 @@ def test_a_very_long_line_is_rejected_and_the_lines_around_it_are_not(tmp_path: 
     assert "in.jsonl:2: line too long: more than 2,097,152 bytes" in (tmp_path / "out.rejected").read_text()
 
 
-def test_folders_patterns_and_compressions_are_read_in_order(tmp_path: Path) -> None:
+def test_folders_patterns_and_compressions_are_read_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     zstandard = pytest.importorskip("zstandard")
     folder = tmp_path / "many"
     (folder / "deep").mkdir(parents=True)
@@ -381,7 +383,11 @@ def test_folders_patterns_and_compressions_are_read_in_order(tmp_path: Path) -> 
     (folder / "c.jsonl.zst").write_bytes(zstandard.compress(b'{"text": "4"}\n'))
     (folder / "deep" / "d.txt").write_text("5\n\n6\n")
     (folder / "notes.md").write_text("not input")
+    write_lines(folder / ".hidden.jsonl", ["hidden"])
+    (folder / ".git").mkdir()
+    write_lines(folder / ".git" / "e.jsonl", ["hidden"])
     run(tmp_path, "--workers 2", inputs="many")
+    assert "tell no format: 1 (" in capsys.readouterr().out
     assert texts_of(tmp_path / "out_text_document") == ["1", "2", "3", "4", "5", "6"]
     run(tmp_path, "--overwrite", inputs="many/*.jsonl*")
     assert texts_of(tmp_path / "out_text_document") == ["1", "2", "3", "4"]
@@ -389,6 +395,15 @@ def test_folders_patterns_and_compressions_are_read_in_order(tmp_path: Path) -> 
         run(tmp_path, inputs="many/*.md")
     with pytest.raises(DataError, match=r"names .* twice"):
         run(tmp_path, inputs="many many/a.jsonl")
+
+
+def test_endings_in_capitals_are_endings(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / "A.JSONL.GZ").write_bytes(gzip.compress(b'{"text": "1"}\n'))
+    (folder / "b.Txt").write_text("2")
+    run(tmp_path, inputs="many")
+    assert texts_of(tmp_path / "out_text_document") == ["1", "2"]
 
 
 def test_standard_input_is_json_lines(tmp_path: Path) -> None:

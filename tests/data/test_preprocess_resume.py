@@ -24,10 +24,10 @@ shuffle.BUCKET_BYTES, dedup.PARTITION_BYTES = 1 << 16, 1 << 12
 from megalm.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-FLAGS = "--tokenizer-type ByteLevelTokenizer --append-eod --workers 2 --json-keys text title --on-error report"
+FLAGS = "--tokenizer-type ByteLevelTokenizer --append-eod --json-keys text title --on-error report"
 
 
-def command(folder: Path, prefix: str, flags: str) -> list[str]:
+def command(folder: Path, prefix: str, flags: str, workers: int = 2) -> list[str]:
     inputs = [str(folder / name) for name in ("a.jsonl", "b.jsonl.gz")]
     output = ["--output-prefix", str(folder / prefix)]
     return [
@@ -40,6 +40,7 @@ def command(folder: Path, prefix: str, flags: str) -> list[str]:
         *output,
         *FLAGS.split(),
         *flags.split(),
+        f"--workers={workers}",
     ]
 
 
@@ -68,7 +69,8 @@ def test_killed_runs_end_in_the_bytes_of_an_undisturbed_one(tmp_path: Path, flag
     draw, kills = random.Random(), 0
     while kills < MOMENTS:
         # Each kill is of a run from the start or of one that goes on, as it comes.
-        process = subprocess.Popen(command(tmp_path, "killed", flags), stdout=subprocess.DEVNULL)
+        again = command(tmp_path, "killed", flags, workers=draw.randint(1, 3))
+        process = subprocess.Popen(again, stdout=subprocess.DEVNULL)
         time.sleep(draw.uniform(0.2, 1.0) * whole_s)
         process.send_signal(signal.SIGKILL)
         if process.wait() != -signal.SIGKILL:  # it was faster: begin anew

@@ -63,7 +63,7 @@ def test_unknown_flags_are_errors(capsys) -> None:
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved-1f1b", "zbv"])
 def test_stages_hold_the_whole_model_together(schedule: str) -> None:
     found = layout(f"--pipeline-model-parallel-size 2 --pipeline-schedule {schedule}", 2)
-    held = sum(parameters(found.part(rank)) for rank in range(2))
+    held = sum(parameters(found.stages(rank)) for rank in range(2))
     assert held == num_parameters(found.config.model).total
 
 
@@ -71,12 +71,12 @@ def test_tensor_parallel_ranks_share_all_but_the_norms() -> None:
     found = layout("--tensor-model-parallel-size 2", 2)
     norms = (2 * 8 + 1) * 64
     whole = num_parameters(found.config.model, found.rows * 2).total
-    assert 2 * parameters(found.part(0)) == whole + norms
+    assert 2 * parameters(found.stages(0)) == whole + norms
 
 
 def test_bytes_sent_are_those_of_the_ring_formulas() -> None:
     one = layout("--zero-stage 0", 4)
-    size = parameters(one.part(0))
+    size = parameters(one.stages(0))
     assert sent_bytes(one, size) == {"dp": int(2 * 3 / 4 * size * 4), "tp": 0, "pp": 0}
     two = layout("--tensor-model-parallel-size 2", 2)
     residual = 2 * 32 * 64 * 4

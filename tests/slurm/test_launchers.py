@@ -55,6 +55,18 @@ def test_srun_in_the_shipped_batch_script(
     ends_with_equal_losses(Finished(done.code, done.output + (tmp_path / "log").read_text()), tmp_path, undisturbed)
 
 
+def test_the_shipped_batch_script_ends_with_the_code_of_the_first_rank_that_fails(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "launch").mkdir()
+    ranks = "import os, sys, time\nsys.exit(65) if os.environ['SLURM_PROCID'] == '2' else time.sleep(60)\n"
+    (tmp_path / "launch" / "pretrain_gpt.py").write_text(ranks)
+    asked = ["--wait", "--nodes=2", "--ntasks-per-node=2", f"--output={tmp_path}/log", "--time=10"]
+    script = Path("launch/slurm/pretrain_gpt.sbatch").absolute()
+    done = run_on(cluster, "sbatch", *asked, f"--chdir={tmp_path}", str(script))
+    assert done.code == 65, (tmp_path / "log").read_text()
+
+
 def test_one_process(undisturbed: Path, tmp_path: Path) -> None:
     flags = ["--config", str(write_recipe(tmp_path)), "--save", str(tmp_path / "run")]
     done = run(sys.executable, "-m", "megalm.cli", "submit", "--launcher", "local", *flags, environ=quiet_environment())

@@ -27,13 +27,14 @@ from megalm.data.encode import choose_encoder, tokenizer_of
 from megalm.data.index_format import best_dtype
 from megalm.data.indexed import BuiltFiles
 from megalm.data.input_file import InputFile
+from megalm.data.inputs import expand
 from megalm.data.manifest import manifest_bytes, manifest_path, read_manifest
 from megalm.data.preprocess import assemble, dedup, shuffle
 from megalm.data.preprocess.pool import UNITS_PER_WORKER, in_order
 from megalm.data.preprocess.recipe import Recipe
 from megalm.data.preprocess.report import Outcome, manifest_of, summary
 from megalm.data.preprocess.shards import Batch, read_batches
-from megalm.data.preprocess.units import Planner, Unit, expand
+from megalm.data.preprocess.units import Planner, Unit
 from megalm.data.preprocess.work import Report, file_sha256, finished, process_unit, shard_path
 from megalm.data.progress import Progress
 from megalm.data.readers import Document, Reading, Rejected
@@ -123,7 +124,8 @@ def preprocess(options: PreprocessOptions, executor: Executor, num_workers: int)
     """
     tokenizer = tokenizer_of(options.tokenizer)
     recipe = options.recipe(tokenizer)
-    files = [InputFile(path) for path in expand(options.inputs)]
+    inputs = expand(options.inputs)
+    files = [InputFile(path) for path in inputs.files]
     fingerprint = _fingerprint(options, recipe.digest(tokenizer), files)
     if not options.overwrite and _is_complete(options, fingerprint):
         with contextlib.suppress(DataError), _locked_parts(options):
@@ -137,7 +139,7 @@ def preprocess(options: PreprocessOptions, executor: Executor, num_workers: int)
         run.encoder = choice.reason if choice else f"encoder: {type(tokenizer).__name__}'s own library (as asked)"
         run.encode(executor, num_workers)
         built = run.publish()
-        return summary(options, run.outcome(), built, num_workers)
+        return summary(options, run.outcome(), built, num_workers, inputs.left_out)
 
 
 @contextlib.contextmanager

@@ -79,8 +79,10 @@ def _installed() -> dict[str, str]:
     return found
 
 
-def summary(options: "PreprocessOptions", outcome: Outcome, built: list[BuiltFiles], num_workers: int) -> str:
-    """What was made and how fast, what was left out, and how to go on."""
+def summary(
+    options: "PreprocessOptions", outcome: Outcome, built: list[BuiltFiles], num_workers: int, left_out: list[str]
+) -> str:
+    """What was made and how fast, what was left out (`left_out`: whole files), and how to go on."""
     totals, tokenizer = outcome.totals, outcome.tokenizer
     lines = [
         f"{options.prefix_of(key)}: {files.num_documents:,} documents, {files.num_tokens:,} tokens, "
@@ -96,6 +98,9 @@ def summary(options: "PreprocessOptions", outcome: Outcome, built: list[BuiltFil
         f"tokenizer {type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids, identity {tokenizer.identity[:16]}"
     )
     lines.append(outcome.encoder)
+    if left_out:
+        more = ", ..." if len(left_out) > 3 else ""
+        lines.append(f"files left out, whose names tell no format: {len(left_out):,} ({', '.join(left_out[:3])}{more})")
     if totals.empty:
         lines.append(f"{totals.empty:,} empty documents: boundaries without a sequence, as Megatron writes them")
     lines += [f"{count:,} documents rejected: {kind}" for kind, count in sorted(totals.rejected.items())]

@@ -4,20 +4,14 @@ Where the cuts lie follows from the files alone, not from the number of workers,
 fits the next run too. A unit says by its `source` what it is made from.
 """
 
-import glob
 import hashlib
-import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import IO, cast
 
 from megalm.data import parquet
-from megalm.data.compression import COMPRESSIONS
 from megalm.data.input_file import InputFile, damage_named
-from megalm.data.readers import FORMATS, STDIN, Chunk, LineRange, Reading, format_of, is_known_format, table_chunks
-from megalm.errors import DataError
+from megalm.data.readers import Chunk, LineRange, Reading, format_of, table_chunks
 
 MIN_UNIT_BYTES = 1 << 21
 MAX_UNIT_BYTES = 1 << 25
@@ -65,44 +59,6 @@ def unit_bytes(file_bytes: int) -> int:
     """Size of a unit of a file: a power of two, so that small files are shared out too and large ones in few pieces."""
     wanted = max(1, file_bytes // UNITS_PER_FILE)
     return min(MAX_UNIT_BYTES, max(MIN_UNIT_BYTES, 1 << (wanted - 1).bit_length()))
-
-
-def expand(inputs: tuple[str, ...]) -> list[str]:
-    """The files that `inputs` stand for, in order: files, "-", folders (all files of a known kind in them), globs.
-
-    Raises:
-        DataError: a folder or pattern without such files, or a file that is named twice.
-    """
-    paths: list[str] = []
-    for name in inputs:
-        if name == STDIN or (os.path.exists(name) and not os.path.isdir(name)):
-            paths.append(name)
-        elif os.path.isdir(name):
-            paths += _known(sorted(str(path) for path in Path(name).rglob("*")), f"the folder {name}")
-        elif glob.has_magic(name):
-            paths += _known(sorted(glob.glob(name, recursive=True)), f"the pattern {name}")
-        else:
-            paths.append(name)
-    if twice := [path for path, count in Counter(map(os.path.realpath, paths)).items() if count > 1]:
-        raise DataError(f"--input names {twice[0]} twice; name each file once")
-    return paths
-
-
-def _known(paths: list[str], where: str) -> list[str]:
-    found = [
-        path
-        for path in paths
-        if os.path.isfile(path) and is_known_format(path) and not path.endswith(_NOT_INPUT) and ".parts/" not in path
-    ]
-    if not found:
-        raise DataError(
-            f"{where} holds no input; files must end in {', '.join(FORMATS)}, or these with {' or '.join(COMPRESSIONS)}"
-        )
-    return found
-
-
-_NOT_INPUT = (".manifest.json",)
-"""Ends of names that stand beside datasets."""
 
 
 class Planner:

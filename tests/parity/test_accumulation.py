@@ -1,0 +1,56 @@
+"""Under 16 bits the gradients of micro-batches are summed in fp32: bf16 loses what is small beside the sum."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from layouts import LLAMA, SEQ, VOCAB, WORDS
+from spawner import run_on_ranks
+
+from megalm.assembly import Place, build_model_and_engine, mesh_of
+from megalm.config import load_config
+
+SMALL = 2**-9
+"""1 + SMALL is 1 in bf16."""
+MICRO_BATCHES = 32
+RUN = (
+    f"--num-layers 4 --hidden-size 32 --vocab-size {VOCAB} --seq-length {SEQ} --micro-batch-size 1 --lr 0.01 "
+    f"--gradient-accumulation-steps {MICRO_BATCHES} --train-iters 2 --mock-data --eval-iters 0 {LLAMA} "
+)
+ROWS = [
+    *((2, f"zero{stage} bf16") for stage in range(4)),
+    (2, "tp2 zero0 bf16"),
+    (2, "pp2 zbv zero0 bf16"),
+    (2, "pp2 interleaved-zero-bubble zero1 bf16"),
+    (4, "pp2 1f1b zero2 bf16"),
+    (4, "pp2 gpipe zero3 bf16"),
+]
+
+
+def norms(flags: str) -> tuple[float, float]:
+    """Gradient norm of one micro-batch, and of the same one followed by many that weigh `SMALL` of it."""
+    config = load_config((RUN + flags).split())
+    place = Place.of(mesh_of(config, dist.get_world_size()), torch.device("cpu"))
+    engine = build_model_and_engine(config, config.model, place)
+    tokens = torch.randint(0, VOCAB, (1, SEQ + 1), generator=torch.Generator().manual_seed(5))
+    found = []
+    for weight in (0.0, SMALL):
+        masks = [torch.ones(1, SEQ)] + [torch.full((1, SEQ), weight)] * (MICRO_BATCHES - 1)
+        batches = [{"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": mask} for mask in masks]
+        found.append(engine.train_step(batches, [0] * MICRO_BATCHES, 0.0).grad_norm)
+    return found[0], found[1]
+
+
+def lost(ranks: int, flags: str) -> float:
+    """The share of the gradient that the sum of micro-batches has lost: the loss is per token, so nothing should be."""
+    one, summed = run_on_ranks(ranks, norms, flags)[0]
+    return 1 - summed / one
+
+
+@pytest.mark.parametrize(("ranks", "words"), ROWS, ids=[f"{ranks} ranks {words}" for ranks, words in ROWS])
+def test_nothing_is_lost_in_the_sum(ranks: int, words: str) -> None:
+    assert lost(ranks, " ".join(WORDS[word] for word in words.split())) == pytest.approx(0.0, abs=0.005)
+
+
+def test_sums_in_the_models_own_type_lose_the_small_ones() -> None:
+    flags = "--zero-stage 0 --bf16 --grad-accum-dtype model"
+    assert lost(2, flags) == pytest.approx(1 - 1 / (1 + (MICRO_BATCHES - 1) * SMALL), rel=0.2)
