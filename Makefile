@@ -1,5 +1,6 @@
 # make quickstart   set up, prepare a corpus, train a small model on it and show the result
 # make test         set up and run the whole test suite
+# make test-gpu     the tests that need a CUDA device (and nvcc)
 # make test-parity  every row of the parity tables: all layouts against one process
 # make bench-parallel  step times, bubbles and memory of layouts on 2 ranks, as ratios
 # make setup        install into .venv only
@@ -21,7 +22,7 @@ TRAIN_ARGS ?=
 RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(d for d in (1, 2, 4, 8, 16) if d <= n))")
 TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml --save $(RUN) --save-interval 100
 
-.PHONY: bench-train setup quickstart test test-parity bench-parallel lint format docs bench-data clean
+.PHONY: bench-train setup quickstart test test-gpu test-parity bench-parallel lint format docs bench-data clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -52,6 +53,12 @@ quickstart: $(DATA)/corpus_text_document.idx
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+# without a device it fails: an all-skipped run proves nothing
+test-gpu: $(INSTALLED)
+	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make test-gpu: torch finds no CUDA device")'
+	$(BIN)/megalm kernels build
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 test-parity: $(INSTALLED)
 	$(BIN)/python -m pytest tests/parity tests/planner --all-layouts $(PYTEST_ARGS)

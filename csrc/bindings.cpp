@@ -29,8 +29,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm(const Tensor& x, const OptionalT
                                                 const OptionalTensor& bias, double epsilon, bool center) {
   const Rows rows(x), other(residual ? *residual : x);
   if (residual) check_same(x, *residual, "input and residual");
-  const Tensor w = checked(weight, ScalarType::Float, rows.cols, "weight"),
-               b = bias ? checked(*bias, ScalarType::Float, rows.cols, "bias") : w;
+  const Tensor w = checked(x, weight, ScalarType::Float, rows.cols, "weight"),
+               b = bias ? checked(x, *bias, ScalarType::Float, rows.cols, "bias") : w;
   const Tensor y = empty(x, shape_of(x)), sum = empty(x, residual ? shape_of(x) : Shape{0});
   const Tensor mean = empty(x, {center ? rows.rows : 0}, ScalarType::Float);
   const Tensor rstd = empty(x, {rows.rows}, ScalarType::Float);
@@ -48,9 +48,9 @@ std::tuple<Tensor, Tensor, Tensor> norm_backward(const Tensor& grad, const Optio
   check_same(grad, x, "gradient and input");
   if (grad_sum) check_same(*grad_sum, x, "gradient and input");
   const Rows g(grad), gs(grad_sum ? *grad_sum : grad), rows(x);
-  const Tensor w = checked(weight, ScalarType::Float, rows.cols, "weight");
-  const Tensor means = checked(mean, ScalarType::Float, center ? rows.rows : 0, "mean"),
-               rstds = checked(rstd, ScalarType::Float, rows.rows, "rstd");
+  const Tensor w = checked(x, weight, ScalarType::Float, rows.cols, "weight");
+  const Tensor means = checked(x, mean, ScalarType::Float, center ? rows.rows : 0, "mean"),
+               rstds = checked(x, rstd, ScalarType::Float, rows.rows, "rstd");
   const int64_t chunks = num_chunks(x, rows.rows);
   const Tensor grad_x = empty(x, shape_of(x)), grad_weight = empty(x, {rows.cols}, ScalarType::Float);
   const Tensor grad_bias = empty(x, {has_bias ? rows.cols : 0}, ScalarType::Float);
@@ -70,8 +70,8 @@ void rotate(const Tensor& x, const Tensor& y, const Tensor& cos, const Tensor& s
   MEGALM_CHECK(shape_of(cos) == shape_of(sin) && cos.size(1) == length && 2 * half <= x.size(3) &&
                    (cos.size(0) == batch || cos.size(0) == 1),
                "rotary tables do not fit the input");
-  const Tensor c = checked(cos, ScalarType::Float, cos.numel(), "cosines"),
-               s = checked(sin, ScalarType::Float, cos.numel(), "sines");
+  const Tensor c = checked(x, cos, ScalarType::Float, cos.numel(), "cosines"),
+               s = checked(x, sin, ScalarType::Float, cos.numel(), "sines");
   const Rotary arguments{x.const_data_ptr(), y.mutable_data_ptr(), floats(c), floats(s), batch, length, x.size(2),
                          x.size(3), half, {x.stride(0), x.stride(1), x.stride(2)},
                          {y.stride(0), y.stride(1), y.stride(2)}, cos.size(0) == 1 ? 0 : length * half, inverse,
@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor> gated_backward(const Tensor& grad, const Tensor& gate
 
 Tensor bias_act(const Tensor& x, const OptionalTensor& bias, int64_t kind) {
   const Rows rows(x);
-  const Tensor b = bias ? checked(*bias, ScalarType::Float, rows.cols, "bias") : x;
+  const Tensor b = bias ? checked(x, *bias, ScalarType::Float, rows.cols, "bias") : x;
   const Tensor y = empty(x, shape_of(x));
   const BiasActivation arguments{rows.data(), nullptr, bias ? floats(b) : nullptr, y.mutable_data_ptr(), nullptr,
                                  nullptr, rows.rows, rows.cols, rows.rows, rows.stride, 0, kind_of(kind), dtype_of(x)};
@@ -135,7 +135,7 @@ std::tuple<Tensor, Tensor> bias_act_backward(const Tensor& grad, const Tensor& x
   check_same(grad, x, "gradient and input");
   const Rows g(grad), rows(x);
   const int64_t chunks = bias ? num_chunks(x, rows.rows) : rows.rows;
-  const Tensor b = bias ? checked(*bias, ScalarType::Float, rows.cols, "bias") : x;
+  const Tensor b = bias ? checked(x, *bias, ScalarType::Float, rows.cols, "bias") : x;
   const Tensor grad_x = empty(x, shape_of(x)), grad_bias = empty(x, {bias ? rows.cols : 0}, ScalarType::Float);
   const Tensor partial = empty(x, {bias ? chunks : 0, rows.cols}, ScalarType::Float);
   if (!bias && rows.rows * rows.cols == 0) return {grad_x, grad_bias};
@@ -158,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Ten
   MEGALM_CHECK(logits.dim() == 2 && num_classes >= 0 && num_classes <= logits.size(1), "logits must be (N, V), V at least ",
                num_classes);
   const Rows rows(logits);
-  const Tensor ids = checked(labels, ScalarType::Long, rows.rows, "labels");
+  const Tensor ids = checked(logits, labels, ScalarType::Long, rows.rows, "labels");
   if (whole && !ids.is_cuda()) check_labels(ids, num_classes);
   const Tensor max = empty(logits, {rows.rows}, ScalarType::Float), sum = empty(logits, {rows.rows}, ScalarType::Float);
   const Tensor target = empty(logits, {rows.rows}, ScalarType::Float);
@@ -173,9 +173,9 @@ void cross_entropy_grad_into(const Rows& rows, const Tensor& grad, int64_t grad_
                              const Tensor& logsumexp, const Tensor& scale, int64_t start, int64_t num_classes,
                              double z_loss) {
   MEGALM_CHECK(num_classes >= 0 && num_classes <= rows.cols, "num_classes must not exceed the logits' width");
-  const Tensor ids = checked(labels, ScalarType::Long, rows.rows, "labels"),
-               lse = checked(logsumexp, ScalarType::Float, rows.rows, "logsumexp"),
-               scales = checked(scale, ScalarType::Float, rows.rows, "scale");
+  const Tensor ids = checked(grad, labels, ScalarType::Long, rows.rows, "labels"),
+               lse = checked(grad, logsumexp, ScalarType::Float, rows.rows, "logsumexp"),
+               scales = checked(grad, scale, ScalarType::Float, rows.rows, "scale");
   const CrossEntropyBackward arguments{
       rows.data(), static_cast<const int64_t*>(ids.const_data_ptr()), floats(lse), floats(scales),
       grad.mutable_data_ptr(), rows.rows, num_classes, rows.cols, rows.stride, grad_stride, start,
@@ -204,8 +204,8 @@ Tensor dropout_add(const Tensor& x, const OptionalTensor& bias, const OptionalTe
   MEGALM_CHECK(probability >= 0 && probability < 1, "dropout probability ", probability, " must lie in [0, 1)");
   if (residual) check_same(x, *residual, "input and residual");
   const Rows rows(x), other(residual ? *residual : x);
-  const Tensor b = bias ? checked(*bias, ScalarType::Float, rows.cols, "bias") : x;
-  const Tensor s = checked(seed, ScalarType::Long, 1, "seed");
+  const Tensor b = bias ? checked(x, *bias, ScalarType::Float, rows.cols, "bias") : x;
+  const Tensor s = checked(x, seed, ScalarType::Long, 1, "seed");
   const Tensor y = empty(x, shape_of(x));
   const BiasDropoutAdd arguments{rows.data(), bias ? floats(b) : nullptr, residual ? other.data() : nullptr,
                                  y.mutable_data_ptr(), static_cast<const int64_t*>(s.const_data_ptr()),
@@ -226,8 +226,8 @@ Tensor dropout_backward(const Tensor& grad, const Tensor& seed, double probabili
 
 Tensor embedding_backward(const Tensor& grad, const Tensor& ids, const Tensor& order, int64_t num_rows) {
   const Rows rows(grad);
-  const Tensor sorted = checked(ids, ScalarType::Long, rows.rows, "ids"),
-               places = checked(order, ScalarType::Long, rows.rows, "order");
+  const Tensor sorted = checked(grad, ids, ScalarType::Long, rows.rows, "ids"),
+               places = checked(grad, order, ScalarType::Long, rows.rows, "order");
   const Tensor out = empty(grad, {num_rows, rows.cols});
   const EmbeddingBackward arguments{rows.data(), static_cast<const int64_t*>(sorted.const_data_ptr()),
                                     static_cast<const int64_t*>(places.const_data_ptr()), out.mutable_data_ptr(),
@@ -236,8 +236,9 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& ids, const Tensor& o
   return out;
 }
 
-void check_list_entry(const Tensor& x, int64_t size, const char* what) {
-  MEGALM_CHECK(x.numel() == size && x.is_contiguous(), what, " must be contiguous, one for each master of its size");
+void check_list_entry(const Tensor& on, const Tensor& x, int64_t size, const char* what) {
+  MEGALM_CHECK(x.numel() == size && x.is_contiguous() && same_device(on, x), what,
+               " must be contiguous, on one device and of equal sizes");
 }
 
 constexpr float narrow(double x) { return static_cast<float>(x); }
@@ -249,22 +250,25 @@ void adamw(const std::vector<Tensor>& masters, const std::vector<Tensor>& first,
   MEGALM_CHECK(first.size() == count && second.size() == count && grads.size() == count &&
                    (models.empty() || models.size() == count),
                "AdamW needs lists of equal length");
-  const double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
+  if (count == 0) return;
+  std::vector<AdamWTensor> tensors;
   for (size_t i = 0; i < count; ++i) {
     const int64_t size = masters[i].numel();
     for (const Tensor& x : {masters[i], first[i], second[i]}) {
       MEGALM_CHECK(x.scalar_type() == ScalarType::Float, "masters and moments must be float32");
-      check_list_entry(x, size, "masters and moments");
+      check_list_entry(masters[0], x, size, "masters and moments");
     }
-    check_list_entry(grads[i], size, "gradients");
-    if (!models.empty()) check_list_entry(models[i], size, "model weights");
-    const AdamW arguments{floats(masters[i]), floats(first[i]), floats(second[i]), grads[i].const_data_ptr(),
-                          models.empty() ? nullptr : models[i].mutable_data_ptr(), size, narrow(factor),
-                          narrow(1 - lr * weight_decay), narrow(1 - beta1), narrow(beta2), narrow(1 - beta2),
-                          narrow(lr / correction1), narrow(std::sqrt(correction2)), narrow(epsilon),
-                          dtype_of(grads[i]), models.empty() ? Dtype::kFloat32 : dtype_of(models[i])};
-    run::adamw_step(masters[i], arguments);
+    check_list_entry(masters[0], grads[i], size, "gradients");
+    if (!models.empty()) check_list_entry(masters[0], models[i], size, "model weights");
+    tensors.push_back({floats(masters[i]), floats(first[i]), floats(second[i]), grads[i].const_data_ptr(),
+                       models.empty() ? nullptr : models[i].mutable_data_ptr(), size, dtype_of(grads[i]),
+                       models.empty() ? Dtype::kFloat32 : dtype_of(models[i])});
   }
+  const double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
+  const AdamW arguments{tensors.data(), static_cast<int64_t>(count), narrow(factor), narrow(1 - lr * weight_decay),
+                        narrow(1 - beta1), narrow(beta2), narrow(1 - beta2), narrow(lr / correction1),
+                        narrow(std::sqrt(correction2)), narrow(epsilon)};
+  run::adamw_step(masters[0], arguments);
 }
 
 Tensor square_sum(const std::vector<Tensor>& tensors) {
@@ -273,20 +277,23 @@ Tensor square_sum(const std::vector<Tensor>& tensors) {
   for (const Tensor& x : tensors) first.push_back(first.back() + (x.numel() + kSquareBlock - 1) / kSquareBlock);
   const Tensor partial = empty(tensors[0], {first.back()}, ScalarType::Double);
   double* sums = static_cast<double*>(partial.mutable_data_ptr());
+  std::vector<SquareSumTensor> parts;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    MEGALM_CHECK(tensors[i].is_contiguous(), "tensors must be contiguous");
-    const SquareSum arguments{tensors[i].const_data_ptr(), sums + first[i], tensors[i].numel(), dtype_of(tensors[i])};
-    run::square_sum(tensors[i], arguments);
+    check_list_entry(tensors[0], tensors[i], tensors[i].numel(), "tensors");
+    parts.push_back({tensors[i].const_data_ptr(), sums + first[i], tensors[i].numel(), dtype_of(tensors[i])});
   }
+  run::square_sum(tensors[0], SquareSum{parts.data(), static_cast<int64_t>(parts.size())});
   return torch::stable::sum(partial, std::nullopt, false, ScalarType::Double);
 }
 
 void scale_in_place(const std::vector<Tensor>& tensors, double factor) {
+  if (tensors.empty()) return;
+  std::vector<ScaleTensor> parts;
   for (const Tensor& x : tensors) {
-    MEGALM_CHECK(x.is_contiguous(), "tensors must be contiguous");
-    const Scale arguments{x.mutable_data_ptr(), x.numel(), static_cast<float>(factor), dtype_of(x)};
-    run::scale(x, arguments);
+    check_list_entry(tensors[0], x, x.numel(), "tensors");
+    parts.push_back({x.mutable_data_ptr(), x.numel(), dtype_of(x)});
   }
+  run::scale(tensors[0], Scale{parts.data(), static_cast<int64_t>(parts.size()), narrow(factor)});
 }
 
 Tensor softmax(const Tensor& scores, const OptionalTensor& visible, const OptionalTensor& query_documents,
@@ -300,16 +307,16 @@ Tensor softmax(const Tensor& scores, const OptionalTensor& visible, const Option
   if (visible) {
     const Tensor& mask = *visible;
     MEGALM_CHECK(mask.scalar_type() == ScalarType::Bool && mask.dim() == 4 && mask.size(3) == keys &&
-                     (keys <= 1 || mask.stride(3) == 1),
-                 "the mask must be bool, (B or 1, H or 1, T or 1, S), its keys adjacent");
+                     (keys <= 1 || mask.stride(3) == 1) && same_device(x, mask),
+                 "the mask must be bool, (B or 1, H or 1, T or 1, S), its keys adjacent, on the device of the scores");
     for (int d = 0; d < 3; ++d) {
       MEGALM_CHECK(mask.size(d) == x.size(d) || mask.size(d) == 1, "the mask does not broadcast to the scores");
       arguments.visible_strides[d] = mask.size(d) == 1 ? 0 : mask.stride(d);
     }
     arguments.visible = static_cast<const bool*>(mask.const_data_ptr());
   }
-  const Tensor q = query_documents ? checked(*query_documents, ScalarType::Long, batch * queries, "documents") : x;
-  const Tensor k = key_documents ? checked(*key_documents, ScalarType::Long, batch * keys, "documents") : x;
+  const Tensor q = query_documents ? checked(x, *query_documents, ScalarType::Long, batch * queries, "documents") : x;
+  const Tensor k = key_documents ? checked(x, *key_documents, ScalarType::Long, batch * keys, "documents") : x;
   if (query_documents) {
     arguments.query_documents = static_cast<const int64_t*>(q.const_data_ptr());
     arguments.key_documents = static_cast<const int64_t*>(k.const_data_ptr());

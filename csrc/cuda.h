@@ -8,8 +8,10 @@
 #include <cuda_runtime.h>
 #endif
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "kernels.h"
 
@@ -27,18 +29,35 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 512;
 
-// Runs kernel(arguments...) on `blocks` x `layers` blocks; no blocks are no launch.
+struct Grid {
+  int64_t blocks;
+  int threads;
+  int64_t shared_bytes = 0;  // what `dynamic_shared` gives each block; 48 KiB at most, with what the kernel has besides
+};
+
+// Runs kernel(arguments...) on a grid; no blocks are no launch.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, Stream stream, const Arguments&... arguments) {
-  if (blocks == 0) return;
-  if (blocks > 0x7fffffff) throw std::runtime_error("megalm kernels: more than 2^31 rows in one call");
+void launch(void (*kernel)(Parameters...), const Grid& grid, Stream stream, const Arguments&... arguments) {
+  if (grid.blocks == 0) return;
+  const auto blocks = static_cast<unsigned>(grid.blocks), threads = static_cast<unsigned>(grid.threads);
+  const auto shared_bytes = static_cast<size_t>(grid.shared_bytes);
 #if defined(MEGALM_EMULATOR)
   (void)stream;
-  emulator::launch(static_cast<unsigned>(blocks), static_cast<unsigned>(threads), [&] { kernel(arguments...); });
+  emulator::launch(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
 #else
-  kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) throw std::runtime_error(std::string("megalm kernels: ") + cudaGetErrorString(error));
+#endif
+}
+
+// The block's shared memory whose size the launch gave, aligned for wide accesses.
+__device__ __forceinline__ float* dynamic_shared() {
+#if defined(MEGALM_EMULATOR)
+  return static_cast<float*>(emulator::dynamic_shared());
+#else
+  extern __shared__ float4 words[];
+  return &words[0].x;
 #endif
 }
 
@@ -46,10 +65,33 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, Stream s
 template <class T>
 constexpr int kPack = 16 / sizeof(T);
 
-// Threads for one row, whole warps.
+// Threads for one row: a power of two below a warp, whole warps beyond.
 inline int threads_for(int64_t cols, int pack) {
-  const int64_t packs = (cols + pack - 1) / pack, warps = (packs + kWarp - 1) / kWarp;
-  return static_cast<int>(warps < 1 ? kWarp : (warps * kWarp > kMaxThreads ? kMaxThreads : warps * kWarp));
+  const int64_t packs = (cols + pack - 1) / pack;
+  if (packs > kWarp) return static_cast<int>(std::min<int64_t>((packs + kWarp - 1) / kWarp * kWarp, kMaxThreads));
+  int threads = 1;
+  while (threads < packs) threads *= 2;
+  return threads;
+}
+
+// A block takes several rows at a time: each has a team of threads of its own.
+struct Teams {
+  int threads, count;  // of a team; of teams in a block
+
+  Teams(int64_t cols, int pack, int block = 256)
+      : threads(threads_for(cols, pack)), count(std::max(1, block / threads)) {}
+
+  // One team a row.
+  Grid rows(int64_t number) const { return {(number + count - 1) / count, threads * count}; }
+};
+
+// Runs kernel(arguments, threads of a team) with a team for each row.
+template <class Arguments>
+void launch_rows(void (*kernel)(Arguments, int), int64_t rows, int64_t cols, int pack, Stream stream,
+                 const Arguments& arguments) {
+  if (rows > 0x7fffffff) throw std::runtime_error("megalm kernels: more than 2^31 rows in one call");
+  const Teams teams(cols, pack);
+  launch(kernel, teams.rows(rows), stream, arguments, teams.threads);
 }
 
 template <int bytes>
@@ -120,14 +162,24 @@ __device__ __forceinline__ void write(T* p, int64_t n, const Floats<N>& x) {
   }
 }
 
-// body(i, n): n elements (N at most matter) from i on, for this thread's share of a row of `size`.
+// A thread's place in its team, and the row that the team takes where `launch_rows` started it.
+struct Member {
+  int rank, size, team;
+
+  __device__ __forceinline__ explicit Member(int threads)
+      : rank(static_cast<int>(threadIdx.x) % threads), size(threads), team(static_cast<int>(threadIdx.x) / threads) {}
+
+  // May lie beyond the last one. 32 bits: the device divides 64 by a long subroutine.
+  __device__ __forceinline__ unsigned row() const { return blockIdx.x * (blockDim.x / size) + team; }
+};
+
+// body(i, n): n elements (N at most matter) from i on, for this member's share of a row of `size`.
 template <int N, class Body>
-__device__ __forceinline__ void for_packs(int64_t size, Body body) {
-  for (int64_t i = static_cast<int64_t>(threadIdx.x) * N; i < size; i += static_cast<int64_t>(blockDim.x) * N) {
+__device__ __forceinline__ void for_packs(const Member& member, int64_t size, Body body) {
+  for (int64_t i = static_cast<int64_t>(member.rank) * N; i < size; i += static_cast<int64_t>(member.size) * N) {
     body(i, size - i);
   }
 }
-
 // The largest, or NaN where there is one.
 __device__ __forceinline__ float larger(float a, float b) { return a > b || a != a ? a : b; }
 
@@ -141,17 +193,21 @@ struct Larger {
   __device__ __forceinline__ float operator()(float a, float b) const { return larger(a, b); }
 };
 
-// The block's values combined, for every thread, in an order that never changes.
+// The team's values combined, for all its members, in an order that never changes. Every thread of the block calls it,
+// those of teams without a row too.
 template <class F, class Combine>
-__device__ F over_block(F x, Combine combine) {
+__device__ F over_team(const Member& member, F x, Combine combine) {
   __shared__ F parts[kMaxThreads / kWarp];
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) x = combine(x, __shfl_xor_sync(0xffffffffu, x, offset));
+  for (int lanes = (member.size < kWarp ? member.size : kWarp) / 2; lanes > 0; lanes /= 2) {
+    x = combine(x, __shfl_xor_sync(0xffffffffu, x, lanes));
+  }
+  if (member.size <= kWarp) return x;
   __syncthreads();  // the call before may still be reading
   if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = x;
   __syncthreads();
-  x = parts[0];
-  for (unsigned warp = 1; warp < blockDim.x / kWarp; ++warp) x = combine(x, parts[warp]);
+  const F* mine = parts + member.team * (member.size / kWarp);
+  x = mine[0];
+  for (int warp = 1; warp < member.size / kWarp; ++warp) x = combine(x, mine[warp]);
   return x;
 }
 
@@ -180,7 +236,7 @@ __global__ void sum_chunks_kernel(const float* partial, float* out, int64_t chun
 }
 
 inline void sum_chunks(const float* partial, float* out, int64_t chunks, int64_t cols, Stream stream) {
-  launch(sum_chunks_kernel, (cols + kWarp - 1) / kWarp, 8 * kWarp, stream, partial, out, chunks, cols);
+  launch(sum_chunks_kernel, Grid{(cols + kWarp - 1) / kWarp, 8 * kWarp}, stream, partial, out, chunks, cols);
 }
 
 }  // namespace

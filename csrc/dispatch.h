@@ -4,8 +4,6 @@
 #include "tensors.h"
 #if defined(MEGALM_WITH_CUDA)
 #include <torch/csrc/stable/accelerator.h>
-
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 #endif
 
 namespace megalm {
@@ -63,17 +61,14 @@ MEGALM_KERNELS(MEGALM_DECLARE)
 #undef MEGALM_DECLARE
 }  // namespace device
 
-inline void* current_stream(int32_t index) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
-  return stream;
-}
-
-#define MEGALM_RUN(name, Arguments)                                                       \
-  inline void name(const Tensor& on, const Arguments& arguments) {                        \
-    if (!on.is_cuda()) return cpu_kernels()->name(arguments);                             \
-    const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());           \
-    device::name(arguments, current_stream(static_cast<int32_t>(on.get_device_index()))); \
+// The device of a tensor, made current, runs a kernel on torch's current stream.
+#define MEGALM_RUN(name, Arguments)                                               \
+  inline void name(const Tensor& on, const Arguments& arguments) {                \
+    if (!on.is_cuda()) return cpu_kernels()->name(arguments);                     \
+    namespace accelerator = torch::stable::accelerator;                           \
+    const auto index = static_cast<int32_t>(on.get_device_index());               \
+    const accelerator::DeviceGuard guard(index);                                  \
+    device::name(arguments, accelerator::getCurrentStream(index).nativeHandle()); \
   }
 #else
 #define MEGALM_RUN(name, Arguments) \

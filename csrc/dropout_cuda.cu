@@ -22,15 +22,17 @@ __device__ __forceinline__ void drop(Floats<N>& x, int64_t seed, int64_t first, 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads) add_kernel(BiasDropoutAdd a) {
+__global__ void __launch_bounds__(kMaxThreads) add_kernel(BiasDropoutAdd a, int threads) {
   constexpr int N = kPack<T>;
-  const int64_t row = blockIdx.x, seed = *a.seed;
+  const Member member(threads);
+  const int64_t row = member.row(), seed = *a.seed;
+  if (row >= a.rows) return;
   const T* x = row_of<T>(a.x, row, a.x_stride);
   const T* residual = row_of<T>(a.residual, row, a.residual_stride);
   T* y = row_of<T>(a.y, row, a.cols);
   const uint32_t bound = drop_below(a.probability);
   const float keep = 1.0f / (1.0f - a.probability);
-  for_packs<N>(a.cols, [&](int64_t i, int64_t n) {
+  for_packs<N>(member, a.cols, [&](int64_t i, int64_t n) {
     Floats<N> value = read<N>(x + i, n);
     const Floats<N> bias = a.bias ? read<N>(a.bias + i, n) : Floats<N>{};
     const Floats<N> other = residual ? read<N>(residual + i, n) : Floats<N>{};
@@ -46,7 +48,7 @@ __global__ void __launch_bounds__(kMaxThreads) add_kernel(BiasDropoutAdd a) {
 }  // namespace
 
 void bias_dropout_add(const BiasDropoutAdd& a, Stream stream) {
-  MEGALM_DISPATCH(a.dtype, T, launch(add_kernel<T>, a.rows, threads_for(a.cols, kPack<T>), stream, a));
+  MEGALM_DISPATCH(a.dtype, T, launch_rows(add_kernel<T>, a.rows, a.cols, kPack<T>, stream, a));
 }
 
 }  // inline namespace MEGALM_ISA

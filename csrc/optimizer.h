@@ -1,35 +1,51 @@
-// AdamW on float32 master weights, and what gradient clipping needs: sums of squares, and scaling.
+// AdamW on float32 master weights, and what gradient clipping needs: sums of squares, and scaling. All take lists of
+// tensors, which lie on the host.
 #pragma once
 #include "common.h"
 
 namespace megalm {
 
-struct AdamW {
+struct AdamWTensor {
   float *master, *first, *second;  // weights and moments, float32
   const void* grad;
   void* model;  // the model's copy of the weights, rounded from the masters; null: none
   int64_t size;
+  Dtype grad_dtype, model_dtype;
+};
+
+struct AdamW {
+  const AdamWTensor* tensors;
+  int64_t count;
   float factor;  // every gradient is multiplied by it first (loss scale, clipping)
   // Each is rounded once, from float64: 1 - 0.999 in float32 would be wrong by 1e-5 of itself.
   float keep;  // 1 - learning rate x weight decay
   float fresh1, beta2, fresh2;  // 1 - beta1, beta2, 1 - beta2
   float step_size, correction2_root;  // learning rate / (1 - beta1^t), sqrt(1 - beta2^t)
   float epsilon;
-  Dtype grad_dtype, model_dtype;
 };
 
-struct SquareSum {
+struct SquareSumTensor {
   const void* x;
   double* partial;  // one sum for each block of kSquareBlock elements
   int64_t size;
   Dtype dtype;
 };
 
-struct Scale {
+struct SquareSum {
+  const SquareSumTensor* tensors;
+  int64_t count;
+};
+
+struct ScaleTensor {
   void* x;
   int64_t size;
-  float factor;
   Dtype dtype;
+};
+
+struct Scale {
+  const ScaleTensor* tensors;
+  int64_t count;
+  float factor;
 };
 
 // Elements that one partial sum covers: fixed, so that the result does not depend on the number of threads.

@@ -7,10 +7,10 @@ inline namespace MEGALM_ISA {
 namespace {
 
 template <class G, class M>
-void adamw_range(const AdamW& a, int64_t start, int64_t stop) {
-  const G* grad = static_cast<const G*>(a.grad) + start;
-  M* model = a.model ? static_cast<M*>(a.model) + start : nullptr;
-  float *master = a.master + start, *first = a.first + start, *second = a.second + start;
+void adamw_range(const AdamW& a, const AdamWTensor& x, int64_t start, int64_t stop) {
+  const G* grad = static_cast<const G*>(x.grad) + start;
+  M* model = x.model ? static_cast<M*>(x.model) + start : nullptr;
+  float *master = x.master + start, *first = x.first + start, *second = x.second + start;
   for_lanes(stop - start, [&](int64_t i, int n) {
     Vec m = load(first + i, n), v = load(second + i, n);
     const Vec weight = adamw(a, load(master + i, n), load(grad + i, n), m, v);
@@ -35,15 +35,7 @@ double square_sum_block(const T* x, int64_t size) {
   return total;
 }
 
-}  // namespace
-
-void adamw_step(const AdamW& a) {
-  parallel_for(a.size, 65536, [&](int64_t start, int64_t stop) {
-    MEGALM_DISPATCH(a.grad_dtype, G, MEGALM_DISPATCH(a.model_dtype, M, (adamw_range<G, M>(a, start, stop))));
-  });
-}
-
-void square_sum(const SquareSum& a) {
+void square_sum(const SquareSumTensor& a) {
   parallel_for((a.size + kSquareBlock - 1) / kSquareBlock, 1, [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       const int64_t start = block * kSquareBlock, rest = a.size - start;
@@ -54,13 +46,32 @@ void square_sum(const SquareSum& a) {
   });
 }
 
-void scale(const Scale& a) {
+void scale(const ScaleTensor& a, float factor) {
   parallel_for(a.size, 65536, [&](int64_t start, int64_t stop) {
     MEGALM_DISPATCH(a.dtype, T, {
       T* x = static_cast<T*>(a.x) + start;
-      for_lanes(stop - start, [&](int64_t i, int n) { store(x + i, load(x + i, n) * a.factor, n); });
+      for_lanes(stop - start, [&](int64_t i, int n) { store(x + i, load(x + i, n) * factor, n); });
     });
   });
+}
+
+}  // namespace
+
+void adamw_step(const AdamW& a) {
+  for (int64_t t = 0; t < a.count; ++t) {
+    const AdamWTensor& x = a.tensors[t];
+    parallel_for(x.size, 65536, [&](int64_t start, int64_t stop) {
+      MEGALM_DISPATCH(x.grad_dtype, G, MEGALM_DISPATCH(x.model_dtype, M, (adamw_range<G, M>(a, x, start, stop))));
+    });
+  }
+}
+
+void square_sum(const SquareSum& a) {
+  for (int64_t t = 0; t < a.count; ++t) square_sum(a.tensors[t]);
+}
+
+void scale(const Scale& a) {
+  for (int64_t t = 0; t < a.count; ++t) scale(a.tensors[t], a.factor);
 }
 
 }  // inline namespace MEGALM_ISA

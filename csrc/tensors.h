@@ -37,14 +37,19 @@ inline Tensor empty(const Tensor& like, const Shape& shape) { return empty(like,
 
 inline Tensor packed(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && (!a.is_cuda() || a.get_device_index() == b.get_device_index());
+}
+
 inline void check_same(const Tensor& a, const Tensor& b, const char* what) {
-  MEGALM_CHECK(shape_of(a) == shape_of(b) && a.scalar_type() == b.scalar_type() && a.is_cuda() == b.is_cuda(), what,
+  MEGALM_CHECK(shape_of(a) == shape_of(b) && a.scalar_type() == b.scalar_type() && same_device(a, b), what,
                " must have equal shape, dtype and device");
 }
 
-// A contiguous tensor of the given type and number of elements.
-inline Tensor checked(const Tensor& x, ScalarType type, int64_t size, const char* what) {
+// A contiguous tensor of the given type and number of elements, where `on` lives.
+inline Tensor checked(const Tensor& on, const Tensor& x, ScalarType type, int64_t size, const char* what) {
   MEGALM_CHECK(x.scalar_type() == type && x.numel() == size, what, " has the wrong dtype or number of elements");
+  MEGALM_CHECK(same_device(on, x), what, " must be on the device of the input");
   return packed(x);
 }
 

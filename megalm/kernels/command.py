@@ -13,15 +13,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print one line: the library and its instruction set, or why there is none.
+    """Print one line for this machine's CPU, or why there is no library; one more for GPUs where torch has CUDA.
 
     Raises:
         PlatformError: `build` could not.
     """
-    from megalm.kernels import library  # imports torch
+    import torch
+
+    from megalm.kernels import library
 
     loaded = library.load("auto", cache_folder=arguments.cache)
     if loaded.path is None and arguments.action == "build":
         raise PlatformError(f"no fused kernels, runs use the {loaded.reason}")
     print(f"kernels: {loaded.reason}" + (f" ({loaded.path})" if loaded.path else ""))
+    if torch.cuda.is_available():
+        print(f"kernels on GPUs: {library.load('auto', 'cuda', arguments.cache).reason}")
+    elif torch.version.cuda is not None:  # a login node: the library is for machines that have what this one lacks
+        print(f"kernels on GPUs: {library.without_cuda() or 'compiled; no CUDA device is here to check them on'}")
     return 0

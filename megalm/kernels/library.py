@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 
 from megalm.errors import PlatformError
-from megalm.kernels.toolchain import SOURCES, BuildError, Toolchain
+from megalm.kernels.toolchain import SOURCES, BuildError, Toolchain, no_cuda
 
 log = logging.getLogger("megalm")
 
@@ -60,15 +60,12 @@ def load(backend: Backend = "auto", device_type: str = "cpu", cache_folder: Path
     """
     if backend == "reference":
         return Library(None, "torch reference (--kernels-backend reference)")
-    loaded = _NO_CUDA if device_type != "cpu" else _load_once(cache_folder or default_cache())
+    loaded = (_load_once if device_type == "cpu" else _load_cuda_once)(cache_folder or default_cache())
     if backend == "fused" and not loaded.fused:
         raise PlatformError(
             f"kernels_backend=fused but {loaded.reason}; use --kernels-backend auto to train without fused kernels"
         )
     return loaded if loaded.fused else Library(None, f"torch reference: {loaded.reason}")
-
-
-_NO_CUDA = Library(None, "the fused kernels of this version run on CPUs only")
 
 
 @cache
@@ -78,6 +75,33 @@ def _load_once(folder: Path) -> Library:
         return _load(folder)
     except BuildError as error:
         return Library(None, str(error))
+
+
+def without_cuda() -> str | None:
+    """Why libraries that this machine builds hold no CUDA kernels; None: they do."""
+    reason = no_cuda()
+    return None if reason is None else f"no fused kernels for CUDA: {reason}"
+
+
+@cache
+def _load_cuda_once(folder: Path) -> Library:
+    """The same for CUDA devices: what was built for them must give the right numbers on this process's."""
+    from megalm.kernels import self_test
+
+    reason = without_cuda()
+    if reason is not None:
+        return Library(None, reason)
+    loaded = _load_once(folder)
+    if not loaded.fused:
+        return loaded
+    try:
+        wrong = self_test.first_failure("cuda")
+    except RuntimeError as error:  # no code for this device, or a driver older than nvcc's run time
+        return Library(None, f"the CUDA kernels do not run: {str(error).splitlines()[0]}")
+    if wrong is not None:
+        return Library(None, f"the CUDA kernel {wrong} gives wrong numbers on this device")
+    major, minor = torch.cuda.get_device_capability()
+    return Library(loaded.path, f"fused, CUDA sm_{major}{minor}")
 
 
 def _load(folder: Path) -> Library:

@@ -5,16 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from megalm.kernels import activation, cross_entropy, norm, optimizer, rotary, softmax
+from megalm.kernels import activation, cross_entropy, dropout, embedding, norm, optimizer, rotary, softmax
 
 Check = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
 
-def first_failure() -> str | None:
-    """Name of the first kernel whose result is not its reference's, or None. Takes some milliseconds."""
-    for check in (_norm, _rotary, _swiglu, _cross_entropy, _softmax, _adamw):
-        generator = torch.Generator().manual_seed(0)
-        with torch.enable_grad():
+def first_failure(device: str = "cpu") -> str | None:
+    """Name of the first kernel whose result on `device` is not its reference's, or None. Takes some milliseconds."""
+    for check in _CHECKS:
+        generator = torch.Generator(device).manual_seed(0)
+        with torch.enable_grad(), torch.device(device):
             result, expected = check(generator)
         if not torch.allclose(result, expected, rtol=1e-4, atol=1e-4):
             return check.__name__.removeprefix("_")
@@ -50,10 +50,29 @@ def _swiglu(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return fused, _with_gradient(lambda x: activation.swiglu(x, up), x)
 
 
+def _gelu(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x, bias = torch.randn(3, 37, generator=generator), torch.randn(37, generator=generator)
+    kind = activation.Activation.GELU
+    fused = _with_gradient(lambda x: activation.fused_bias_activation(x, bias, kind), x)
+    return fused, _with_gradient(lambda x: activation.bias_activation(x, bias, kind), x)
+
+
 def _cross_entropy(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     x, labels = 3 * torch.randn(4, 77, generator=generator), torch.tensor([0, 3, 70, 9])
     fused = _with_gradient(lambda x: cross_entropy.fused_cross_entropy(x, labels, 71), x)
     return fused, _with_gradient(lambda x: cross_entropy.cross_entropy(x, labels, 71), x)
+
+
+def _dropout(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x, bias = torch.randn(3, 37, generator=generator), torch.randn(37, generator=generator)
+    fused = _with_gradient(lambda x: dropout.fused_bias_dropout_add(x, bias, x, 0.0, True), x)
+    return fused, _with_gradient(lambda x: dropout.bias_dropout_add(x, bias, x, 0.0, True), x)
+
+
+def _embedding(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    table, ids = torch.randn(7, 37, generator=generator), torch.tensor([[5, 1, 5], [0, 5, 3]])
+    fused = _with_gradient(lambda table: embedding.fused_embedding(ids, table), table)
+    return fused, _with_gradient(lambda table: embedding.embedding(ids, table), table)
 
 
 def _softmax(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -71,3 +90,17 @@ def _adamw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         step([master], [first], [second], [grad], [], **options)  # type: ignore[arg-type]
         results.append(torch.cat((master, first, second)))
     return results[0], results[1]
+
+
+def _l2_norm_and_scale(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    start = [torch.randn(size, generator=generator) for size in (37, 5000)]
+    scaled = [x.clone() for x in start]
+    optimizer.fused_scale_tensors(scaled, 0.5)
+    fused = torch.cat((*scaled, optimizer.fused_l2_norm(start).float()[None]))
+    return fused, torch.cat((*(x * 0.5 for x in start), optimizer.l2_norm(start).float()[None]))
+
+
+_CHECKS: tuple[Check, ...] = (
+    *(_norm, _rotary, _swiglu, _gelu, _dropout, _embedding),
+    *(_cross_entropy, _softmax, _adamw, _l2_norm_and_scale),
+)

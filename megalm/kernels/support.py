@@ -10,7 +10,13 @@ def fused_takes(x: Tensor) -> bool:
     """Whether the fused operators have code for the dtype and the device of `x` (float64 stays on the reference)."""
     if x.dtype not in DTYPES:
         return False
-    return x.device.type in ("cpu", "meta")
+    return x.device.type in ("cpu", "meta") or (x.device.type == "cuda" and _has_cuda_kernels())
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_cuda_kernels() -> bool:
+    """Whether the loaded library registered kernels for CUDA tensors."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("megalm::norm", "CUDA")
 
 
 def changed(*tensors: Tensor) -> None:

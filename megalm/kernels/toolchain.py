@@ -1,8 +1,12 @@
-"""Compilers, flags and commands that turn csrc/ into one shared library, and the key under which it is cached."""
+"""Compilers, flags and commands that turn csrc/ into one shared library, and the key under which it is cached.
+
+With a CUDA build of torch and its nvcc the library holds the kernels for GPUs too, registered for CUDA tensors.
+"""
 
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +27,12 @@ _INSTRUCTION_SETS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
 }
+NVCC_FLAGS = (
+    *("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"),
+    *("-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=[sm_90,compute_90]"),
+)
+"""Code for A100 and H100 (and their minor versions), and PTX that the driver compiles for what came later."""
+_NVCC_PLACES = ("nvcc", "/usr/local/cuda/bin/nvcc")
 
 
 class BuildError(Exception):
@@ -31,13 +41,14 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A C++ compiler."""
+    """A C++ compiler, and NVIDIA's where the library is to hold kernels for GPUs."""
 
     cxx: str
+    nvcc: str | None = None
 
     @classmethod
     def find(cls, cxx: str | None = None) -> "Toolchain":
-        """The named compiler, or the first of c++, g++ and clang++ on the search path.
+        """The named compiler, or the first of c++, g++ and clang++ on the search path; nvcc if torch has CUDA.
 
         Raises:
             BuildError: there is none.
@@ -47,11 +58,16 @@ class Toolchain:
         found = cxx or next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
         if found is None:
             raise BuildError("there is no C++ compiler (c++, g++ or clang++) on the search path")
-        return cls(str(shutil.which(found)))
+        return cls(str(shutil.which(found)), find_nvcc() if no_cuda() is None else None)
 
     def key(self) -> str:
         """Hash of everything that the library depends on: sources, flags, compilers, torch, machine."""
-        parts = [torch.__version__, platform.machine(), *_version(self.cxx)]
+        parts = [
+            torch.__version__,
+            platform.machine(),
+            *_version(self.cxx),
+            *(_version(self.nvcc) if self.nvcc else ()),
+        ]
         parts += [" ".join(map(str, command)) for command in self._commands(Path("out"))]
         digest = hashlib.sha256("\n".join(parts).encode())
         for path in sorted(SOURCES.iterdir()):
@@ -79,14 +95,23 @@ class Toolchain:
         def add(compiler: list[str], source: Path, label: str) -> None:
             commands.append([*compiler, "-c", str(source), "-o", str(folder / f"{source.stem}.{label}.o")])
 
+        if self.nvcc:
+            for source in sorted(SOURCES.glob("*_cuda.cu")):
+                add([self.nvcc, *NVCC_FLAGS, "-ccbin", self.cxx], source, "device")
         for name in ("bindings.cpp", "schema.cpp"):
-            add([self.cxx, *_FLAGS, *_QUIET, *include], SOURCES / name, "any")
+            add(
+                [self.cxx, *_FLAGS, *_QUIET, *include, *(["-DMEGALM_WITH_CUDA"] if self.nvcc else [])],
+                SOURCES / name,
+                "any",
+            )
         for label, flags in self._instruction_sets().items():
             for source in sorted(SOURCES.glob("*_cpu.cpp")):
                 add([self.cxx, *_FLAGS, *_QUIET, *flags, f"-DMEGALM_ISA={label}"], source, label)
         objects = [command[-1] for command in commands]
         libraries = [f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"]
-        commands.append([self.cxx, "-shared", *objects, *libraries, "-o", str(folder / "libmegalm.so")])
+        # nvcc links its run time statically: the library loads on machines without a GPU too
+        linker = [self.nvcc, "-ccbin", self.cxx] if self.nvcc else [self.cxx]
+        commands.append([*linker, "-shared", *objects, *libraries, "-o", str(folder / "libmegalm.so")])
         return commands
 
     def _instruction_sets(self) -> dict[str, tuple[str, ...]]:
@@ -94,6 +119,25 @@ class Toolchain:
         if platform.machine() == "x86_64":
             return _INSTRUCTION_SETS
         return {"generic": ()}
+
+
+def find_nvcc() -> str | None:
+    """NVIDIA's compiler, on the search path or where its installer puts it."""
+    return next(filter(None, map(shutil.which, _NVCC_PLACES)), None)
+
+
+def no_cuda() -> str | None:
+    """Why this toolchain builds no kernels for GPUs; None: it does."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return f"there is no nvcc on the search path (torch has CUDA {torch.version.cuda})"
+    found = re.search(r"release (\d+)\.", _version(nvcc)[1])
+    if found is None or found[1] != torch.version.cuda.split(".")[0]:
+        release = found[1] if found else "unknown"
+        return f"{nvcc} is CUDA {release} and torch CUDA {torch.version.cuda}; they need the same major version"
+    return None
 
 
 def _version(compiler: str) -> tuple[str, str]:

@@ -1,15 +1,29 @@
 """The loaded library for tests of fused operators, or one skip that says why there is none."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
-from megalm.kernels import library
+from megalm.kernels import library, toolchain
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 """Relative error of one rounding to the dtype (and a few float32 roundings)."""
 LOADED = library.load("auto")
 needs_fused = pytest.mark.skipif(not LOADED.fused, reason=f"no fused kernels: {LOADED.reason}")
+NO_GPU = toolchain.no_cuda() if torch.cuda.is_available() else "there is no CUDA device"
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(NO_GPU is not None, reason=f"no CUDA kernels: {NO_GPU}")]
+"""Marks of what runs on a GPU. Where one is, and nvcc, the kernels must load: only their absence skips."""
+
+
+@contextmanager
+def gpu() -> Iterator[None]:
+    """While it lasts, new tensors are on the GPU, for which the kernels are loaded."""
+    library.load("fused", "cuda")
+    with torch.device("cuda"):
+        yield
 
 
 def leaf(*shape, dtype=torch.float32, scale=1.0):

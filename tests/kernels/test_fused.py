@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from kernels.fused import DTYPES, LOADED, TOLERANCE, check, leaf, needs_fused
+from kernels import emulated
+from kernels.fused import DTYPES, LOADED, ON_GPU, TOLERANCE, check, gpu, leaf, needs_fused
 
 from megalm.kernels import library
 from megalm.kernels.activation import (
@@ -41,11 +42,29 @@ from megalm.kernels.softmax import fused_masked_softmax, masked_softmax
 
 pytestmark = needs_fused
 SHAPES = [(1, 1), (3, 7), (2, 5, 64), (4, 33), (0, 8), (67, 129)]
+WIDE = (2, 6200)  # more columns than the sums of a norm's gradient have shared memory for on a GPU
 
 
-@pytest.fixture(params=[2, 1, 0], ids=["AVX-512", "AVX2", "generic"], autouse=True)
-def _instruction_set(request):
-    """Runs each test on every copy of the kernels that this machine can execute."""
+COPIES = {
+    "AVX-512": 2,
+    "AVX2": 1,
+    "generic": 0,
+    "CUDA-emulated": "emulated",
+    "CUDA": pytest.param("cuda", marks=ON_GPU),
+}
+
+
+@pytest.fixture(params=COPIES.values(), ids=COPIES.keys(), autouse=True)
+def _kernels(request):
+    """Runs each test on every copy of the kernels that this machine can execute, and on the CUDA sources, emulated."""
+    if request.param == "cuda":
+        with gpu():
+            yield
+        return
+    if request.param == "emulated":
+        with emulated.live(LOADED.path, request.getfixturevalue("emulated_kernels")):
+            yield
+        return
     if library.instruction_set(LOADED.path, request.param) != request.param:
         library.instruction_set(LOADED.path, 2)
         pytest.skip("this processor has no such instructions")
@@ -54,7 +73,7 @@ def _instruction_set(request):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, WIDE], ids=str)
 def test_norms(shape, dtype):
     x, residual = leaf(*shape, dtype=dtype), leaf(*shape, dtype=dtype)
     weight, bias = leaf(shape[-1]), leaf(shape[-1])
@@ -172,8 +191,12 @@ def test_cross_entropy_with_infinite_and_padded_logits():
     losses = fused_cross_entropy(logits, torch.tensor([2, 0]), 3)
     torch.testing.assert_close(losses, torch.tensor([0.3132617, 0.0]))
     assert fused_cross_entropy(torch.tensor([[float("nan"), 1.0]]), torch.tensor([1])).isnan()
+    labels = torch.tensor([0, 5])
+    if labels.is_cuda:  # the host does not wait to look at them
+        assert fused_cross_entropy(logits, labels, 3)[1].isnan()
+        return
     with pytest.raises(RuntimeError, match=r"label 5 must lie in \[0, 3\)"):
-        fused_cross_entropy(logits, torch.tensor([0, 5]), 3)
+        fused_cross_entropy(logits, labels, 3)
 
 
 def test_cross_entropy_in_place_takes_the_memory_of_the_logits_and_refuses_a_second_backward():
@@ -255,7 +278,7 @@ def test_embedding_gradient(tokens, dtype):
 @pytest.mark.parametrize("grad_dtype", DTYPES)
 @pytest.mark.parametrize("model_dtype", [None, torch.bfloat16])
 def test_adamw_steps(model_dtype, grad_dtype):
-    shapes = [(3,), (70000,), (5, 9), (0,)]
+    shapes = [(3,), (70000,), (5, 9), (0,)] + [(17,)] * 60  # more than one launch takes
     states = []
     for step in (fused_adamw_step, adamw_step):
         torch.manual_seed(1)
@@ -275,6 +298,7 @@ def test_adamw_steps(model_dtype, grad_dtype):
 
 def test_l2_norm_and_scale():
     tensors = [torch.randn(70001), torch.randn(3, 5).bfloat16(), torch.randn(0), 100 * torch.randn(9).half()]
+    tensors += [torch.randn(33) for _ in range(60)]
     torch.testing.assert_close(fused_l2_norm(tensors), l2_norm(tensors), rtol=1e-6, atol=0)
     expected = [(tensor.float() * 0.5).to(tensor.dtype) for tensor in tensors]
     fused_scale_tensors(tensors, 0.5)

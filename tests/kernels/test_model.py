@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from kernels.fused import needs_fused
+from kernels.fused import ON_GPU, needs_fused
 
 from megalm.config.model import ModelConfig
 from megalm.engine.optimizer import ReplicatedAdamW, parameter_groups
+from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE
 from megalm.models.gpt import GPT
 from megalm.models.init import initialize
@@ -31,17 +32,24 @@ LLAMA = {
 GPT2 = {"openai_gelu": True, "apply_layernorm_1p": True}
 
 
-def losses_of(kernels, options, dtype, steps=6):
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=ON_GPU)])
+def device(request):
+    """Where the model trains."""
+    library.load("fused", request.param)
+    return torch.device(request.param)
+
+
+def losses_of(kernels, options, dtype, device, steps=6):
     """Losses and gradient norms of some steps on one batch."""
     config = ModelConfig(**SIZES, **options)
     model = GPT(config)
     initialize(model, config, 1)
     use_kernels(model, kernels)
-    model.to(dtype)
+    model.to(device, dtype)
     optimizer = ReplicatedAdamW(
         parameter_groups(model, 0.1), clip_grad=0.5, accumulate_fp32=True, kernels=kernels, lr=3e-3, betas=(0.9, 0.95)
     )
-    tokens = torch.randint(0, 250, (3, 24), generator=torch.Generator().manual_seed(2))
+    tokens = torch.randint(0, 250, (3, 24), generator=torch.Generator().manual_seed(2)).to(device)
     found = []
     for _ in range(steps):
         loss = model(tokens, labels_BT=tokens.roll(-1, 1)).mean()
@@ -55,8 +63,8 @@ def losses_of(kernels, options, dtype, steps=6):
 
 @pytest.mark.parametrize("options", [LLAMA, GPT2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.bfloat16, 2e-2)])
-def test_training_is_that_of_the_references(options, dtype, tolerance):
-    fused, reference = (losses_of(kernels, options, dtype) for kernels in (FUSED, REFERENCE))
+def test_training_is_that_of_the_references(options, dtype, tolerance, device):
+    fused, reference = (losses_of(kernels, options, dtype, device) for kernels in (FUSED, REFERENCE))
     torch.testing.assert_close(fused, reference, rtol=tolerance, atol=0)
     assert fused[-1, 0] < fused[0, 0] - 0.5
 

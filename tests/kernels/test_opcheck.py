@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernels.fused import needs_fused
+from kernels.fused import ON_GPU, gpu, needs_fused
 
 from megalm.kernels.activation import fused_swiglu
 from megalm.kernels.cross_entropy import fused_cross_entropy
@@ -51,6 +51,16 @@ def samples():
 NAMES = [name for name, _ in samples()]
 
 
+@pytest.fixture(params=["CPU", pytest.param("CUDA", marks=ON_GPU)])
+def _device(request):
+    if request.param == "CPU":
+        yield
+        return
+    with gpu():
+        yield
+
+
+@pytest.mark.usefixtures("_device")
 @pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
 def test_opcheck(number):
     name, arguments = samples()[number]
@@ -62,6 +72,7 @@ def test_every_operator_of_the_schema_is_checked():
     assert defined == {f"megalm::{name}" for name in NAMES}
 
 
+@pytest.mark.usefixtures("_device")
 def test_compiled_whole_graph_gives_the_same_numbers():
     def block(x, residual, weight, labels):
         y, total = fused_rms_norm_after_add(x, residual, weight, 1e-5)

@@ -2,7 +2,8 @@
 //
 // A thread runs until it meets __syncthreads or a shuffle and goes on when all threads of its block, or of its warp, are
 // there. Where some never come (a divergent barrier), the launch throws. Threads run in ascending and descending order by
-// turns, so that a missing barrier shows as a wrong number. Wide loads and stores must be aligned, as on the device.
+// turns, so that a missing barrier shows as a wrong number; even blocks run before odd ones, so that a write beyond a
+// block's own share shows in a neighbour. Wide loads and stores must be aligned, as on the device.
 #pragma once
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -20,7 +21,8 @@
 #define __global__ [[maybe_unused]] static
 #define __device__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static
 #define __syncthreads() ::emulator::wait(::emulator::State::kAtBlockBarrier)
 #define __shfl_xor_sync(mask, value, lanes) ::emulator::shuffle_xor(mask, value, lanes)
@@ -61,6 +63,7 @@ enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 constexpr int kWarp = 32;
 constexpr size_t kStackBytes = 64 * 1024;
+constexpr size_t kFenceBytes = 64;
 
 struct Thread {
   ucontext_t context;
@@ -72,6 +75,7 @@ struct Thread {
 struct Block {
   std::vector<Thread> threads;
   char* stacks = nullptr;
+  std::vector<unsigned char> shared;  // dynamic shared memory, and a fence behind it
   ucontext_t scheduler;
   unsigned current = 0;
   const std::function<void()>* body = nullptr;
@@ -132,9 +136,30 @@ inline void run_block() {
   }
 }
 
-inline void launch(unsigned blocks, unsigned threads, const std::function<void()>& body) {
+inline void start(Thread& thread, char* stack) {
+  getcontext(&thread.context);
+  thread.context.uc_stack.ss_sp = stack;
+  thread.context.uc_stack.ss_size = kStackBytes;
+  thread.context.uc_link = nullptr;
+  thread.state = State::kReady;
+  makecontext(&thread.context, enter, 0);
+}
+
+constexpr unsigned char kUnset = 0xff;  // four of them are a NaN
+
+// Aligned by its allocation: operator new gives 16 bytes.
+inline void* dynamic_shared() { return block.shared.data(); }
+
+inline void check_fence(size_t shared_bytes) {
+  for (size_t i = shared_bytes; i < block.shared.size(); ++i) {
+    if (block.shared[i] != kUnset) fail("a write beyond the dynamic shared memory");
+  }
+}
+
+inline void launch(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
   const std::lock_guard<std::mutex> guard(one_launch);
   if (threads == 0 || threads > 1024 || threads % kWarp) throw std::runtime_error("emulated kernel: threads of a block");
+  if (shared_bytes > 48 * 1024) throw std::runtime_error("emulated kernel: more shared memory than every device has");
   if (!block.stacks) {
     block.stacks = static_cast<char*>(
         mmap(nullptr, 1024 * kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
@@ -143,17 +168,13 @@ inline void launch(unsigned blocks, unsigned threads, const std::function<void()
   block.threads.assign(threads, Thread());
   gridDim = {blocks, 1, 1};
   blockDim = {threads, 1, 1};
-  for (blockIdx = {}; blockIdx.x < blocks; ++blockIdx.x) {
-    for (unsigned i = 0; i < threads; ++i) {
-      Thread& thread = block.threads[i];
-      getcontext(&thread.context);
-      thread.context.uc_stack.ss_sp = block.stacks + i * kStackBytes;
-      thread.context.uc_stack.ss_size = kStackBytes;
-      thread.context.uc_link = nullptr;
-      thread.state = State::kReady;
-      makecontext(&thread.context, enter, 0);
-    }
+  const unsigned even = (blocks + 1) / 2;
+  for (unsigned turn = 0; turn < blocks; ++turn) {
+    blockIdx = {turn < even ? 2 * turn : 2 * (turn - even) + 1, 0, 0};
+    block.shared.assign(shared_bytes + kFenceBytes, kUnset);
+    for (unsigned i = 0; i < threads; ++i) start(block.threads[i], block.stacks + i * kStackBytes);
     run_block();
+    check_fence(shared_bytes);
   }
 }
 

@@ -1,0 +1,127 @@
+"""The CUDA sources without a GPU: nvcc compiles them for every architecture, and the library with them loads here."""
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from megalm.kernels import library, toolchain
+from megalm.kernels.toolchain import SOURCES, Toolchain, find_nvcc
+
+NVCC = find_nvcc()
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc: the CUDA sources are not compiled")
+STRICT = ["-Xptxas", "-v", "-Werror", "all-warnings"]
+
+
+def compile_with_nvcc(source: Path, output: Path) -> tuple[int, str]:
+    """(exit code, everything said) of nvcc with the flags of the real build, stricter."""
+    command = [NVCC, *toolchain.NVCC_FLAGS, *STRICT, "-c", str(source), "-o", str(output)]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    return answer.returncode, answer.stdout + answer.stderr
+
+
+def spills(log: str) -> list[str]:
+    """Kernels whose registers do not suffice, from what ptxas says: they put values into (slow) local memory."""
+    kernel, found = "", []
+    for line in log.splitlines():
+        if entry := re.search(r"Compiling entry function '(\S+)' for '(\S+)'", line):
+            kernel = " ".join(entry.groups())
+        if (
+            amount := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line)
+        ) and any(int(size) for size in amount.groups()):
+            found.append(kernel)
+    return found
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """{source: (exit code, log, object)} of all CUDA sources."""
+    folder = tmp_path_factory.mktemp("device")
+    sources = sorted(SOURCES.glob("*_cuda.cu"))
+    objects = [folder / f"{source.stem}.device.o" for source in sources]
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(compile_with_nvcc, sources, objects))
+    return {source.stem: (*answer, made) for source, answer, made in zip(sources, answers, objects, strict=True)}
+
+
+NAMES = sorted(source.stem for source in SOURCES.glob("*_cuda.cu"))
+
+
+@needs_nvcc
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_without_warnings_and_spills(compiled, name):
+    code, log, _ = compiled[name]
+    assert code == 0, log
+    for architecture in ("sm_80", "sm_90"):
+        assert f"for '{architecture}'" in log
+    assert not spills(log)
+
+
+@needs_nvcc
+def test_spills_and_warnings_are_seen(tmp_path):
+    source = tmp_path / "spill_cuda.cu"
+    body = "".join(f"  v[{i}] = p[{i} * stride];\n" for i in range(200))
+    use = "".join(f"  p[{i} * stride + 1] = v[{i}] * v[(threadIdx.x, {199 - i})];\n" for i in range(200))
+    source.write_text(
+        "__global__ void __launch_bounds__(1024) crowded(float* p, int stride) {\n"
+        f"  float v[200];\n{body}  __syncthreads();\n{use}}}\n".replace("(threadIdx.x, ", "(")
+    )
+    code, log = compile_with_nvcc(source, tmp_path / "a.o")
+    assert code == 0, log
+    assert len(spills(log)) == 2
+    source.write_text("__global__ void kernel(float* p) { int unused; p[0] = 1; }\n")
+    code, log = compile_with_nvcc(source, tmp_path / "a.o")
+    assert code != 0
+    assert "unused" in log
+
+
+@needs_nvcc
+def test_the_library_with_cuda_kernels_links_loads_and_registers(compiled, tmp_path, monkeypatch):
+    """All that a machine without CUDA can run of it: CPU numbers are right, CUDA tensors have their kernels."""
+    quick = tuple("-O0" if flag == "-O3" else flag for flag in toolchain._FLAGS)
+    monkeypatch.setattr(toolchain, "_FLAGS", quick)
+    tools = Toolchain(Toolchain.find().cxx, NVCC)
+    commands = tools._commands(tmp_path)
+    for _, _, made in compiled.values():
+        (tmp_path / made.name).symlink_to(made)
+    *compile_commands, link = [command for command in commands if not command[-1].endswith(".device.o")]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(toolchain._run, compile_commands))
+    toolchain._run(link)
+    code = (
+        "import sys, torch; from megalm.kernels import registration, self_test, support\n"
+        "torch.ops.load_library(sys.argv[1]); registration.register()\n"
+        "print(self_test.first_failure(), support._has_cuda_kernels())"
+    )
+    shown = subprocess.run([sys.executable, "-c", code, link[-1]], capture_output=True, text=True, timeout=120)
+    assert shown.stdout.split() == ["None", "True"], shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("cuda", "nvcc", "reason"),
+    [
+        (None, "release 13.0", "this torch is built without CUDA"),
+        ("13.0", None, r"there is no nvcc on the search path \(torch has CUDA 13\.0\)"),
+        ("12.8", "release 13.0", "nvcc is CUDA 13 and torch CUDA 12.8; they need the same major version"),
+        ("13.2", "release 13.0", None),
+    ],
+)
+def test_why_there_are_no_cuda_kernels(tmp_path, monkeypatch, cuda, nvcc, reason):
+    compiler = tmp_path / "nvcc"
+    compiler.write_text(f"#!/bin/sh\necho Cuda compilation tools, {nvcc}, V{nvcc}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(toolchain, "_NVCC_PLACES", (str(compiler) if nvcc else os.devnull,))
+    found = toolchain.no_cuda()
+    assert (found is None) if reason is None else re.search(reason, found)
+    assert (Toolchain.find().nvcc is None) == (reason is not None)
+    if reason is not None:
+        library._load_cuda_once.cache_clear()
+        loaded = library.load("auto", "cuda", tmp_path)
+        library._load_cuda_once.cache_clear()
+        assert re.match(f"torch reference: no fused kernels for CUDA: .*{reason}", loaded.reason)
