@@ -14,10 +14,10 @@ WRONG = {
     "data path with a suffix": (["--data-path", "{corpus}.bin"], 3, ["did you mean {corpus}?"]),
     "empty data": (["--data-path", "{empty}"], 3, ["nothing.idx holds no sequences"]),
     "vocabulary too small for the tokenizer": (["--vocab-size", "500"], 2, ["500", "1000", "drop --vocab-size"]),
-    "vocabulary too small for the data": (
+    "another tokenizer than the data's, with too few ids too": (
         ["--tokenizer-type", "ByteLevelTokenizer", "--tokenizer-model", "none", "--data-path", "{corpus}"],
         3,
-        ["token", "vocab"],
+        ["{corpus} was made with tokenizer", "give the same --tokenizer-type"],
     ),
     "sequence longer than positions": (
         ["--max-position-embeddings", "32"],
