@@ -15,6 +15,7 @@ from megalm.kernels.toolchain import SOURCES, Toolchain, find_nvcc
 
 NVCC = find_nvcc()
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc: the CUDA sources are not compiled")
+pytestmark = pytest.mark.timeout(900)  # half a minute of two free cores
 STRICT = ["-Xptxas", "-v", "-Werror", "all-warnings"]
 
 
