@@ -46,6 +46,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.timeout(900)
 def test_every_command_runs(checkout: Path) -> None:
     for document in DOCUMENTS:
         for command in commands(document):
