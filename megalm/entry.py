@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         _report(error, rank)
         _leave(error.exit_code)
     except Exception as error:
-        text = f"failed:\n{traceback.format_exc()}"
         if _LOST_PEER.search(str(error)):
-            text = "stopped: the connection to another rank broke; that rank, or the launcher, says why"
-        print(f"rank {rank} {text}", file=sys.stderr, flush=True)
+            _report_lost_peer(rank)
+        else:
+            print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         _leave(1)
     _leave(code)
 
@@ -111,6 +111,14 @@ def _report(error: MegalmError, rank: int) -> None:
     if not error.silent:
         prefix = "error" if rank == 0 else f"error on rank {rank}"
         print(f"{prefix}: {error}", file=sys.stderr, flush=True)
+
+
+def _report_lost_peer(rank: int) -> None:
+    """Say that another rank is gone, and leave the launcher time to find that rank and its exit code first."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+    text = "stopped: the connection to another rank broke; that rank, or the launcher, says why"
+    print(f"rank {rank} {text}", file=sys.stderr, flush=True)
+    time.sleep(_WAIT_FOR_REPORT_S)
 
 
 def _leave(code: int) -> None:
