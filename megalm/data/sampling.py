@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from megalm.kernels.shuffle import shuffle
+
 Int64s = npt.NDArray[np.int64]
 
 
@@ -102,9 +104,9 @@ def shuffle_dtype(num_samples: int) -> type[np.uint32] | type[np.int64]:
 
 def _shuffle_parts(array: npt.NDArray[Any], edge: int, random: np.random.RandomState) -> None:
     """Shuffles the elements before `edge`, then those from it on, in place: no second copy is ever held."""
-    random.shuffle(array[:edge])
+    shuffle(random, array[:edge])
     if edge < len(array):
-        random.shuffle(array[edge:])
+        shuffle(random, array[edge:])
 
 
 class SampleIndex:

@@ -20,7 +20,8 @@ from typing import Literal
 import torch
 
 from megalm.errors import PlatformError
-from megalm.kernels.toolchain import SOURCES, BuildError, Toolchain, no_cuda
+from megalm.kernels.places import SOURCES, default_cache
+from megalm.kernels.toolchain import BuildError, Toolchain, no_cuda
 
 log = logging.getLogger("megalm")
 
@@ -42,11 +43,6 @@ class Library:
     def fused(self) -> bool:
         """Whether the fused operators can be called."""
         return self.path is not None
-
-
-def default_cache() -> Path:
-    """Where built libraries are kept: one folder for each user, shared by every checkout and run."""
-    return Path.home() / ".cache" / "megalm" / "kernels"
 
 
 def load(backend: Backend = "auto", device_type: str = "cpu", cache_folder: Path | None = None) -> Library:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-SOURCES = Path(__file__).resolve().parents[2] / "csrc"
-"""The kernels' sources: beside the package in a checkout."""
+from megalm.kernels.places import SOURCES, find_cxx
+
 COMPILE_TIMEOUT_S = 300.0
 """One source file that takes longer is given up."""
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type", "-Wno-psabi")
@@ -55,7 +55,7 @@ class Toolchain:
         """
         if cxx is not None and shutil.which(cxx) is None:
             raise BuildError(f"the compiler {cxx} is not on the search path")
-        found = cxx or next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+        found = cxx or find_cxx()
         if found is None:
             raise BuildError("there is no C++ compiler (c++, g++ or clang++) on the search path")
         return cls(str(shutil.which(found)), find_nvcc() if no_cuda() is None else None)
