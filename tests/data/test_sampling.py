@@ -1,6 +1,7 @@
 """Document, sample and shuffle index: equal to megatron-core's arrays, and sound for every size."""
 
 import itertools
+import types
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from megalm.data.sampling import (
     shuffle_dtype,
     split_bounds,
 )
+from megalm.kernels import shuffle
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -88,6 +90,36 @@ def test_all_arrays_and_samples_equal_megatrons(
 lengths_and_docs = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(lambda x: sum(x) > 0)
 
 
+def megatrons_arrays(
+    megatron: Any,
+    sizes: Any,
+    documents: range,
+    seq_length: int,
+    num_samples: int | None,
+    seed: int,
+    extra: int,
+    *,
+    keep_last_partial: bool = False,
+) -> tuple[Any, Any, Any]:
+    """Document, sample and shuffle index as megatron-core's GPTDataset builds them, epochs and all, without files."""
+    peer = object.__new__(megatron.gpt_dataset.GPTDataset)
+    peer.config = types.SimpleNamespace(
+        sequence_length=seq_length,
+        random_seed=seed,
+        add_extra_token_to_sequence=bool(extra),
+        drop_last_partial_validation_sequence=not keep_last_partial,
+        path_to_cache=None,
+        mock=True,
+        defer_npy_index_mmap=False,
+        fast_cache_load=False,
+    )
+    peer.dataset = types.SimpleNamespace(sequence_lengths=sizes)
+    peer.indices = np.arange(documents.start, documents.stop, dtype=np.int32)
+    peer.num_samples, peer.index_split = num_samples, megatron.utils.Split.valid
+    arrays: tuple[Any, Any, Any] = peer._build_document_sample_shuffle_indices()
+    return arrays
+
+
 @settings(QUICK, max_examples=500)
 @given(
     lengths_and_docs,
@@ -96,28 +128,30 @@ lengths_and_docs = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(
     st.none() | st.integers(1, 300),
     st.integers(0, 1),
     st.integers(0, 2**32 - 1),
+    st.sampled_from([1, shuffle.MIN_SIZE]),
 )
-def test_random_cases_equal_megatrons_helpers(
-    megatron: Any, lengths: list[int], others: int, seq_length: int, num_samples: int | None, extra: int, seed: int
+def test_random_settings_give_megatrons_arrays(
+    megatron: Any,
+    lengths: list[int],
+    others: int,
+    seq_length: int,
+    num_samples: int | None,
+    extra: int,
+    seed: int,
+    compiled_from: int,
 ) -> None:
+    """The number of epochs and the separate last one are each side's own finding; both shuffles are tried."""
     sizes = np.asarray([*[9] * others, *lengths], dtype=np.int32)  # the documents of another split come first
     documents = range(others, len(sizes))
-    tokens = sum(lengths)
-    assume(tokens >= seq_length + extra)
-    ours_documents, sample_index, shuffle = all_indices(sizes, documents, seq_length, num_samples, seed, extra)
-    plan = plan_epochs(tokens, num_samples, seq_length, extra)
-    random = np.random.RandomState(seed)
-    peer = megatron.gpt_dataset
-    theirs = peer._build_document_index(
-        np.arange(others, len(sizes), dtype=np.int32), plan.num_epochs, random, plan.separate_last_epoch
-    )
-    np.testing.assert_array_equal(ours_documents, theirs)
-    rows = megatron.helpers.build_sample_idx(sizes, theirs, seq_length, plan.num_epochs, tokens, True, bool(extra))
-    assert sample_index.as_megatron().dtype == rows.dtype
-    np.testing.assert_array_equal(sample_index.as_megatron(), rows)
+    assume(sum(lengths) >= seq_length + extra)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shuffle, "MIN_SIZE", compiled_from)
+        ours, sample_index, order = all_indices(sizes, documents, seq_length, num_samples, seed, extra)
+    theirs, rows, peer_order = megatrons_arrays(megatron, sizes, documents, seq_length, num_samples, seed, extra)
+    for mine, his in [(ours, theirs), (sample_index.as_megatron(), rows), (order, peer_order)]:
+        assert mine.dtype == his.dtype
+        np.testing.assert_array_equal(mine, his)
     assert [list(sample_index.pieces(k)) for k in range(len(rows) - 1)] == rebuilt_from(rows, sizes, theirs, extra)
-    first = plan.num_samples_before_last if plan.separate_last_epoch else len(rows) - 1
-    np.testing.assert_array_equal(shuffle, peer._build_shuffle_index(first, len(rows) - 1, random))
 
 
 def rebuilt_from(rows: Any, sizes: Any, document_index: Any, extra: int) -> list[list[tuple[int, int, int]]]:
@@ -137,15 +171,20 @@ def rebuilt_from(rows: Any, sizes: Any, document_index: Any, extra: int) -> list
 
 @QUICK
 @given(lengths_and_docs, st.integers(1, 50), st.integers(0, 1))
-def test_kept_partial_samples_equal_megatrons_helpers(
-    megatron: Any, lengths: list[int], seq_length: int, extra: int
-) -> None:
+def test_kept_partial_samples_equal_megatrons(megatron: Any, lengths: list[int], seq_length: int, extra: int) -> None:
     sizes = np.asarray([*lengths, 3], dtype=np.int32)  # the peer asserts when the last document is empty
-    documents = np.arange(len(sizes), dtype=np.int32)
+    documents = range(len(sizes))
     plan = plan_epochs(int(sizes.sum()), None, seq_length, extra, keep_last_partial=True)
-    ours = SampleIndex(sizes, documents, plan, seq_length, extra).as_megatron()
-    rows = megatron.helpers.build_sample_idx(sizes, documents, seq_length, 1, int(sizes.sum()), False, bool(extra))
+    random = np.random.RandomState(1)
+    document_index = build_document_index(documents, plan, random)
+    ours = SampleIndex(sizes, document_index, plan, seq_length, extra).as_megatron()
+    theirs, rows, order = megatrons_arrays(
+        megatron, sizes, documents, seq_length, None, 1, extra, keep_last_partial=True
+    )
+    assume(len(theirs) and sizes[theirs[-1]])
+    np.testing.assert_array_equal(document_index, theirs)
     np.testing.assert_array_equal(ours, rows)
+    np.testing.assert_array_equal(build_shuffle_index(plan, random), order)
 
 
 def test_a_partial_sample_beyond_float32_is_counted_exactly() -> None:
@@ -160,9 +199,9 @@ def test_each_token_range_is_a_chunk_of_the_stream_and_shuffling_is_a_permutatio
     lengths: list[int], seq_length: int, num_samples: int, seed: int
 ) -> None:
     sizes = np.asarray(lengths, dtype=np.int32)
-    documents, index, shuffle = all_indices(sizes, range(len(sizes)), seq_length, num_samples, seed, 1)
-    assert len(shuffle) == index.num_samples >= num_samples
-    assert np.array_equal(np.sort(shuffle), np.arange(len(shuffle)))
+    documents, index, order = all_indices(sizes, range(len(sizes)), seq_length, num_samples, seed, 1)
+    assert len(order) == index.num_samples >= num_samples
+    assert np.array_equal(np.sort(order), np.arange(len(order)))
     counts = np.bincount(documents, minlength=len(sizes))
     assert len(set(counts.tolist())) == 1  # every document once per epoch
     for position in (0, index.num_samples - 1):
@@ -175,8 +214,8 @@ def test_each_token_range_is_a_chunk_of_the_stream_and_shuffling_is_a_permutatio
 def test_the_last_epoch_is_shuffled_by_itself_when_little_of_it_is_needed() -> None:
     plan = plan_epochs(1001, 120, 10)  # 100 samples an epoch, 20 of the second
     assert (plan.num_epochs, plan.separate_last_epoch, plan.num_samples_before_last) == (2, True, 100)
-    shuffle = build_shuffle_index(plan, np.random.RandomState(0))
-    assert set(shuffle[:100].tolist()) == set(range(100))
+    order = build_shuffle_index(plan, np.random.RandomState(0))
+    assert set(order[:100].tolist()) == set(range(100))
     assert not plan_epochs(1001, 180, 10).separate_last_epoch
 
 
