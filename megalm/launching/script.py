@@ -52,9 +52,10 @@ while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done
 wait "$ranks"
 code=$?
 wait "$shown"
-# srun tells the largest code, which may be that of a rank that it ended; the first to fail is the cause
-first=$(sed -n 's/.*: Exited with exit code \\([0-9]*\\)$/\\1/p' "$logs.srun.log" | head -n 1)
-[ "$code" -eq 0 ] || code=${{first:-$code}}
+# srun tells the largest code, which may be that of a rank that it ended; the first to fail is the cause (128 and the
+# number of the signal if it was killed: then that is the largest)
+first=$(sed -n 's/^srun: error: .*: tasks\\? [0-9,-]*: //p' "$logs.srun.log" | head -n 1)
+case $first in "Exited with exit code "*) code=${{first##* }} ;; esac
 """
 
 _END = """
