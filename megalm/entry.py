@@ -20,7 +20,7 @@ from megalm.errors import LayoutError, MegalmError
 from megalm.resilience.signals import StopRequest
 
 _WAIT_FOR_REPORT_S = 8.0
-_LOST_PEER = re.compile("Connection (closed|reset) by peer")
+_LOST_PEER = re.compile("Connection (closed|reset) by peer|writev .*Broken pipe")
 """What gloo raises in a rank when another one is gone: not its own fault, and no traceback of its own is of use."""
 
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         _report(error, rank)
         _leave(error.exit_code)
     except Exception as error:
-        if _LOST_PEER.search(str(error)):
+        if _is_lost_peer(error):
             _report_lost_peer(rank)
         else:
             print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
@@ -111,6 +111,13 @@ def _report(error: MegalmError, rank: int) -> None:
     if not error.silent:
         prefix = "error" if rank == 0 else f"error on rank {rank}"
         print(f"{prefix}: {error}", file=sys.stderr, flush=True)
+
+
+def _is_lost_peer(error: BaseException | None) -> bool:
+    """Whether an error is the loss of another rank, or was raised from it, as a stage of a pipeline does."""
+    while error is not None and not _LOST_PEER.search(str(error)):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _report_lost_peer(rank: int) -> None:

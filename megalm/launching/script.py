@@ -1,7 +1,9 @@
 """The batch script of a job, complete and readable: it can be edited and submitted by hand."""
 
+import re
 import shlex
 
+from megalm.errors import ConfigError
 from megalm.launching.job import EXIT_NO_PROGRESS, Job
 
 _HEAD = """\
@@ -50,9 +52,10 @@ while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done
 wait "$ranks"
 code=$?
 wait "$shown"
-# srun tells the largest code, which may be that of a rank that it ended; the first to fail is the cause
-first=$(sed -n 's/.*: Exited with exit code \\([0-9]*\\)$/\\1/p' "$logs.srun.log" | head -n 1)
-[ "$code" -eq 0 ] || code=${{first:-$code}}
+# srun tells the largest code, which may be that of a rank that it ended; the first to fail is the cause (128 and the
+# number of the signal if it was killed: then that is the largest)
+first=$(sed -n 's/^srun: error: .*: tasks\\? [0-9,-]*: //p' "$logs.srun.log" | head -n 1)
+case $first in "Exited with exit code "*) code=${{first##* }} ;; esac
 """
 
 _END = """
@@ -77,7 +80,7 @@ def batch_script(job: Job, path: str) -> str:
     fresh = '[ "$restart" -gt 0 ] || flags+=(--fresh)\n' if job.fresh else ""
     return (
         _HEAD.format(
-            command=job.command,
+            command=job.command.replace("\n", "\n# "),
             path=shlex.quote(path),
             directives=directives,
             environment=_environment(job),
@@ -109,23 +112,40 @@ def _options(job: Job) -> list[str]:
         "array": f"0-{len(job.elements) - 1}{limit}" if array else None,
     }
     return [
-        f"--job-name={shlex.quote(job.name)}",
+        f"--job-name={_directive(job.name)}",
         f"--nodes={job.nodes}",
         f"--ntasks-per-node={job.ranks_per_node}",
-        *(f"--{name}={value}" for name, value in optional.items() if value is not None),
+        *(f"--{name}={_directive(str(value))}" for name, value in optional.items() if value is not None),
         f"--signal=USR1@{job.signal_before_s}",
         "--requeue" if job.requeue else "--no-requeue",
         "--open-mode=append",
-        f"--output={_directive(str(job.folder / 'slurm' / log))}",
+        f"--output={_directive(f'{_pattern(str(job.folder))}/slurm/{log}')}",
         f"--chdir={_directive(str(job.directory))}",
         "--export=NIL",
         *site.sbatch,
     ]
 
 
-def _directive(path: str) -> str:
-    """A path in an #SBATCH line; quoted only where it has blanks, since SLURM keeps other quotes as part of it."""
-    return f'"{path}"' if " " in path else path
+def _directive(text: str) -> str:
+    """A value in an #SBATCH line, which has its own rules: only double quotes keep blanks, a backslash the rest.
+
+    Raises:
+        ConfigError: a line break, which no quotes keep.
+    """
+    if "\n" in text or "\r" in text:
+        raise ConfigError(f"{text!r} has a line break, which SLURM cannot take; choose another name")
+    return '"' + re.sub(r'(["\\#])', r"\\\1", text) + '"' if re.search(r"[\s\"'\\#]", text) else text
+
+
+def _pattern(path: str) -> str:
+    """A path in a name of SLURM's logs, where %j is the job's number.
+
+    Raises:
+        ConfigError: a backslash, which turns the numbers off and is lost.
+    """
+    if "\\" in path:
+        raise ConfigError(f"--save {path} has a backslash, which SLURM cannot have in names of logs; choose another")
+    return path.replace("%", "%%")
 
 
 def _environment(job: Job) -> str:
@@ -157,7 +177,7 @@ def _extra_flags(job: Job) -> str:
 
 def srun_options(job: Job) -> list[str]:
     """The options of srun inside the script; the number of ranks is the job's."""
-    options = ["--kill-on-bad-exit=1", "--export=ALL", '--output="$logs.rank_%t.log"']
+    options = ["--kill-on-bad-exit=1", "--export=ALL", '--output="${logs//%/%%}.rank_%t.log"']
     if job.cpus_per_task:
         options.append(f"--cpus-per-task={job.cpus_per_task}")  # since SLURM 22.05 srun does not take it from sbatch
     site = job.site

@@ -116,7 +116,7 @@ def _fitted(job: Job, dry_run: bool) -> Job:
         ConfigError, PlatformError: the cluster has no such partition, or too little, or does not answer.
     """
     try:
-        partition = check_request(job.site.partition, job.nodes, job.gpus_per_node)
+        partition = check_request(job)
     except PlatformError as error:
         if not dry_run:
             raise
@@ -286,14 +286,14 @@ def _submit(path: Path, chain: int) -> list[str]:
 def _after(job: Job, path: Path, numbers: list[str]) -> list[str]:
     """What to do now."""
     array = len(job.elements) > 1
-    log = path.parent / (f"job_{numbers[0]}_*.log" if array else f"job_{numbers[0]}.log")
+    log = shlex.quote(str(path.parent)) + (f"/job_{numbers[0]}_*.log" if array else f"/job_{numbers[0]}.log")
     runs = f", {len(job.elements)} runs" if array else ""
     return [
         f"submitted {', '.join(numbers)}: {job.nodes} nodes x {job.ranks_per_node} ranks{runs}",
         f"script  {path}",
         f"watch   tail -F {log}",
         f"queue   squeue --job {','.join(numbers)}",
-        f"curves  tensorboard --logdir {job.folder}",
+        f"curves  tensorboard --logdir {shlex.quote(str(job.folder))}",
         f"stop    scancel {' '.join(numbers)}   (the ranks save first)",
     ]
 

@@ -2,8 +2,10 @@
 cluster's user gets wrong.
 """
 
+import glob
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from megalm.launching.job import EXIT_NO_PROGRESS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
 TOLD = ("--script", "tests/slurm/told.py", "--gpus-per-node", "1", "--time", "5")
+PROMPT = 'it\'s "a"\n$HOME `date` #x\n#SBATCH --nodes=5'
 TRAIN = ("launch/pretrain_gpt.py", "--distributed-timeout-minutes", "0.1")
 
 
@@ -28,22 +31,27 @@ def told(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_a_sweep_is_a_run_for_each_combination_without_the_users_secrets(
+def test_a_sweep_is_a_run_for_each_combination_whatever_the_names_without_the_users_secrets(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary")
+    folder = tmp_path / 'it\'s "50%j" #1'
     answer = submit(
-        cluster, "--config", write_recipe(tmp_path), *TOLD, "--save", tmp_path / "run", "--nodes", "2",
-        "--sweep", "lr=0.01,0.02",
+        cluster, "--config", write_recipe(tmp_path), *TOLD, "--save", folder, "--nodes", "2",
+        "--sweep", "lr=0.01,0.02", "--sample-prompt", PROMPT,
     )  # fmt: skip
-    SubmittedJob(cluster, answer, tmp_path / "run").wait_for_end_of_array()
+    job = SubmittedJob(cluster, answer, folder)
+    job.wait_for_end_of_array()
+    logs = shlex.split(answer.output.split("watch   tail -F ")[1].splitlines()[0])[0]
+    assert len(glob.glob(glob.escape(str(folder)) + logs.removeprefix(str(folder)))) == 2
     for rate in ("0.01", "0.02"):
-        ranks = sorted(told(tmp_path / "run" / f"lr={rate}"), key=lambda line: int(line["rank"]))
+        assert len(list((folder / f"lr={rate}/slurm").glob("job_*.rank_*.log"))) == 2
+        ranks = sorted(told(folder / f"lr={rate}"), key=lambda line: int(line["rank"]))
         assert [(line["rank"], line["world_size"], line["lr"]) for line in ranks] == [
             (0, 2, float(rate)),
             (1, 2, float(rate)),
         ]
-        assert {line["secret"] for line in ranks} == {None}
+        assert {(line["secret"], line["prompt"]) for line in ranks} == {(None, PROMPT)}
 
 
 def test_the_jobs_of_a_chain_run_one_after_the_other_whatever_the_end_of_the_one_before(
@@ -97,7 +105,18 @@ def test_an_error_ends_the_job_with_its_code_and_message(cluster: Cluster, tmp_p
     ("words", "error"),
     [
         (("--partition", "mian"), 'megalm submit: error: --partition mian is unknown; did you mean "main"?'),
+        (("--partition", "main,urgnt"), 'megalm submit: error: --partition urgnt is unknown; did you mean "urgent"?'),
         (("--nodes", "6"), "megalm submit: error: --nodes 6 but partition main has 5; ask for at most 5"),
+        (
+            ("--time", "61"),
+            "megalm submit: error: --time 61 but a job of partition main may last 1:00:00; ask for at most that: the "
+            "job queues again and the run goes on",
+        ),
+        (
+            ("--cpus-per-task", "5"),
+            "megalm submit: error: 1 ranks a node x --cpus-per-task 5 need 5 cores, but the nodes of partition main "
+            "have 4; ask for fewer (--ntasks-per-node, --cpus-per-task)",
+        ),
     ],
 )
 def test_what_the_cluster_does_not_have_is_refused_before_anything_is_written(

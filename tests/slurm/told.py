@@ -19,6 +19,7 @@ if __name__ == "__main__":
         "fresh": config.checkpoint.fresh,
         "start": os.environ.get("SLURM_RESTART_COUNT", "0"),
         "job": os.environ["SLURM_JOB_ID"],
+        "prompt": config.training.sample_prompt,
         "secret": os.environ.get("HF_TOKEN"),
     }
     with open(run / "told", "a") as stream:

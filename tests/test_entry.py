@@ -1,0 +1,43 @@
+"""How a rank ends whose peer is gone, in a real process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_job import quiet_environment, write_recipe
+
+FAILS = """
+import sys
+from megalm import entry
+
+def lose(*_):
+    try:
+        raise RuntimeError(sys.argv[1])
+    except RuntimeError as error:
+        raise RuntimeError("[Stage 1] failed to run forward") from error
+
+entry._run = lose
+entry._WAIT_FOR_REPORT_S = 0.0
+entry.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("Connection closed by peer [127.0.0.1]:2", True),
+        ("writev [127.0.0.1]:2: Broken pipe", True),
+        ("shapes cannot be multiplied", False),
+    ],
+)
+def test_a_lost_peer_is_told_from_a_fault_of_this_rank_through_a_stage_of_the_pipeline(
+    text: str, lost: bool, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS, text, "--config", write_recipe(tmp_path), "--save", tmp_path / "run"],
+        env=quiet_environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert ("stopped: the connection to another rank broke" in done.stderr) == lost
+    assert ("rank 0 failed:" in done.stderr) != lost
