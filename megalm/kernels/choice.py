@@ -35,6 +35,8 @@ class Kernels:
     l2_norm: Callable[[Sequence[Tensor]], Tensor] = optimizer.l2_norm
     adamw_step: Callable[..., None] | None = None
     """As `optimizer.adamw_step`; None: torch's own fused AdamW."""
+    sharded_adamw: bool = False
+    """Whether `adamw_step` serves the parts of ZeRO 1 to 3 too, which have no master apart; else torch's own does."""
 
 
 REFERENCE = Kernels()
