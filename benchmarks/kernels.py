@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="rows of most operands (default: 16384 on CPUs, 32768 on GPUs)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile's code out")
     parser.add_argument("--deepspeed", action="store_true", help="DeepSpeed's CPU Adam too: compiled at first use")
     arguments = parser.parse_args()
     if arguments.tokens is not None and (arguments.tokens < 2048 or arguments.tokens % 2048):
@@ -113,7 +114,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     loaded = library.load("fused", arguments.device)
-    sizes = replace(SIZES[arguments.device], deepspeed=arguments.deepspeed and arguments.device == "cpu")
+    sizes = replace(
+        SIZES[arguments.device],
+        deepspeed=arguments.deepspeed and arguments.device == "cpu",
+        compiled=not arguments.no_compile,
+    )
     if arguments.tokens is not None:
         sizes = replace(sizes, tokens=arguments.tokens, loss_tokens=min(sizes.loss_tokens, arguments.tokens))
     torch.set_default_device(arguments.device)
@@ -123,6 +128,8 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for name in arguments.only:
         for case in OPERATORS[name](sizes, getattr(torch, arguments.dtype)):
+            if arguments.no_compile:
+                case.sides.pop("compiled", None)
             print(report(case, measure(case, arguments.rounds, bandwidth)), flush=True)
         torch.compiler.reset()
 

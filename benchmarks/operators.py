@@ -29,6 +29,8 @@ class Sizes:
     weights: int
     deepspeed: bool = False
     """Whether DeepSpeed's CPU Adam takes part: it is compiled first, which takes minutes."""
+    compiled: bool = True
+    """Whether torch.compile's code takes part."""
 
 
 SIZES = {
@@ -109,9 +111,11 @@ def liger(name: str, **options: object) -> Function | None:
     return None if found is None else functools.partial(found, **options)
 
 
-def sides(fused: Function, formula: Function, peers: dict[str, Function | None] | None = None) -> dict[str, Function]:
+def sides(
+    s: Sizes, fused: Function, formula: Function, peers: dict[str, Function | None] | None = None
+) -> dict[str, Function]:
     """The functions of an operator by side."""
-    found = {"megalm": fused, "torch": formula, "compiled": compiled(formula), **(peers or {})}
+    found = {"megalm": fused, "torch": formula, "compiled": compiled(formula) if s.compiled else None, **(peers or {})}
     on_gpu = torch.get_default_device().type == "cuda"
     return {
         side: function
@@ -127,6 +131,7 @@ def norms(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     shape = (s.width,)
     theirs = apex if apex.missing() is None else None
     rms = sides(
+        s,
         lambda x, w: norm.fused_rms_norm(x, w, EPSILON),
         lambda x, w: F.rms_norm(x, shape, w, EPSILON),
         {
@@ -136,6 +141,7 @@ def norms(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     )
     yield from with_gradient("RMSNorm", rms, (x, weight))
     layer = sides(
+        s,
         lambda x, w, b: norm.fused_layer_norm(x, w, b, EPSILON),
         lambda x, w, b: F.layer_norm(x, shape, w, b, EPSILON),
         {
@@ -145,11 +151,13 @@ def norms(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     )
     yield from with_gradient("LayerNorm", layer, (x, weight, bias))
     added_rms = sides(
+        s,
         lambda x, r, w: norm.fused_rms_norm_after_add(x, r, w, EPSILON),
         lambda x, r, w: (F.rms_norm(total := x + r, shape, w, EPSILON), total),
     )
     yield from with_gradient("residual + RMSNorm", added_rms, (x, residual, weight), kept=size_of((x, x)))
     added_layer = sides(
+        s,
         lambda x, r, w, b: norm.fused_layer_norm_after_add(x, r, w, b, EPSILON),
         lambda x, r, w, b: (F.layer_norm(total := x + r, shape, w, b, EPSILON), total),
     )
@@ -162,6 +170,7 @@ def rotations(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     q, k = torch.randn(2, s.tokens // length, length, s.heads, s.width // s.heads).to(dtype)
     cos, sin = rotary.rotary_tables(torch.arange(length)[None], s.width // s.heads, 10000.0)
     both = sides(
+        s,
         lambda x: rotary.fused_rotary(x, cos, sin),
         lambda x: rotary.apply_rotary(x, cos, sin),
     )
@@ -189,22 +198,24 @@ def activations(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     gate, up = torch.randn(2, s.tokens, s.ffn).to(dtype)
     bias = torch.randn(s.ffn).to(dtype)
     yield from with_gradient(
-        "SwiGLU", sides(activation.fused_swiglu, activation.swiglu, {"Liger": liger("liger_swiglu")}), (gate, up)
+        "SwiGLU", sides(s, activation.fused_swiglu, activation.swiglu, {"Liger": liger("liger_swiglu")}), (gate, up)
     )
-    yield from with_gradient("GeGLU", sides(activation.fused_geglu, activation.geglu), (gate, up))
+    yield from with_gradient("GeGLU", sides(s, activation.fused_geglu, activation.geglu), (gate, up))
     kind = activation.Activation.GELU_TANH
     bias_gelu = sides(
+        s,
         lambda x, b: activation.fused_bias_activation(x, b, kind),
         lambda x, b: activation.bias_activation(x, b, kind),
     )
     yield from with_gradient("bias + GELU tanh", bias_gelu, (gate, bias))
-    yield from with_gradient("GELU tanh", sides(activation.fused_gelu_tanh, activation.gelu_tanh), (gate,))
+    yield from with_gradient("GELU tanh", sides(s, activation.fused_gelu_tanh, activation.gelu_tanh), (gate,))
 
 
 def softmaxes(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     """Causal softmax of attention scores."""
     scores = torch.randn(max(1, s.tokens // 8192), s.heads, 1024, 1024).to(dtype)
     both = sides(
+        s,
         lambda x: softmax.fused_masked_softmax(x, 0.125, causal=True),
         lambda x: softmax.masked_softmax(x, 0.125, causal=True),
     )
@@ -217,6 +228,7 @@ def losses(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     """Cross entropy of logits, and of a linear head that never holds them all."""
     logits, labels = torch.randn(s.loss_tokens, s.vocabulary).to(dtype), torch.randint(s.vocabulary, (s.loss_tokens,))
     both = sides(
+        s,
         lambda x, ids: cross_entropy.fused_cross_entropy(x, ids, in_place=x.requires_grad),
         lambda x, ids: F.cross_entropy(x.float(), ids, reduction="none"),
         {"Liger": liger("liger_cross_entropy", reduction="none")},
@@ -224,6 +236,7 @@ def losses(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     yield from with_gradient("cross entropy", both, (logits, labels), in_place=("megalm", "Liger"))
     x, weight = torch.randn(s.loss_tokens, s.width).to(dtype), 0.02 * torch.randn(s.vocabulary, s.width).to(dtype)
     chunked = sides(
+        s,
         lambda x, w, ids: linear_cross_entropy(x, w, ids, fused=True),
         lambda x, w, ids: F.cross_entropy((x @ w.t()).float(), ids, reduction="none"),
     )
@@ -235,6 +248,7 @@ def residuals(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     x, residual = torch.randn(2, s.tokens, s.width).to(dtype)
     bias = torch.randn(s.width).to(dtype)
     both = sides(
+        s,
         lambda x, b, r: dropout.fused_bias_dropout_add(x, b, r, 0.1, True),
         lambda x, b, r: dropout.bias_dropout_add(x, b, r, 0.1, True),
     )
@@ -245,7 +259,7 @@ def embeddings(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     """Rows of a table, and the table's gradient."""
     table, ids = torch.randn(s.vocabulary, s.width).to(dtype), torch.randint(s.vocabulary, (s.tokens,))
     rows = size_of((table,)) // s.vocabulary * s.tokens
-    both = sides(lambda t, i: embedding.fused_embedding(i, t), lambda t, i: embedding.embedding(i, t))
+    both = sides(s, lambda t, i: embedding.fused_embedding(i, t), lambda t, i: embedding.embedding(i, t))
     forward, step = with_gradient("embedding", both, (table, ids))
     yield Case(forward.name, 2 * rows, forward.sides)
     yield Case(step.name, 3 * rows + size_of((table,)), step.sides)

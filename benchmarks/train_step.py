@@ -11,17 +11,20 @@ The parts, of which --parts chooses:
   themselves with the samples of the batch in another order;
 * memory: the most that the loss of a vocabulary of 128k takes, head included.
 
-All sides take turns in one process (A B C A B C ...), so that a busy machine slows all of them; medians, and medians of
-the paired ratios, are shown. Every side has the same weights' shapes, batch and AdamW; megalm keeps float32 master
-weights and clips, Hugging Face's weights and moments are bfloat16 and it does not clip (which favours it).
+All sides take turns (A B C A B C ...), so that a busy machine slows all of them; medians, and medians of the paired
+ratios, are shown. In the speed part each side is a process of its own, set up as its users have it. Every side has the
+same weights' shapes, batch and AdamW; megalm keeps float32 master weights and clips, Hugging Face's weights and moments
+are bfloat16 and it does not clip (which favours it).
 """
 
 import argparse
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -30,6 +33,7 @@ from kernels import machine
 from torch import Tensor
 
 from megalm.config.model import ModelConfig
+from megalm.engine.host_memory import keep_freed_memory
 from megalm.engine.optimizer import ReplicatedAdamW, parameter_groups
 from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE, Kernels
@@ -192,15 +196,45 @@ def ratio(times: dict[str, list[float]], name: str, own: str) -> float:
     return statistics.median(b / a for a, b in zip(times[own], times[name], strict=True))
 
 
+class Process:
+    """A side in a process of its own; calling it takes one step there."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(name, arguments, other), daemon=True)
+        self.process.start()
+        other.close()  # so that the end of the process ends a wait for it
+
+    def __call__(self) -> float:
+        """One step; the loss."""
+        self.pipe.send("step")
+        return float(self.pipe.recv())
+
+
+def serve(name: str, arguments: argparse.Namespace, pipe: Connection) -> None:
+    """Take the steps of one side, as they are asked for."""
+    config, tokens = prepare(arguments)
+    if name.startswith("megalm"):
+        if arguments.device == "cpu":
+            keep_freed_memory()  # as the engine does
+        step: Step = Trainer(config, FUSED if name == "megalm fused" else REFERENCE, tokens)
+    else:
+        step = hugging_face_step(config, arguments.style, tokens, compiled=name.endswith("compiled"))
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        pipe.send(step())
+
+
 def speed(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) -> None:
     """Tokens/s of every side, how much faster the fused step is, and the share of the measured peak."""
-    sides: dict[str, Step] = {
-        "megalm fused": Trainer(config, FUSED, tokens),
-        "megalm reference": Trainer(config, REFERENCE, tokens),
-        "Hugging Face eager": hugging_face_step(config, arguments.style, tokens, compiled=False),
-    }
-    if not arguments.no_compile:
-        sides["Hugging Face compiled"] = hugging_face_step(config, arguments.style, tokens, compiled=True)
+    names = ["megalm fused", "megalm reference", "Hugging Face eager", "Hugging Face compiled"]
+    if arguments.no_compile:
+        names.pop()
+    sides: dict[str, Step] = {name: Process(name, arguments) for name in names}
     times, peak = in_turns(sides, arguments.rounds, arguments.device)
     flops = training_flops_per_token(config, tokens.shape[1])
     print(f"bf16 peak {peak / 1e12:.3f} TFLOP/s; a step of matrix products at that peak alone would reach ", end="")
@@ -212,6 +246,8 @@ def speed(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) ->
 
 def gains(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) -> None:
     """The step with one operator after the other taken out of the fused ones."""
+    if arguments.device == "cpu":
+        keep_freed_memory()
     trainer = Trainer(config, FUSED, tokens)
 
     def without(fields: tuple[str, ...]) -> Step:
@@ -288,6 +324,15 @@ def memory(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) -
         del x, weight, loss
 
 
+def prepare(arguments: argparse.Namespace) -> tuple[ModelConfig, Tensor]:
+    """The model's configuration and the batch, the same in every process."""
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    library.load("fused", arguments.device)
+    config = model_config(arguments.style, arguments.size, arguments.seq_length, arguments.layers)
+    return config, torch.randint(0, VOCABULARY, (arguments.batch, arguments.seq_length), device=arguments.device)
+
+
 PARTS = {"speed": speed, "gains": gains, "agreement": agreement, "memory": memory}
 
 
@@ -306,12 +351,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled Hugging Face model out")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    config = model_config(arguments.style, arguments.size, arguments.seq_length, arguments.layers)
-    tokens = torch.randint(0, VOCABULARY, (arguments.batch, arguments.seq_length), device=arguments.device)
-    loaded = library.load("fused", arguments.device)
-    print(f"{machine(arguments.device)}; {loaded.reason}")
+    config, tokens = prepare(arguments)
+    print(f"{machine(arguments.device)}; {library.load('fused', arguments.device).reason}")
     print(f"{arguments.style} {config.num_layers} x {config.hidden_size}, {tuple(tokens.shape)} tokens, bf16")
     for part in arguments.parts:
         print(f"\n## {part}\n")

@@ -19,6 +19,7 @@ from megalm.dist.groups import MeshGroups
 from megalm.dist.slices import Placement
 from megalm.engine.cpu_adam import build_cpu_adam
 from megalm.engine.engine import Engine
+from megalm.engine.host_memory import keep_freed_memory
 from megalm.engine.mpu import MeshUnit
 from megalm.engine.norm import agree_on_norm
 from megalm.engine.optimizer import ReplicatedAdamW, ShardedAdamW, adam_options, mark_counted, parameter_groups
@@ -64,6 +65,8 @@ def build_engine(
     learning rate is set at every step, by `Engine.train_step`.
     """
     connect_deepspeed()
+    if device.type == "cpu":
+        keep_freed_memory()
     stage = int(engine_json["zero_optimization"]["stage"])
     if stage == 0:
         model.to(device=device, dtype=_DTYPES[precision.dtype])
