@@ -6,6 +6,7 @@
 # make setup        install into .venv only
 # make lint         ruff and mypy
 # make bench-train  time a training step against Hugging Face
+# make bench-kernels  each operator against torch and torch.compile (on GPUs Liger and Apex too)
 # make bench-data   the data plane against its peers
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,7 +23,7 @@ TRAIN_ARGS ?=
 RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(d for d in (1, 2, 4, 8, 16) if d <= n))")
 TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml --save $(RUN) --save-interval 100
 
-.PHONY: bench-train setup quickstart test test-gpu test-parity bench-parallel lint format docs bench-data clean
+.PHONY: bench-train bench-kernels setup quickstart test test-gpu test-parity bench-parallel lint format docs bench-data clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -69,6 +70,9 @@ bench-parallel: $(INSTALLED)
 bench-train: $(INSTALLED)
 	$(BIN)/python benchmarks/train_step.py --style llama
 	$(BIN)/python benchmarks/train_step.py --style gpt2
+
+bench-kernels: $(INSTALLED)
+	$(BIN)/python benchmarks/kernels.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

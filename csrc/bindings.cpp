@@ -199,9 +199,10 @@ void cross_entropy_backward_in_place(const Tensor& logits, const Tensor& labels,
   cross_entropy_grad_into(rows, logits, rows.stride, labels, logsumexp, scale, start, num_classes, z_loss);
 }
 
-Tensor dropout_add(const Tensor& x, const OptionalTensor& bias, const OptionalTensor& residual, const Tensor& seed,
-                   double probability) {
+Tensor bias_dropout_add(const Tensor& x, const OptionalTensor& bias, const OptionalTensor& residual, const Tensor& seed,
+                        double probability, int64_t run, int64_t run_stride, int64_t first) {
   MEGALM_CHECK(probability >= 0 && probability < 1, "dropout probability ", probability, " must lie in [0, 1)");
+  MEGALM_CHECK(run > 0 && run_stride >= 0 && first >= 0, "the rows of a mask come in runs of at least 1");
   if (residual) check_same(x, *residual, "input and residual");
   const Rows rows(x), other(residual ? *residual : x);
   const Tensor b = bias ? checked(x, *bias, ScalarType::Float, rows.cols, "bias") : x;
@@ -210,18 +211,9 @@ Tensor dropout_add(const Tensor& x, const OptionalTensor& bias, const OptionalTe
   const BiasDropoutAdd arguments{rows.data(), bias ? floats(b) : nullptr, residual ? other.data() : nullptr,
                                  y.mutable_data_ptr(), static_cast<const int64_t*>(s.const_data_ptr()),
                                  static_cast<float>(probability), rows.rows, rows.cols, rows.stride, other.stride,
-                                 dtype_of(x)};
+                                 run, run_stride, first, dtype_of(x)};
   run::bias_dropout_add(x, arguments);
   return y;
-}
-
-Tensor bias_dropout_add_new(const Tensor& x, const OptionalTensor& bias, const Tensor& residual, const Tensor& seed,
-                            double probability) {
-  return dropout_add(x, bias, residual, seed, probability);
-}
-
-Tensor dropout_backward(const Tensor& grad, const Tensor& seed, double probability) {
-  return dropout_add(grad, std::nullopt, std::nullopt, seed, probability);
 }
 
 Tensor embedding_backward(const Tensor& grad, const Tensor& ids, const Tensor& order, int64_t num_rows) {
@@ -347,8 +339,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward_new));
   m.impl("cross_entropy_backward_", TORCH_BOX(&cross_entropy_backward_in_place));
-  m.impl("bias_dropout_add", TORCH_BOX(&bias_dropout_add_new));
-  m.impl("dropout_backward", TORCH_BOX(&dropout_backward));
+  m.impl("bias_dropout_add", TORCH_BOX(&bias_dropout_add));
   m.impl("embedding_backward", TORCH_BOX(&embedding_backward));
   m.impl("adamw_", TORCH_BOX(&adamw));
   m.impl("square_sum", TORCH_BOX(&square_sum));

@@ -1,4 +1,4 @@
-// residual + dropout(x + bias). The mask is drawn again in the backward from the seed, never stored.
+// residual + dropout(x + bias), each term optional but x. The mask is drawn again in the backward from the seed, never stored.
 #pragma once
 #include "common.h"
 
@@ -7,11 +7,13 @@ namespace megalm {
 struct BiasDropoutAdd {
   const void* x;  // (rows, cols) by row stride: the branch, or in the backward the gradient of the result
   const float* bias;  // (cols), or null
-  const void* residual;  // null in the backward
+  const void* residual;  // or null, as in the backward
   void* y;  // contiguous
   const int64_t* seed;  // one number, on the device
   float probability;
   int64_t rows, cols, x_stride, residual_stride;
+  // Rows come in runs, `run_stride` rows of a larger tensor apart, from its row `first` on: the mask is that tensor's.
+  int64_t run, run_stride, first;
   Dtype dtype;
 };
 
@@ -38,6 +40,11 @@ MEGALM_HD void philox(int64_t seed, int64_t group, uint32_t out[4]) {
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
+}
+
+// Number of the first element of a row in the tensor whose mask it is.
+MEGALM_HD int64_t mask_start(const BiasDropoutAdd& a, int64_t row) {
+  return (a.first + row / a.run * a.run_stride + row % a.run) * a.cols;
 }
 
 // Numbers below this are dropped.

@@ -28,10 +28,11 @@ void add_row(const BiasDropoutAdd& a, int64_t row) {
   const T* residual = static_cast<const T*>(a.residual);
   if (residual) residual += row * a.residual_stride;
   T* y = static_cast<T*>(a.y) + row * a.cols;
+  const int64_t start = mask_start(a, row);
   for_lanes(a.cols, [&](int64_t i, int n) {
     Vec value = load(x + i, n);
     if (a.bias) value += load(a.bias + i, n);
-    if (a.probability > 0) value *= mask(a, row * a.cols + i, n);
+    if (a.probability > 0) value *= mask(a, start + i, n);
     if (residual) value += load(residual + i, n);
     store(y + i, value, n);
   });

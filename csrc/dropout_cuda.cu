@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(kMaxThreads) add_kernel(BiasDropoutAdd a, int 
   const T* x = row_of<T>(a.x, row, a.x_stride);
   const T* residual = row_of<T>(a.residual, row, a.residual_stride);
   T* y = row_of<T>(a.y, row, a.cols);
+  const int64_t start = mask_start(a, row);
   const uint32_t bound = drop_below(a.probability);
   const float keep = 1.0f / (1.0f - a.probability);
   for_packs<N>(member, a.cols, [&](int64_t i, int64_t n) {
@@ -38,7 +39,7 @@ __global__ void __launch_bounds__(kMaxThreads) add_kernel(BiasDropoutAdd a, int 
     const Floats<N> other = residual ? read<N>(residual + i, n) : Floats<N>{};
 #pragma unroll
     for (int k = 0; k < N; ++k) value.at[k] += bias.at[k];
-    if (a.probability > 0) drop(value, seed, row * a.cols + i, bound, keep);
+    if (a.probability > 0) drop(value, seed, start + i, bound, keep);
 #pragma unroll
     for (int k = 0; k < N; ++k) value.at[k] += other.at[k];
     write<N>(y + i, n, value);

@@ -20,8 +20,8 @@ STABLE_TORCH_LIBRARY(megalm, m) {
         " int num_classes, float z_loss) -> Tensor");
   m.def("cross_entropy_backward_(Tensor(a!) logits, Tensor labels, Tensor logsumexp, Tensor scale, int start,"
         " int num_classes, float z_loss) -> ()");
-  m.def("bias_dropout_add(Tensor x, Tensor? bias, Tensor residual, Tensor seed, float probability) -> Tensor");
-  m.def("dropout_backward(Tensor grad, Tensor seed, float probability) -> Tensor");
+  m.def("bias_dropout_add(Tensor x, Tensor? bias, Tensor? residual, Tensor seed, float probability, int run,"
+        " int run_stride, int first) -> Tensor");
   m.def("embedding_backward(Tensor grad, Tensor ids, Tensor order, int rows) -> Tensor");
   m.def("adamw_(Tensor(a!)[] masters, Tensor(b!)[] first, Tensor(c!)[] second, Tensor[] grads, Tensor(d!)[] models,"
         " float factor, float lr, float beta1, float beta2, float epsilon, float weight_decay, int step) -> ()");

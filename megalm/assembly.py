@@ -22,7 +22,7 @@ from megalm.dist.slices import Placement, Rectangle
 from megalm.engine.engine import Engine
 from megalm.engine.stages import Staged
 from megalm.errors import ConfigError, DataError, PlatformError
-from megalm.kernels import library
+from megalm.kernels import apex, library
 from megalm.kernels.choice import FUSED, REFERENCE, Kernels
 from megalm.models.gpt import GPT
 from megalm.models.layers import use_kernels
@@ -196,8 +196,10 @@ def choose_kernels(config: RunConfig, place: Place) -> Kernels:
     """The operators for model and optimizer, the same kind on every rank.
 
     Raises:
-        PlatformError: they cannot be had, or not on every rank.
+        PlatformError: they cannot be had, or not on every rank; or Apex is asked for and cannot.
     """
+    if config.kernels.use_apex:
+        together(place.device, lambda: apex.check(place.device.type))
     loaded = together(place.device, lambda: library.load(config.kernels.kernels_backend, place.device.type))
     reasons = gather_json(None if loaded.fused else loaded.reason, place.device)
     without = [rank for rank, reason in enumerate(reasons) if reason is not None]
@@ -206,7 +208,8 @@ def choose_kernels(config: RunConfig, place: Place) -> Kernels:
             f"fused kernels load on some ranks and not on rank {without[0]} ({reasons[without[0]]}); make the nodes "
             "alike, or give --kernels-backend reference"
         )
-    return FUSED if loaded.fused else REFERENCE
+    kernels = FUSED if loaded.fused else REFERENCE
+    return apex.with_apex(kernels) if config.kernels.use_apex else kernels
 
 
 def whole_model_elsewhere(model: ModelConfig) -> dict[str, Placement]:

@@ -29,7 +29,7 @@ def describe_run(
         ("recompute", _recompute(config)),
         ("batch", _batch(config, place, progress)),
         ("data", _data(config, data)),
-        ("kernels", library.load(config.kernels.kernels_backend, place.device.type).reason),
+        ("kernels", _kernels(config, place)),
         ("start", _start(progress, origin)),
         ("run folder", config.checkpoint.save or "none: no checkpoint is written (--save DIR)"),
     ]
@@ -65,6 +65,11 @@ def _precision(config: RunConfig) -> str:
         return "fp32"
     accumulated = "fp32" if config.precision.grad_accum_dtype == "fp32" else dtype
     return f"{dtype}, fp32 master weights, gradients accumulated in {accumulated}"
+
+
+def _kernels(config: RunConfig, place: Place) -> str:
+    live = library.load(config.kernels.kernels_backend, place.device.type).reason
+    return f"{live}; norms and AdamW of NVIDIA Apex" if config.kernels.use_apex else live
 
 
 def _recompute(config: RunConfig) -> str:

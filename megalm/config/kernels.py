@@ -6,8 +6,12 @@ from megalm.config.base import Section
 
 
 class KernelsConfig(Section):
-    """Fused kernels: compiled once for each machine, checked at load."""
+    """Fused kernels: compiled once for each machine, checked at load; or NVIDIA Apex's."""
 
     kernels_backend: Literal["auto", "fused", "reference"] = "auto"
     """Operators of the model and the optimizer: fused ones, torch's (reference), or fused where they can be had
     (auto). `megalm kernels build` compiles them ahead of time."""
+
+    use_apex: bool = False
+    """Norms and AdamW of NVIDIA Apex in place of megalm's; it must be installed, with its CUDA extensions, and the
+    device a GPU. An offloaded optimizer stays DeepSpeed's."""

@@ -19,9 +19,10 @@ from megalm.dist.groups import MeshGroups
 from megalm.dist.slices import Placement
 from megalm.engine.cpu_adam import build_cpu_adam
 from megalm.engine.engine import Engine
+from megalm.engine.host_memory import keep_freed_memory
 from megalm.engine.mpu import MeshUnit
 from megalm.engine.norm import agree_on_norm
-from megalm.engine.optimizer import ReplicatedAdamW, adam_options, mark_counted, parameter_groups
+from megalm.engine.optimizer import ReplicatedAdamW, ShardedAdamW, adam_options, mark_counted, parameter_groups
 from megalm.engine.stages import Staged
 from megalm.kernels.choice import REFERENCE, Kernels
 
@@ -64,6 +65,8 @@ def build_engine(
     learning rate is set at every step, by `Engine.train_step`.
     """
     connect_deepspeed()
+    if device.type == "cpu":
+        keep_freed_memory()
     stage = int(engine_json["zero_optimization"]["stage"])
     if stage == 0:
         model.to(device=device, dtype=_DTYPES[precision.dtype])
@@ -74,7 +77,9 @@ def build_engine(
         uncounted = {parameter for name, parameter in model.named_parameters() if not placements[name].counted}
         optimizer = _build_replicated(decay_groups, optimizer_config, precision, uncounted, groups.replica, kernels)
     else:
-        optimizer = _build_optimizer(decay_groups, engine_json, optimizer_config)
+        optimizer = _build_optimizer(decay_groups, engine_json, optimizer_config, kernels)
+        if isinstance(optimizer, ShardedAdamW):  # DeepSpeed knows AdamW by its exact class
+            engine_json = engine_json | {"zero_allow_untested_optimizer": True}
     with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use line by line
         wrapped, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=engine_json, mpu=MeshUnit(groups), dist_init_required=False
@@ -113,12 +118,14 @@ def _build_replicated(
 
 
 def _build_optimizer(
-    groups: list[dict[str, Any]], engine_json: dict[str, Any], config: OptimizerConfig
+    groups: list[dict[str, Any]], engine_json: dict[str, Any], config: OptimizerConfig, kernels: Kernels
 ) -> torch.optim.Optimizer:
     """The optimizer on which DeepSpeed builds stages 1 to 3."""
     if engine_json["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none":
         offloaded: torch.optim.Optimizer = build_cpu_adam()(groups, adamw_mode=True, **adam_options(config))
         return offloaded
+    if kernels.sharded_adamw and kernels.adamw_step is not None:
+        return ShardedAdamW(groups, kernels.adamw_step, **adam_options(config))
     return torch.optim.AdamW(groups, fused=True, **adam_options(config))
 
 

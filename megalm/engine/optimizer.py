@@ -47,6 +47,55 @@ def adam_options(config: OptimizerConfig) -> dict[str, Any]:
     return {"lr": config.lr, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_eps}
 
 
+def _step_group(
+    optimizer: torch.optim.AdamW,
+    group: dict[str, Any],
+    gradients: list[Tensor],
+    models: list[Tensor],
+    factor: float,
+    adamw_step: Callable[..., None],
+) -> None:
+    """One step of a group whose every parameter has a gradient, by a kernel; states are those of torch's AdamW."""
+    parameters = group["params"]
+    states: list[dict[str, Tensor]] = [optimizer.state[parameter] for parameter in parameters]
+    for parameter, state in zip(parameters, states, strict=True):
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+    adamw_step(
+        parameters,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [gradient.contiguous() for gradient in gradients],
+        models,
+        factor=factor,
+        lr=group["lr"],
+        betas=group["betas"],
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        step=int(states[0]["step"]),
+    )
+
+
+class ShardedAdamW(torch.optim.AdamW):
+    """torch's AdamW whose step is a kernel: for ZeRO 1 to 3, whose flat parts of masters are its parameters."""
+
+    def __init__(self, groups: list[dict[str, Any]], adamw_step: Callable[..., None], **options: Any) -> None:
+        super().__init__(groups, **options)
+        self.adamw_step = adamw_step
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update what has a gradient."""
+        assert closure is None, "closures are not supported"
+        for group in self.param_groups:
+            given = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if given:
+                gradients = [parameter.grad for parameter in given]
+                _step_group(self, {**group, "params": given}, gradients, [], 1.0, self.adamw_step)
+
+
 class ReplicatedAdamW(torch.optim.AdamW):
     """AdamW of ZeRO stage 0: every rank holds all fp32 master weights and moments.
 
@@ -132,30 +181,8 @@ class ReplicatedAdamW(torch.optim.AdamW):
         model_of = dict(zip(self.masters, self.model_parameters, strict=True))
         for group in self.param_groups:
             masters = group["params"]
-            states = [self._state_of(master) for master in masters]
-            for state in states:
-                state["step"] += 1
-            adamw_step(
-                masters,
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [gradients[master].contiguous() for master in masters],
-                [] if model_of[masters[0]] is masters[0] else [model_of[master].data for master in masters],
-                factor=factor,
-                lr=group["lr"],
-                betas=group["betas"],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                step=int(states[0]["step"]),
-            )
-
-    def _state_of(self, master: nn.Parameter) -> dict[str, Tensor]:
-        """Step count and moments of one parameter, made before its first step."""
-        state: dict[str, Tensor] = self.state[master]
-        if not state:
-            state["step"] = torch.zeros((), device=master.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
-        return state
+            models = [] if model_of[masters[0]] is masters[0] else [model_of[master].data for master in masters]
+            _step_group(self, group, [gradients[master] for master in masters], models, factor, adamw_step)
 
     def _norm(self, gradients: list[Tensor]) -> float:
         """L2 norm of the whole model's gradient: every part counted by one rank of the model copy."""

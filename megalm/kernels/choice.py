@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from megalm.kernels import activation, cross_entropy, embedding, norm, optimizer, rotary
+from megalm.kernels import activation, cross_entropy, dropout, embedding, norm, optimizer, rotary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,12 @@ class Kernels:
     """As `cross_entropy.vocabulary_gradient`; the fused one writes over the logits."""
     cross_entropy: Callable[[Tensor, Tensor, int], Tensor] = cross_entropy.cross_entropy
     embedding: Callable[[Tensor, Tensor], Tensor] = embedding.embedding
+    bias_dropout_add: Callable[..., Tensor] = dropout.bias_dropout_add
     l2_norm: Callable[[Sequence[Tensor]], Tensor] = optimizer.l2_norm
     adamw_step: Callable[..., None] | None = None
     """As `optimizer.adamw_step`; None: torch's own fused AdamW."""
+    sharded_adamw: bool = False
+    """Whether `adamw_step` serves the parts of ZeRO 1 to 3 too, which have no master apart; else torch's own does."""
 
 
 REFERENCE = Kernels()
@@ -58,6 +61,7 @@ FUSED = Kernels(
     vocabulary_statistics=cross_entropy.fused_vocabulary_statistics,
     vocabulary_gradient=cross_entropy.fused_vocabulary_gradient_,
     embedding=embedding.fused_embedding,
+    bias_dropout_add=dropout.fused_bias_dropout_add,
     l2_norm=optimizer.fused_l2_norm,
     adamw_step=optimizer.fused_adamw_step,
 )

@@ -35,7 +35,7 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         (ids,) = ctx.saved_tensors
-        places, order = torch.sort(ids.flatten(), stable=True)
+        places, order = torch.sort(ids.flatten().long(), stable=True)
         return None, torch.ops.megalm.embedding_backward(grads[0], places, order, ctx.rows)
 
 

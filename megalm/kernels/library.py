@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,21 +140,25 @@ def build(folder: Path | None = None, cxx: str | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder / f"{key}.lock"):
-            return _build_locked(toolchain, library, folder / f"{key}.build", started)
+            return _build_locked(toolchain, library, started)
     except OSError as error:
         raise BuildError(f"{folder} cannot be written: {error.strerror}") from None
 
 
-def _build_locked(toolchain: Toolchain, library: Path, work: Path, started: float) -> Path:
-    """Build, unless the process that held the lock before has done it, or has just failed."""
+def _build_locked(toolchain: Toolchain, library: Path, started: float) -> Path:
+    """Build, unless the process that held the lock before has done it, or has just failed.
+
+    Each build has a folder of its own: compilers of a killed one, which go on for a while, write into theirs.
+    """
     failure = library.with_suffix(".failed")
     if library.is_file():
         return library
     if failure.is_file() and failure.stat().st_mtime > started:
         raise BuildError(failure.read_text(encoding="utf-8"))
     log.info("compiling the fused kernels with %s, once (under a minute)", toolchain.cxx)
-    shutil.rmtree(work, ignore_errors=True)  # of a build that was killed
-    work.mkdir()
+    for left in library.parent.glob(f"{library.stem}.*.build"):  # of a build that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{library.stem}.", suffix=".build", dir=library.parent))
     try:
         os.replace(toolchain.build(work), library)
     except BuildError as error:

@@ -113,15 +113,12 @@ def kernels() -> Iterator[Row]:
     """Which implementation of the operators a run would use here; builds the fused one if this machine has not yet."""
     import torch
 
-    from megalm.kernels import library
+    from megalm.kernels import apex, library
 
     live = library.load("auto", "cuda" if torch.cuda.is_available() else "cpu")
     yield Row("kernels", live.reason, "" if live.fused else "slower, with equal results", False)
-    try:
-        importlib.import_module("apex.normalization")
-        yield Row("apex", "NVIDIA's")
-    except ImportError:
-        yield Row("apex", "not installed (not needed)")
+    reason = apex.missing()
+    yield Row("apex", "NVIDIA's" if reason is None else f"not used: {reason} (not needed)")
 
 
 def storage(folder: Path) -> Iterator[Row]:

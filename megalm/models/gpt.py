@@ -14,7 +14,7 @@ from megalm.config.model import ModelConfig
 from megalm.kernels.rotary import rotary_tables
 from megalm.models.attention import Attention, KVCache, LayerCache, RotaryTables
 from megalm.models.documents import Documents
-from megalm.models.layers import Embedding, FullLogits, TiedHead, TokenLoss, build_norm
+from megalm.models.layers import Dropout, Embedding, FullLogits, TiedHead, TokenLoss, build_norm
 from megalm.models.mlp import build_mlp
 from megalm.models.randomness import seeded, stable_seed
 
@@ -28,7 +28,7 @@ class TransformerLayer(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = build_norm(config, config.hidden_size)
         self.mlp = build_mlp(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(
         self,
@@ -40,7 +40,7 @@ class TransformerLayer(nn.Module):
         """The residual stream (B, T, D) after this layer."""
         branch_BTD = self.dropout(self.attention(self.attention_norm(x_BTD), rotary, cache, documents))
         normalized_BTD, x_BTD = self.mlp_norm(branch_BTD, x_BTD)
-        y_BTD: Tensor = x_BTD + self.dropout(self.mlp(normalized_BTD))
+        y_BTD: Tensor = self.dropout(self.mlp(normalized_BTD), x_BTD)
         return y_BTD
 
 

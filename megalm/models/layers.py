@@ -1,6 +1,6 @@
 """Small modules of the Transformer: norms, embeddings, the tied output head, and the loss at the end.
 
-Linear and embedding layers are torch's `nn.Linear` and `nn.Embedding`, so that parallel ones can take their place by
+Linear layers are torch's `nn.Linear` and embeddings are `nn.Embedding`s, so that parallel ones can take their place by
 name. Shapes: B batch, T sequence, D model width, V padded vocabulary.
 """
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
 from megalm.kernels.choice import REFERENCE, Kernels
+from megalm.kernels.dropout import WHOLE
 
 
 class LayerNorm(nn.Module):
@@ -93,6 +94,46 @@ def build_norm(config: ModelConfig, size: int) -> nn.Module:
     return LayerNorm(size, config.norm_epsilon, offset=1.0 if config.apply_layernorm_1p else 0.0)
 
 
+class Dropout(nn.Dropout):
+    """Dropout of the residual stream or of a branch, which may be added to the stream at once.
+
+    `module(x)` is the dropped x, same shape and dtype; `module(x, residual)` is residual + that.
+    """
+
+    part = WHOLE
+    """Which part of the sequence this rank has: the mask is that of the whole."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__(p)
+        self.kernels = REFERENCE
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Call these kernels from now on."""
+        self.kernels = kernels
+
+    def forward(self, x_BTD: Tensor, residual_BTD: Tensor | None = None) -> Tensor:
+        """Elements zeroed at random and the others scaled by 1 / (1 - p), when training; + residual."""
+        if not self.training or self.p == 0.0:
+            return x_BTD if residual_BTD is None else residual_BTD + x_BTD
+        return self.kernels.bias_dropout_add(x_BTD, None, residual_BTD, self.p, True, self.part)
+
+
+class TokenEmbedding(nn.Embedding):
+    """Rows of a table by token id."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__(rows, width)
+        self.kernels = REFERENCE
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Call these kernels from now on."""
+        self.kernels = kernels
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Shape tokens.shape + (D,)."""
+        return self.kernels.embedding(tokens, self.weight)
+
+
 class Embedding(nn.Module):
     """Token embeddings, plus position embeddings where the positions are learned, then dropout.
 
@@ -101,14 +142,14 @@ class Embedding(nn.Module):
 
     def __init__(self, config: ModelConfig, padded_vocab_size: int, with_positions: bool = True) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(padded_vocab_size, config.hidden_size)
+        self.tokens = TokenEmbedding(padded_vocab_size, config.hidden_size)
         if with_positions and config.position_embedding_type == "learned_absolute":
             length = config.max_position_embeddings
             assert length is not None, "max_position_embeddings is filled from seq_length before the model is built"
             self.positions: nn.Embedding | None = nn.Embedding(length, config.hidden_size)
         else:
             self.positions = None
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, tokens_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
         """Residual stream (B, T, D) of tokens at their positions; the positions may have B = 1."""

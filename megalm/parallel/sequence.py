@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megalm.dist.functional import own_part
+from megalm.models.layers import Dropout
 from megalm.parallel.region import SEQUENCE, TensorParallel
 
 
@@ -24,21 +25,12 @@ class SequenceParallelPositions(nn.Module):
         return F.embedding(own_part(position_ids_BT, self.place.group, SEQUENCE), self.weight)
 
 
-class SequenceParallelDropout(nn.Dropout):
+class SequenceParallelDropout(Dropout):
     """Dropout of this rank's part of the sequence, with the mask that one device would draw for the whole.
 
-    Each rank draws the whole mask and uses its part: dropout, and whatever is drawn after it, does not depend on the
-    number of ranks. Nothing is drawn where p is 0.
+    So dropout, and whatever is drawn after it, does not depend on the number of ranks. Nothing is drawn where p is 0.
     """
 
     def __init__(self, place: TensorParallel, p: float) -> None:
         super().__init__(p)
-        self.place = place
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """`x_BTD` with elements zeroed at random and the others scaled by 1 / (1 - p), when training."""
-        if not self.training or self.p == 0.0:
-            return x_BTD
-        B, T, D = x_BTD.shape
-        scales_BTD = F.dropout(x_BTD.new_ones(B, T * self.place.size, D), self.p)
-        return x_BTD * own_part(scales_BTD, self.place.group, SEQUENCE)
+        self.part = (place.rank, place.size)

@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 from megalm.config.model import ModelConfig
 from megalm.dist.slices import Placement, Rectangle
 from megalm.models.attention import CausalAttention
-from megalm.models.layers import FullLogits, TokenLoss
+from megalm.models.layers import Dropout, FullLogits, TokenLoss
 from megalm.parallel.randomness import OwnDropout
 from megalm.parallel.region import Entrance, TensorParallel
 from megalm.parallel.sequence import SequenceParallelDropout, SequenceParallelPositions
@@ -144,7 +144,7 @@ def logits(module: nn.Module, name: str, shards: Shards) -> nn.Module:
 
 def dropout(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Dropout outside the region."""
-    assert isinstance(module, nn.Dropout)
+    assert isinstance(module, Dropout)
     return SequenceParallelDropout(shards.place, module.p) if shards.place.sequence_parallel else module
 
 

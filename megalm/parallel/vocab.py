@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -27,13 +26,18 @@ class VocabParallelEmbedding(nn.Module):
         assert rows % place.size == 0, f"{rows} padded rows are a multiple of {place.size} ranks"
         self.weight = nn.Embedding(rows // place.size, width).weight
         self.place = place
+        self.kernels = REFERENCE
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Call these kernels from now on."""
+        self.kernels = kernels
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """The rows of `tokens_BT` (B, T, D), as they stand outside the region."""
         rows = self.weight.shape[0]
         local_BT = tokens_BT - self.place.rank * rows
         elsewhere_BT = (local_BT < 0) | (local_BT >= rows)
-        x_BTD = F.embedding(local_BT.masked_fill(elsewhere_BT, 0), self.weight)
+        x_BTD = self.kernels.embedding(local_BT.masked_fill(elsewhere_BT, 0), self.weight)
         return self.place.leave(x_BTD.masked_fill(elsewhere_BT[..., None], 0.0))
 
 

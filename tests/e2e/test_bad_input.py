@@ -32,6 +32,7 @@ WRONG = {
     "known flag that is not supported": (["--num-experts", "8"], 2, ["--num-experts", "not supported"]),
     "heads that do not divide": (["--num-attention-heads", "5"], 2, ["5", "hidden_size=64"]),
     "checkpoint that is not there": (["--load", "/nowhere"], 4, ["/nowhere", "no checkpoint"]),
+    "Apex where it cannot run": (["--use-apex"], 6, ["--use-apex", "leave --use-apex out"]),
     "context parallelism": (["--context-parallel-size", "2"], 2, ["context_parallel_size=2", "use 1"]),
 }
 

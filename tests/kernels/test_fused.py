@@ -268,6 +268,26 @@ def test_dropout_drops_the_share_and_the_gradient_has_the_same_mask(dtype):
     )
 
 
+def test_parts_of_a_sequence_get_their_part_of_the_mask():
+    x, residual = torch.randn(2, 3, 12, 21)
+    for residual_or_none in (residual, None):
+        torch.manual_seed(7)
+        whole = fused_bias_dropout_add(x, None, residual_or_none, 0.5, True)
+        parts = []
+        for number in range(3):
+            torch.manual_seed(7)
+            own = x.chunk(3, dim=1)[number].detach().requires_grad_()  # not contiguous
+            beside = None if residual_or_none is None else residual_or_none.chunk(3, dim=1)[number]
+            parts.append(fused_bias_dropout_add(own, None, beside, 0.5, True, (number, 3)))
+            dropped = parts[-1] if beside is None else parts[-1] - beside
+            (gradient,) = torch.autograd.grad(parts[-1].sum(), own)
+            assert torch.equal(gradient != 0, (dropped.abs() > 1e-5) | (own.abs() < 1e-4))
+        assert torch.equal(torch.cat(parts, dim=1), whole)
+    torch.manual_seed(7)
+    empty = fused_bias_dropout_add(x[:, :0], None, None, 0.5, True, (1, 3))
+    assert empty.shape == (3, 0, 21)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [(0,), (2, 9), (1000,)])
 def test_embedding_gradient(tokens, dtype):

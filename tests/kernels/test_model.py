@@ -78,3 +78,32 @@ def test_generation_and_evaluation_leave_the_logits_alone():
     with torch.no_grad():
         first, second = model(tokens, labels_BT=tokens), model(tokens, labels_BT=tokens)
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("options", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_the_fused_model_compiles_without_graph_breaks(options):
+    config = ModelConfig(**SIZES, **options)
+    model = GPT(config)
+    initialize(model, config, 1)
+    use_kernels(model, FUSED)
+    tokens = torch.arange(24)[None]
+    torch._dynamo.reset()
+    found = []
+    for call in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        losses = call(tokens, labels_BT=tokens.roll(-1, 1))
+        found.append((losses, *torch.autograd.grad(losses.sum(), list(model.parameters()))))
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(eager, compiled)
+
+
+def test_dropout_of_the_fused_model_follows_from_its_seed():
+    config = ModelConfig(**SIZES, **GPT2, hidden_dropout=0.3)
+    model = GPT(config)
+    initialize(model, config, 1)
+    use_kernels(model, FUSED)
+    tokens = torch.arange(24)[None]
+    losses = [model(tokens, labels_BT=tokens, dropout_seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
+    model.eval()
+    torch.testing.assert_close(model(tokens, labels_BT=tokens), model(tokens, labels_BT=tokens, dropout_seed=1))
