@@ -41,4 +41,5 @@ class SequenceParallelDropout(nn.Dropout):
             return x_BTD
         B, T, D = x_BTD.shape
         scales_BTD = F.dropout(x_BTD.new_ones(B, T * self.place.size, D), self.p)
-        return x_BTD * own_part(scales_BTD, self.place.group, SEQUENCE)
+        # a copy: a view would keep the whole mask until the backward pass
+        return x_BTD * own_part(scales_BTD, self.place.group, SEQUENCE).clone()

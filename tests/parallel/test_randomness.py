@@ -4,6 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from megalm.parallel.randomness import OwnDropout
+from megalm.parallel.region import TensorParallel
+from megalm.parallel.sequence import SequenceParallelDropout
+from megalm.planner.absent import AbsentRanks
 
 
 def drawn(rank: int, training: bool = True) -> tuple[Tensor, Tensor]:
@@ -28,3 +31,19 @@ def test_evaluation_drops_and_draws_nothing() -> None:
     torch.manual_seed(3)
     assert torch.equal(kept, torch.ones(64))
     assert torch.equal(after, torch.rand(4))
+
+
+def test_a_rank_keeps_the_mask_of_its_part_of_the_sequence_only() -> None:
+    group = AbsentRanks(4)
+    place = TensorParallel(group, rank=0, size=4, kv_copies=1, kv_group=group, sequence_parallel=True)
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    x = torch.ones(1, 8, 16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        SequenceParallelDropout(place, 0.5)(x)
+    assert kept
+    assert max(kept) == x.numel() * 4
