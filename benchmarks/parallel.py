@@ -2,6 +2,7 @@
 
     python benchmarks/parallel.py            # or: make bench-parallel
     python benchmarks/parallel.py --quick    # a smaller model, fewer steps: does it run?
+    python benchmarks/parallel.py --only zbv # rows with this text in their name
 
 Step time: every layout on 2 ranks with 1 thread each, against 1 rank with 2 threads, the same global batch; A B A B,
 the least of the medians. Pipelines: the share of time in which ranks wait, beside the bubble that `megalm plan`
@@ -111,10 +112,13 @@ def measured(ranks: int, flags: str, steps: int, threads: int) -> float:
     return max(statistics.median(times) for times in run_on_ranks(ranks, step_times, flags, steps, threads))
 
 
-def compare_step_times(base: str, steps: int, rounds: int) -> None:
+def compare_step_times(base: str, steps: int, rounds: int, only: str) -> None:
     """One row a layout: time against one rank with as many threads, and the bubble of pipelines."""
+    timed = {name: flags for name, flags in TIMED.items() if only in name}
+    if not timed:
+        return
     print(f"{'layout':30} {'1 rank s':>9} {'2 ranks s':>9} {'ratio':>6}  bubble measured / simulated")
-    for name, flags in TIMED.items():
+    for name, flags in timed.items():
         ones, twos, works = [], [], []
         for _ in range(rounds):
             ones.append(measured(1, f"{base} {ONE}", steps, 2))
@@ -129,11 +133,14 @@ def compare_step_times(base: str, steps: int, rounds: int) -> None:
         print(f"{name:30} {one:9.3f} {two:9.3f} {two / one:6.2f}  {bubble}", flush=True)
 
 
-def compare_memory(base: str) -> None:
+def compare_memory(base: str, only: str) -> None:
     """One row a layout: peak of tensors and what stands between steps, against the prediction."""
+    rows = {f"memory, {name}": row for name, row in MEMORY.items() if only in f"memory, {name}"}
+    if not rows:
+        return
     columns = ("peak MB", "predicted", "ratio", "standing", "predicted", "ratio")
     print(f"\n{'memory of a rank':30}", *(f"{column:>9}" for column in columns))
-    for name, (ranks, flags) in MEMORY.items():
+    for name, (ranks, flags) in rows.items():
         found = run_on_ranks(ranks, peak_and_state, f"{base} {flags}")
         peak, standing = (max(part) / 1e6 for part in zip(*found, strict=True))
         plan = make_plan(configured(f"{base} {flags}"), ranks, StepTimes(), ("none",))
@@ -149,11 +156,13 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a tiny model and few steps")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows with this in their name")
+    arguments = parser.parse_args()
+    quick, only = arguments.quick, arguments.only
     base = f"{TINY if quick else SMALL} {REST}"
     print(f"{os.cpu_count()} cores; {base}\n")
-    compare_step_times(base, steps=2 if quick else 6, rounds=1 if quick else 2)
-    compare_memory(base)
+    compare_step_times(base, steps=2 if quick else 6, rounds=1 if quick else 2, only=only)
+    compare_memory(base, only)
 
 
 if __name__ == "__main__":

@@ -244,9 +244,10 @@ def layout_problems(config: RunConfig, world_size: int) -> list[str]:
     found = available_axes(config)
     one = _ranks_of_one_model(config)
     if world_size % one:
+        context = f" x cp {parallel.context_parallel_size}" if parallel.context_parallel_size > 1 else ""
         found.append(
             f"world {world_size} = tp {parallel.tensor_model_parallel_size} x pp "
-            f"{parallel.pipeline_model_parallel_size} x cp {parallel.context_parallel_size} x dp ? has no solution: "
+            f"{parallel.pipeline_model_parallel_size}{context} x dp ? has no solution: "
             f"the number of ranks must be a multiple of {one}; start {_nearest_multiples(world_size, one)} ranks"
             f"{_axes_that_fit(config, world_size)}"
         )

@@ -32,7 +32,8 @@ def bias_dropout_add(
     else:
         B, T, D = x.shape
         scales = F.dropout(x.new_ones(B, T * count, D), probability)
-        dropped = branch * scales[:, number * T : (number + 1) * T]
+        # a copy: a view would keep the whole mask until the backward pass
+        dropped = branch * scales[:, number * T : (number + 1) * T].clone()
     return dropped if residual is None else residual + dropped
 
 

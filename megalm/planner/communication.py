@@ -23,7 +23,7 @@ def _data_parallel(layout: Layout, parameters: int) -> int:
     """Gradients are reduced, weights gathered: all-reduce (0), reduce-scatter and gather (1, 2), by micro-batch (3)."""
     ranks, precision, stage = layout.mesh.dp, layout.config.precision, zero_stage(layout.config)
     weight = SIZES[precision.dtype]
-    gradient = 4 if precision.grad_accum_dtype == "fp32" else weight
+    gradient = _gradient_bytes(layout)
     once = (ranks - 1) / ranks * parameters
     if stage == 0:
         return int(2 * once * gradient)
@@ -48,14 +48,29 @@ def _tensor_parallel(layout: Layout) -> int:
 
 
 def _pipeline(layout: Layout) -> int:
-    """The residual stream forward and its gradient backward, at every border between stages of different ranks."""
+    """The residual stream forward and its gradient backward, at every border between stages of different ranks.
+
+    Where the first and the last stage hold a table each, its gradient is all-reduced between the two, in float32 but
+    where gradients are accumulated in the model's own type.
+    """
     ranks = layout.stage_ranks
     sent = [0] * layout.mesh.pp
     for left, right in pairwise(ranks):
         if left != right:
             sent[left] += 1
             sent[right] += 1
-    return layout.micro_batches * max(sent) * _activation_bytes(layout)
+    sent = [layout.micro_batches * borders * _activation_bytes(layout) for borders in sent]
+    if layout.pipeline.has_copy(layout.config.model):
+        table = layout.rows * layout.config.model.hidden_size * _gradient_bytes(layout)
+        for rank in layout.pipeline.ends:
+            sent[rank] += table
+    return max(sent)
+
+
+def _gradient_bytes(layout: Layout) -> int:
+    """Bytes of one element of accumulated gradients."""
+    precision = layout.config.precision
+    return 4 if precision.grad_accum_dtype == "fp32" else SIZES[precision.dtype]
 
 
 def _activation_bytes(layout: Layout) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from megalm.config import RunConfig
 from megalm.config.recompute import RecomputeConfig
 from megalm.models.flops import training_flops_per_token
-from megalm.planner.activations import stage_bytes
+from megalm.planner.activations import StageBytes, stage_bytes
 from megalm.planner.communication import sent_bytes
 from megalm.planner.layout import Layout, parameters
 from megalm.planner.memory import SIZES, RankMemory, state_bytes, step_bytes
@@ -69,22 +69,37 @@ def make_plan(config: RunConfig, world_size: int, times: StepTimes, modes: tuple
     schedule = layout.pipeline.schedule
     table = action_table(schedule, layout.mesh.pp, layout.chunks, layout.micro_batches, layout.stage_ranks)
     step = simulate(table, layout.stage_costs(), times, layout.chunks)
-    ranks = [_plan_rank(layout, rank, actions, modes) for rank, actions in enumerate(table)]
+    known: KnownPasses = {}
+    ranks = [_plan_rank(layout, rank, actions, modes, known) for rank, actions in enumerate(table)]
     sent = sent_bytes(layout, max(rank.parameters for rank in ranks))
     rows = config.model.padded_vocab_size(layout.mesh.tp)
     flops = training_flops_per_token(config.model, config.batch.seq_length, rows)
     return Plan(layout=layout, ranks=ranks, sent=sent, step=step, flops_per_token=flops)
 
 
-def _plan_rank(layout: Layout, pp_rank: int, actions: Sequence[Any], modes: tuple[str, ...]) -> RankPlan:
+StageShapes = tuple[tuple[bool, bool, int], ...]
+"""Of each stage of a rank: has it the embedding, has it the head, number of layers."""
+KnownPasses = dict[tuple[str, StageShapes], list[StageBytes]]
+"""Passes that have been measured, by recompute granularity: ranks in the middle of a pipeline are often alike."""
+
+
+def _plan_rank(
+    layout: Layout, pp_rank: int, actions: Sequence[Any], modes: tuple[str, ...], known: KnownPasses
+) -> RankPlan:
     number = parameters(layout.stages(pp_rank))
     state = state_bytes(layout.config, number, layout.mesh.dp, layout.micro_batches)
     split = any(kind == "I" for action in actions for kind, _, _ in parts(action))
+    stages, layers = layout.pipeline.stages(pp_rank), layout.pipeline.layers
+    shapes = tuple((stage == 0, stage == len(layers) - 1, len(layers[stage])) for stage in stages)
     memory = {}
     for mode in modes:
-        rank = layout.fake_rank(pp_rank, _recompute(layout.config.recompute, mode), state.keep, state.pass_bucket)
-        stages = dict(zip(layout.pipeline.stages(pp_rank), stage_bytes(rank, split), strict=True))
-        memory[mode] = RankMemory(state=state, step=step_bytes(actions, stages, state.keep))
+        if (mode, shapes) not in known:
+            recompute = _recompute(layout.config.recompute, mode)
+            known[mode, shapes] = stage_bytes(
+                layout.fake_rank(pp_rank, recompute, state.keep, state.pass_bucket), split
+            )
+        passes = dict(zip(stages, known[mode, shapes], strict=True))
+        memory[mode] = RankMemory(state=state, step=step_bytes(actions, passes, state.keep))
     return RankPlan(layers=layout.layers(pp_rank), parameters=number, memory=memory)
 
 

@@ -27,11 +27,14 @@ MODELS = {
     "llama": LLAMA,
     # biases everywhere, learned positions, own head
     "gpt2": GPT2,
+    # eight query heads for two KV heads
+    "eight heads": LLAMA.replace("heads 4", "heads 8") + " --qk-layernorm",
     # one KV head, norms of heads, biases on q, k and v only
     "qwen": LLAMA.replace("groups 2", "groups 1") + " --add-qkv-bias --qk-layernorm",
     "deep llama": f"{LLAMA} --num-layers 4",
     "deep gpt2": f"{GPT2} --num-layers 4",
     "uneven llama": f"{LLAMA} --num-layers 5",
+    "seven layers": f"{GPT2} --num-layers 7",
     "eight layers": f"{GPT2} --num-layers 8",
     "dropout": f"{GPT2} --num-layers 4 --hidden-dropout 0.2",
     "all dropout": f"{GPT2} --num-layers 4 --hidden-dropout 0.1 --attention-dropout 0.1",
@@ -40,8 +43,8 @@ MODELS = {
 }
 JSONS = Path(__file__).resolve().parents[2] / "ds_configs"
 WORDS = {
-    **{f"tp{size}": f"--tensor-model-parallel-size {size}" for size in (2, 4)},
-    **{f"pp{size}": f"--pipeline-model-parallel-size {size}" for size in (2, 4)},
+    **{f"tp{size}": f"--tensor-model-parallel-size {size}" for size in (2, 4, 8)},
+    **{f"pp{size}": f"--pipeline-model-parallel-size {size}" for size in (2, 3, 4)},
     **{f"zero{stage}": f"--zero-stage {stage}" for stage in range(4)},
     **{name: f"--pipeline-schedule {name}" for name in SCHEDULES},
     "sp": "--sequence-parallel",
@@ -150,6 +153,9 @@ ROWS = [
     Row(2, "dropout", "tp2 sp zero0", CI),
     Row(4, "llama", "tp2 sp zero1"),
     Row(4, "llama", "tp2 sp zero3", CI),
+    # eight tensor-parallel ranks: each KV head stands on four of them
+    Row(8, "eight heads", "tp8 zero0"),
+    Row(8, "eight heads", "tp8 sp zero3"),
     # two pipeline ranks
     Row(2, "deep llama", "pp2 gpipe zero0"),
     Row(2, "deep llama", "pp2 1f1b zero0", CI),
@@ -186,6 +192,8 @@ ROWS = [
     Row(4, "eight layers", "pp4 zbv zero1 one-by-one"),
     Row(4, "eight layers", "pp4 dualpipev zero1 one-by-one"),
     # uneven stages, more of them
+    Row(3, "seven layers", "pp3 1f1b zero3 one-by-one"),
+    Row(3, "seven layers", "pp3 zbv zero2 one-by-one"),
     Row(4, "uneven llama", "pp4 1f1b 0,2,2,1 zero1", CI),
     Row(2, "uneven llama", "pp2 1f1b by-parameters zero2"),
     Row(2, "uneven llama", "pp2 zbv zero1"),
@@ -204,6 +212,7 @@ ROWS = [
     Row(4, "deep llama", "tp2 pp2 zbv zero1", CI),
     Row(4, "deep llama", "tp2 pp2 dualpipev zero1"),
     Row(4, "deep gpt2", "tp2 sp pp2 1f1b zero1"),
+    Row(8, "deep llama", "tp4 sp pp2 zbv zero1"),
     # tensor, pipeline and data parallel
     Row(8, "deep llama", "tp2 pp2 gpipe zero0 one-by-one"),
     Row(8, "deep llama", "tp2 pp2 1f1b zero0 one-by-one"),

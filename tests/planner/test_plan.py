@@ -8,8 +8,10 @@ import pytest
 from megalm.cli import main
 from megalm.config import load_config
 from megalm.models.flops import num_parameters
+from megalm.planner import plan
 from megalm.planner.communication import sent_bytes
 from megalm.planner.layout import Layout, parameters
+from megalm.planner.schedule import StepTimes
 
 MODEL = (
     "--num-layers 8 --hidden-size 64 --num-attention-heads 4 --num-query-groups 2 --swiglu --normalization RMSNorm "
@@ -83,6 +85,26 @@ def test_bytes_sent_are_those_of_the_ring_formulas() -> None:
     assert sent_bytes(two, 1)["tp"] == 16 * residual * (4 * 8 + 2)
     stages = layout("--pipeline-model-parallel-size 4", 4)
     assert sent_bytes(stages, 1)["pp"] == 16 * residual * 2
+
+
+def test_both_ends_of_a_pipeline_send_the_gradient_of_a_tied_table() -> None:
+    tied = MODEL.replace("--untie-embeddings-and-output-weights", "")
+    residual, table = 2 * 32 * 64 * 4, 256 * 64 * 4
+    for schedule, expected in (("1f1b", 16 * residual + table), ("zbv", 2 * 16 * residual)):
+        flags = f"{tied} --pipeline-model-parallel-size 2 --pipeline-schedule {schedule}"
+        assert sent_bytes(Layout.of(load_config(flags.split()), 2), 1)["pp"] == expected
+
+
+def test_ranks_that_are_alike_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    original = plan.stage_bytes
+    monkeypatch.setattr(plan, "stage_bytes", lambda rank, split: measured.append(1) or original(rank, split))
+    found = layout("--pipeline-model-parallel-size 4 --num-layers 16", 4)
+    ranks = plan.make_plan(found.config, 4, StepTimes(), ("none",)).ranks
+    assert len(measured) == 3
+    assert ranks[1].parameters == ranks[2].parameters
+    in_flight = [rank.memory["none"].step.saved for rank in ranks]
+    assert in_flight[1] == in_flight[2] * 3 / 2
 
 
 def test_no_process_and_no_deepspeed() -> None:

@@ -1,0 +1,205 @@
+"""The rows see broken communication: each mutation breaks one collective, and a row that always runs must fail.
+
+A mutation is a function that replaces a part of megalm in the ranks' own processes before they train.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from layouts import CI, MODELS, ROWS, RUN, Row
+from spawner import run_on_ranks
+from test_parity import Trained, differences, one_process, trained
+from torch import nn
+
+from megalm.dist import functional
+from megalm.dist.groups import MeshGroups
+from megalm.dist.mesh import Axis
+from megalm.engine import build, engine, optimizer, stages
+from megalm.engine.mpu import MeshUnit
+from megalm.parallel import region, sequence, vocab
+from megalm.parallel.styles import Shards
+
+NO_COLLECTIVE = SimpleNamespace(all_reduce=lambda *_, **__: None, get_world_size=lambda *_: 1)
+"""In place of torch.distributed."""
+
+
+def copy_without_reduce() -> None:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        ctx.pending.work = SimpleNamespace(wait=lambda: None)
+        return gradients[0].clone(), None, None
+
+    functional._CopyToGroup.backward = backward
+
+
+def copy_to_all_ranks() -> None:
+    region.copy_to_group = lambda x, _group: functional.copy_to_group(x, dist.group.WORLD)
+
+
+def sum_without_reduce() -> None:
+    region.sum_over_group = lambda x, _group: x
+
+
+def gather_without_reduce() -> None:
+    region.gather_parts = functional.join_parts
+
+
+def scatter_without_sum() -> None:
+    region.scatter_sum = functional.own_part
+
+
+def embedding_without_sum() -> None:
+    vocab.VocabParallelEmbedding.forward = _local_rows
+
+
+def _local_rows(self: vocab.VocabParallelEmbedding, tokens_BT: torch.Tensor) -> torch.Tensor:
+    rows = self.weight.shape[0]
+    local_BT = tokens_BT - self.place.rank * rows
+    elsewhere_BT = (local_BT < 0) | (local_BT >= rows)
+    x_BTD = nn.functional.embedding(local_BT.masked_fill(elsewhere_BT, 0), self.weight)
+    return x_BTD.masked_fill(elsewhere_BT[..., None], 0.0)
+
+
+def loss_without_largest_logit() -> None:
+    _reduce_in_loss(lambda op: op != dist.ReduceOp.MAX)
+
+
+def loss_without_sums() -> None:
+    _reduce_in_loss(lambda op: op == dist.ReduceOp.MAX)
+
+
+def _reduce_in_loss(wanted: Callable[[Any], bool]) -> None:
+    def all_reduce(x: torch.Tensor, group: Any, op: Any = dist.ReduceOp.SUM) -> torch.Tensor:
+        return functional.all_reduce(x, group, op) if wanted(op) else x
+
+    vocab.all_reduce = all_reduce
+
+
+def kv_without_sum() -> None:
+    _gradients_without_sum("wk", "wv")
+
+
+def kv_over_all_ranks() -> None:
+    MeshGroups.neighbours = lambda self, axis, _count: self.group(axis)
+
+
+def norms_without_sum() -> None:
+    _gradients_without_sum("attention_norm", "mlp_norm", "final_norm")
+
+
+def head_norms_without_sum() -> None:
+    _gradients_without_sum("q_norm", "k_norm")
+
+
+def biases_without_sum() -> None:
+    _gradients_without_sum("wo.bias", "w_down.bias")
+
+
+def positions_without_sum() -> None:
+    _gradients_without_sum("positions")
+
+
+def _gradients_without_sum(*parts: str) -> None:
+    add = Shards.add
+
+    def added(self: Shards, name: str, placement: Any, gradient_group: Any = None) -> None:
+        add(self, name, placement, None if any(part in name for part in parts) else gradient_group)
+
+    Shards.add = added
+
+
+def own_dropout_mask() -> None:
+    sequence.SequenceParallelDropout.forward = nn.Dropout.forward
+
+
+def tied_without_sum() -> None:
+    stages.dist = NO_COLLECTIVE
+
+
+def tied_counted_twice() -> None:
+    mark = build.mark_counted
+    build.mark_counted = lambda model, placements: mark(
+        model, {name: replace(placement, counted=True) for name, placement in placements.items()}
+    )
+
+
+def norm_without_reduce() -> None:
+    optimizer.dist = NO_COLLECTIVE
+
+
+def norm_over_tensor_ranks_only() -> None:
+    MeshUnit.get_model_parallel_group = lambda self: self._groups.group(Axis.TP)
+    MeshUnit.get_model_parallel_rank = lambda self: self._groups.position(Axis.TP)
+    MeshUnit.get_model_parallel_world_size = lambda self: self._groups.size(Axis.TP)
+
+
+def no_data_parallel_average() -> None:
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    DeepSpeedEngine.allreduce_gradients = lambda *_, **__: None
+
+
+def tokens_of_own_rank() -> None:
+    engine.Engine._sum_over_data = lambda _self, value: float(value)
+
+
+def loss_of_own_stage() -> None:
+    reduce = engine.Engine._all_reduce
+    engine.Engine._all_reduce = lambda self, value, axis=Axis.DP: None if axis == Axis.PP else reduce(self, value, axis)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """What is broken, and a row that sees it; `ci` mutations are tried always, the others with --all-layouts."""
+
+    apply: Callable[[], None]
+    seen_by: Row
+    ci: bool = False
+
+
+MUTATIONS = [
+    Mutation(copy_without_reduce, Row(2, "llama", "tp2 zero0", CI), CI),
+    Mutation(copy_to_all_ranks, Row(4, "llama", "tp2 zero1", CI)),
+    Mutation(sum_without_reduce, Row(2, "llama", "tp2 zero0", CI)),
+    Mutation(gather_without_reduce, Row(2, "llama", "tp2 sp zero0", CI)),
+    Mutation(scatter_without_sum, Row(2, "llama", "tp2 sp zero0", CI)),
+    Mutation(embedding_without_sum, Row(2, "gpt2", "tp2 zero0", CI)),
+    Mutation(loss_without_largest_logit, Row(2, "llama", "tp2 zero0", CI)),
+    Mutation(loss_without_sums, Row(2, "llama", "tp2 zero0", CI)),
+    Mutation(kv_without_sum, Row(4, "llama", "tp4 zero0", CI), CI),
+    Mutation(kv_over_all_ranks, Row(4, "llama", "tp4 zero0", CI)),
+    Mutation(norms_without_sum, Row(2, "llama", "tp2 sp zero0", CI), CI),
+    Mutation(head_norms_without_sum, Row(4, "qwen", "tp4 sp zero0", CI)),
+    Mutation(biases_without_sum, Row(2, "gpt2", "tp2 sp zero0", CI)),
+    Mutation(positions_without_sum, Row(2, "gpt2", "tp2 sp zero0", CI)),
+    Mutation(own_dropout_mask, Row(2, "dropout", "tp2 sp zero0", CI)),
+    Mutation(tied_without_sum, Row(2, "deep llama", "pp2 1f1b zero0", CI), CI),
+    Mutation(tied_without_sum, Row(4, "deep llama", "pp2 1f1b zero2 one-by-one", CI)),
+    Mutation(tied_counted_twice, Row(2, "deep llama", "pp2 gpipe zero1", CI)),
+    Mutation(norm_without_reduce, Row(2, "llama", "tp2 zero0", CI)),
+    Mutation(norm_without_reduce, Row(2, "deep llama", "pp2 1f1b zero0", CI)),
+    Mutation(norm_over_tensor_ranks_only, Row(4, "deep llama", "tp2 pp2 1f1b zero1", CI), CI),
+    Mutation(no_data_parallel_average, Row(2, "llama", "zero0", CI)),
+    Mutation(no_data_parallel_average, Row(4, "deep llama", "pp2 1f1b zero0 one-by-one", CI)),
+    Mutation(tokens_of_own_rank, Row(2, "llama", "zero3", CI)),
+    Mutation(loss_of_own_stage, Row(2, "deep llama", "pp2 1f1b zero0", CI)),
+]
+
+
+def mutated(apply: Callable[[], None], flags: str) -> Trained:
+    """As `trained`, with a part replaced."""
+    apply()
+    return trained(flags)
+
+
+@pytest.mark.parametrize("row", MUTATIONS, ids=lambda row: f"{row.apply.__name__}, {row.seen_by}")
+def test_a_broken_collective_is_seen(row: Mutation) -> None:
+    seen_by = row.seen_by
+    assert seen_by in ROWS, "the row always runs"
+    flags = f"{RUN} {MODELS[seen_by.model]} {seen_by.flags}"
+    found = run_on_ranks(seen_by.ranks, mutated, row.apply, flags, timeout_s=60)
+    assert differences(found, one_process(seen_by.model), seen_by) != []
