@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megalm.cli import main
 from megalm.data import preprocess, readers
 from megalm.data.indexed import IndexedDataset
 from megalm.data.manifest import check_tokenizer
@@ -169,6 +171,25 @@ def test_existing_output_is_kept_without_overwrite(tmp_path: Path) -> None:
 def test_flags_that_make_no_sense_are_refused(tmp_path: Path, flags: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(tmp_path, flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--partitions 2 --ftfy", r"2 problems:\n  - --partitions is known elsewhere but not here; .*--workers"),
+        ("--dataset-impl=mmap", "--dataset-impl is known elsewhere but not here; datasets are always memory-mapped"),
+        ("--split-sentence", '--split-sentence is not known; did you mean "--split-sentences"'),
+        ("--xyz 3", "--xyz is not known; see --help"),
+        ("stray", "stray: not expected; see --help"),
+    ],
+)
+def test_flags_of_other_programs_and_mistyped_ones_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str
+) -> None:
+    known = ["--input", "in.jsonl", "--output-prefix", str(tmp_path / "out"), "--append-eod"]
+    assert main(["preprocess", *known, *flags.split()]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
 
 
 def test_append_eod_needs_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
