@@ -136,12 +136,28 @@ def test_bad_lines_can_be_left_out_and_are_counted_and_listed(
     assert manifest["rejected"] == {"invalid JSON": 2, "missing key": 1, "not a string": 1}
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n', "{}\n"])
+@pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n', "{}\n", '{"text": "short"}\n'])
 def test_nothing_left_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "in.jsonl").write_text(content)
     with pytest.raises(DataError, match=r"would be empty: . documents were read"):
-        run(tmp_path, "--on-error skip")
+        run(tmp_path, "--on-error skip --min-chars 6")
     assert outputs(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["cut.jsonl.gz", "cut.jsonl.zst", "cut.parquet"])
+def test_of_input_that_is_cut_off_nothing_is_published(tmp_path: Path, name: str) -> None:
+    write_lines(tmp_path / "in.jsonl", [f"whole {number}" for number in range(100)])
+    lines = (tmp_path / "in.jsonl").read_bytes()
+    if name.endswith("parquet"):
+        table = pytest.importorskip("pyarrow").table({"text": [f"row {number}" for number in range(1000)]})
+        pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / name)
+    else:
+        compress = gzip.compress if name.endswith("gz") else pytest.importorskip("zstandard").compress
+        (tmp_path / name).write_bytes(compress(lines))
+    os.truncate(tmp_path / name, (tmp_path / name).stat().st_size - 9)
+    with pytest.raises(DataError, match=rf"{name} is damaged or cut off: .*; copy it again"):
+        run(tmp_path, "--on-error skip --workers 2", f"in.jsonl {name}")
+    assert [left for left in outputs(tmp_path) if left != "out.parts"] == []
 
 
 def test_existing_output_is_kept_without_overwrite(tmp_path: Path) -> None:
@@ -391,6 +407,22 @@ def test_a_very_long_line_is_rejected_and_the_lines_around_it_are_not(tmp_path: 
     run(tmp_path, "--on-error report --max-line-mb 2 --workers 2")
     assert texts_of(tmp_path / "out_text_document") == ["before", "after"]
     assert "in.jsonl:2: line too long: more than 2,097,152 bytes" in (tmp_path / "out.rejected").read_text()
+
+
+def test_a_line_of_a_gigabyte_takes_little_memory(tmp_path: Path) -> None:
+    with open(tmp_path / "in.jsonl", "wb") as stream:
+        stream.write(b'{"text": "before"}\n')
+        stream.seek(1 << 30, os.SEEK_CUR)  # a hole, read as zeros
+        stream.write(b'\n{"text": "after"}\n')
+    command = [sys.executable, "-m", "megalm.cli", "preprocess", "--input", str(tmp_path / "in.jsonl")]
+    output = ["--output-prefix", str(tmp_path / "out"), "--on-error", "report", "--workers", "2"]
+    process = subprocess.Popen([*command, *output, *BYTES.split()], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert texts_of(tmp_path / "out_text_document") == ["before", "after"]
+    assert "in.jsonl:2: line too long" in (tmp_path / "out.rejected").read_text()
+    assert usage.ru_maxrss < 400 << 10, "KiB of the largest process"
 
 
 def test_folders_patterns_and_compressions_are_read_in_order(
