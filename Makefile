@@ -7,7 +7,7 @@
 # make lint         ruff and mypy
 # make bench-train  time a training step against Hugging Face
 # make bench-kernels  each operator against torch and torch.compile (on GPUs Liger and Apex too)
-# make bench-data   the data plane against its peers
+# make bench-data   the data plane against its peers; MEGATRON_DEEPSPEED=DIR is a checkout of that one
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -84,7 +84,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench-data: $(INSTALLED)
-	$(BIN)/python benchmarks/preprocess.py
+	$(BIN)/python benchmarks/preprocess.py $(if $(MEGATRON_DEEPSPEED),--megatron-deepspeed $(MEGATRON_DEEPSPEED))
 	$(BIN)/python benchmarks/dataset.py
 
 docs: $(INSTALLED)

@@ -3,10 +3,12 @@
     python benchmarks/preprocess.py [--megatron-deepspeed DIR] [--size-mb 100] [--rounds 2] [--memory-mb 100 2000]
 
 Prints MB/s of input as wall time and as CPU time (user and system, of all processes), which other load on the machine
-disturbs less, the ratios, and whether .bin and .idx are equal byte for byte. Without DIR the peer is a loop of the same
-design, written here and named so: `multiprocessing.Pool.imap` over lines, one writer, megatron-core's builder.
+disturbs less, the ratios, and whether .bin and .idx are equal byte for byte (with DIR for both sentencepiece
+tokenizers); then peak memory for inputs of the given sizes. Without DIR the peer is a loop of the same design,
+written here and named so: `multiprocessing.Pool.imap` over lines, one writer, megatron-core's builder.
 
-Documents get no end-of-document token with DIR: that script counts the token in .bin but not in .idx.
+DIR is a checkout of https://github.com/deepspeedai/Megatron-DeepSpeed; its script needs the package `six`. Documents
+get no end-of-document token with DIR: that script counts the token in .bin but not in .idx.
 """
 
 import argparse
@@ -55,19 +57,24 @@ def megalm(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "megalm.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
-def preprocess(source: Path, model: Path, output: Path, workers: int, *flags: str) -> None:
+GPT = "GPTSentencePieceTokenizer"
+
+
+def preprocess(source: Path, model: Path, output: Path, workers: int, *flags: str, kind: str = GPT) -> None:
     """`megalm preprocess`."""
-    kind = ("--tokenizer-type", "GPTSentencePieceTokenizer", "--tokenizer-model", str(model))
+    tokenizer = ("--tokenizer-type", kind, "--tokenizer-model", str(model))
     out = ("--output-prefix", str(output), "--overwrite", "--workers", str(workers))
-    megalm("preprocess", "--input", str(source), *kind, *out, *flags)
+    megalm("preprocess", "--input", str(source), *tokenizer, *out, *flags)
 
 
-def megatron_deepspeed(folder: Path, source: Path, model: Path, output: Path, workers: int) -> None:
+def megatron_deepspeed(folder: Path, source: Path, model: Path, output: Path, workers: int, kind: str = GPT) -> None:
     """The peer itself."""
     command = [sys.executable, str(folder / "tools" / "preprocess_data.py"), "--input", str(source)]
-    kind = ["--tokenizer-type", "GPTSentencePieceTokenizer", "--tokenizer-model", str(model)]
+    tokenizer = ["--tokenizer-type", kind, "--tokenizer-model", str(model)]
     out = ["--output-prefix", str(output), "--workers", str(workers), "--log-interval", "1000000"]
-    subprocess.run([*command, *kind, *out], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run([*command, *tokenizer, *out], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{command[1]} failed:\n{done.stderr[-2000:]}")
 
 
 def _load(model: str) -> None:
@@ -151,13 +158,39 @@ def compare_speed(arguments: argparse.Namespace, folder: Path, model: Path) -> N
     rounds = [{name: timed(work) for name, work in contenders.items()} for _ in range(arguments.rounds)]
     best = {name: [min(r[name][kind] for r in rounds) for kind in (0, 1)] for name in contenders}
     print(f"{size_mb:.0f} MB of JSON lines, 16,000 ids, {workers} workers, best of {arguments.rounds} rounds")
+    print("targets: 5 x wall, and 1.1 x with the library's encoder")
     for name, (wall, cpu) in best.items():
         ratios = f"{best[peer_name][0] / wall:.2f} x wall, {best[peer_name][1] / cpu:.2f} x CPU"
         print(f"{name:40} {size_mb / wall:7.1f} MB/s wall {size_mb / cpu:7.1f} MB/s a core | {ratios}")
     for name in ("auto", "library"):
-        for end in ("bin", "idx"):
-            left, right = (folder / f"{which}_text_document.{end}" for which in (name, "peer"))
-            print(f"{name}: .{end} {'equal to the peer' if filecmp.cmp(left, right, False) else 'DIFFERS'}")
+        print_equality(folder, name, "peer")
+    if arguments.megatron_deepspeed:
+        source, kind = make_input(folder, min(5, arguments.size_mb)), "SentencePieceTokenizer"
+        megatron_deepspeed(root, source, model, folder / "peer", workers, kind)
+        preprocess(source, model, folder / kind, workers, kind=kind)
+        print_equality(folder, kind, "peer")
+
+
+def print_equality(folder: Path, *names: str) -> None:
+    """Prints whether two datasets are equal byte for byte."""
+    for end in ("bin", "idx"):
+        left, right = (folder / f"{name}_text_document.{end}" for name in names)
+        print(f"{names[0]}: .{end} {'equal to the peer' if filecmp.cmp(left, right, False) else 'DIFFERS'}")
+
+
+def measure_memory(arguments: argparse.Namespace, folder: Path, model: Path) -> None:
+    """Peak memory at each size of input, and how it grows."""
+    peaks = []
+    for size_mb in arguments.memory_mb:
+        source = make_input(folder, size_mb)
+        peaks.append(peak_memory_mb(partial(preprocess, source, model, folder / "memory", arguments.workers)))
+        processes = f"{arguments.workers} workers and the parent together"
+        print(f"peak memory of megalm at {size_mb:,.0f} MB of input: {peaks[-1]:.0f} MB, {processes} (target 1,000)")
+        source.unlink()
+    if len(peaks) > 1:
+        print(
+            f"the largest input takes {peaks[-1] / peaks[0]:.2f} times the memory of the smallest (target 1: no growth)"
+        )
 
 
 def main() -> None:
@@ -167,7 +200,13 @@ def main() -> None:
     parser.add_argument("--size-mb", type=float, default=100.0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--memory-mb", type=float, nargs="*", default=[], help="Sizes at which to measure memory.")
+    parser.add_argument(
+        "--memory-mb",
+        type=float,
+        nargs="*",
+        default=[100, 2000],
+        help="Sizes at which to measure memory; none: do not.",
+    )
     parser.add_argument("--folder", help="Where input and output lie (default: a temporary folder).")
     parser.add_argument("--same-design", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -191,12 +230,7 @@ def main() -> None:
             )
         if arguments.rounds:
             compare_speed(arguments, folder, model)
-        for size_mb in arguments.memory_mb:
-            source = make_input(folder, size_mb)
-            peak = peak_memory_mb(partial(preprocess, source, model, folder / "memory", arguments.workers))
-            processes = f"{arguments.workers} workers and the parent together"
-            print(f"peak memory of megalm at {size_mb:,.0f} MB of input: {peak:.0f} MB, {processes}")
-            source.unlink()
+        measure_memory(arguments, folder, model)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from megalm import __version__
-from megalm.errors import MegalmError
+from megalm.errors import ConfigError, MegalmError
 
 _COMMANDS = {
     "corpus": (
@@ -32,14 +33,13 @@ _COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. A MegalmError is one line on stderr and the error's exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(argv[0] if argv and argv[0] in _COMMANDS else None)
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = _parser(argv[0] if argv and argv[0] in _COMMANDS else None).parse_known_args(argv)
     arguments.words = argv
     module = importlib.import_module(_COMMANDS[arguments.command][0])
     takes_run_flags = getattr(module, "TAKES_RUN_FLAGS", False)
-    if rest and not takes_run_flags:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        if rest and not takes_run_flags:
+            raise ConfigError(_unknown(module, rest))
         return int(module.run(arguments, rest) if takes_run_flags else module.run(arguments))
     except MegalmError as error:
         print(f"megalm {arguments.command}: error: {error}", file=sys.stderr)
@@ -49,6 +49,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+
+
+def _unknown(module: ModuleType, words: Sequence[str]) -> list[str]:
+    """What to say about words that a command does not know; its PEER_FLAGS are flags of other programs."""
+    from megalm.config.suggest import did_you_mean
+
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    known = [option for action in parser._actions for option in action.option_strings]
+    peers: dict[str, str] = getattr(module, "PEER_FLAGS", {})
+    found = []
+    for flag in dict.fromkeys(word.split("=")[0] for word in words if word.startswith("--")):
+        if flag in peers:
+            found.append(f"{flag} is known elsewhere but not here; {peers[flag]}")
+        else:
+            found.append(f"{flag} is not known{did_you_mean(flag, known) or '; see --help'}")
+    return found or [f"{' '.join(words)}: not expected; see --help"]
 
 
 def _parser(called: str | None) -> argparse.ArgumentParser:

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import zstandard
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+zstandard = pytest.importorskip("zstandard")
 
 MOMENTS = int(os.environ.get("MEGALM_TEST_KILLS", "20"))
 """How many runs are killed and started again, over all parameters together."""

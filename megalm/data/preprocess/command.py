@@ -12,6 +12,23 @@ from megalm.data.readers import MAX_LINE_BYTES, Reading
 from megalm.data.tokenizers.arguments import add_tokenizer_arguments, tokenizer_config
 from megalm.errors import ConfigError
 
+PEER_FLAGS = {
+    "--partitions": "the input is shared out by itself: give --workers, or start MPI ranks with --mpi",
+    "--keep-sequential-samples": "documents are always in the order of the input: drop it",
+    "--find-optimal-num-workers": "try --workers with a part of the input",
+    "--workers-to-check": "try --workers with a part of the input",
+    "--max-documents": "give a part of the input",
+    "--num-docs": "progress goes by bytes: drop it",
+    "--ftfy": "use --clean",
+    "--jsonl-keys": "use --json-keys",
+    "--seq-length": "texts are not cut here, samples are in training: drop it",
+    "--dataset-impl": "datasets are always memory-mapped: drop it",
+    "--trust-remote-code": "no code from a tokenizer's folder is run: drop it",
+    "--tokenizer-hf-use-fast": "tokenizer.json is read as it is: drop it",
+    "--tokenizer-sentencepiece-legacy": "texts are encoded as they are: drop it",
+}
+"""Flags of Megatron-LM's, Megatron-DeepSpeed's and GPT-NeoX's preprocess_data.py: what to do instead."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm preprocess`, with Megatron's names."""
