@@ -5,14 +5,22 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from megalm.config.data import TokenizerConfig
-from megalm.data.tokenizers import Tokenizer, build_tokenizer
+from megalm.data.tokenizers import (
+    ByteLevelTokenizer,
+    GPT2BPETokenizer,
+    GPTSentencePieceTokenizer,
+    HFTokenizer,
+    NullTokenizer,
+    TikTokenizer,
+    Tokenizer,
+    build_tokenizer,
+)
 
 Ids = npt.NDArray[np.integer[Any]]
 Lengths = npt.NDArray[np.int64]
@@ -34,8 +42,9 @@ def tokenizer_of(config: TokenizerConfig) -> Tokenizer:
 @functools.lru_cache(maxsize=2)
 def encoder_of(config: TokenizerConfig, *, fast: bool) -> Encoder:
     """The encoder of `config`; `fast` for gigatoken, which `choose_encoder` has found to give the same ids."""
-    library = LibraryEncoder(tokenizer_of(config))
-    return GigatokenEncoder(config, library) if fast else library
+    tokenizer = tokenizer_of(config)
+    library = LibraryEncoder(tokenizer)
+    return GigatokenEncoder(tokenizer, library, config.vocab_extra_ids or 0) if fast else library
 
 
 class LibraryEncoder:
@@ -56,20 +65,17 @@ class GigatokenEncoder:
     """Encodes with gigatoken; texts that spell a special token go to the library, which may take them as text.
 
     Raises:
-        Exception: whatever gigatoken raises for a file that it does not know.
+        Exception: whatever gigatoken raises for a tokenizer that it does not know.
     """
 
-    def __init__(self, config: TokenizerConfig, library: LibraryEncoder) -> None:
-        import gigatoken
-
-        assert config.tokenizer_model is not None, "there is a file to load"
-        content = Path(config.tokenizer_model).read_bytes()
-        load = gigatoken.Tokenizer.from_json if content[:1] == b"{" else gigatoken.Tokenizer.from_sentencepiece
-        self._model: Any = load(content)
+    def __init__(self, tokenizer: Tokenizer, library: LibraryEncoder, extra_ids: int = 0) -> None:
+        self._model: Any = _gigatokens(tokenizer)
         self._library = library
         names = {piece.decode(errors="replace") for piece in self._model.vocab.values() if _SPECIAL.fullmatch(piece)}
-        names |= {*self._model.as_hf().all_special_tokens, *PEER_NAMES}
-        names |= {f"<extra_id_{number}>" for number in range(config.vocab_extra_ids or 0)}
+        if not isinstance(tokenizer, TikTokenizer):  # a BPE file names none
+            names |= set(self._model.as_hf().all_special_tokens)
+        names |= set(PEER_NAMES)
+        names |= {f"<extra_id_{number}>" for number in range(extra_ids)}
         self._differing = tuple(sorted(name for name in names if self._differs(name)))
 
     def __call__(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
@@ -94,6 +100,18 @@ class GigatokenEncoder:
     def _differs(self, name: str) -> bool:
         texts = [name, f"a{name}b", f"a {name} b"]
         return not _equal(self._encode(texts), self._library(texts))
+
+
+def _gigatokens(tokenizer: Tokenizer) -> Any:
+    """gigatoken's model of a tokenizer, without special tokens where they are text to the tokenizer."""
+    from gigatoken import Tokenizer as Model
+
+    if isinstance(tokenizer, HFTokenizer | GPT2BPETokenizer):
+        return Model.from_json(tokenizer.to_json())
+    if isinstance(tokenizer, GPTSentencePieceTokenizer):
+        return Model.from_sentencepiece(tokenizer.path)
+    assert isinstance(tokenizer, TikTokenizer), "the tokenizers without a library are not asked for"
+    return Model.from_tiktoken(tokenizer.path, tokenizer.pattern, {})
 
 
 PEER_NAMES = ("<CLS>", "<SEP>", "<EOD>", "<MASK>", "<PAD>", "<BOS>", "<EOS>")
@@ -138,8 +156,9 @@ class Choice:
 
 def choose_encoder(config: TokenizerConfig, sample: Sequence[str]) -> Choice:
     """Tries gigatoken against the library on HARD_TEXTS and `sample`: it is used when every id is equal."""
-    kind = type(tokenizer_of(config)).__name__
-    if config.tokenizer_model is None:
+    tokenizer = tokenizer_of(config)
+    kind = type(tokenizer).__name__
+    if isinstance(tokenizer, ByteLevelTokenizer | NullTokenizer):
         return Choice(False, f"encoder: {kind} itself, which needs no library")
     try:
         import gigatoken  # noqa: F401
@@ -148,7 +167,7 @@ def choose_encoder(config: TokenizerConfig, sample: Sequence[str]) -> Choice:
     try:
         encoder = encoder_of(config, fast=True)
         texts = [*HARD_TEXTS, *sample]
-        if not _equal(encoder(texts), LibraryEncoder(tokenizer_of(config))(texts)):
+        if not _equal(encoder(texts), LibraryEncoder(tokenizer)(texts)):
             return Choice(False, f"encoder: {kind}'s own library (gigatoken gives other ids on a sample)")
     # What gigatoken raises for a model that it does not know is not written down anywhere.
     except BaseException as error:

@@ -1,7 +1,11 @@
 """What happens to a text before it becomes tokens: cleaning, redaction, sentences; and the choice of the encoder."""
 
+import base64
+import json
+import random
 import unicodedata
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,6 +104,68 @@ def test_gigatoken_is_used_where_its_ids_are_the_library_s(model: str, kind: Any
     choice = choose_encoder(config, ["The quick brown fox"])
     assert choice.fast, choice.reason
     assert isinstance(encoder_of(config, fast=True), GigatokenEncoder)
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenizerConfig]:
+    """One byte-level BPE in every form in which it can be given."""
+    tokenizers = pytest.importorskip("tokenizers")
+    folder, alphabet = tmp_path_factory.mktemp("bpe"), tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    model.train_from_iterator(["The quick brown fox jumps over the lazy dog's 1234 \n\n tails."] * 9, trainer)
+    model.save(str(folder / "tokenizer.json"))
+    content = json.loads(model.to_str())["model"]
+    files = {"vocab_file": str(folder / "vocab.json"), "merge_file": str(folder / "merges.txt")}
+    Path(files["vocab_file"]).write_text(json.dumps(content["vocab"]))
+    Path(files["merge_file"]).write_text("\n".join(" ".join(pair) for pair in content["merges"]))
+    names = sorted((name for name in content["vocab"] if name != "<|endoftext|>"), key=content["vocab"].__getitem__)
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [token.encode() for name in names if len(name) > 1 and (token := name.replace("\u0120", " ")).isascii()]
+    ranks = folder / "small.tiktoken"
+    ranks.write_bytes(b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens)))
+    tik = {"tokenizer_type": "TikTokenizer", "tokenizer_model": str(ranks)}
+    given = {
+        "tokenizer.json": {"tokenizer_model": str(folder / "tokenizer.json")},
+        "folder": {"tokenizer_model": str(folder)},
+    }
+    given |= {
+        "vocab.json": files,
+        **{pattern: tik | {"tiktoken_pattern": pattern} for pattern in ("r50k", "cl100k", "o200k")},
+    }
+    return {name: TokenizerConfig(**settings) for name, settings in given.items()}
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "folder", "vocab.json", "r50k", "cl100k", "o200k"])
+def test_gigatoken_encodes_byte_level_bpe_in_every_form(byte_level: dict[str, TokenizerConfig], form: str) -> None:
+    pytest.importorskip("gigatoken")
+    config = byte_level[form]
+    choice = choose_encoder(config, ["The quick brown fox"])
+    assert choice.fast, choice.reason
+    draw = random.Random(1)
+    parts = [
+        "The quick",
+        " fox",
+        "  ",
+        "\n",
+        "\r\n",
+        "'s",
+        "'LL",
+        "\u017f",
+        "\u00a0",
+        "\u0301",
+        "12",
+        "!",
+        "\u65e5",
+        "<|endoftext|>",
+    ]
+    texts = ["".join(draw.choices(parts, k=draw.randrange(20))) for _ in range(500)]
+    fast, own = (encoder_of(config, fast=fast)(texts) for fast in (True, False))
+    assert np.array_equal(fast[0], own[0])
+    assert np.array_equal(fast[1], own[1])
 
 
 @settings(deadline=None, max_examples=50)

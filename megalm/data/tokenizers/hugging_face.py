@@ -60,6 +60,10 @@ class HFTokenizer:
         """The text of ids."""
         return self._model.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def to_json(self) -> str:
+        """The content of a tokenizer.json that gives the same ids."""
+        return self._model.to_str()
+
     def _first(self, names: Sequence[str | None]) -> int | None:
         found = (self._model.token_to_id(name) for name in names if name is not None)
         return next((i for i in found if i is not None), None)
@@ -100,6 +104,10 @@ class GPT2BPETokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; end of document gives none."""
         return self._model.decode([int(i) for i in ids if i != self.eod], skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        """The content of a tokenizer.json that gives the same ids."""
+        return self._model.to_str()
 
 
 def _byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> "tokenizers.Tokenizer":

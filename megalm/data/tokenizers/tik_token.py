@@ -86,6 +86,7 @@ class TikTokenizer:
             special, self.vocab_size, pattern = known.special, known.vocab_size, known.pattern
             eod = next(name for name in ("<|endoftext|>", "<|end_of_text|>") if name in special)
             bos, pad = "<|begin_of_text|>", ""
+        self.path, self.pattern = path, pattern
         self._model = _encoding(path, ranks, special, PATTERNS[pattern])
         if eod_token is not None and eod_token not in special:
             raise no_such_token(eod_token, path)
