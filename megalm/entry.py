@@ -17,6 +17,7 @@ from megalm.config.sections import RunConfig
 from megalm.config.settings import Given
 from megalm.dist.environment import LaunchEnvironment, choose_accelerator, prepare_process, read_environment
 from megalm.errors import LayoutError, MegalmError
+from megalm.resilience.launcher import watch_launcher
 from megalm.resilience.signals import StopRequest
 
 _WAIT_FOR_REPORT_S = 8.0
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     try:
         environment = read_environment()
         rank = environment.rank
+        watch_launcher(environment.launcher)
         config, notes = _checked(argv, prog, environment)
         threads = prepare_process(environment)
         code = _run(config, notes, environment, threads, stop)
