@@ -15,12 +15,18 @@ from megalm.config import check_layout, load, with_micro_batch_size
 from megalm.config.load import with_sources
 from megalm.config.sections import RunConfig
 from megalm.config.settings import Given
-from megalm.dist.environment import LaunchEnvironment, choose_accelerator, prepare_process, read_environment
+from megalm.dist.environment import (
+    LaunchEnvironment,
+    choose_accelerator,
+    prepare_process,
+    read_environment,
+    seconds_since_start,
+)
 from megalm.errors import LayoutError, MegalmError
 from megalm.resilience.launcher import watch_launcher
 from megalm.resilience.signals import StopRequest
 
-_WAIT_FOR_REPORT_S = 8.0
+_WAIT_FOR_REPORT_S, _LONGEST_WAIT_S = 8.0, 60.0
 _LOST_PEER = re.compile("Connection (closed|reset) by peer|writev .*Broken pipe")
 """What gloo raises in a rank when another one is gone: not its own fault, and no traceback of its own is of use."""
 
@@ -109,7 +115,8 @@ def _report(error: MegalmError, rank: int) -> None:
     # nothing is left to be saved: the launcher may end this rank, and finds the error's code
     signal.signal(signal.SIGTERM, lambda *_: os._exit(error.exit_code))
     if error.silent or (rank != 0 and not error.local):
-        time.sleep(_WAIT_FOR_REPORT_S)
+        # rank 0 may have come later, and be as slow: it may need as long again
+        time.sleep(min(max(_WAIT_FOR_REPORT_S, 2 * seconds_since_start()), _LONGEST_WAIT_S))
     if not error.silent:
         prefix = "error" if rank == 0 else f"error on rank {rank}"
         print(f"{prefix}: {error}", file=sys.stderr, flush=True)

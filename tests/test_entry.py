@@ -1,11 +1,15 @@
-"""How a rank ends whose peer is gone, in a real process."""
+"""How a rank ends that has an error: which of them speaks, and when."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from small_job import quiet_environment, write_recipe
+
+from megalm import entry
+from megalm.errors import PlatformError
 
 FAILS = """
 import sys
@@ -41,3 +45,17 @@ def test_a_lost_peer_is_told_from_a_fault_of_this_rank_through_a_stage_of_the_pi
     assert done.returncode == 1
     assert ("stopped: the connection to another rank broke" in done.stderr) == lost
     assert ("rank 0 failed:" in done.stderr) != lost
+
+
+@pytest.mark.parametrize(("age", "waits"), [(1.0, 8.0), (14.0, 28.0), (500.0, 60.0)])
+def test_a_rank_that_leaves_the_word_to_rank_0_waits_as_long_as_that_may_still_need_to_start(
+    age: float, waits: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(entry, "seconds_since_start", lambda: age)
+    monkeypatch.setattr(entry.time, "sleep", slept.append)
+    monkeypatch.setattr(entry.signal, "signal", lambda *_: signal.SIG_DFL)
+    refused = PlatformError("each would train alone")
+    refused.silent = True
+    entry._report(refused, 0)
+    assert (slept, capsys.readouterr().err) == ([waits], "")
