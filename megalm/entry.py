@@ -22,7 +22,7 @@ from megalm.dist.environment import (
     read_environment,
     seconds_since_start,
 )
-from megalm.errors import LayoutError, MegalmError
+from megalm.errors import ConfigError, LayoutError, MegalmError
 from megalm.resilience.launcher import watch_launcher
 from megalm.resilience.signals import StopRequest
 
@@ -33,17 +33,19 @@ _LOST_PEER = re.compile("Connection (closed|reset) by peer|writev .*Broken pipe"
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run a training command line and exit: 0 when done, else the error's exit code (see docs/exit_codes.md)."""
-    rank = 0
+    rank = local_rank = 0
     stop = StopRequest()
     stop.listen_early()
     try:
         environment = read_environment()
-        rank = environment.rank
+        rank, local_rank = environment.rank, environment.local_rank
         watch_launcher(environment.launcher)
         config, notes = _checked(argv, prog, environment)
         threads = prepare_process(environment)
         code = _run(config, notes, environment, threads, stop)
     except MegalmError as error:
+        # flags and files are the same for all ranks of a machine; MPICH's mpirun leaves them the time to say so
+        error.silent = error.silent or (isinstance(error, ConfigError) and local_rank > 0)
         _report(error, rank)
         _leave(error.exit_code)
     except Exception as error:
