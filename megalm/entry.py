@@ -33,19 +33,17 @@ _LOST_PEER = re.compile("Connection (closed|reset) by peer|writev .*Broken pipe"
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run a training command line and exit: 0 when done, else the error's exit code (see docs/exit_codes.md)."""
-    rank = local_rank = 0
+    rank = 0
     stop = StopRequest()
     stop.listen_early()
     try:
         environment = read_environment()
-        rank, local_rank = environment.rank, environment.local_rank
+        rank = environment.rank
         watch_launcher(environment.launcher)
         config, notes = _checked(argv, prog, environment)
         threads = prepare_process(environment)
         code = _run(config, notes, environment, threads, stop)
     except MegalmError as error:
-        # flags and files are the same for all ranks of a machine; MPICH's mpirun leaves them the time to say so
-        error.silent = error.silent or (isinstance(error, ConfigError) and local_rank > 0)
         _report(error, rank)
         _leave(error.exit_code)
     except Exception as error:
@@ -63,13 +61,18 @@ def _checked(
     """The configuration, with all its problems found before a process group or a GPU is touched."""
     if environment.rank != 0 and argv is None and {"--help", "-h", "--print-config"} & set(sys.argv):
         sys.exit(0)  # rank 0 prints it
-    loaded = load(sys.argv[1:] if argv is None else argv, prog)
     try:
-        dp = check_layout(loaded.config, environment.world_size)
-    except LayoutError as error:
-        places = {name: Given(None, source) for name, source in loaded.sources.items()}
-        raise LayoutError([with_sources(problem, places) for problem in error.problems]) from None
-    return with_micro_batch_size(loaded.config, dp), loaded.notes
+        loaded = load(sys.argv[1:] if argv is None else argv, prog)
+        try:
+            dp = check_layout(loaded.config, environment.world_size)
+        except LayoutError as error:
+            places = {name: Given(None, source) for name, source in loaded.sources.items()}
+            raise LayoutError([with_sources(problem, places) for problem in error.problems]) from None
+        return with_micro_batch_size(loaded.config, dp), loaded.notes
+    except ConfigError as error:
+        # all ranks of a machine have the same flags and files, and MPICH's mpirun leaves them the time to say so
+        error.silent = environment.local_rank > 0
+        raise
 
 
 def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, threads: int, stop: StopRequest) -> int:
