@@ -22,13 +22,15 @@ from megalm.dist.environment import (
     read_environment,
     seconds_since_start,
 )
-from megalm.errors import ConfigError, LayoutError, MegalmError
+from megalm.errors import ConfigError, LayoutError, MegalmError, PlatformError
 from megalm.resilience.launcher import watch_launcher
 from megalm.resilience.signals import StopRequest
 
 _WAIT_FOR_REPORT_S, _LONGEST_WAIT_S = 8.0, 60.0
 _LOST_PEER = re.compile("Connection (closed|reset) by peer|writev .*Broken pipe")
 """What gloo raises in a rank when another one is gone: not its own fault, and no traceback of its own is of use."""
+_NO_ANSWER = re.compile(r"Timed out waiting \d+ms for (send|recv) operation")
+"""What gloo raises after --distributed-timeout-minutes."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -47,8 +49,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         _report(error, rank)
         _leave(error.exit_code)
     except Exception as error:
-        if _is_lost_peer(error):
+        if _raised_from(error, _LOST_PEER):
             _report_lost_peer(rank)
+        elif _raised_from(error, _NO_ANSWER):
+            _report_no_answer(error, rank)
+            _leave(PlatformError.exit_code)
         else:
             print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         _leave(1)
@@ -127,9 +132,9 @@ def _report(error: MegalmError, rank: int) -> None:
         print(f"{prefix}: {error}", file=sys.stderr, flush=True)
 
 
-def _is_lost_peer(error: BaseException | None) -> bool:
-    """Whether an error is the loss of another rank, or was raised from it, as a stage of a pipeline does."""
-    while error is not None and not _LOST_PEER.search(str(error)):
+def _raised_from(error: BaseException | None, pattern: re.Pattern[str]) -> bool:
+    """Whether an error is of this kind, or was raised from one, as a stage of a pipeline does."""
+    while error is not None and not pattern.search(str(error)):
         error = error.__cause__ or error.__context__
     return error is not None
 
@@ -140,6 +145,18 @@ def _report_lost_peer(rank: int) -> None:
     text = "stopped: the connection to another rank broke; that rank, or the launcher, says why"
     print(f"rank {rank} {text}", file=sys.stderr, flush=True)
     time.sleep(_WAIT_FOR_REPORT_S)
+
+
+def _report_no_answer(error: Exception, rank: int) -> None:
+    """Say where this rank waited for another one in vain."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/megalm/" in frame.filename]
+    place = f" in {frames[-1].name} ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    print(
+        f"error on rank {rank}: another rank did not answer within --distributed-timeout-minutes{place}: it hangs, or "
+        "the network to it is cut; the same command continues from the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _leave(code: int) -> None:
