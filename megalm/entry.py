@@ -15,13 +15,22 @@ from megalm.config import check_layout, load, with_micro_batch_size
 from megalm.config.load import with_sources
 from megalm.config.sections import RunConfig
 from megalm.config.settings import Given
-from megalm.dist.environment import LaunchEnvironment, choose_accelerator, prepare_process, read_environment
-from megalm.errors import LayoutError, MegalmError
+from megalm.dist.environment import (
+    LaunchEnvironment,
+    choose_accelerator,
+    prepare_process,
+    read_environment,
+    seconds_since_start,
+)
+from megalm.errors import ConfigError, LayoutError, MegalmError, PlatformError
+from megalm.resilience.launcher import watch_launcher
 from megalm.resilience.signals import StopRequest
 
-_WAIT_FOR_REPORT_S = 8.0
+_WAIT_FOR_REPORT_S, _LONGEST_WAIT_S = 8.0, 60.0
 _LOST_PEER = re.compile("Connection (closed|reset) by peer|writev .*Broken pipe")
 """What gloo raises in a rank when another one is gone: not its own fault, and no traceback of its own is of use."""
+_NO_ANSWER = re.compile(r"Timed out waiting \d+ms for (send|recv) operation")
+"""What gloo raises after --distributed-timeout-minutes."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -32,6 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     try:
         environment = read_environment()
         rank = environment.rank
+        watch_launcher(environment.launcher)
         config, notes = _checked(argv, prog, environment)
         threads = prepare_process(environment)
         code = _run(config, notes, environment, threads, stop)
@@ -39,8 +49,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         _report(error, rank)
         _leave(error.exit_code)
     except Exception as error:
-        if _is_lost_peer(error):
+        if _raised_from(error, _LOST_PEER):
             _report_lost_peer(rank)
+        elif _raised_from(error, _NO_ANSWER):
+            _report_no_answer(error, rank)
+            _leave(PlatformError.exit_code)
         else:
             print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         _leave(1)
@@ -53,13 +66,18 @@ def _checked(
     """The configuration, with all its problems found before a process group or a GPU is touched."""
     if environment.rank != 0 and argv is None and {"--help", "-h", "--print-config"} & set(sys.argv):
         sys.exit(0)  # rank 0 prints it
-    loaded = load(sys.argv[1:] if argv is None else argv, prog)
     try:
-        dp = check_layout(loaded.config, environment.world_size)
-    except LayoutError as error:
-        places = {name: Given(None, source) for name, source in loaded.sources.items()}
-        raise LayoutError([with_sources(problem, places) for problem in error.problems]) from None
-    return with_micro_batch_size(loaded.config, dp), loaded.notes
+        loaded = load(sys.argv[1:] if argv is None else argv, prog)
+        try:
+            dp = check_layout(loaded.config, environment.world_size)
+        except LayoutError as error:
+            places = {name: Given(None, source) for name, source in loaded.sources.items()}
+            raise LayoutError([with_sources(problem, places) for problem in error.problems]) from None
+        return with_micro_batch_size(loaded.config, dp), loaded.notes
+    except ConfigError as error:
+        # all ranks of a machine have the same flags and files, and MPICH's mpirun leaves them the time to say so
+        error.silent = environment.local_rank > 0
+        raise
 
 
 def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, threads: int, stop: StopRequest) -> int:
@@ -107,15 +125,16 @@ def _report(error: MegalmError, rank: int) -> None:
     # nothing is left to be saved: the launcher may end this rank, and finds the error's code
     signal.signal(signal.SIGTERM, lambda *_: os._exit(error.exit_code))
     if error.silent or (rank != 0 and not error.local):
-        time.sleep(_WAIT_FOR_REPORT_S)
+        # rank 0 may have come later, and be as slow: it may need as long again
+        time.sleep(min(max(_WAIT_FOR_REPORT_S, 2 * seconds_since_start()), _LONGEST_WAIT_S))
     if not error.silent:
         prefix = "error" if rank == 0 else f"error on rank {rank}"
         print(f"{prefix}: {error}", file=sys.stderr, flush=True)
 
 
-def _is_lost_peer(error: BaseException | None) -> bool:
-    """Whether an error is the loss of another rank, or was raised from it, as a stage of a pipeline does."""
-    while error is not None and not _LOST_PEER.search(str(error)):
+def _raised_from(error: BaseException | None, pattern: re.Pattern[str]) -> bool:
+    """Whether an error is of this kind, or was raised from one, as a stage of a pipeline does."""
+    while error is not None and not pattern.search(str(error)):
         error = error.__cause__ or error.__context__
     return error is not None
 
@@ -126,6 +145,18 @@ def _report_lost_peer(rank: int) -> None:
     text = "stopped: the connection to another rank broke; that rank, or the launcher, says why"
     print(f"rank {rank} {text}", file=sys.stderr, flush=True)
     time.sleep(_WAIT_FOR_REPORT_S)
+
+
+def _report_no_answer(error: Exception, rank: int) -> None:
+    """Say where this rank waited for another one in vain."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/megalm/" in frame.filename]
+    place = f" in {frames[-1].name} ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    print(
+        f"error on rank {rank}: another rank did not answer within --distributed-timeout-minutes{place}: it hangs, or "
+        "the network to it is cut; the same command continues from the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _leave(code: int) -> None:

@@ -1,11 +1,15 @@
-"""How a rank ends whose peer is gone, in a real process."""
+"""How a rank ends that has an error: which of them speaks, and when."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from small_job import quiet_environment, write_recipe
+
+from megalm import entry
+from megalm.errors import PlatformError
 
 FAILS = """
 import sys
@@ -24,20 +28,34 @@ entry.main(sys.argv[2:])
 
 
 @pytest.mark.parametrize(
-    ("text", "lost"),
+    ("text", "code", "says"),
     [
-        ("Connection closed by peer [127.0.0.1]:2", True),
-        ("writev [127.0.0.1]:2: Broken pipe", True),
-        ("shapes cannot be multiplied", False),
+        ("Connection closed by peer [127.0.0.1]:2", 1, "rank 0 stopped: the connection to another rank broke"),
+        ("writev [127.0.0.1]:2: Broken pipe", 1, "rank 0 stopped: the connection to another rank broke"),
+        ("Timed out waiting 15000ms for recv operation to complete", 6, "error on rank 0: another rank did not answer"),
+        ("shapes cannot be multiplied", 1, "rank 0 failed:\nTraceback"),
     ],
 )
 def test_a_lost_peer_is_told_from_a_fault_of_this_rank_through_a_stage_of_the_pipeline(
-    text: str, lost: bool, tmp_path: Path
+    text: str, code: int, says: str, tmp_path: Path
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FAILS, text, "--config", write_recipe(tmp_path), "--save", tmp_path / "run"],
         env=quiet_environment(), capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 1
-    assert ("stopped: the connection to another rank broke" in done.stderr) == lost
-    assert ("rank 0 failed:" in done.stderr) != lost
+    assert (done.returncode, done.stderr[: len(says)]) == (code, says)
+    assert ("Traceback" in done.stderr) == ("Traceback" in says)
+
+
+@pytest.mark.parametrize(("age", "waits"), [(1.0, 8.0), (14.0, 28.0), (500.0, 60.0)])
+def test_a_rank_that_leaves_the_word_to_rank_0_waits_as_long_as_that_may_still_need_to_start(
+    age: float, waits: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(entry, "seconds_since_start", lambda: age)
+    monkeypatch.setattr(entry.time, "sleep", slept.append)
+    monkeypatch.setattr(entry.signal, "signal", lambda *_: signal.SIG_DFL)
+    refused = PlatformError("each would train alone")
+    refused.silent = True
+    entry._report(refused, 0)
+    assert (slept, capsys.readouterr().err) == ([waits], "")

@@ -7,6 +7,7 @@ MPI launcher, those of `srun`, a single process. Where two of them speak, they m
 import os
 import re
 import socket
+import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 
@@ -278,6 +279,15 @@ def choose_accelerator(cuda: bool, environ: MutableMapping[str, str] | None = No
     """Tell DeepSpeed which accelerator to use, before it is imported (else it guesses and warns)."""
     environ = os.environ if environ is None else environ
     environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+
+
+def seconds_since_start(environ: Mapping[str, str] | None = None) -> float:
+    """The age of this process, or of the task of srun that it belongs to, whose launcher took its time too."""
+    import psutil
+
+    task = (os.environ if environ is None else environ).get("SLURM_TASK_PID", "")
+    own = task.isdigit() and psutil.pid_exists(int(task))
+    return time.time() - psutil.Process(int(task) if own else None).create_time()
 
 
 def environment_with(before_path: str = "", **variables: str) -> dict[str, str]:

@@ -202,18 +202,22 @@ def _elements(arguments: argparse.Namespace, flags: list[str]) -> tuple[tuple[El
     _drop(flags, "--fresh", values=0)
     folder = Path(config.checkpoint.save).absolute() if config.checkpoint.save else Path()
     if not arguments.sweep:
+        if arguments.array_limit is not None:
+            raise ConfigError("--array-limit is about the runs of a --sweep; give one, or drop it")
         return (Element(run=folder),), config
     if arguments.launcher != "slurm":
         raise ConfigError("--sweep is a SLURM job array; without SLURM start one run after the other")
     if arguments.chain > 1:
         raise ConfigError("--sweep and --chain exclude each other; the runs of a sweep requeue by themselves")
     axes = [_axis(text) for text in arguments.sweep]
-    elements = []
+    elements: list[Element] = []
     for values in itertools.product(*(axis[1] for axis in axes)):
         pairs = [(axis[0], value) for axis, value in zip(axes, values, strict=True)]
         chosen = tuple(word for name, value in pairs for word in (f"--{name}", value))
         run = folder / ",".join(f"{name}={value}" for name, value in pairs).replace("/", "_")
         _checked([*flags, *chosen, "--save", str(run)], arguments)
+        if run in (element.run for element in elements):
+            raise ConfigError(f"two runs of the sweep would share the folder {run}; sweep over other values")
         elements.append(Element(run=run, flags=chosen))
     return tuple(elements), config
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.dist.environment import LaunchEnvironment, choose_accelerator, prepare_process, read_environment
+from megalm.dist.environment import LaunchEnvironment, choose_accelerator, prepare_process, read_environment, seconds_since_start
 from megalm.dist.slurm import first_node
 from megalm.dist.network import interface_towards
 from megalm.errors import PlatformError
@@ -286,3 +286,7 @@ def test_the_accelerator_is_chosen_once_and_the_users_choice_stays() -> None:
     assert environ == {"DS_ACCELERATOR": "cpu"}
     choose_accelerator(True, environ)
     assert environ == {"DS_ACCELERATOR": "cpu"}
+
+
+def test_a_task_of_srun_is_as_old_as_the_launcher_in_it() -> None:
+    assert 0 < seconds_since_start({}) < seconds_since_start({"SLURM_TASK_PID": "1"})

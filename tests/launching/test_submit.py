@@ -162,6 +162,8 @@ SIZE = ("--nodes", "4", "--gpus-per-node", "1")
         ((*SIZE, "--time", "10", "--partitoin", "x"), 'unknown option --partitoin; did you mean "--partition"?'),
         ((*SIZE, "--time", "10", "--sweep", "lr"), "--sweep lr must be a flag and different values"),
         ((*SIZE, "--time", "10", "--sweep", "lr=0.001,fast"), "lr=fast"),
+        ((*SIZE, "--time", "10", "--array-limit", "2"), "--array-limit is about the runs of a --sweep"),
+        ((*SIZE, "--time", "10", "--sweep", "load=/a/b,/a_b"), "two runs of the sweep would share the folder"),
         ((*SIZE, "--time", "10", "--site", "/no/site.yaml"), "--site /no/site.yaml cannot be read"),
         ((*SIZE, "--time", "10", "--chain", "2", "--fresh"), "--fresh and --chain exclude each other"),
         ((*SIZE, "--time", "10", "--save", "/a\\b"), "--save /a\\b has a backslash"),

@@ -99,6 +99,20 @@ class Nodes:
         with (self.folder / f"sshd_{number}.log").open("wb") as log:
             self.daemons.append(subprocess.Popen([*DYING, *inside], stdout=log, stderr=log, stdin=subprocess.DEVNULL))
 
+    @property
+    def inside(self) -> list[list[str]]:
+        """For each node, the words before a command that is to run there."""
+        names = [f"{self.bridge}-{number}" for number in range(1, len(self.addresses) + 1)]
+        return [["ip", "netns", "exec", name] for name in names]
+
+    def cut(self, number: int) -> None:
+        """Take a node (1, 2, ...) off the network, silently: what is sent is lost."""
+        _call("ip", "link", "set", f"v{os.getpid()}-{number}", "down")
+
+    def join(self, number: int) -> None:
+        """Put it back."""
+        _call("ip", "link", "set", f"v{os.getpid()}-{number}", "up")
+
     def processes(self) -> list[int]:
         """What runs on the nodes, other than their ssh daemons."""
         names = [f"{self.bridge}-{number}" for number in range(1, len(self.addresses) + 1)]
