@@ -122,7 +122,7 @@ def _load(folder: Path) -> Library:
 
 
 def instruction_set(path: Path, limit: int = -1) -> int:
-    """The CPU instruction set in use (its place in _INSTRUCTION_SETS), after lowering it to `limit` if that is given."""
+    """Place in _INSTRUCTION_SETS of the CPU instruction set in use, lowered to `limit` if that is given."""
     return int(ctypes.CDLL(str(path)).megalm_instruction_set(limit))
 
 

@@ -66,7 +66,8 @@ class Toolchain:
             *_version(self.cxx),
             *(_version(self.nvcc) if self.nvcc else ()),
         ]
-        parts += [" ".join(map(str, command)) for command in self._commands(Path("out"))]
+        # sources count by what they say, not by where the checkout is
+        parts += [" ".join(command).replace(str(SOURCES), "csrc") for command in self._commands(Path("out"))]
         digest = hashlib.sha256("\n".join(parts).encode())
         for path in sorted(SOURCES.iterdir()):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
