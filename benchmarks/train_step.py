@@ -33,7 +33,7 @@ from kernels import machine
 from torch import Tensor
 
 from megalm.config.model import ModelConfig
-from megalm.engine.host_memory import keep_freed_memory
+from megalm.engine.host_memory import FreedMemory
 from megalm.engine.optimizer import ReplicatedAdamW, parameter_groups
 from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE, Kernels
@@ -97,6 +97,7 @@ class Trainer:
             parameter_groups(self.model, 0.1), clip_grad=1.0, accumulate_fp32=True, lr=1e-4, betas=(0.9, 0.95)
         )
         self.use(kernels)
+        self.freed_memory = FreedMemory(tokens.device.type == "cpu")  # as the engine does
 
     def use(self, kernels: Kernels) -> None:
         """Run on these kernels from now on."""
@@ -110,6 +111,7 @@ class Trainer:
         self.optimizer.step()
         for parameter in self.model.parameters():
             parameter.grad = None
+        self.freed_memory.after_step()
         return float(loss.detach())
 
 
@@ -216,8 +218,6 @@ def serve(name: str, arguments: argparse.Namespace, pipe: Connection) -> None:
     """Take the steps of one side, as they are asked for."""
     config, tokens = prepare(arguments)
     if name.startswith("megalm"):
-        if arguments.device == "cpu":
-            keep_freed_memory()  # as the engine does
         step: Step = Trainer(config, FUSED if name == "megalm fused" else REFERENCE, tokens)
     else:
         step = hugging_face_step(config, arguments.style, tokens, compiled=name.endswith("compiled"))
@@ -246,8 +246,6 @@ def speed(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) ->
 
 def gains(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) -> None:
     """The step with one operator after the other taken out of the fused ones."""
-    if arguments.device == "cpu":
-        keep_freed_memory()
     trainer = Trainer(config, FUSED, tokens)
 
     def without(fields: tuple[str, ...]) -> Step:

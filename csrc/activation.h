@@ -28,7 +28,7 @@ inline namespace MEGALM_ISA {
 
 template <class F>
 MEGALM_HD F sigmoid(F x) {
-  return 1.0f / (exp_(-x) + 1.0f);
+  return reciprocal(exp_(-x) + 1.0f);
 }
 
 template <class F>

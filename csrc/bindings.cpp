@@ -351,7 +351,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
 }  // namespace
 }  // namespace megalm
 
-// The CPU's instruction set in use: 0 generic, 1 AVX2, 2 AVX-512. `limit` lowers it; -1 only asks.
+// The CPU's instruction set in use: 0 generic, 1 AVX2, 2 AVX-512, 3 with bfloat16. `limit` lowers it; -1 only asks.
 extern "C" __attribute__((visibility("default"))) int megalm_instruction_set(int limit) {
   const int widest = static_cast<int>(megalm::widest_instruction_set());
   static int chosen = widest;

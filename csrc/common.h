@@ -98,6 +98,7 @@ MEGALM_HD fp16 from_float<fp16>(float x) {
 // The functions that formulas use, for one float; simd.h has them for a vector of floats.
 MEGALM_HD float exp_(float x) { return expf(x); }
 MEGALM_HD float sqrt_(float x) { return sqrtf(x); }
+MEGALM_HD float reciprocal(float x) { return 1.0f / x; }
 MEGALM_HD float max_(float a, float b) { return a > b ? a : b; }
 MEGALM_HD float abs_(float x) { return fabsf(x); }
 MEGALM_HD float select(bool condition, float yes, float no) { return condition ? yes : no; }

@@ -8,7 +8,7 @@
 
 namespace megalm {
 
-enum class InstructionSet { kGeneric, kAvx2, kAvx512 };
+enum class InstructionSet { kGeneric, kAvx2, kAvx512, kAvx512Bf16 };
 
 #define MEGALM_DECLARE(name, Arguments) void name(const Arguments& arguments);
 #define MEGALM_ENTRY(name, Arguments) name,
@@ -21,6 +21,7 @@ MEGALM_COPY(generic)
 #if defined(__x86_64__)
 MEGALM_COPY(avx2)
 MEGALM_COPY(avx512)
+MEGALM_COPY(avx512_bf16)
 #endif
 #undef MEGALM_COPY
 #undef MEGALM_ENTRY
@@ -33,6 +34,7 @@ inline InstructionSet widest_instruction_set() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) return InstructionSet::kAvx512Bf16;
   return avx2 && avx512 ? InstructionSet::kAvx512 : avx2 ? InstructionSet::kAvx2 : InstructionSet::kGeneric;
 #else
   return InstructionSet::kGeneric;
@@ -41,6 +43,7 @@ inline InstructionSet widest_instruction_set() {
 
 inline const KernelTable* kernels_of(InstructionSet set) {
 #if defined(__x86_64__)
+  if (set == InstructionSet::kAvx512Bf16) return &avx512_bf16::table;
   if (set == InstructionSet::kAvx512) return &avx512::table;
   if (set == InstructionSet::kAvx2) return &avx2::table;
 #endif

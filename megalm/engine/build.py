@@ -19,7 +19,7 @@ from megalm.dist.groups import MeshGroups
 from megalm.dist.slices import Placement
 from megalm.engine.cpu_adam import build_cpu_adam
 from megalm.engine.engine import Engine
-from megalm.engine.host_memory import keep_freed_memory
+from megalm.engine.host_memory import FreedMemory
 from megalm.engine.mpu import MeshUnit
 from megalm.engine.norm import agree_on_norm
 from megalm.engine.optimizer import ReplicatedAdamW, ShardedAdamW, adam_options, mark_counted, parameter_groups
@@ -65,8 +65,6 @@ def build_engine(
     learning rate is set at every step, by `Engine.train_step`.
     """
     connect_deepspeed()
-    if device.type == "cpu":
-        keep_freed_memory()
     stage = int(engine_json["zero_optimization"]["stage"])
     if stage == 0:
         model.to(device=device, dtype=_DTYPES[precision.dtype])
@@ -87,7 +85,7 @@ def build_engine(
     if staged is not None and stage > 0:
         agree_on_norm(wrapped.optimizer, stage)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return Engine(wrapped, stage, names, placements, device, groups, staged)
+    return Engine(wrapped, stage, names, placements, device, groups, staged, FreedMemory(device.type == "cpu"))
 
 
 def _for_replicated(engine_json: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from megalm.dist.groups import MeshGroups
 from megalm.dist.mesh import Axis
 from megalm.dist.slices import Placement, StateSlice
 from megalm.engine import state
+from megalm.engine.host_memory import FreedMemory
 from megalm.engine.stages import Batch, Staged, StageGradients
 from megalm.errors import NonFiniteError
 from megalm.models.loss import DatasetSums, summed_loss, token_count
@@ -51,6 +52,7 @@ class Engine:
         device: torch.device,
         groups: MeshGroups,
         staged: Staged | None = None,
+        freed_memory: FreedMemory | None = None,
     ) -> None:
         self.wrapped = wrapped
         self.stage = stage
@@ -62,6 +64,7 @@ class Engine:
         self.device = device
         self.groups = groups
         self._by_dataset: DatasetSums | None = None
+        self._freed_memory = freed_memory or FreedMemory(False)
 
     def count_by_dataset(self, num_datasets: int) -> None:
         """From now on training steps also give the loss of each dataset; batches hold `dataset_id` [B] then."""
@@ -85,6 +88,7 @@ class Engine:
         factor = self.groups.size(Axis.DP) / max(tokens, 1.0)
         loss_total, dataset_losses = self._loss_over_ranks(self._accumulate(micro_batches, seeds, factor))
         self._update()
+        self._freed_memory.after_step()
         return StepResult(
             loss=loss_total / max(tokens, 1.0),
             grad_norm=float(wrapped.get_global_grad_norm()),

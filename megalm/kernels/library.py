@@ -30,7 +30,7 @@ Backend = Literal["auto", "fused", "reference"]
 
 LOCK_TIMEOUT_S = 900.0
 """How long a process waits for another one's build."""
-_INSTRUCTION_SETS = ("generic vectors", "AVX2", "AVX-512")
+_INSTRUCTION_SETS = ("generic vectors", "AVX2", "AVX-512", "AVX-512 with bfloat16")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _load(folder: Path) -> Library:
 
 
 def instruction_set(path: Path, limit: int = -1) -> int:
-    """The CPU instruction set in use (0 generic, 1 AVX2, 2 AVX-512), after lowering it to `limit` if that is given."""
+    """Place in _INSTRUCTION_SETS of the CPU instruction set in use, lowered to `limit` if that is given."""
     return int(ctypes.CDLL(str(path)).megalm_instruction_set(limit))
 
 

@@ -22,11 +22,9 @@ COMPILE_TIMEOUT_S = 300.0
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type", "-Wno-psabi")
 # the compiler's own vector headers trip these two (GCC bug 105593)
 _QUIET = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")
-_INSTRUCTION_SETS = {
-    "generic": (),
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
-}
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+_INSTRUCTION_SETS = {"generic": (), "avx2": _AVX2, "avx512": _AVX512, "avx512_bf16": (*_AVX512, "-mavx512bf16")}
 NVCC_FLAGS = (
     *("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"),
     *("-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=[sm_90,compute_90]"),
@@ -68,7 +66,8 @@ class Toolchain:
             *_version(self.cxx),
             *(_version(self.nvcc) if self.nvcc else ()),
         ]
-        parts += [" ".join(map(str, command)) for command in self._commands(Path("out"))]
+        # sources count by what they say, not by where the checkout is
+        parts += [" ".join(command).replace(str(SOURCES), "csrc") for command in self._commands(Path("out"))]
         digest = hashlib.sha256("\n".join(parts).encode())
         for path in sorted(SOURCES.iterdir()):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -1,0 +1,37 @@
+"""The benchmarks of kernels and of a training step run and print their tables; nothing is asked of the figures."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kernels.fused import needs_fused
+
+pytestmark = [needs_fused, pytest.mark.e2e]
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def printed(*command: str) -> str:
+    """What a benchmark says."""
+    answer = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=BENCHMARKS, timeout=280)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def test_operators() -> None:
+    table = printed("kernels.py", "--only", "rotary", "residual", "--tokens", "2048", "--rounds", "1", "--no-compile")
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if " ms " in line]
+    assert rows == [
+        *("rotary", "rotary + backward", "rotary of q and k in place"),
+        *("bias + dropout + residual", "bias + dropout + residual + backward"),
+    ]
+
+
+def test_training_step() -> None:
+    pytest.importorskip("transformers")
+    small = ["--layers", "1", "--seq-length", "16", "--batch", "2", "--rounds", "1", "--no-compile"]
+    text = printed("train_step.py", *small)
+    for row in ("| megalm fused |", "| Hugging Face eager |", "| AdamW |", "* fused and reference: ", "in chunks |"):
+        assert row in text, text
+    chunked = next(line for line in text.splitlines() if line.startswith("| linear + cross entropy in chunks"))
+    assert float(chunked.split("|")[3]) <= 0.25, "of the eager loss's memory"
