@@ -5,9 +5,10 @@ Shapes: B micro-batch, T sequence, D model width.
 
 from itertools import pairwise
 
-from megalm.config import zero_stage
+from megalm.config import engine_json, zero_stage
+from megalm.parallel.recompute import FullRecompute
 from megalm.planner.layout import Layout
-from megalm.planner.memory import SIZES
+from megalm.planner.memory import MAX_LIVE, SIZES
 
 
 def sent_bytes(layout: Layout, parameters: int) -> dict[str, int]:
@@ -20,18 +21,29 @@ def sent_bytes(layout: Layout, parameters: int) -> dict[str, int]:
 
 
 def _data_parallel(layout: Layout, parameters: int) -> int:
-    """Gradients are reduced, weights gathered: all-reduce (0), reduce-scatter and gather (1, 2), by micro-batch (3)."""
-    ranks, precision, stage = layout.mesh.dp, layout.config.precision, zero_stage(layout.config)
-    weight = SIZES[precision.dtype]
-    gradient = _gradient_bytes(layout)
-    once = (ranks - 1) / ranks * parameters
-    if stage == 0:
-        return int(2 * once * gradient)
-    if stage < 3:
-        reductions = layout.micro_batches if stage == 2 else 1
-        return int(once * (reductions * gradient + weight))
-    gathers = 3 if layout.config.recompute.recompute_granularity == "full" else 2
-    return int(layout.micro_batches * once * (gathers * weight + gradient))
+    """Gradients are reduced, at stages 2 and 3 after every micro-batch, and weights gathered.
+
+    Stages 0 to 2 all-reduce gradients: DeepSpeed does so with the buckets of stages 1 and 2, of which a rank then keeps
+    its part. Stage 3 scatters the sum.
+    """
+    ranks, stage, weight = layout.mesh.dp, zero_stage(layout.config), SIZES[layout.config.precision.dtype]
+    # a table that both ends of a pipeline hold waits for the end of the step
+    reduced = layout.micro_batches * (parameters - _copied(layout)) + _copied(layout) if stage > 1 else parameters
+    gathered = (0, 1, 1, layout.micro_batches * _gathers(layout, parameters))[stage] * parameters
+    sent = (1 if stage == 3 else 2) * reduced * _gradient_bytes(layout) + gathered * weight
+    return int((ranks - 1) / ranks * sent)
+
+
+def _gathers(layout: Layout, parameters: int) -> int:
+    """How often stage 3 gathers a weight for one micro-batch.
+
+    Once, where it may hold all of them at a time; else for each pass. In pipelines each stage lets go after each pass.
+    """
+    config = layout.config
+    zero = engine_json(config, layout.mesh.dp)["zero_optimization"]
+    if layout.mesh.pp == 1 and parameters <= int(zero.get("stage3_max_live_parameters", MAX_LIVE)):
+        return 1
+    return 3 if config.recompute.recompute_granularity == "full" else 2
 
 
 def _tensor_parallel(layout: Layout) -> int:
@@ -40,11 +52,26 @@ def _tensor_parallel(layout: Layout) -> int:
     With sequence parallelism a reduce-scatter and an all-gather take the place of each, of the same volume together.
     Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
     """
-    ranks, config = layout.mesh.tp, layout.config
+    ranks = layout.mesh.tp
     all_reduce = 2 * (ranks - 1) / ranks * _activation_bytes(layout)
-    passes = 3 if config.recompute.recompute_granularity == "full" else 2
-    most = max(len(layout.layers(rank)) for rank in range(layout.mesh.pp))
-    return int(layout.micro_batches * all_reduce * (2 * passes * most + 2))
+    return int(layout.micro_batches * all_reduce * max(_all_reduces(layout, rank) for rank in range(layout.mesh.pp)))
+
+
+def _all_reduces(layout: Layout, pp_rank: int) -> float:
+    """Number of all-reduces on a pipeline rank for one micro-batch.
+
+    Full recomputation runs a group of layers forward once more, up to the last activation that the backward pass reads:
+    not to the reduction (or reduce-scatter, half of one) at the group's end.
+    """
+    config, number = layout.config.recompute, 0.0
+    last = 0.5 if layout.config.parallel.sequence_parallel else 1.0
+    for stage in layout.pipeline.stages(pp_rank):
+        layers = len(layout.pipeline.layers[stage])
+        number += 4 * layers + (stage == 0) + (stage == len(layout.pipeline.layers) - 1)
+        if config.recompute_granularity == "full":
+            groups = FullRecompute(config, layers, draws=False).groups
+            number += sum(2 * len(range(layers)[group]) - last for group in groups)
+    return number
 
 
 def _pipeline(layout: Layout) -> int:
@@ -60,11 +87,15 @@ def _pipeline(layout: Layout) -> int:
             sent[left] += 1
             sent[right] += 1
     sent = [layout.micro_batches * borders * _activation_bytes(layout) for borders in sent]
-    if layout.pipeline.has_copy(layout.config.model):
-        table = layout.rows * layout.config.model.hidden_size * _gradient_bytes(layout)
-        for rank in layout.pipeline.ends:
-            sent[rank] += table
+    for rank in layout.pipeline.ends:
+        sent[rank] += _copied(layout) * _gradient_bytes(layout)
     return max(sent)
+
+
+def _copied(layout: Layout) -> int:
+    """Elements of the token embedding on one rank, where both ends of a pipeline hold it."""
+    has_copy = layout.pipeline.has_copy(layout.config.model)
+    return layout.rows * layout.config.model.hidden_size if has_copy else 0
 
 
 def _gradient_bytes(layout: Layout) -> int:
