@@ -57,7 +57,7 @@ def _compiled() -> Function | None:
     """The compiled function, when it can be had and does what numpy does; says in one line why not."""
     try:
         function: Any = ctypes.CDLL(str(_library(default_cache()))).megalm_shuffle
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: this user has no home folder
         log.info("numpy shuffles the index, which takes some seconds more for large data: %s", _reason(error))
         return None
     function.restype = ctypes.c_int

@@ -96,6 +96,17 @@ def test_without_a_working_compiler_numpy_shuffles_and_it_is_said_once(
     assert not list(fresh.glob("*")) if fresh.exists() else True
 
 
+def test_a_user_without_a_home_gets_numpys(fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(shuffle, "default_cache", nowhere)
+    with caplog.at_level(logging.INFO, "megalm"):
+        _, _, alike = both([3000], np.int32, 3)
+    assert alike
+    assert "home directory" in caplog.text
+
+
 @needs_compiler
 def test_another_order_is_refused(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any) -> None:
     sources = tmp_path / "csrc"

@@ -181,21 +181,26 @@ class _Run:
         stop = not self._options.skip_bad
         planner = Planner(self._files, recipe.reading, recipe.digest(self._tokenizer))
         work = functools.partial(_work, recipe, str(parts), stop)
-        tasks = ((unit, finished(parts, unit)) for unit in planner.units())
-        known = [file for file in self._files if file.is_regular and not _is_streamed(file)]
+        digests: list[tuple[str, Future[str]]] = []
+
+        def tasks() -> Iterator[tuple[Unit, Report | None]]:
+            yield from ((unit, finished(parts, unit)) for unit in planner.units())
+            # the last units are under way: workers that have none left hash the input
+            known = [file.path for file in self._files if file.is_regular and not _is_streamed(file)]
+            digests.extend((path, executor.submit(file_sha256, path)) for path in known)
+
         lines = _LineCounter()
         with contextlib.ExitStack() as stack:
             stack.callback(self._progress.close)
             # Not yet under its own name: the lock of that file would go to the workers too, and outlive a kill.
             rejects = stack.enter_context(open(parts / "rejected", "w+b"))
             done_bytes = 0
-            for unit, report in in_order(executor, tasks, work, UNITS_PER_WORKER * num_workers):
+            for unit, report in in_order(executor, tasks(), work, UNITS_PER_WORKER * num_workers):
                 self._handle_faults(lines.of(unit, report), rejects)
                 self._shards.append(shard_path(parts, unit))
                 self._totals.add(report)
                 done_bytes += unit.input_bytes
                 self._progress.update(done_bytes, self._totals.text_bytes, self._totals.documents, self._totals.tokens)
-            digests: list[tuple[str, Future[str]]] = [(f.path, executor.submit(file_sha256, f.path)) for f in known]
             self._sha256 = planner.sha256 | {path: future.result() for path, future in digests}
             if self._options.reject_file:
                 rejects.seek(0)
