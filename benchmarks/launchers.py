@@ -46,6 +46,7 @@ def main() -> None:
     try:
         with Cluster(folder / "cluster") as cluster:
             recipe = ["--config", str(write_recipe(folder)), *LAYOUT, "--save", str(folder / "run"), "--fresh"]
+            recipe += ["--train-iters", "6"]
             training = ["launch/pretrain_gpt.py", *recipe]
             python = [sys.executable, "-u", *training]
             plain = quiet_environment()

@@ -57,6 +57,12 @@ def free_port(address: str) -> int:
         return int(probe.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    """Whether somebody listens on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def own_address(interface: str | None) -> str:
     """An IPv4 address at which other machines reach this one: that of `interface`, or of the way out.
 

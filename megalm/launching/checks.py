@@ -18,7 +18,7 @@ import psutil
 
 from megalm import __version__
 from megalm.dist.environment import captured_environment
-from megalm.dist.network import free_port
+from megalm.dist.network import free_port, listens
 
 GIB = 1 << 30
 _SHOWN_VARIABLES = ("NCCL_", "UCX_", "GLOO_", "FI_", "OMP_", "CUDA_", "MEGALM_", "LD_LIBRARY_PATH", "PYTHONPATH")
@@ -205,9 +205,7 @@ def network() -> Iterator[Row]:
         yield Row("host name", f"{host} is {address}{loopback}")
     except OSError:
         yield Row("host name", f"{host} has no address: between nodes gloo takes the interface that leads to the first")
-    with socket.socket() as probe:
-        taken = probe.connect_ex(("127.0.0.1", 29500)) == 0
-    if taken:
+    if listens(29500):
         yield Row("ports", "29500 is taken", "give another: --master_port (deepspeed), --master-port (torchrun)", False)
     else:
         yield Row("ports", f"29500 is free, {free_port('127.0.0.1')} too")

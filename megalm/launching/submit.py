@@ -14,6 +14,7 @@ from typing import Any
 from megalm.config import RunConfig, build_parser, check_layout, load
 from megalm.config.suggest import did_you_mean
 from megalm.dist.environment import captured_environment, user_variable
+from megalm.dist.network import listens
 from megalm.errors import ConfigError, PlatformError
 from megalm.files import replace_text
 from megalm.launching.cluster import check_request, slurm_command
@@ -325,6 +326,9 @@ def _start(arguments: argparse.Namespace, job: Job) -> int:
     command = found[0]
     if shutil.which(command[0]) is None:
         raise PlatformError(f"{command[0]} is not on PATH; install it, or choose another --launcher")
+    if arguments.launcher == "torchrun" and hosts.master_port and not hosts.node_rank and listens(hosts.master_port):
+        # the ranks of the other launchers say so themselves; torchrun meets the port before them
+        raise PlatformError(f"--master-port {hosts.master_port} is taken on this machine; give another")
     os.execvp(command[0], command)
 
 

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -246,6 +247,16 @@ def test_mpi_flavours() -> None:
     assert which_mpi("HYDRA build details:") == "mpich"
     with pytest.raises(PlatformError, match="knows OpenMPI, MPICH"):
         which_mpi("something")
+
+
+def test_a_port_that_torchrun_would_stumble_over_is_one_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        code, _, said = submit(capsys, tmp_path, "--launcher", "torchrun", "--master-port", port, dry=False)
+    assert code == PlatformError.exit_code
+    assert said == f"megalm submit: error: --master-port {port} is taken on this machine; give another\n"
 
 
 def test_the_printed_command_is_the_one_that_runs(tmp_path: Path) -> None:
