@@ -102,6 +102,12 @@ MEGALM_HD float reciprocal(float x) { return 1.0f / x; }
 MEGALM_HD float max_(float a, float b) { return a > b ? a : b; }
 MEGALM_HD float abs_(float x) { return fabsf(x); }
 MEGALM_HD float select(bool condition, float yes, float no) { return condition ? yes : no; }
+// Both halves of a product of 32-bit numbers.
+MEGALM_HD void multiply(uint32_t a, uint32_t b, uint32_t& low, uint32_t& high) {
+  const uint64_t product = static_cast<uint64_t>(a) * b;
+  low = static_cast<uint32_t>(product);
+  high = static_cast<uint32_t>(product >> 32);
+}
 // The normal distribution function, exact in its small tail too.
 MEGALM_HD float normal_cdf(float x) { return 0.5f * erfcf(x * -0.70710678f); }
 

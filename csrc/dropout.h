@@ -20,20 +20,23 @@ struct BiasDropoutAdd {
 inline namespace MEGALM_ISA {
 
 // One of Philox's ten rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", table 2).
-MEGALM_HD void philox_round(uint32_t c[4], uint32_t key0, uint32_t key1) {
-  const uint64_t a = static_cast<uint64_t>(c[0]) * 0xD2511F53u, b = static_cast<uint64_t>(c[2]) * 0xCD9E8D57u;
-  const uint32_t c1 = c[1], c3 = c[3];
-  c[0] = static_cast<uint32_t>(b >> 32) ^ c1 ^ key0;
-  c[1] = static_cast<uint32_t>(b);
-  c[2] = static_cast<uint32_t>(a >> 32) ^ c3 ^ key1;
-  c[3] = static_cast<uint32_t>(a);
+template <class U>
+MEGALM_HD void philox_round(U c[4], uint32_t key0, uint32_t key1) {
+  U low0, high0, low2, high2;
+  multiply(c[0], 0xD2511F53u, low0, high0);
+  multiply(c[2], 0xCD9E8D57u, low2, high2);
+  c[0] = high2 ^ c[1] ^ key0;
+  c[1] = low2;
+  c[2] = high0 ^ c[3] ^ key1;
+  c[3] = low0;
 }
 
-// Four 32-bit numbers of counter `group`, whose 64-bit key is `seed`.
-MEGALM_HD void philox(int64_t seed, int64_t group, uint32_t out[4]) {
-  out[0] = static_cast<uint32_t>(group);
-  out[1] = static_cast<uint32_t>(group >> 32);
-  out[2] = out[3] = 0;
+// Four 32-bit numbers of a counter, given in halves, whose 64-bit key is `seed`; or as many vectors of them.
+template <class U>
+MEGALM_HD void philox(int64_t seed, U low, U high, U out[4]) {
+  out[0] = low;
+  out[1] = high;
+  out[2] = out[3] = U{};
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     philox_round(out, key0, key1);

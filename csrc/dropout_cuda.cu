@@ -14,7 +14,10 @@ __device__ __forceinline__ void drop(Floats<N>& x, int64_t seed, int64_t first, 
 #pragma unroll
   for (int k = 0; k < N; ++k) {
     const int64_t element = first + k;
-    if (element >> 2 != drawn) philox(seed, drawn = element >> 2, numbers);
+    if (element >> 2 != drawn) {
+      drawn = element >> 2;
+      philox(seed, static_cast<uint32_t>(drawn), static_cast<uint32_t>(drawn >> 32), numbers);
+    }
     const int at = static_cast<int>(element & 3);
     const uint32_t number = at < 2 ? (at == 0 ? numbers[0] : numbers[1]) : (at == 2 ? numbers[2] : numbers[3]);
     x.at[k] *= number < bound ? 0.0f : keep;

@@ -100,6 +100,27 @@ MEGALM_HD Vec normal_cdf(Vec x) {
   return x > 0.0f ? 1.0f - tail : tail;
 }
 
+MEGALM_HD void multiply(VecUint a, uint32_t b, VecUint& low, VecUint& high) {
+#if defined(__AVX512F__)
+  const __m512i x = (__m512i)a, m = _mm512_set1_epi32(static_cast<int32_t>(b));
+  const __m512i even = _mm512_mul_epu32(x, m), odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), m);
+  low = (VecUint)_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+  high = (VecUint)_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
+#elif defined(__AVX2__)
+  const __m256i x = (__m256i)a, m = _mm256_set1_epi32(static_cast<int32_t>(b));
+  const __m256i even = _mm256_mul_epu32(x, m), odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), m);
+  low = (VecUint)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  high = (VecUint)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+#else
+  for (int i = 0; i < kLanes; ++i) {
+    uint32_t halves[2];
+    multiply(static_cast<uint32_t>(a[i]), b, halves[0], halves[1]);
+    low[i] = halves[0];
+    high[i] = halves[1];
+  }
+#endif
+}
+
 MEGALM_HD Vec load(const float* p) {
   Vec v;
   memcpy(&v, p, sizeof v);

@@ -92,8 +92,13 @@ def test_waiting_for_a_build_is_bounded(tmp_path, monkeypatch):
         pytest.fail("the lock was given twice")
 
 
-def test_the_key_follows_sources_and_compiler(tmp_path, compiler):
+def test_the_key_follows_sources_and_compiler(tmp_path, compiler, monkeypatch):
     keys = [Toolchain(str(compiler)).key()]
+    (tmp_path / "csrc").rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(toolchain, "SOURCES", tmp_path / "elsewhere")
+    assert Toolchain(str(compiler)).key() == keys[0], "two checkouts share what they build"
+    (tmp_path / "elsewhere").rename(tmp_path / "csrc")
+    monkeypatch.setattr(toolchain, "SOURCES", tmp_path / "csrc")
     (tmp_path / "csrc" / "schema.cpp").write_text("// changed\n")
     keys.append(Toolchain(str(compiler)).key())
     compiler.write_text(compiler.read_text().replace("slow 1.0", "slow 1.1"))
