@@ -98,6 +98,8 @@ def test_the_manifest_tells_where_the_tokens_come_from(tmp_path: Path, capsys: p
     assert (manifest["documents"], manifest["tokens"], manifest["dtype"]) == (2, 10, "uint16")
     tokenizer = {"type": "ByteLevelTokenizer", "identity": ByteLevelTokenizer().identity, "vocab_size": 257, "eod": 256}
     assert manifest["tokenizer"] == tokenizer
+    asked = {"append_eod": True, "json_key": "text", "text_documents": "blank-lines", "lang": "english", "dedup": None}
+    assert asked.items() <= manifest["options"].items()
     for kind in ("bin", "idx"):
         stored = (tmp_path / f"out_text_document.{kind}").read_bytes()
         assert manifest[kind] == {"bytes": len(stored), "sha256": hashlib.sha256(stored).hexdigest()}

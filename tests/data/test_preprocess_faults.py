@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_preprocess import BYTES, outputs, run, texts_of, write_lines
+from test_preprocess import BYTES, Inline, outputs, parsed, run, texts_of, write_lines
 
 from megalm.cli import main
+from megalm.data import preprocess
 from megalm.data.indexed import IndexedDataset
 from megalm.data.preprocess import pipeline as running
 from megalm.data.tokenizers import ByteLevelTokenizer
@@ -41,6 +43,21 @@ def test_bad_lines_can_be_left_out_and_are_counted_and_listed(
     assert [line.split(":")[1] for line in listed] == ["2", "3", "4", "5"]
     manifest = json.loads((tmp_path / "out_text_document.manifest.json").read_bytes())
     assert manifest["rejected"] == {"invalid JSON": 2, "missing key": 1, "not a string": 1}
+
+
+def test_input_of_nothing_but_bad_lines_is_listed_in_bounded_memory(tmp_path: Path) -> None:
+    """One unit of faults is written down as they are found: a list of them would take hundreds of bytes each."""
+    (tmp_path / "in.jsonl").write_text("x\n" * 60_000 + '{"text": "good"}\n')
+    tracemalloc.start()
+    try:
+        preprocess.preprocess(preprocess.options_of(parsed(tmp_path, "--on-error report")), Inline(), 1)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    rejected = (tmp_path / "out.rejected").read_text().splitlines()
+    assert len(rejected) == 60_000
+    assert rejected[-1].startswith(f"{tmp_path}/in.jsonl:60000: invalid JSON")
+    assert texts_of(tmp_path / "out_text_document") == ["good"]
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n', "{}\n", '{"text": "short"}\n'])

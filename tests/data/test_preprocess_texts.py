@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megalm.config.data import TokenizerConfig
@@ -166,6 +166,44 @@ def test_gigatoken_encodes_byte_level_bpe_in_every_form(byte_level: dict[str, To
     fast, own = (encoder_of(config, fast=fast)(texts) for fast in (True, False))
     assert np.array_equal(fast[0], own[0])
     assert np.array_equal(fast[1], own[1])
+
+
+@pytest.fixture(scope="module")
+def normalizing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenizerConfig]:
+    """sentencepiece's own defaults, which normalize and trim; by name of the normalization."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("gigatoken")
+    folder = tmp_path_factory.mktemp("spm")
+    texts = ["The quick brown fox jumps over the lazy dog", "caf\u00e9 na\u00efve stra\u00dfe", "12345 67890"] * 20
+    for name in ("nmt_nfkc", "identity"):
+        with open(folder / f"{name}.model", "wb") as stream:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts), model_writer=stream, vocab_size=330, hard_vocab_limit=False,
+                model_type="bpe", byte_fallback=True, normalization_rule_name=name, minloglevel=2,
+            )  # fmt: skip
+    return {path.stem: TokenizerConfig(tokenizer_model=str(path)) for path in folder.iterdir()}
+
+
+odd = st.text(
+    st.sampled_from(
+        "aB \n\t\r\x01\x7f\x85\xa0\u1e9b\u0323\u0301\u1100\u1161\u11a8\u2003\u2581\u3000\ufb01\u200d\U0001f469"
+    )
+)
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(odd | st.text()), st.sampled_from(["nmt_nfkc", "identity"]))
+def test_gigatoken_leaves_to_the_library_what_a_normalizing_model_may_change(
+    normalizing: dict[str, TokenizerConfig], texts: list[str], name: str
+) -> None:
+    config = normalizing[name]
+    choice = choose_encoder(config, ["The quick brown fox"])
+    assert choice.fast, choice.reason
+    fast = encoder_of(config, fast=True)
+    assert not fast._is_risky("The quick brown fox\njumps, caf\u00e9 \U0001f600")
+    got, expected = fast(texts), encoder_of(config, fast=False)(texts)
+    assert np.array_equal(got[0], expected[0])
+    assert np.array_equal(got[1], expected[1])
 
 
 @settings(deadline=None, max_examples=50)

@@ -33,7 +33,7 @@ from megalm.data.preprocess import assemble, dedup, shuffle
 from megalm.data.preprocess.pool import UNITS_PER_WORKER, in_order
 from megalm.data.preprocess.recipe import Recipe
 from megalm.data.preprocess.report import Outcome, manifest_of, summary
-from megalm.data.preprocess.shards import Batch, read_batches
+from megalm.data.preprocess.shards import Batch, Fault, read_batches, read_faults
 from megalm.data.preprocess.units import Planner, Unit
 from megalm.data.preprocess.work import Report, file_sha256, finished, process_unit, shard_path
 from megalm.data.progress import Progress
@@ -196,8 +196,9 @@ class _Run:
             rejects = stack.enter_context(open(parts / "rejected", "w+b"))
             done_bytes = 0
             for unit, report in in_order(executor, tasks(), work, UNITS_PER_WORKER * num_workers):
-                self._handle_faults(lines.of(unit, report), rejects)
-                self._shards.append(shard_path(parts, unit))
+                shard = shard_path(parts, unit)
+                self._handle_faults(lines.of(unit, report, self._faults_of(shard, report)), rejects)
+                self._shards.append(shard)
                 self._totals.add(report)
                 done_bytes += unit.input_bytes
                 self._progress.update(done_bytes, self._totals.text_bytes, self._totals.documents, self._totals.tokens)
@@ -207,6 +208,14 @@ class _Run:
                 with atomic_write(Path(self._options.reject_file)) as stream:
                     shutil.copyfileobj(rejects, stream)
         self._check_unchanged()
+
+    def _faults_of(self, shard: Path, report: Report) -> Iterator[Fault]:
+        """The rejected documents of a unit, as far as they are wanted: the first one when it ends the run."""
+        if report.first_fault is None:
+            return iter(())
+        if not self._options.skip_bad:
+            return iter([report.first_fault])
+        return read_faults(shard) if self._options.reject_file else iter(())
 
     def _handle_faults(self, faults: Iterator[Rejected], rejects: BinaryIO) -> None:
         for fault in faults:
@@ -304,9 +313,8 @@ class _LineCounter:
     def __init__(self) -> None:
         self._path, self._lines = "", 0
 
-    def of(self, unit: Unit, report: Report) -> Iterator[Rejected]:
+    def of(self, unit: Unit, report: Report, faults: Iterator[Fault]) -> Iterator[Rejected]:
         """The rejected documents of a unit, with their line in the file."""
-        faults = iter(report.faults)
         fault = next(faults, None)
         for number, (segment, lines) in enumerate(zip(unit.segments, report.segment_lines, strict=False)):
             if segment.path != self._path:

@@ -35,13 +35,18 @@ class Outcome:
 def manifest_of(key: str, options: "PreprocessOptions", outcome: Outcome, files: BuiltFiles) -> dict[str, Any]:
     """The manifest of the dataset of one key."""
     recipe, tokenizer, totals = outcome.recipe, outcome.tokenizer, outcome.totals
-    flags = ("append_eod", "prepend_bos", "clean", "redact_pii", "min_chars", "max_chars", "split_sentences")
+    flags = (
+        "append_eod", "prepend_bos", "clean", "redact_pii", "min_chars", "max_chars",
+        "split_sentences", "keep_newlines", "lang",
+    )  # fmt: skip
     return {
         "megalm": recipe.versions()["megalm"],
         "fingerprint": outcome.fingerprint,
         "inputs": [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in outcome.inputs],
         "options": {
             "json_key": key,
+            "text_documents": recipe.reading.text_documents,
+            "max_line_bytes": recipe.reading.max_line_bytes,
             **{name: getattr(recipe, name) for name in flags},
             "dedup": "exact" if options.dedup else None,
             "shuffle_seed": options.seed if options.shuffle else None,

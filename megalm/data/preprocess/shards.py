@@ -1,13 +1,15 @@
 """A shard: the tokens of one work unit in one file, which has its final name when it is complete and on disk.
 
 tokens of batch 0 key 0 | of key 1 | ... of batch 1 ... | arrays of the index (numpy .npy, one after another)
-| JSON about it | u64 position of the arrays | u64 position of the JSON | magic
+| rejected documents, a JSON array a line | JSON about it | u64 positions of arrays, rejected and JSON | magic
 """
 
 import contextlib
 import json
 import os
+import shutil
 import struct
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,9 @@ import numpy.typing as npt
 from megalm.data.atomic import flush_to_disk
 from megalm.files import sync_folder
 
-_TRAILER = struct.Struct("<QQ8s")
-_MAGIC = b"MEGASHD1"
+_TRAILER = struct.Struct("<QQQ8s")
+_MAGIC = b"MEGASHD2"
+_FAULT_BYTES_IN_MEMORY = 1 << 20
 DIGEST_BYTES = 16
 
 
@@ -46,6 +49,10 @@ class Batch:
         return of_documents
 
 
+Fault = tuple[int, int, str, str]
+"""(segment of the unit, line from its start, kind, detail) of a document that is rejected."""
+
+
 class ShardWriter:
     """Writes one shard batch by batch; `commit` gives it its name."""
 
@@ -54,6 +61,12 @@ class ShardWriter:
         self._stream: BinaryIO = open(self._partial, "wb")  # noqa: SIM115 (closed by commit and discard)
         self._sizes: list[tuple[int, int, int]] = []
         self._arrays: list[list[npt.NDArray[Any]]] = [[], [], []]
+        # On disk beyond some size: input may hold nothing but what is rejected.
+        self._faults = tempfile.SpooledTemporaryFile(_FAULT_BYTES_IN_MEMORY, dir=str(path.parent))  # noqa: SIM115
+
+    def add_fault(self, fault: Fault) -> None:
+        """Notes a document that is left out."""
+        self._faults.write(json.dumps(fault).encode() + b"\n")
 
     def add(self, batches: list[Batch]) -> None:
         """Appends one batch of every key."""
@@ -70,9 +83,12 @@ class ShardWriter:
         np.save(self._stream, np.array(self._sizes, np.int64).reshape(-1, 3))
         for parts, empty in zip(self._arrays, (_NO_I32, _NO_I32, _NO_DIGESTS), strict=True):
             np.save(self._stream, np.concatenate([empty, *parts]))
+        faults_at = self._stream.tell()
+        self._faults.seek(0)
+        shutil.copyfileobj(self._faults, self._stream)
         about_at = self._stream.tell()
         self._stream.write(json.dumps(about).encode())
-        self._stream.write(_TRAILER.pack(arrays_at, about_at, _MAGIC))
+        self._stream.write(_TRAILER.pack(arrays_at, faults_at, about_at, _MAGIC))
         flush_to_disk(self._stream)
         self._stream.close()
         os.replace(self._partial, self._path)
@@ -80,6 +96,7 @@ class ShardWriter:
 
     def discard(self) -> None:
         """Removes what is written; does nothing after `commit`."""
+        self._faults.close()
         if not self._stream.closed:
             self._partial.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # what a full disk still has in the buffer is not wanted any more
@@ -96,7 +113,7 @@ def read_about(path: Path) -> dict[str, Any] | None:
         with open(path, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             stream.seek(max(0, size - _TRAILER.size))
-            _, about_at, magic = _TRAILER.unpack(stream.read(_TRAILER.size))
+            _, _, about_at, magic = _TRAILER.unpack(stream.read(_TRAILER.size))
             if magic != _MAGIC:
                 return None
             stream.seek(about_at)
@@ -106,11 +123,24 @@ def read_about(path: Path) -> dict[str, Any] | None:
     return about
 
 
+def read_faults(path: Path) -> Iterator[Fault]:
+    """The rejected documents, in order."""
+    with open(path, "rb") as stream:
+        stream.seek(-_TRAILER.size, os.SEEK_END)
+        _, faults_at, about_at, _ = _TRAILER.unpack(stream.read(_TRAILER.size))
+        stream.seek(faults_at)
+        while faults_at < about_at:
+            line = stream.readline()
+            faults_at += len(line)
+            segment, number, kind, detail = json.loads(line)
+            yield segment, number, kind, detail
+
+
 def read_batches(path: Path, num_keys: int, key: int, dtype: np.dtype[Any]) -> Iterator[Batch]:
     """The batches of one key, in order."""
     with open(path, "rb") as stream:
         stream.seek(-_TRAILER.size, os.SEEK_END)
-        arrays_at, _, _ = _TRAILER.unpack(stream.read(_TRAILER.size))
+        arrays_at, _, _, _ = _TRAILER.unpack(stream.read(_TRAILER.size))
         stream.seek(arrays_at)
         sizes, lengths, counts, digests = (np.load(stream) for _ in range(4))
         position, sequence, document = 0, 0, 0

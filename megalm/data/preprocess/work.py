@@ -16,7 +16,7 @@ from megalm.data.preprocess import sentences
 from megalm.data.preprocess.clean import clean
 from megalm.data.preprocess.recipe import Recipe
 from megalm.data.preprocess.redact import redact
-from megalm.data.preprocess.shards import DIGEST_BYTES, Batch, ShardWriter, read_about
+from megalm.data.preprocess.shards import DIGEST_BYTES, Batch, Fault, ShardWriter, read_about
 from megalm.data.preprocess.units import Unit
 from megalm.data.readers import Document, Rejected, format_of
 from megalm.errors import DataError
@@ -38,8 +38,8 @@ class Report:
     rejected: Counter[str] = field(default_factory=Counter)
     segment_lines: list[int] = field(default_factory=list)
     """Lines of each segment of the unit."""
-    faults: list[tuple[int, int, str, str]] = field(default_factory=list)
-    """(segment, line from its start, kind, detail) of each rejected document."""
+    first_fault: Fault | None = None
+    """The first rejected document; the shard holds all of them."""
 
     def add(self, other: "Report") -> None:
         """Adds the counts of `other`."""
@@ -61,7 +61,7 @@ def finished(folder: Path, unit: Unit) -> Report | None:
     if about is None:
         return None
     counters = {name: Counter(about[name]) for name in ("filtered", "changed", "rejected")}
-    return Report(**{**about, **counters, "faults": [tuple(fault) for fault in about["faults"]]})
+    return Report(**{**about, **counters})
 
 
 def process_unit(recipe: Recipe, unit: Unit, folder: str, *, stop_at_fault: bool) -> Report:
@@ -74,12 +74,11 @@ def process_unit(recipe: Recipe, unit: Unit, folder: str, *, stop_at_fault: bool
     try:
         writer = ShardWriter(shard_path(Path(folder), unit))
         try:
-            for batches in _batches(recipe, unit, report):
-                if stop_at_fault and report.faults:
+            for batches in _batches(recipe, unit, report, writer):
+                if stop_at_fault and report.first_fault:
                     return report
                 writer.add(batches)
-            if not (stop_at_fault and report.faults):
-                writer.commit(vars(report))
+            writer.commit(vars(report))
         finally:
             writer.discard()
     except OSError as error:
@@ -87,8 +86,8 @@ def process_unit(recipe: Recipe, unit: Unit, folder: str, *, stop_at_fault: bool
     return report
 
 
-def _batches(recipe: Recipe, unit: Unit, report: Report) -> Iterator[list[Batch]]:
-    """A batch of every key, for each chunk of the input."""
+def _batches(recipe: Recipe, unit: Unit, report: Report, writer: ShardWriter) -> Iterator[list[Batch]]:
+    """A batch of every key, for each chunk of the input; rejected documents go to the writer."""
     encoder = encoder_of(recipe.tokenizer, fast=recipe.fast)
     for number, segment in enumerate(unit.segments):
         documents_of = format_of(segment.path).documents
@@ -100,9 +99,9 @@ def _batches(recipe: Recipe, unit: Unit, report: Report) -> Iterator[list[Batch]
                 if isinstance(found, Document):
                     documents.append(found)
                 else:
-                    _note_fault(report, number, found)
+                    _note_fault(report, writer, number, found)
             for fault in _unencodable(recipe, encoder, documents, segment.path):
-                _note_fault(report, number, fault)
+                _note_fault(report, writer, number, fault)
             report.documents += len(documents)
             if repaired := sum(document.repaired for document in documents):
                 report.changed["no Unicode, now U+FFFD"] += repaired
@@ -110,9 +109,11 @@ def _batches(recipe: Recipe, unit: Unit, report: Report) -> Iterator[list[Batch]
             yield [_batch(recipe, encoder, [document.texts[key] for document in documents], report) for key in keys]
 
 
-def _note_fault(report: Report, segment: int, fault: Rejected) -> None:
+def _note_fault(report: Report, writer: ShardWriter, segment: int, fault: Rejected) -> None:
     report.rejected[fault.kind] += 1
-    report.faults.append((segment, fault.line, fault.kind, fault.detail))
+    noted = segment, fault.line, fault.kind, fault.detail
+    report.first_fault = report.first_fault or noted
+    writer.add_fault(noted)
 
 
 def _unencodable(recipe: Recipe, encoder: Encoder, documents: list[Document], path: str) -> list[Rejected]:
