@@ -318,7 +318,8 @@ def memory(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) -
         with peak_bytes(arguments.device, found):
             loss = way(x, weight)
             loss.backward()
-        print(f"| {name} | {found[-1] / 1e6:.0f} | {found[-1] / found[0]:.3f} | {float(loss):.4f} |", flush=True)
+        peak, value = found[-1], float(loss.detach())
+        print(f"| {name} | {peak / 1e6:.0f} | {peak / found[0]:.3f} | {value:.4f} |", flush=True)
         del x, weight, loss
 
 

@@ -35,43 +35,30 @@ double square_sum_block(const T* x, int64_t size) {
   return total;
 }
 
-void square_sum(const SquareSumTensor& a) {
-  parallel_for((a.size + kSquareBlock - 1) / kSquareBlock, 1, [&](int64_t first, int64_t last) {
-    for (int64_t block = first; block < last; ++block) {
-      const int64_t start = block * kSquareBlock, rest = a.size - start;
-      MEGALM_DISPATCH(a.dtype, T,
-                      a.partial[block] = square_sum_block(static_cast<const T*>(a.x) + start,
-                                                          rest < kSquareBlock ? rest : kSquareBlock));
-    }
-  });
-}
-
-void scale(const ScaleTensor& a, float factor) {
-  parallel_for(a.size, 65536, [&](int64_t start, int64_t stop) {
-    MEGALM_DISPATCH(a.dtype, T, {
-      T* x = static_cast<T*>(a.x) + start;
-      for_lanes(stop - start, [&](int64_t i, int n) { store(x + i, load(x + i, n) * factor, n); });
-    });
-  });
-}
-
 }  // namespace
 
 void adamw_step(const AdamW& a) {
-  for (int64_t t = 0; t < a.count; ++t) {
+  parallel_for_blocks(a.tensors, a.count, kSquareBlock, [&](int64_t t, int64_t start, int64_t stop) {
     const AdamWTensor& x = a.tensors[t];
-    parallel_for(x.size, 65536, [&](int64_t start, int64_t stop) {
-      MEGALM_DISPATCH(x.grad_dtype, G, MEGALM_DISPATCH(x.model_dtype, M, (adamw_range<G, M>(a, x, start, stop))));
-    });
-  }
+    MEGALM_DISPATCH(x.grad_dtype, G, MEGALM_DISPATCH(x.model_dtype, M, (adamw_range<G, M>(a, x, start, stop))));
+  });
 }
 
 void square_sum(const SquareSum& a) {
-  for (int64_t t = 0; t < a.count; ++t) square_sum(a.tensors[t]);
+  parallel_for_blocks(a.tensors, a.count, kSquareBlock, [&](int64_t t, int64_t start, int64_t stop) {
+    const SquareSumTensor& x = a.tensors[t];
+    double* partial = x.partial + start / kSquareBlock;
+    MEGALM_DISPATCH(x.dtype, T, *partial = square_sum_block(static_cast<const T*>(x.x) + start, stop - start));
+  });
 }
 
 void scale(const Scale& a) {
-  for (int64_t t = 0; t < a.count; ++t) scale(a.tensors[t], a.factor);
+  parallel_for_blocks(a.tensors, a.count, kSquareBlock, [&](int64_t t, int64_t start, int64_t stop) {
+    MEGALM_DISPATCH(a.tensors[t].dtype, T, {
+      T* x = static_cast<T*>(a.tensors[t].x) + start;
+      for_lanes(stop - start, [&](int64_t i, int n) { store(x + i, load(x + i, n) * a.factor, n); });
+    });
+  });
 }
 
 }  // inline namespace MEGALM_ISA
