@@ -20,7 +20,7 @@ def printed(*command: str) -> str:
 
 def test_operators() -> None:
     table = printed("kernels.py", "--only", "rotary", "residual", "--tokens", "2048", "--rounds", "1", "--no-compile")
-    rows = [line.split("|")[1].strip() for line in table.splitlines() if " ms " in line]
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if "| torch " in line]
     assert rows == [
         *("rotary", "rotary + backward", "rotary of q and k in place"),
         *("bias + dropout + residual", "bias + dropout + residual + backward"),
@@ -30,8 +30,6 @@ def test_operators() -> None:
 def test_training_step() -> None:
     pytest.importorskip("transformers")
     small = ["--layers", "1", "--seq-length", "16", "--batch", "2", "--rounds", "1", "--no-compile"]
-    text = printed("train_step.py", *small)
-    for row in ("| megalm fused |", "| Hugging Face eager |", "| AdamW |", "* fused and reference: ", "in chunks |"):
+    text = printed("train_step.py", *small, "--parts", "speed", "memory")
+    for row in ("| megalm fused |", "| Hugging Face eager |", "in chunks |"):
         assert row in text, text
-    chunked = next(line for line in text.splitlines() if line.startswith("| linear + cross entropy in chunks"))
-    assert float(chunked.split("|")[3]) <= 0.25, "of the eager loss's memory"

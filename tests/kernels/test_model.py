@@ -2,15 +2,19 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from kernels.fused import ON_GPU, needs_fused
 
 from megalm.config.model import ModelConfig
 from megalm.engine.optimizer import ReplicatedAdamW, parameter_groups
 from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE
+from megalm.kernels.cross_entropy import fused_cross_entropy
+from megalm.kernels.linear_cross_entropy import linear_cross_entropy
 from megalm.models.gpt import GPT
 from megalm.models.init import initialize
 from megalm.models.layers import use_kernels
+from megalm.monitor.tensor_memory import TensorMemory
 
 pytestmark = needs_fused
 SIZES = {
@@ -107,3 +111,24 @@ def test_dropout_of_the_fused_model_follows_from_its_seed():
     assert not torch.equal(losses[0], losses[2])
     model.eval()
     torch.testing.assert_close(model(tokens, labels_BT=tokens), model(tokens, labels_BT=tokens, dropout_seed=1))
+
+
+def test_the_loss_takes_a_quarter_of_the_eager_memory():
+    labels = torch.arange(256)
+    ways = {
+        "eager": lambda x, w: F.cross_entropy((x @ w.t()).float(), labels),
+        "over the logits": lambda x, w: fused_cross_entropy(x @ w.t(), labels, in_place=True).mean(),
+        "in chunks": lambda x, w: linear_cross_entropy(x, w, labels, fused=True).mean(),
+    }
+    peaks, losses = {}, []
+    for name, way in ways.items():
+        torch.manual_seed(1)
+        x, weight = (torch.randn(size, 16).bfloat16().requires_grad_() for size in (256, 131072))
+        with TensorMemory() as memory:
+            loss = way(x, weight)
+            loss.backward()
+        peaks[name] = memory.peak_bytes
+        losses.append(float(loss.detach()))
+    assert peaks["over the logits"] < 0.25 * peaks["eager"]
+    assert peaks["in chunks"] < 0.1 * peaks["eager"]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
