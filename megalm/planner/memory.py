@@ -164,10 +164,15 @@ def _stage_one(state: StateBytes, bucket: int, gradients: int) -> StateBytes:
 
 
 def _stage_two(state: StateBytes, bucket: int, part: int, micro_batches: int) -> StateBytes:
-    """The rank's part of the gradients is summed up beside the parameters where there are several micro-batches."""
+    """The rank's part of the gradients is summed up beside the parameters where there are several micro-batches.
+
+    Each backward pass then collects its own in a buffer of the same size.
+    """
     if state.gradients == 0:
         state = replace(state, gradients=part) if micro_batches > 1 else replace(state, update=state.update + part)
-    return replace(state, end_bucket=bucket) if state.keep == "pass" else replace(state, pass_bucket=bucket)
+    if state.keep == "pass":
+        return replace(state, end_bucket=bucket)
+    return replace(state, pass_bucket=bucket + (part if micro_batches > 1 else 0))
 
 
 def _bucket(zero: dict[str, Any], stage: int) -> int:

@@ -19,6 +19,7 @@ MODEL = (
     "--eval-iters 0 "
 )
 LONG, SHORT = "--seq-length 128 --micro-batch-size 4 ", "--seq-length 16 --micro-batch-size 2 "
+SAMPLES = "--seq-length 128 --micro-batch-size 1 --gradient-accumulation-steps 4 "
 PIPELINE = LONG + "--pipeline-model-parallel-size 2 --gradient-accumulation-steps 4 "
 
 
@@ -64,6 +65,7 @@ ROWS = [
     Row(2, SHORT + "--zero-stage 1 --bf16", ci=False),
     Row(2, LONG + "--zero-stage 1"),
     Row(2, LONG + "--zero-stage 2", ci=False),
+    Row(2, SAMPLES + "--num-layers 8 --zero-stage 2", ci=False),
     Row(2, LONG + "--zero-stage 3"),
     Row(2, LONG + "--zero-stage 0 --tensor-model-parallel-size 2", ci=False),
     Row(2, LONG + "--zero-stage 1 --tensor-model-parallel-size 2 --sequence-parallel"),
