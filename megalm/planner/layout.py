@@ -118,6 +118,11 @@ class Layout:
         )
 
 
+def parameter_sizes(stages: Sequence[StageModule]) -> list[int]:
+    """Elements of each parameter of a rank that holds `stages`."""
+    return [parameter.numel() for parameter in nn.ModuleList(stages).parameters()]
+
+
 def parameters(stages: Sequence[StageModule]) -> int:
     """Parameters of a rank that holds `stages`."""
-    return sum(parameter.numel() for parameter in nn.ModuleList(stages).parameters())
+    return sum(parameter_sizes(stages))

@@ -16,6 +16,8 @@ ENGINE_BUCKET = 500_000_000
 """Elements that DeepSpeed lays flat at a time to reduce gradients outside of ZeRO."""
 MAX_LIVE = 1_000_000_000
 """Default of stage3_max_live_parameters: gathered weights that stage 3 keeps before it lets go of any."""
+PERSISTENT, PREFETCHED = 100_000, 50_000_000
+"""Defaults of stage3_param_persistence_threshold and stage3_prefetch_bucket_size."""
 SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -30,6 +32,8 @@ class StateBytes:
     """Gradient buffers that stand all the time."""
     gathered: int = 0
     """Weights of other ranks, gathered for use (ZeRO 3)."""
+    fetched: int = 0
+    """The flat buffer in which weights come ahead of their use; it stays until the last of them is used (ZeRO 3)."""
     pass_bucket: int = 0
     """Buffers in which gradients are reduced during a backward pass (then the passes count them) ..."""
     end_bucket: int = 0
@@ -98,7 +102,7 @@ class RankMemory:
     @property
     def forward(self) -> int:
         """The most during forward passes."""
-        return self.state.standing + self.state.gathered + self.step.forward
+        return self.state.standing + self.state.gathered + self.state.fetched + self.step.forward
 
     @property
     def backward(self) -> int:
@@ -117,8 +121,11 @@ class RankMemory:
         return max(self.forward, self.backward, self.update)
 
 
-def state_bytes(config: RunConfig, parameters: int, data_parallel_size: int, micro_batches: int) -> StateBytes:
-    """What a rank with `parameters` of the model holds under the run's ZeRO stage."""
+def state_bytes(
+    config: RunConfig, parameter_sizes: Sequence[int], data_parallel_size: int, micro_batches: int
+) -> StateBytes:
+    """What a rank with parameters of these numbers of elements holds under the run's ZeRO stage."""
+    parameters = sum(parameter_sizes)
     precision, size = config.precision, SIZES[config.precision.dtype]
     wide = 4 if precision.grad_accum_dtype == "fp32" else size
     flat = 4 * min(parameters, ENGINE_BUCKET)
@@ -144,7 +151,8 @@ def state_bytes(config: RunConfig, parameters: int, data_parallel_size: int, mic
     if stage == 3:
         live = min(parameters, int(zero.get("stage3_max_live_parameters", MAX_LIVE)))
         kept = wide * part + _bucket(zero, 3) * size  # stage 3 keeps its bucket between steps
-        return replace(state, gradients=kept, gathered=live * size)
+        ahead = 0 if config.parallel.pipeline_model_parallel_size > 1 else _fetched_ahead(zero, parameter_sizes)
+        return replace(state, gradients=kept, gathered=live * size, fetched=ahead * size)
     if stage == 1 and precision.bf16 and precision.grad_accum_dtype == "fp32":
         # DeepSpeed's BF16_Optimizer: a flat fp32 gradient of everything
         return replace(state, gradients=4 * parameters, update=size * parameters + flat)
@@ -173,6 +181,13 @@ def _stage_two(state: StateBytes, bucket: int, part: int, micro_batches: int) ->
     if state.keep == "pass":
         return replace(state, end_bucket=bucket)
     return replace(state, pass_bucket=bucket + (part if micro_batches > 1 else 0))
+
+
+def _fetched_ahead(zero: dict[str, Any], parameter_sizes: Sequence[int]) -> int:
+    """Elements that stage 3 fetches at once while the first parameter is used; it always has the small ones."""
+    smallest = int(zero.get("stage3_param_persistence_threshold", PERSISTENT))
+    spread = [size for size in parameter_sizes if size > smallest]
+    return min(sum(spread[1:]), int(zero.get("stage3_prefetch_bucket_size", PREFETCHED)))
 
 
 def _bucket(zero: dict[str, Any], stage: int) -> int:

@@ -80,7 +80,7 @@ def _memory(plan: Plan) -> str:
         rows.append([
             str(number), _spans(layers), count(rank.parameters), gigabytes(state.weights),
             gigabytes(state.master + state.moments), gigabytes(state.gradients_at_end),
-            gigabytes(state.pass_bucket + state.end_bucket + state.gathered),
+            gigabytes(state.pass_bucket + state.end_bucket + state.gathered + state.fetched),
             *(gigabytes(rank.memory[mode].step.saved) for mode in MODES),
             *(gigabytes(rank.memory[mode].peak) for mode in MODES),
         ])  # fmt: skip
