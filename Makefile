@@ -16,7 +16,7 @@ DATA := data/quickstart
 RUN := runs/quickstart
 CORPUS_MB ?= 12
 PYTEST_ARGS ?=
-# test processes; the tests of one file stay together
+# test processes; the tests of one file stay together, the files keep their order (tests/conftest.py)
 JOBS ?= 2
 # the GPUs of this machine, or two ranks on its CPU
 TRAIN_ARGS ?=
@@ -53,7 +53,7 @@ quickstart: $(DATA)/corpus_text_document.idx
 	$(BIN)/megalm report --load $(RUN) --command "$(BIN)/$(TRAIN) --train-iters 400"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # without a device it fails: an all-skipped run proves nothing
 test-gpu: $(INSTALLED)

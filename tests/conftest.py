@@ -14,6 +14,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # what starts real jobs takes longest: first, so that no test process is left alone with it
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
     if config.getoption("--all-layouts"):
         return
     rows = [(item, getattr(item, "callspec", None)) for item in items]
