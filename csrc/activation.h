@@ -31,6 +31,18 @@ MEGALM_HD F sigmoid(F x) {
   return reciprocal(exp_(-x) + 1.0f);
 }
 
+// Phi(x) by erfc's rational approximation (Abramowitz and Stegun 7.1.26), whose tail keeps its relative accuracy.
+template <class F>
+MEGALM_HD F normal_cdf(F x) {
+  const F t = reciprocal(abs_(x) * (0.3275911f * 0.70710678f) + 1.0f);
+  F p = t * 1.061405429f - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const F tail = p * t * exp_(x * x * -0.5f) * 0.5f;
+  return x > 0.0f ? 1.0f - tail : tail;
+}
+
 template <class F>
 struct ValueAndSlope {
   F value, slope;

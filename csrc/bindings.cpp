@@ -21,7 +21,7 @@ void parallel_for_raw(int64_t size, int64_t grain, void (*body)(int64_t, int64_t
 namespace {
 
 // Parts whose sums over rows are kept apart: fixed, so that results do not depend on the number of threads.
-int64_t num_chunks(const Tensor& x, int64_t rows) { return std::min<int64_t>(rows, x.is_cuda() ? 512 : 32); }
+int64_t num_chunks(const Tensor& x, int64_t rows) { return std::min<int64_t>(rows, x.is_cuda() ? 1024 : 32); }
 
 float* floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
 
@@ -221,9 +221,10 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& ids, const Tensor& o
   const Tensor sorted = checked(grad, ids, ScalarType::Long, rows.rows, "ids"),
                places = checked(grad, order, ScalarType::Long, rows.rows, "order");
   const Tensor out = empty(grad, {num_rows, rows.cols});
+  const Tensor starts = empty(grad, {num_rows + 1}, ScalarType::Long);
   const EmbeddingBackward arguments{rows.data(), static_cast<const int64_t*>(sorted.const_data_ptr()),
                                     static_cast<const int64_t*>(places.const_data_ptr()), out.mutable_data_ptr(),
-                                    rows.rows, num_rows, rows.cols, rows.stride, dtype_of(grad)};
+                                    static_cast<int64_t*>(starts.mutable_data_ptr()), rows.rows, num_rows, rows.cols, rows.stride, dtype_of(grad)};
   run::embedding_backward(grad, arguments);
   return out;
 }

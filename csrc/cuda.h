@@ -9,6 +9,7 @@
 #endif
 
 #include <algorithm>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -65,10 +66,13 @@ __device__ __forceinline__ float* dynamic_shared() {
 template <class T>
 constexpr int kPack = 16 / sizeof(T);
 
-// Threads for one row: a power of two below a warp, whole warps beyond.
+// Threads for one row: a power of two below a warp, whole warps beyond, as few as give them shares of equal size.
 inline int threads_for(int64_t cols, int pack) {
   const int64_t packs = (cols + pack - 1) / pack;
-  if (packs > kWarp) return static_cast<int>(std::min<int64_t>((packs + kWarp - 1) / kWarp * kWarp, kMaxThreads));
+  if (packs > kWarp) {
+    const int64_t rounds = (packs + kMaxThreads - 1) / kMaxThreads, share = (packs + rounds - 1) / rounds;
+    return static_cast<int>((share + kWarp - 1) / kWarp * kWarp);
+  }
   int threads = 1;
   while (threads < packs) threads *= 2;
   return threads;
@@ -94,8 +98,36 @@ void launch_rows(void (*kernel)(Arguments, int), int64_t rows, int64_t cols, int
   launch(kernel, teams.rows(rows), stream, arguments, teams.threads);
 }
 
+// Blocks of a kernel that all multiprocessors together can hold at once.
+template <class... Parameters>
+int64_t resident_blocks(void (*kernel)(Parameters...), int threads) {
+#if defined(MEGALM_EMULATOR)
+  (void)kernel, (void)threads;
+  return 3;
+#else
+  int device = 0, processors = 0, blocks = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0);
+  if (error != cudaSuccess) throw std::runtime_error(std::string("megalm kernels: ") + cudaGetErrorString(error));
+  return std::max<int64_t>(1, static_cast<int64_t>(processors) * blocks);
+#endif
+}
+
+// Whether wide loads can read the rows of a call: pointers (null ones do not count) and row strides are aligned.
+template <class T>
+bool aligned(std::initializer_list<const void*> pointers, std::initializer_list<int64_t> strides) {
+  return std::all_of(pointers.begin(), pointers.end(),
+                     [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }) &&
+         std::all_of(strides.begin(), strides.end(), [](int64_t stride) { return stride % kPack<T> == 0; });
+}
+
 template <int bytes>
 struct Word;
+template <>
+struct Word<2> {
+  using type = uint16_t;
+};
 template <>
 struct Word<4> {
   using type = uint32_t;
@@ -120,45 +152,67 @@ __device__ __forceinline__ void copy_words(void* to, const void* from) {
   }
 }
 
+// N adjacent elements as they lie in memory.
 template <int N, class T>
-__device__ __forceinline__ bool whole(const T* p, int64_t n) {
-  constexpr int bytes = N * sizeof(T) < 16 ? N * sizeof(T) : 16;
-  return n >= N && reinterpret_cast<uintptr_t>(p) % bytes == 0;
-}
+struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Raw {
+  T at[N];
+};
 
 template <int N>
 struct Floats {
   float at[N];
 };
 
-// The first N of n elements as floats; those beyond the end are `rest`.
+// Elements p[0] .. p[N - 1] by wide loads: p is aligned to them, or to 16 bytes where they are more.
 template <int N, class T>
-__device__ __forceinline__ Floats<N> read(const T* p, int64_t n, float rest = 0.0f) {
+__device__ __forceinline__ Raw<N, T> load_raw(const T* p) {
+  Raw<N, T> raw;
+  copy_words<N, T>(raw.at, p);
+  return raw;
+}
+
+template <int N, class T>
+__device__ __forceinline__ Floats<N> floats(const Raw<N, T>& raw) {
   Floats<N> out;
-  if (whole<N>(p, n)) {
-    alignas(16) T raw[N];
-    copy_words<N, T>(raw, p);
 #pragma unroll
-    for (int i = 0; i < N; ++i) out.at[i] = to_float(raw[i]);
-  } else {
+  for (int i = 0; i < N; ++i) out.at[i] = to_float(raw.at[i]);
+  return out;
+}
+
+template <int N, class T>
+__device__ __forceinline__ Floats<N> load(const T* p) {
+  return floats(load_raw<N>(p));
+}
+
+template <int N, class T>
+__device__ __forceinline__ void store(T* p, const Floats<N>& x) {
+  Raw<N, T> raw;
 #pragma unroll
-    for (int i = 0; i < N; ++i) out.at[i] = i < n ? to_float(p[i]) : rest;
-  }
+  for (int i = 0; i < N; ++i) raw.at[i] = from_float<T>(x.at[i]);
+  copy_words<N, T>(p, raw.at);
+}
+
+// The same where p may lie anywhere and only n elements count.
+template <int N, class T>
+__device__ __forceinline__ bool whole(const T* p, int64_t n) {
+  return n >= N && reinterpret_cast<uintptr_t>(p) % alignof(Raw<N, T>) == 0;
+}
+
+template <int N, class T>
+__device__ __forceinline__ Floats<N> read(const T* p, int64_t n) {
+  if (whole<N>(p, n)) return load<N>(p);
+  Floats<N> out;
+#pragma unroll
+  for (int i = 0; i < N; ++i) out.at[i] = i < n ? to_float(p[i]) : 0.0f;
   return out;
 }
 
 template <int N, class T>
 __device__ __forceinline__ void write(T* p, int64_t n, const Floats<N>& x) {
-  if (whole<N>(p, n)) {
-    alignas(16) T raw[N];
+  if (whole<N>(p, n)) return store(p, x);
 #pragma unroll
-    for (int i = 0; i < N; ++i) raw[i] = from_float<T>(x.at[i]);
-    copy_words<N, T>(p, raw);
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if (i < n) p[i] = from_float<T>(x.at[i]);
-    }
+  for (int i = 0; i < N; ++i) {
+    if (i < n) p[i] = from_float<T>(x.at[i]);
   }
 }
 
@@ -173,13 +227,22 @@ struct Member {
   __device__ __forceinline__ unsigned row() const { return blockIdx.x * (blockDim.x / size) + team; }
 };
 
-// body(i, n): n elements (N at most matter) from i on, for this member's share of a row of `size`.
+// body(i): elements i .. i + N, for this member's share of a row of `size`, a multiple of N.
 template <int N, class Body>
-__device__ __forceinline__ void for_packs(const Member& member, int64_t size, Body body) {
-  for (int64_t i = static_cast<int64_t>(member.rank) * N; i < size; i += static_cast<int64_t>(member.size) * N) {
-    body(i, size - i);
+__device__ __forceinline__ void for_packs(const Member& member, int size, Body body) {
+  for (int i = member.rank * N; i < size; i += member.size * N) body(i);
+}
+
+// The same for rows that a team can keep in its registers: body(k, i), k the number of the pack in its thread, a constant.
+template <int N, int kPacks, class Body>
+__device__ __forceinline__ void for_kept(const Member& member, int size, Body body) {
+#pragma unroll
+  for (int k = 0; k < kPacks; ++k) {
+    const int i = (k * member.size + member.rank) * N;
+    if (i < size) body(k, i);
   }
 }
+
 // The largest, or NaN where there is one.
 __device__ __forceinline__ float larger(float a, float b) { return a > b || a != a ? a : b; }
 
@@ -211,6 +274,29 @@ __device__ F over_team(const Member& member, F x, Combine combine) {
   return x;
 }
 
+// The team's sums of K values each member has, with the barriers of one.
+template <int K>
+__device__ __forceinline__ void add_over_team(const Member& member, float (&x)[K]) {
+  __shared__ float parts[K][kMaxThreads / kWarp];
+  for (int lanes = (member.size < kWarp ? member.size : kWarp) / 2; lanes > 0; lanes /= 2) {
+#pragma unroll
+    for (int j = 0; j < K; ++j) x[j] += __shfl_xor_sync(0xffffffffu, x[j], lanes);
+  }
+  if (member.size <= kWarp) return;
+  __syncthreads();  // the call before may still be reading
+  if (threadIdx.x % kWarp == 0) {
+#pragma unroll
+    for (int j = 0; j < K; ++j) parts[j][threadIdx.x / kWarp] = x[j];
+  }
+  __syncthreads();
+  const int warps = member.size / kWarp, first = member.team * warps;
+#pragma unroll
+  for (int j = 0; j < K; ++j) {
+    x[j] = parts[j][first];
+    for (int warp = 1; warp < warps; ++warp) x[j] += parts[j][first + warp];
+  }
+}
+
 template <class T>
 __device__ __forceinline__ const T* row_of(const void* p, int64_t row, int64_t stride) {
   return p ? static_cast<const T*>(p) + row * stride : nullptr;
@@ -221,22 +307,28 @@ __device__ __forceinline__ T* row_of(void* p, int64_t row, int64_t stride) {
 }
 
 // out[c] = sum of partial[chunk, c]: a warp-wide strip of columns for each block.
-__global__ void sum_chunks_kernel(const float* partial, float* out, int64_t chunks, int64_t cols) {
+__global__ void __launch_bounds__(kMaxThreads) sum_chunks_kernel(const float* partial, float* out, int chunks,
+                                                                 int64_t cols) {
   __shared__ float sums[kMaxThreads];
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x % kWarp;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
   float total = 0.0f;
-  for (int64_t chunk = threadIdx.x / kWarp; chunk < chunks && column < cols; chunk += blockDim.x / kWarp) {
-    total += partial[chunk * cols + column];
+  if (column < cols) {
+#pragma unroll 8
+    for (int chunk = static_cast<int>(threadIdx.x) / kWarp; chunk < chunks; chunk += warps) {
+      total += partial[chunk * cols + column];
+    }
   }
   sums[threadIdx.x] = total;
   __syncthreads();
   if (threadIdx.x >= kWarp || column >= cols) return;
-  for (unsigned i = threadIdx.x + kWarp; i < blockDim.x; i += kWarp) total += sums[i];
+  for (int warp = 1; warp < warps; ++warp) total += sums[threadIdx.x + warp * kWarp];
   out[column] = total;
 }
 
 inline void sum_chunks(const float* partial, float* out, int64_t chunks, int64_t cols, Stream stream) {
-  launch(sum_chunks_kernel, Grid{(cols + kWarp - 1) / kWarp, 8 * kWarp}, stream, partial, out, chunks, cols);
+  launch(sum_chunks_kernel, Grid{(cols + kWarp - 1) / kWarp, kMaxThreads}, stream, partial, out,
+         static_cast<int>(chunks), cols);
 }
 
 }  // namespace

@@ -7,26 +7,27 @@ inline namespace MEGALM_ISA {
 namespace {
 
 // Multiplies elements first .. first + N by 0 or `keep`: element e takes number e % 4 of Philox counter e / 4.
+// Where N is a multiple of 4, `first` is one too.
 template <int N>
 __device__ __forceinline__ void drop(Floats<N>& x, int64_t seed, int64_t first, uint32_t bound, float keep) {
-  uint32_t numbers[4] = {};
-  int64_t drawn = -1;
+  uint32_t numbers[4];
 #pragma unroll
-  for (int k = 0; k < N; ++k) {
-    const int64_t element = first + k;
-    if (element >> 2 != drawn) {
-      drawn = element >> 2;
-      philox(seed, static_cast<uint32_t>(drawn), static_cast<uint32_t>(drawn >> 32), numbers);
+  for (int k = 0; k < N; k += 4) {
+    const int64_t counter = (first + k) >> 2;
+    philox(seed, static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), numbers);
+    if constexpr (N == 1) {
+      const int at = static_cast<int>(first & 3);
+      const uint32_t number = at < 2 ? (at == 0 ? numbers[0] : numbers[1]) : (at == 2 ? numbers[2] : numbers[3]);
+      x.at[0] *= number < bound ? 0.0f : keep;
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x.at[k + j] *= numbers[j] < bound ? 0.0f : keep;
     }
-    const int at = static_cast<int>(element & 3);
-    const uint32_t number = at < 2 ? (at == 0 ? numbers[0] : numbers[1]) : (at == 2 ? numbers[2] : numbers[3]);
-    x.at[k] *= number < bound ? 0.0f : keep;
   }
 }
 
-template <class T>
+template <class T, int N>
 __global__ void __launch_bounds__(kMaxThreads) add_kernel(BiasDropoutAdd a, int threads) {
-  constexpr int N = kPack<T>;
   const Member member(threads);
   const int64_t row = member.row(), seed = *a.seed;
   if (row >= a.rows) return;
@@ -36,23 +37,34 @@ __global__ void __launch_bounds__(kMaxThreads) add_kernel(BiasDropoutAdd a, int 
   const int64_t start = mask_start(a, row);
   const uint32_t bound = drop_below(a.probability);
   const float keep = 1.0f / (1.0f - a.probability);
-  for_packs<N>(member, a.cols, [&](int64_t i, int64_t n) {
-    Floats<N> value = read<N>(x + i, n);
-    const Floats<N> bias = a.bias ? read<N>(a.bias + i, n) : Floats<N>{};
-    const Floats<N> other = residual ? read<N>(residual + i, n) : Floats<N>{};
+  for_packs<N>(member, static_cast<int>(a.cols), [&](int i) {
+    const Raw<N, T> raw = load_raw<N>(x + i), raw_other = load_raw<N>((residual ? residual : x) + i);
+    Floats<N> value = floats(raw);
+    if (a.bias) {
+      const Floats<N> bias = load<N>(a.bias + i);
 #pragma unroll
-    for (int k = 0; k < N; ++k) value.at[k] += bias.at[k];
+      for (int k = 0; k < N; ++k) value.at[k] += bias.at[k];
+    }
     if (a.probability > 0) drop(value, seed, start + i, bound, keep);
+    if (residual) {
+      const Floats<N> other = floats(raw_other);
 #pragma unroll
-    for (int k = 0; k < N; ++k) value.at[k] += other.at[k];
-    write<N>(y + i, n, value);
+      for (int k = 0; k < N; ++k) value.at[k] += other.at[k];
+    }
+    store(y + i, value);
   });
 }
 
 }  // namespace
 
 void bias_dropout_add(const BiasDropoutAdd& a, Stream stream) {
-  MEGALM_DISPATCH(a.dtype, T, launch_rows(add_kernel<T>, a.rows, a.cols, kPack<T>, stream, a));
+  MEGALM_DISPATCH(a.dtype, T, {
+    if (aligned<T>({a.x, a.bias, a.residual, a.y}, {a.cols, a.x_stride, a.residual_stride})) {
+      launch_rows(add_kernel<T, kPack<T>>, a.rows, a.cols, kPack<T>, stream, a);
+    } else {
+      launch_rows(add_kernel<T, 1>, a.rows, a.cols, 1, stream, a);
+    }
+  });
 }
 
 }  // inline namespace MEGALM_ISA

@@ -8,6 +8,7 @@ struct EmbeddingBackward {
   const void* grad;  // (tokens, cols) by row stride
   const int64_t *ids, *order;  // (tokens): ids sorted ascending, and where each stood (stable)
   void* out;  // (rows, cols), contiguous, every row is written
+  int64_t* starts;  // (rows + 1) work space
   int64_t tokens, rows, cols, stride;
   Dtype dtype;
 };

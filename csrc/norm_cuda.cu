@@ -6,161 +6,254 @@ namespace megalm {
 inline namespace MEGALM_ISA {
 namespace {
 
-// One team a row; what the first pass reads comes from the first cache in the later ones.
-template <class T>
-__global__ void __launch_bounds__(kMaxThreads) forward_kernel(NormForward a, int threads) {
-  constexpr int N = kPack<T>;
+constexpr int kKept = 16;  // elements of a row that a thread holds in registers
+constexpr int64_t kKeptCols = kKept * kMaxThreads;  // wider rows are read again for every pass
+
+// One team a row, which it reads once.
+template <class T, bool kResidual>
+__global__ void __launch_bounds__(kMaxThreads) kept_forward_kernel(NormForward a, int threads) {
+  constexpr int N = kPack<T>, kPacks = kKept / N;
   const Member member(threads);
-  const int64_t row = member.row(), cols = row < a.rows ? a.cols : 0;
+  const int64_t row = member.row();
+  const int cols = row < a.rows ? static_cast<int>(a.cols) : 0;
   const T* x = row_of<T>(a.x, row, a.x_stride);
   const T* residual = row_of<T>(a.residual, row, a.residual_stride);
   T *sum = row_of<T>(a.sum, row, a.cols), *y = row_of<T>(a.y, row, a.cols);
-  float total = 0.0f;
-  if (a.center || residual) {
-    for_packs<N>(member, cols, [&](int64_t i, int64_t n) {
-      Floats<N> value = read<N>(x + i, n);
-      if (residual) {
-        const Floats<N> other = read<N>(residual + i, n);
-#pragma unroll
-        for (int k = 0; k < N; ++k) value.at[k] = to_float(from_float<T>(value.at[k] + other.at[k]));
-        write<N>(sum + i, n, value);
-      }
-#pragma unroll
-      for (int k = 0; k < N; ++k) total += value.at[k];
-    });
-  }
-  if (residual) x = sum;  // each thread reads only what it wrote
-  const float mean = a.center ? over_team(member, total, Add()) / a.cols : 0.0f;
-  float squares = 0.0f;
-  for_packs<N>(member, cols, [&](int64_t i, int64_t n) {
-    const Floats<N> value = read<N>(x + i, n, mean);
-#pragma unroll
-    for (int k = 0; k < N; ++k) squares += (value.at[k] - mean) * (value.at[k] - mean);
+  Raw<N, T> raw[kPacks], other[kPacks];
+  for_kept<N, kPacks>(member, cols, [&](int k, int i) {
+    raw[k] = load_raw<N>(x + i);
+    if (kResidual) other[k] = load_raw<N>(residual + i);
   });
-  const float rstd = 1.0f / sqrtf(over_team(member, squares, Add()) / a.cols + a.epsilon);
+  Floats<N> value[kPacks];
+  float total[1] = {};
+  for_kept<N, kPacks>(member, cols, [&](int k, int i) {
+    value[k] = floats(raw[k]);
+    if (kResidual) {
+      const Floats<N> added = floats(other[k]);
+#pragma unroll
+      for (int j = 0; j < N; ++j) value[k].at[j] = to_float(from_float<T>(value[k].at[j] + added.at[j]));
+      store(sum + i, value[k]);
+    }
+#pragma unroll
+    for (int j = 0; j < N; ++j) total[0] += value[k].at[j];
+  });
+  if (a.center) add_over_team(member, total);
+  const float mean = a.center ? total[0] / static_cast<float>(a.cols) : 0.0f;
+  float squares[1] = {};
+  for_kept<N, kPacks>(member, cols, [&](int k, int) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) squares[0] += (value[k].at[j] - mean) * (value[k].at[j] - mean);
+  });
+  add_over_team(member, squares);
+  const float rstd = 1.0f / sqrtf(squares[0] / static_cast<float>(a.cols) + a.epsilon);
   if (member.rank == 0 && row < a.rows) {
     a.rstd[row] = rstd;
     if (a.center) a.mean[row] = mean;
   }
-  for_packs<N>(member, cols, [&](int64_t i, int64_t n) {
-    Floats<N> value = read<N>(x + i, n);
-    const Floats<N> weight = read<N>(a.weight + i, n);
-    const Floats<N> bias = a.bias ? read<N>(a.bias + i, n) : Floats<N>{};
+  for_kept<N, kPacks>(member, cols, [&](int k, int i) {
+    const Floats<N> weight = load<N>(a.weight + i);
+    const Floats<N> bias = a.bias ? load<N>(a.bias + i) : Floats<N>{};
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      value[k].at[j] = norm_output(value[k].at[j], mean, rstd, weight.at[j], bias.at[j]);
+    }
+    store(y + i, value[k]);
+  });
+}
+
+// The same for rows of any width: what the first pass reads comes from the first cache in the later ones.
+template <class T, int N>
+__global__ void __launch_bounds__(kMaxThreads) forward_kernel(NormForward a, int threads) {
+  const Member member(threads);
+  const int64_t row = member.row();
+  const int cols = row < a.rows ? static_cast<int>(a.cols) : 0;
+  const T* x = row_of<T>(a.x, row, a.x_stride);
+  const T* residual = row_of<T>(a.residual, row, a.residual_stride);
+  T *sum = row_of<T>(a.sum, row, a.cols), *y = row_of<T>(a.y, row, a.cols);
+  float total[1] = {}, squares[1] = {};
+  if (a.center || residual) {
+    for_packs<N>(member, cols, [&](int i) {
+      Floats<N> value = load<N>(x + i);
+      if (residual) {
+        const Floats<N> other = load<N>(residual + i);
+#pragma unroll
+        for (int k = 0; k < N; ++k) value.at[k] = to_float(from_float<T>(value.at[k] + other.at[k]));
+        store(sum + i, value);
+      }
+#pragma unroll
+      for (int k = 0; k < N; ++k) total[0] += value.at[k];
+    });
+  }
+  if (residual) x = sum;  // each thread reads only what it wrote
+  if (a.center) add_over_team(member, total);
+  const float mean = a.center ? total[0] / static_cast<float>(a.cols) : 0.0f;
+  for_packs<N>(member, cols, [&](int i) {
+    const Floats<N> value = load<N>(x + i);
+#pragma unroll
+    for (int k = 0; k < N; ++k) squares[0] += (value.at[k] - mean) * (value.at[k] - mean);
+  });
+  add_over_team(member, squares);
+  const float rstd = 1.0f / sqrtf(squares[0] / static_cast<float>(a.cols) + a.epsilon);
+  if (member.rank == 0 && row < a.rows) {
+    a.rstd[row] = rstd;
+    if (a.center) a.mean[row] = mean;
+  }
+  for_packs<N>(member, cols, [&](int i) {
+    Floats<N> value = load<N>(x + i);
+    const Floats<N> weight = load<N>(a.weight + i);
+    const Floats<N> bias = a.bias ? load<N>(a.bias + i) : Floats<N>{};
 #pragma unroll
     for (int k = 0; k < N; ++k) value.at[k] = norm_output(value.at[k], mean, rstd, weight.at[k], bias.at[k]);
-    write<N>(y + i, n, value);
+    store(y + i, value);
   });
 }
 
-// Sums over rows of a chunk: `pitch` floats for each team, in shared memory; where that is too small there is one team,
-// which adds in the work space itself.
-struct Sums {
-  int64_t pitch;
-  bool shared;
-};
-
-constexpr int kBackwardPack = 4;  // with more, 64 registers and so two blocks for each multiprocessor would not do
-constexpr int64_t kSharedBytes = 48 * 1024 - 1024;  // the reductions need a little besides
-
-template <class T>
-__device__ void backward_row(const NormBackward& a, const Member& member, int64_t row, int64_t cols, float* to_weight,
-                             float* to_bias) {
-  constexpr int N = kBackwardPack;
-  const T *x = row_of<T>(a.x, row, a.x_stride), *grad = row_of<T>(a.grad, row, a.grad_stride);
-  const T* grad_sum = row_of<T>(a.grad_sum, row, a.grad_sum_stride);
-  T* out = row_of<T>(a.grad_x, row, a.cols);
-  const float mean = a.center && cols > 0 ? a.mean[row] : 0.0f, rstd = cols > 0 ? a.rstd[row] : 0.0f;
-  float sum_gw = 0.0f, sum_gwx = 0.0f;
-  for_packs<N>(member, cols, [&](int64_t i, int64_t n) {
-    const Floats<N> g = read<N>(grad + i, n), value = read<N>(x + i, n), weight = read<N>(a.weight + i, n);
-    Floats<N> weights = read<N>(to_weight + i, n);
+// One block a chunk of rows: each thread owns the same columns in all of them, and sums for weight and bias over them.
+template <class T, bool kBias>
+__global__ void __launch_bounds__(kMaxThreads) kept_backward_kernel(NormBackward a) {
+  constexpr int N = kPack<T>, kPacks = kKept / N;
+  const Member member(static_cast<int>(blockDim.x));
+  const int cols = static_cast<int>(a.cols);
+  const int64_t chunk = blockIdx.x, chunks = gridDim.x, stop = a.rows * (chunk + 1) / chunks;
+  const float scale = 1.0f / static_cast<float>(a.cols);
+  Floats<N> to_weight[kPacks] = {}, to_bias[kPacks] = {};
+  for (int64_t row = a.rows * chunk / chunks; row < stop; ++row) {
+    const T *x = row_of<T>(a.x, row, a.x_stride), *grad = row_of<T>(a.grad, row, a.grad_stride);
+    const T* grad_sum = row_of<T>(a.grad_sum, row, a.grad_sum_stride);
+    T* out = row_of<T>(a.grad_x, row, a.cols);
+    const float mean = a.center ? a.mean[row] : 0.0f, rstd = a.rstd[row];
+    Raw<N, T> raw_x[kPacks], raw_grad[kPacks], raw_sum[kPacks];
+    for_kept<N, kPacks>(member, cols, [&](int k, int i) {
+      raw_x[k] = load_raw<N>(x + i);
+      raw_grad[k] = load_raw<N>(grad + i);
+      if (grad_sum) raw_sum[k] = load_raw<N>(grad_sum + i);
+    });
+    float sums[2] = {};  // of g w, and of g w xhat
+    for_kept<N, kPacks>(member, cols, [&](int k, int i) {
+      const Floats<N> value = floats(raw_x[k]), g = floats(raw_grad[k]), weight = load<N>(a.weight + i);
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      const float xhat = normalized(value.at[k], mean, rstd), gw = g.at[k] * weight.at[k];
-      sum_gw += gw;
-      sum_gwx += gw * xhat;
-      weights.at[k] += g.at[k] * xhat;
-    }
-    write<N>(to_weight + i, n, weights);
-    if (!to_bias) return;
-    Floats<N> biases = read<N>(to_bias + i, n);
+      for (int j = 0; j < N; ++j) {
+        const float xhat = normalized(value.at[j], mean, rstd), gw = g.at[j] * weight.at[j];
+        sums[0] += gw;
+        sums[1] += gw * xhat;
+        to_weight[k].at[j] += g.at[j] * xhat;
+        if (kBias) to_bias[k].at[j] += g.at[j];
+      }
+    });
+    add_over_team(member, sums);
+    const float mean_gw = a.center ? sums[0] * scale : 0.0f, mean_gwx = sums[1] * scale;
+    for_kept<N, kPacks>(member, cols, [&](int k, int i) {
+      const Floats<N> value = floats(raw_x[k]), weight = load<N>(a.weight + i);
+      Floats<N> g = floats(raw_grad[k]);
 #pragma unroll
-    for (int k = 0; k < N; ++k) biases.at[k] += g.at[k];
-    write<N>(to_bias + i, n, biases);
-  });
-  const float mean_gw = a.center ? over_team(member, sum_gw, Add()) / a.cols : 0.0f;
-  const float mean_gwx = over_team(member, sum_gwx, Add()) / a.cols;
-  for_packs<N>(member, cols, [&](int64_t i, int64_t n) {
-    Floats<N> g = read<N>(grad + i, n);
-    const Floats<N> value = read<N>(x + i, n), weight = read<N>(a.weight + i, n);
-    const Floats<N> other = grad_sum ? read<N>(grad_sum + i, n) : Floats<N>{};
+      for (int j = 0; j < N; ++j) {
+        g.at[j] = norm_grad(g.at[j], weight.at[j], value.at[j], mean, rstd, mean_gw, mean_gwx);
+      }
+      if (grad_sum) {
+        const Floats<N> other = floats(raw_sum[k]);
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      g.at[k] = norm_grad(g.at[k], weight.at[k], value.at[k], mean, rstd, mean_gw, mean_gwx) + other.at[k];
-    }
-    write<N>(out + i, n, g);
+        for (int j = 0; j < N; ++j) g.at[j] += other.at[j];
+      }
+      store(out + i, g);
+    });
+  }
+  for_kept<N, kPacks>(member, cols, [&](int k, int i) {
+    store(a.partial_weight + chunk * a.cols + i, to_weight[k]);
+    if (kBias) store(a.partial_bias + chunk * a.cols + i, to_bias[k]);
   });
 }
 
-// out[c] = the sum of the teams' sums, in their order.
-__device__ __forceinline__ void add_teams(const float* sums, int teams, int64_t pitch, int64_t cols, float* out) {
-  for (int64_t c = threadIdx.x; c < cols; c += blockDim.x) {
-    float total = sums[c];
-    for (int team = 1; team < teams; ++team) total += sums[team * pitch + c];
-    out[c] = total;
+// The same for rows of any width: the sums for weight and bias are kept in the work space, every thread's its own.
+template <class T, int N>
+__global__ void __launch_bounds__(kMaxThreads) backward_kernel(NormBackward a) {
+  const Member member(static_cast<int>(blockDim.x));
+  const int cols = static_cast<int>(a.cols);
+  const int64_t chunk = blockIdx.x, chunks = gridDim.x, stop = a.rows * (chunk + 1) / chunks;
+  const float scale = 1.0f / static_cast<float>(a.cols);
+  float* to_weight = a.partial_weight + chunk * a.cols;
+  float* to_bias = a.partial_bias ? a.partial_bias + chunk * a.cols : nullptr;
+  for_packs<N>(member, cols, [&](int i) {
+    store(to_weight + i, Floats<N>{});
+    if (to_bias) store(to_bias + i, Floats<N>{});
+  });
+  for (int64_t row = a.rows * chunk / chunks; row < stop; ++row) {
+    const T *x = row_of<T>(a.x, row, a.x_stride), *grad = row_of<T>(a.grad, row, a.grad_stride);
+    const T* grad_sum = row_of<T>(a.grad_sum, row, a.grad_sum_stride);
+    T* out = row_of<T>(a.grad_x, row, a.cols);
+    const float mean = a.center ? a.mean[row] : 0.0f, rstd = a.rstd[row];
+    float sums[2] = {};
+    for_packs<N>(member, cols, [&](int i) {
+      const Floats<N> g = load<N>(grad + i), value = load<N>(x + i), weight = load<N>(a.weight + i);
+      Floats<N> weights = load<N>(to_weight + i), biases = to_bias ? load<N>(to_bias + i) : Floats<N>{};
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        const float xhat = normalized(value.at[k], mean, rstd), gw = g.at[k] * weight.at[k];
+        sums[0] += gw;
+        sums[1] += gw * xhat;
+        weights.at[k] += g.at[k] * xhat;
+        biases.at[k] += g.at[k];
+      }
+      store(to_weight + i, weights);
+      if (to_bias) store(to_bias + i, biases);
+    });
+    add_over_team(member, sums);
+    const float mean_gw = a.center ? sums[0] * scale : 0.0f, mean_gwx = sums[1] * scale;
+    for_packs<N>(member, cols, [&](int i) {
+      Floats<N> g = load<N>(grad + i);
+      const Floats<N> value = load<N>(x + i), weight = load<N>(a.weight + i);
+      const Floats<N> other = grad_sum ? load<N>(grad_sum + i) : Floats<N>{};
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        g.at[k] = norm_grad(g.at[k], weight.at[k], value.at[k], mean, rstd, mean_gw, mean_gwx) + other.at[k];
+      }
+      store(out + i, g);
+    });
   }
 }
 
-// One block a chunk of rows, which its teams take by turns; a thread owns the same columns in every row.
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads, 2) backward_kernel(NormBackward a, Sums sums, int threads) {
-  constexpr int N = kBackwardPack;
-  const Member member(threads);
-  const int teams = static_cast<int>(blockDim.x) / threads;
-  const int64_t chunk = blockIdx.x, size = teams * sums.pitch;
-  float* partial_weight = a.partial_weight + chunk * a.cols;
-  float* partial_bias = a.partial_bias ? a.partial_bias + chunk * a.cols : nullptr;
-  float* const weights = sums.shared ? dynamic_shared() : partial_weight;
-  float* const biases = partial_bias ? (sums.shared ? weights + size : partial_bias) : nullptr;
-  float* to_weight = weights + member.team * sums.pitch;
-  float* to_bias = biases ? biases + member.team * sums.pitch : nullptr;
-  for_packs<N>(member, a.cols, [&](int64_t i, int64_t n) {
-    write<N>(to_weight + i, n, Floats<N>{});
-    if (to_bias) write<N>(to_bias + i, n, Floats<N>{});
-  });
-  const int64_t stop = a.rows * (chunk + 1) / a.chunks;
-  for (int64_t first = a.rows * chunk / a.chunks; first < stop; first += teams) {
-    const int64_t row = first + member.team;
-    backward_row<T>(a, member, row, row < stop ? a.cols : 0, to_weight, to_bias);
+void launch_forward(const NormForward& a, Stream stream) {
+  const bool wide = aligned<T>({a.x, a.residual, a.weight, a.bias, a.y, a.sum}, {a.cols, a.x_stride, a.residual_stride});
+  if (wide && a.cols <= kKeptCols) {
+    const auto kernel = a.residual ? kept_forward_kernel<T, true> : kept_forward_kernel<T, false>;
+    return launch_rows(kernel, a.rows, a.cols, kKept, stream, a);
   }
-  if (!sums.shared) return;
-  __syncthreads();
-  add_teams(weights, teams, sums.pitch, a.cols, partial_weight);
-  if (biases) add_teams(biases, teams, sums.pitch, a.cols, partial_bias);
+  if (wide) launch_rows(forward_kernel<T, kPack<T>>, a.rows, a.cols, kPack<T>, stream, a);
+  else launch_rows(forward_kernel<T, 1>, a.rows, a.cols, 1, stream, a);
+}
+
+// As many chunks as can run at once, so that all blocks end together; returns their number.
+int64_t launch_chunks(void (*kernel)(NormBackward), int pack, const NormBackward& a, Stream stream) {
+  const int threads = std::max(kWarp, threads_for(a.cols, pack));
+  const int64_t chunks = std::min(a.chunks, resident_blocks(kernel, threads));
+  launch(kernel, Grid{chunks, threads}, stream, a);
+  return chunks;
 }
 
 template <class T>
-void launch_backward(const NormBackward& a, Stream stream) {
-  constexpr int64_t kAlign = 16 / sizeof(float);
-  const Teams teams(a.cols, kBackwardPack, kMaxThreads);
-  const int64_t pitch = (a.cols + kAlign - 1) / kAlign * kAlign;
-  const int64_t bytes = teams.count * pitch * (a.partial_bias ? 2 : 1) * static_cast<int64_t>(sizeof(float));
-  const bool shared = bytes <= kSharedBytes;
-  const Sums sums{shared ? pitch : 0, shared};
-  launch(backward_kernel<T>, Grid{a.chunks, teams.threads * teams.count, shared ? bytes : 0}, stream, a, sums,
-         teams.threads);
+int64_t launch_backward(const NormBackward& a, Stream stream) {
+  const bool wide =
+      aligned<T>({a.x, a.grad, a.grad_sum, a.weight, a.grad_x, a.partial_weight, a.partial_bias},
+                 {a.cols, a.x_stride, a.grad_stride, a.grad_sum ? a.grad_sum_stride : 0});
+  if (wide && a.cols <= kKeptCols) {
+    return launch_chunks(a.partial_bias ? kept_backward_kernel<T, true> : kept_backward_kernel<T, false>, kKept, a,
+                         stream);
+  }
+  return wide ? launch_chunks(backward_kernel<T, kPack<T>>, kPack<T>, a, stream)
+              : launch_chunks(backward_kernel<T, 1>, 1, a, stream);
 }
 
 }  // namespace
 
 void norm_forward(const NormForward& a, Stream stream) {
-  MEGALM_DISPATCH(a.dtype, T, launch_rows(forward_kernel<T>, a.rows, a.cols, kPack<T>, stream, a));
+  MEGALM_DISPATCH(a.dtype, T, launch_forward<T>(a, stream));
 }
 
 void norm_backward(const NormBackward& a, Stream stream) {
-  MEGALM_DISPATCH(a.dtype, T, launch_backward<T>(a, stream));
-  sum_chunks(a.partial_weight, a.grad_weight, a.chunks, a.cols, stream);
-  if (a.grad_bias) sum_chunks(a.partial_bias, a.grad_bias, a.chunks, a.cols, stream);
+  int64_t chunks = 0;
+  MEGALM_DISPATCH(a.dtype, T, chunks = launch_backward<T>(a, stream));
+  sum_chunks(a.partial_weight, a.grad_weight, chunks, a.cols, stream);
+  if (a.grad_bias) sum_chunks(a.partial_bias, a.grad_bias, chunks, a.cols, stream);
 }
 
 }  // inline namespace MEGALM_ISA

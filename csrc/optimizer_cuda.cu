@@ -89,12 +89,13 @@ __global__ void __launch_bounds__(kThreads) square_sum_kernel(const __grid_const
   const int64_t block = blockIdx.x - batch.first_block[t], start = block * kSquareBlock;
   const int64_t rest = batch.at[t].size - start;
   const T* x = static_cast<const T*>(batch.at[t].x) + start;
+  const int size = static_cast<int>(rest < kSquareBlock ? rest : kSquareBlock);
   float total = 0.0f;
-  for_packs<N>(member, rest < kSquareBlock ? rest : kSquareBlock, [&](int64_t i, int64_t n) {
-    const Floats<N> value = read<N>(x + i, n);
+  for (int i = member.rank * N; i < size; i += member.size * N) {
+    const Floats<N> value = read<N>(x + i, size - i);
 #pragma unroll
     for (int k = 0; k < N; ++k) total += value.at[k] * value.at[k];
-  });
+  }
   const double sum = over_team(member, static_cast<double>(total), Add());
   if (threadIdx.x == 0) batch.at[t].partial[block] = sum;
 }

@@ -89,17 +89,6 @@ MEGALM_HD Vec exp_(Vec x) {
 #endif
 }
 
-// Phi(x) by erfc's rational approximation (Abramowitz and Stegun 7.1.26), whose tail keeps its relative accuracy.
-MEGALM_HD Vec normal_cdf(Vec x) {
-  const Vec t = reciprocal(abs_(x) * (0.3275911f * 0.70710678f) + 1.0f);
-  Vec p = t * 1.061405429f - 1.453152027f;
-  p = p * t + 1.421413741f;
-  p = p * t - 0.284496736f;
-  p = p * t + 0.254829592f;
-  const Vec tail = p * t * exp_(x * x * -0.5f) * 0.5f;
-  return x > 0.0f ? 1.0f - tail : tail;
-}
-
 MEGALM_HD void multiply(VecUint a, uint32_t b, VecUint& low, VecUint& high) {
 #if defined(__AVX512F__)
   const __m512i x = (__m512i)a, m = _mm512_set1_epi32(static_cast<int32_t>(b));
