@@ -82,7 +82,7 @@ inline int threads_for(int64_t cols, int pack) {
 struct Teams {
   int threads, count;  // of a team; of teams in a block
 
-  Teams(int64_t cols, int pack, int block = 256)
+  Teams(int64_t cols, int pack, int block = 128)
       : threads(threads_for(cols, pack)), count(std::max(1, block / threads)) {}
 
   // One team a row.

@@ -47,7 +47,8 @@ MEGALM_HD void philox(int64_t seed, U low, U high, U out[4]) {
 
 // Number of the first element of a row in the tensor whose mask it is.
 MEGALM_HD int64_t mask_start(const BiasDropoutAdd& a, int64_t row) {
-  return (a.first + row / a.run * a.run_stride + row % a.run) * a.cols;
+  const int64_t run = row < a.run ? 0 : row / a.run;  // GPUs divide slowly
+  return (a.first + run * a.run_stride + row - run * a.run) * a.cols;
 }
 
 // Numbers below this are dropped.

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kMaxThreads) add_kernel(BiasDropoutAdd a, int 
 void bias_dropout_add(const BiasDropoutAdd& a, Stream stream) {
   MEGALM_DISPATCH(a.dtype, T, {
     if (aligned<T>({a.x, a.bias, a.residual, a.y}, {a.cols, a.x_stride, a.residual_stride})) {
-      launch_rows(add_kernel<T, kPack<T>>, a.rows, a.cols, kPack<T>, stream, a);
+      launch_rows(add_kernel<T, kPack<T>>, a.rows, a.cols, 4 * kPack<T>, stream, a);
     } else {
       launch_rows(add_kernel<T, 1>, a.rows, a.cols, 1, stream, a);
     }

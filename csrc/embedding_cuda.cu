@@ -40,7 +40,7 @@ void embedding_backward(const EmbeddingBackward& a, Stream stream) {
   launch(starts_kernel, Grid{(a.rows + kMaxThreads) / kMaxThreads, kMaxThreads}, stream, a);
   MEGALM_DISPATCH(a.dtype, T, {
     if (aligned<T>({a.grad, a.out}, {a.cols, a.stride})) {
-      launch_rows(backward_kernel<T, kPack<T>>, a.rows, a.cols, kPack<T>, stream, a);
+      launch_rows(backward_kernel<T, kPack<T>>, a.rows, a.cols, 4 * kPack<T>, stream, a);
     } else {
       launch_rows(backward_kernel<T, 1>, a.rows, a.cols, 1, stream, a);
     }

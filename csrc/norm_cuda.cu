@@ -6,58 +6,64 @@ namespace megalm {
 inline namespace MEGALM_ISA {
 namespace {
 
-constexpr int kKept = 16;  // elements of a row that a thread holds in registers
-constexpr int64_t kKeptCols = kKept * kMaxThreads;  // wider rows are read again for every pass
+constexpr int kPacks = 4;  // 16-byte packs of a row that a thread holds in registers
+
+// Whether a team can hold rows of this width; wider ones are read again for every pass.
+template <class T>
+bool kept(int64_t cols, int packs) {
+  return cols <= packs * kPack<T> * kMaxThreads;
+}
 
 // One team a row, which it reads once.
 template <class T, bool kResidual>
 __global__ void __launch_bounds__(kMaxThreads) kept_forward_kernel(NormForward a, int threads) {
-  constexpr int N = kPack<T>, kPacks = kKept / N;
+  constexpr int N = kPack<T>;
   const Member member(threads);
   const int64_t row = member.row();
   const int cols = row < a.rows ? static_cast<int>(a.cols) : 0;
   const T* x = row_of<T>(a.x, row, a.x_stride);
   const T* residual = row_of<T>(a.residual, row, a.residual_stride);
   T *sum = row_of<T>(a.sum, row, a.cols), *y = row_of<T>(a.y, row, a.cols);
-  Raw<N, T> raw[kPacks], other[kPacks];
-  for_kept<N, kPacks>(member, cols, [&](int k, int i) {
-    raw[k] = load_raw<N>(x + i);
-    if (kResidual) other[k] = load_raw<N>(residual + i);
-  });
-  Floats<N> value[kPacks];
+  Raw<N, T> kept[kPacks], other[kResidual ? kPacks : 1];
+  for_kept<N, kPacks>(member, cols, [&](int k, int i) { kept[k] = load_raw<N>(x + i); });
   float total[1] = {};
-  for_kept<N, kPacks>(member, cols, [&](int k, int i) {
-    value[k] = floats(raw[k]);
-    if (kResidual) {
-      const Floats<N> added = floats(other[k]);
+  if constexpr (kResidual) {
+    for_kept<N, kPacks>(member, cols, [&](int k, int i) { other[k] = load_raw<N>(residual + i); });
+    for_kept<N, kPacks>(member, cols, [&](int k, int i) {
+      const Floats<N> value = floats(kept[k]), added = floats(other[k]);
 #pragma unroll
-      for (int j = 0; j < N; ++j) value[k].at[j] = to_float(from_float<T>(value[k].at[j] + added.at[j]));
-      store(sum + i, value[k]);
-    }
+      for (int j = 0; j < N; ++j) kept[k].at[j] = from_float<T>(value.at[j] + added.at[j]);
+      copy_words<N, T>(sum + i, kept[k].at);
+    });
+  }
+  if (a.center) {
+    for_kept<N, kPacks>(member, cols, [&](int k, int) {
+      const Floats<N> value = floats(kept[k]);
 #pragma unroll
-    for (int j = 0; j < N; ++j) total[0] += value[k].at[j];
-  });
-  if (a.center) add_over_team(member, total);
-  const float mean = a.center ? total[0] / static_cast<float>(a.cols) : 0.0f;
+      for (int j = 0; j < N; ++j) total[0] += value.at[j];
+    });
+    add_over_team(member, total);
+  }
+  const float scale = 1.0f / static_cast<float>(a.cols), mean = total[0] * scale;
   float squares[1] = {};
   for_kept<N, kPacks>(member, cols, [&](int k, int) {
+    const Floats<N> value = floats(kept[k]);
 #pragma unroll
-    for (int j = 0; j < N; ++j) squares[0] += (value[k].at[j] - mean) * (value[k].at[j] - mean);
+    for (int j = 0; j < N; ++j) squares[0] += (value.at[j] - mean) * (value.at[j] - mean);
   });
   add_over_team(member, squares);
-  const float rstd = 1.0f / sqrtf(squares[0] / static_cast<float>(a.cols) + a.epsilon);
+  const float rstd = 1.0f / sqrtf(squares[0] * scale + a.epsilon);
   if (member.rank == 0 && row < a.rows) {
     a.rstd[row] = rstd;
     if (a.center) a.mean[row] = mean;
   }
   for_kept<N, kPacks>(member, cols, [&](int k, int i) {
+    Floats<N> value = floats(kept[k]);
     const Floats<N> weight = load<N>(a.weight + i);
     const Floats<N> bias = a.bias ? load<N>(a.bias + i) : Floats<N>{};
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
-      value[k].at[j] = norm_output(value[k].at[j], mean, rstd, weight.at[j], bias.at[j]);
-    }
-    store(y + i, value[k]);
+    for (int j = 0; j < N; ++j) value.at[j] = norm_output(value.at[j], mean, rstd, weight.at[j], bias.at[j]);
+    store(y + i, value);
   });
 }
 
@@ -108,32 +114,52 @@ __global__ void __launch_bounds__(kMaxThreads) forward_kernel(NormForward a, int
   });
 }
 
+// What the backward of a row reads, in the registers of its block.
+template <class T, int kPacks>
+struct Incoming {
+  static constexpr int N = kPack<T>;
+  Raw<N, T> x[kPacks], grad[kPacks];
+  float mean, rstd;
+
+  __device__ __forceinline__ void load(const NormBackward& a, const Member& member, int64_t row) {
+    const T *from_x = row_of<T>(a.x, row, a.x_stride), *from_grad = row_of<T>(a.grad, row, a.grad_stride);
+    mean = a.center ? a.mean[row] : 0.0f;
+    rstd = a.rstd[row];
+    for_kept<N, kPacks>(member, static_cast<int>(a.cols), [&](int k, int i) {
+      x[k] = load_raw<N>(from_x + i);
+      grad[k] = load_raw<N>(from_grad + i);
+    });
+  }
+};
+
+constexpr int kSumPacks = 2;  // of a row, in the backward: the sums for weight and bias need registers too
+
 // One block a chunk of rows: each thread owns the same columns in all of them, and sums for weight and bias over them.
+// The loads of a row are under way while the one before is worked on.
 template <class T, bool kBias>
-__global__ void __launch_bounds__(kMaxThreads) kept_backward_kernel(NormBackward a) {
-  constexpr int N = kPack<T>, kPacks = kKept / N;
+__global__ void __launch_bounds__(kMaxThreads, 1) kept_backward_kernel(NormBackward a) {
+  constexpr int N = kPack<T>, kPacks = kSumPacks;
   const Member member(static_cast<int>(blockDim.x));
   const int cols = static_cast<int>(a.cols);
   const int64_t chunk = blockIdx.x, chunks = gridDim.x, stop = a.rows * (chunk + 1) / chunks;
   const float scale = 1.0f / static_cast<float>(a.cols);
   Floats<N> to_weight[kPacks] = {}, to_bias[kPacks] = {};
-  for (int64_t row = a.rows * chunk / chunks; row < stop; ++row) {
-    const T *x = row_of<T>(a.x, row, a.x_stride), *grad = row_of<T>(a.grad, row, a.grad_stride);
+  Incoming<T, kPacks> next;
+  int64_t row = a.rows * chunk / chunks;
+  if (row < stop) next.load(a, member, row);
+  for (; row < stop; ++row) {
+    const Incoming<T, kPacks> now = next;
+    if (row + 1 < stop) next.load(a, member, row + 1);
     const T* grad_sum = row_of<T>(a.grad_sum, row, a.grad_sum_stride);
     T* out = row_of<T>(a.grad_x, row, a.cols);
-    const float mean = a.center ? a.mean[row] : 0.0f, rstd = a.rstd[row];
-    Raw<N, T> raw_x[kPacks], raw_grad[kPacks], raw_sum[kPacks];
-    for_kept<N, kPacks>(member, cols, [&](int k, int i) {
-      raw_x[k] = load_raw<N>(x + i);
-      raw_grad[k] = load_raw<N>(grad + i);
-      if (grad_sum) raw_sum[k] = load_raw<N>(grad_sum + i);
-    });
+    Raw<N, T> raw_sum[kPacks];
+    if (grad_sum) for_kept<N, kPacks>(member, cols, [&](int k, int i) { raw_sum[k] = load_raw<N>(grad_sum + i); });
     float sums[2] = {};  // of g w, and of g w xhat
     for_kept<N, kPacks>(member, cols, [&](int k, int i) {
-      const Floats<N> value = floats(raw_x[k]), g = floats(raw_grad[k]), weight = load<N>(a.weight + i);
+      const Floats<N> value = floats(now.x[k]), g = floats(now.grad[k]), weight = load<N>(a.weight + i);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        const float xhat = normalized(value.at[j], mean, rstd), gw = g.at[j] * weight.at[j];
+        const float xhat = normalized(value.at[j], now.mean, now.rstd), gw = g.at[j] * weight.at[j];
         sums[0] += gw;
         sums[1] += gw * xhat;
         to_weight[k].at[j] += g.at[j] * xhat;
@@ -143,11 +169,11 @@ __global__ void __launch_bounds__(kMaxThreads) kept_backward_kernel(NormBackward
     add_over_team(member, sums);
     const float mean_gw = a.center ? sums[0] * scale : 0.0f, mean_gwx = sums[1] * scale;
     for_kept<N, kPacks>(member, cols, [&](int k, int i) {
-      const Floats<N> value = floats(raw_x[k]), weight = load<N>(a.weight + i);
-      Floats<N> g = floats(raw_grad[k]);
+      const Floats<N> value = floats(now.x[k]), weight = load<N>(a.weight + i);
+      Floats<N> g = floats(now.grad[k]);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        g.at[j] = norm_grad(g.at[j], weight.at[j], value.at[j], mean, rstd, mean_gw, mean_gwx);
+        g.at[j] = norm_grad(g.at[j], weight.at[j], value.at[j], now.mean, now.rstd, mean_gw, mean_gwx);
       }
       if (grad_sum) {
         const Floats<N> other = floats(raw_sum[k]);
@@ -214,9 +240,9 @@ __global__ void __launch_bounds__(kMaxThreads) backward_kernel(NormBackward a) {
 template <class T>
 void launch_forward(const NormForward& a, Stream stream) {
   const bool wide = aligned<T>({a.x, a.residual, a.weight, a.bias, a.y, a.sum}, {a.cols, a.x_stride, a.residual_stride});
-  if (wide && a.cols <= kKeptCols) {
+  if (wide && kept<T>(a.cols, kPacks)) {
     const auto kernel = a.residual ? kept_forward_kernel<T, true> : kept_forward_kernel<T, false>;
-    return launch_rows(kernel, a.rows, a.cols, kKept, stream, a);
+    return launch_rows(kernel, a.rows, a.cols, kPacks * kPack<T>, stream, a);
   }
   if (wide) launch_rows(forward_kernel<T, kPack<T>>, a.rows, a.cols, kPack<T>, stream, a);
   else launch_rows(forward_kernel<T, 1>, a.rows, a.cols, 1, stream, a);
@@ -235,9 +261,9 @@ int64_t launch_backward(const NormBackward& a, Stream stream) {
   const bool wide =
       aligned<T>({a.x, a.grad, a.grad_sum, a.weight, a.grad_x, a.partial_weight, a.partial_bias},
                  {a.cols, a.x_stride, a.grad_stride, a.grad_sum ? a.grad_sum_stride : 0});
-  if (wide && a.cols <= kKeptCols) {
-    return launch_chunks(a.partial_bias ? kept_backward_kernel<T, true> : kept_backward_kernel<T, false>, kKept, a,
-                         stream);
+  if (wide && kept<T>(a.cols, kSumPacks)) {
+    return launch_chunks(a.partial_bias ? kept_backward_kernel<T, true> : kept_backward_kernel<T, false>,
+                         kSumPacks * kPack<T>, a, stream);
   }
   return wide ? launch_chunks(backward_kernel<T, kPack<T>>, kPack<T>, a, stream)
               : launch_chunks(backward_kernel<T, 1>, 1, a, stream);

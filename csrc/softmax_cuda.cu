@@ -6,8 +6,14 @@ namespace megalm {
 inline namespace MEGALM_ISA {
 namespace {
 
-constexpr int kKept = 16;  // scores of a row that a thread holds in registers
-constexpr int64_t kKeptKeys = kKept * kMaxThreads;  // wider rows are read again for every pass
+// 16-byte packs of a row that a thread holds in registers: in a forward without masks, and besides.
+constexpr int kPlainPacks = 4, kPacks = 2;
+
+// Whether a team can hold rows of this width; wider ones are read again for every pass.
+template <class T>
+bool kept(int64_t keys, int packs) {
+  return keys <= packs * kPack<T> * kMaxThreads;
+}
 
 // A row of scores and what of it a query sees; one team has it.
 template <class T>
@@ -60,22 +66,22 @@ __device__ __forceinline__ void exponentials(Floats<N>& x, float largest, float&
 
 template <class T, bool kMasks>
 __global__ void __launch_bounds__(kMaxThreads) kept_forward_kernel(Softmax a, int threads) {
-  constexpr int N = kPack<T>, kPacks = kKept / N;
+  constexpr int N = kPack<T>, kHeld = kMasks ? kPacks : kPlainPacks;
   const Member member(threads);
   const Query<T> query(a, member);
-  Raw<N, T> raw[kPacks];
-  for_kept<N, kPacks>(member, query.seen, [&](int k, int i) { raw[k] = load_raw<N>(query.scores + i); });
-  Floats<N> x[kPacks] = {};
+  Raw<N, T> raw[kHeld];
+  for_kept<N, kHeld>(member, query.seen, [&](int k, int i) { raw[k] = load_raw<N>(query.scores + i); });
+  Floats<N> x[kHeld] = {};
   float largest = -INFINITY, total[1] = {};
-  for_kept<N, kPacks>(member, query.seen, [&](int k, int i) {
+  for_kept<N, kHeld>(member, query.seen, [&](int k, int i) {
     x[k] = query.template visible<kMasks>(a, i, floats(raw[k]));
     largest_of(x[k], largest);
   });
   largest = over_team(member, largest, Larger());
-  for_kept<N, kPacks>(member, query.seen, [&](int k, int) { exponentials(x[k], largest, total[0]); });
+  for_kept<N, kHeld>(member, query.seen, [&](int k, int) { exponentials(x[k], largest, total[0]); });
   add_over_team(member, total);
   const float inverse = inverse_or_zero(largest, total[0]);
-  for_kept<N, kPacks>(member, query.keys, [&](int k, int i) {
+  for_kept<N, kHeld>(member, query.keys, [&](int k, int i) {
 #pragma unroll
     for (int j = 0; j < N; ++j) x[k].at[j] *= inverse;
     store(query.y + i, x[k]);
@@ -108,7 +114,7 @@ __global__ void __launch_bounds__(kMaxThreads) forward_kernel(Softmax a, int thr
 
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads) kept_backward_kernel(SoftmaxBackward a, int threads) {
-  constexpr int N = kPack<T>, kPacks = kKept / N;
+  constexpr int N = kPack<T>;
   const Member member(threads);
   const int64_t row = member.row();
   const int cols = row < a.rows ? static_cast<int>(a.cols) : 0;
@@ -154,10 +160,12 @@ __global__ void __launch_bounds__(kMaxThreads) backward_kernel(SoftmaxBackward a
 
 void softmax_forward(const Softmax& a, Stream stream) {
   const int64_t rows = a.batch * a.heads * a.queries;
+  const bool masks = a.visible || a.query_documents;
+  const int packs = masks ? kPacks : kPlainPacks;
   MEGALM_DISPATCH(a.dtype, T, {
-    if (a.keys <= kKeptKeys && aligned<T>({a.scores, a.y}, {a.keys})) {
-      const auto kernel = a.visible || a.query_documents ? kept_forward_kernel<T, true> : kept_forward_kernel<T, false>;
-      launch_rows(kernel, rows, a.keys, kKept, stream, a);
+    if (kept<T>(a.keys, packs) && aligned<T>({a.scores, a.y}, {a.keys})) {
+      const auto kernel = masks ? kept_forward_kernel<T, true> : kept_forward_kernel<T, false>;
+      launch_rows(kernel, rows, a.keys, packs * kPack<T>, stream, a);
     } else {
       launch_rows(forward_kernel<T>, rows, a.keys, 1, stream, a);
     }
@@ -166,8 +174,8 @@ void softmax_forward(const Softmax& a, Stream stream) {
 
 void softmax_backward(const SoftmaxBackward& a, Stream stream) {
   MEGALM_DISPATCH(a.dtype, T, {
-    if (a.cols <= kKeptKeys && aligned<T>({a.grad, a.y, a.grad_scores}, {a.cols})) {
-      launch_rows(kept_backward_kernel<T>, a.rows, a.cols, kKept, stream, a);
+    if (kept<T>(a.cols, kPacks) && aligned<T>({a.grad, a.y, a.grad_scores}, {a.cols})) {
+      launch_rows(kept_backward_kernel<T>, a.rows, a.cols, kPacks * kPack<T>, stream, a);
     } else {
       launch_rows(backward_kernel<T>, a.rows, a.cols, 1, stream, a);
     }
