@@ -26,6 +26,8 @@ __device__ __forceinline__ void drop(Floats<N>& x, int64_t seed, int64_t first, 
   }
 }
 
+constexpr int kAhead = 2;  // packs of a thread whose loads are under way at once
+
 template <class T, int N>
 __global__ void __launch_bounds__(kMaxThreads) add_kernel(BiasDropoutAdd a, int threads) {
   const Member member(threads);
@@ -37,22 +39,34 @@ __global__ void __launch_bounds__(kMaxThreads) add_kernel(BiasDropoutAdd a, int 
   const int64_t start = mask_start(a, row);
   const uint32_t bound = drop_below(a.probability);
   const float keep = 1.0f / (1.0f - a.probability);
-  for_packs<N>(member, static_cast<int>(a.cols), [&](int i) {
-    const Raw<N, T> raw = load_raw<N>(x + i), raw_other = load_raw<N>((residual ? residual : x) + i);
-    Floats<N> value = floats(raw);
-    if (a.bias) {
-      const Floats<N> bias = load<N>(a.bias + i);
+  const int cols = static_cast<int>(a.cols), step = member.size * N;
+  for (int first = member.rank * N; first < cols; first += kAhead * step) {
+    Raw<N, T> raw[kAhead], raw_other[kAhead];
 #pragma unroll
-      for (int k = 0; k < N; ++k) value.at[k] += bias.at[k];
+    for (int k = 0; k < kAhead; ++k) {
+      const int i = first + k * step;
+      if (i < cols) raw[k] = load_raw<N>(x + i);
+      if (i < cols && residual) raw_other[k] = load_raw<N>(residual + i);
     }
-    if (a.probability > 0) drop(value, seed, start + i, bound, keep);
-    if (residual) {
-      const Floats<N> other = floats(raw_other);
 #pragma unroll
-      for (int k = 0; k < N; ++k) value.at[k] += other.at[k];
+    for (int k = 0; k < kAhead; ++k) {
+      const int i = first + k * step;
+      if (i >= cols) break;
+      Floats<N> value = floats(raw[k]);
+      if (a.bias) {
+        const Floats<N> bias = load<N>(a.bias + i);
+#pragma unroll
+        for (int j = 0; j < N; ++j) value.at[j] += bias.at[j];
+      }
+      if (a.probability > 0) drop(value, seed, start + i, bound, keep);
+      if (residual) {
+        const Floats<N> other = floats(raw_other[k]);
+#pragma unroll
+        for (int j = 0; j < N; ++j) value.at[j] += other.at[j];
+      }
+      store(y + i, value);
     }
-    store(y + i, value);
-  });
+  }
 }
 
 }  // namespace

@@ -132,13 +132,13 @@ struct Incoming {
   }
 };
 
-constexpr int kSumPacks = 2;  // of a row, in the backward: the sums for weight and bias need registers too
+constexpr int kSumPacks = 2;  // at most, in the backward: the sums for weight and bias need registers too
 
 // One block a chunk of rows: each thread owns the same columns in all of them, and sums for weight and bias over them.
 // The loads of a row are under way while the one before is worked on.
-template <class T, bool kBias>
-__global__ void __launch_bounds__(kMaxThreads, 1) kept_backward_kernel(NormBackward a) {
-  constexpr int N = kPack<T>, kPacks = kSumPacks;
+template <class T, int kPacks, bool kBias>
+__global__ void __launch_bounds__(kMaxThreads, kPacks == 1 ? 2 : 1) kept_backward_kernel(NormBackward a) {
+  constexpr int N = kPack<T>;
   const Member member(static_cast<int>(blockDim.x));
   const int cols = static_cast<int>(a.cols);
   const int64_t chunk = blockIdx.x, chunks = gridDim.x, stop = a.rows * (chunk + 1) / chunks;
@@ -256,15 +256,19 @@ int64_t launch_chunks(void (*kernel)(NormBackward), int pack, const NormBackward
   return chunks;
 }
 
+template <class T, int kPacks>
+int64_t launch_kept_backward(const NormBackward& a, Stream stream) {
+  const auto kernel = a.partial_bias ? kept_backward_kernel<T, kPacks, true> : kept_backward_kernel<T, kPacks, false>;
+  return launch_chunks(kernel, kPacks * kPack<T>, a, stream);
+}
+
 template <class T>
 int64_t launch_backward(const NormBackward& a, Stream stream) {
   const bool wide =
       aligned<T>({a.x, a.grad, a.grad_sum, a.weight, a.grad_x, a.partial_weight, a.partial_bias},
                  {a.cols, a.x_stride, a.grad_stride, a.grad_sum ? a.grad_sum_stride : 0});
-  if (wide && kept<T>(a.cols, kSumPacks)) {
-    return launch_chunks(a.partial_bias ? kept_backward_kernel<T, true> : kept_backward_kernel<T, false>,
-                         kSumPacks * kPack<T>, a, stream);
-  }
+  if (wide && kept<T>(a.cols, 1)) return launch_kept_backward<T, 1>(a, stream);
+  if (wide && kept<T>(a.cols, kSumPacks)) return launch_kept_backward<T, kSumPacks>(a, stream);
   return wide ? launch_chunks(backward_kernel<T, kPack<T>>, kPack<T>, a, stream)
               : launch_chunks(backward_kernel<T, 1>, 1, a, stream);
 }
