@@ -109,7 +109,7 @@ def _load(folder: Path) -> Library:
     try:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
-        raise BuildError(f"{path} does not load: {error}") from None
+        raise BuildError(f"{path} does not load: {error.__cause__ or error}") from None  # torch hides the loader's word
     registration.register()
     wrong = self_test.first_failure()
     if wrong is not None:

@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 from launching import REPOSITORY, environment
 
+from megalm.kernels.places import find_cxx
+
 pytestmark = pytest.mark.e2e
 
 DOCUMENTS = ["README.md", *sorted(str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "docs").glob("*.md"))]
 SHORTER = "--train-iters 4 --eval-iters 1 --log-interval 1"
 SERVERS = ("tensorboard",)
 SELF = ("make test", "make lint")
+NEEDS_COMPILER = ("megalm kernels build",)
+"""Without a C++ compiler these end with the one line that says so."""
 
 
 def commands(document: str) -> list[str]:
@@ -59,6 +63,10 @@ def test_every_command_runs(checkout: Path) -> None:
                 ["bash", "-c", shortened(command)],
                 cwd=checkout, env=quick(), capture_output=True, text=True, timeout=280,
             )  # fmt: skip
+            if command in NEEDS_COMPILER and find_cxx() is None:
+                assert done.returncode != 0
+                assert "there is no C++ compiler" in done.stderr
+                continue
             assert done.returncode == 0, f"{document}: {command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
 
 

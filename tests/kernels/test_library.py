@@ -142,6 +142,15 @@ def test_a_wrong_kernel_is_refused(tmp_path, monkeypatch):
     assert loaded.reason == "torch reference: the kernel rotary gives wrong numbers on this machine"
 
 
+def test_a_library_that_does_not_load_says_why(tmp_path, monkeypatch):
+    broken = tmp_path / "libmegalm.so"
+    broken.write_text("no library")
+    monkeypatch.setattr(library, "build", lambda folder: broken)
+    loaded = library.load("auto", cache_folder=tmp_path)
+    assert loaded.reason.startswith(f"torch reference: {broken} does not load: ")
+    assert "invalid ELF header" in loaded.reason or "file too short" in loaded.reason
+
+
 @needs_fused
 def test_the_command_says_what_is_live(tmp_path):
     command = [sys.executable, "-m", "megalm.cli", "kernels"]
