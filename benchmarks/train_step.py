@@ -38,7 +38,7 @@ from megalm.engine.optimizer import ReplicatedAdamW, parameter_groups
 from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE, Kernels
 from megalm.kernels.cross_entropy import cross_entropy, fused_cross_entropy
-from megalm.kernels.linear_cross_entropy import linear_cross_entropy
+from megalm.kernels.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
 from megalm.models.flops import training_flops_per_token
 from megalm.models.gpt import GPT
 from megalm.models.init import initialize
@@ -301,11 +301,13 @@ def peak_bytes(device: str, found: list[int]) -> Iterator[None]:
 def memory(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) -> None:
     """Forward and backward of head and loss, by each of the ways there are."""
     labels = (tokens.flatten() * 2) % LOSS_VOCABULARY
+    equal = torch.full(labels.shape, 1 / labels.numel(), device=labels.device)
     ways = {
         "eager: cross_entropy(logits.float())": lambda x, w: F.cross_entropy((x @ w.t()).float(), labels),
         "megalm's reference": lambda x, w: cross_entropy(x @ w.t(), labels).mean(),
         "fused, over the logits": lambda x, w: fused_cross_entropy(x @ w.t(), labels, in_place=True).mean(),
         "linear + cross entropy in chunks": lambda x, w: linear_cross_entropy(x, w, labels, fused=True).mean(),
+        "linear + cross entropy at once": lambda x, w: summed_linear_cross_entropy(x, w, labels, equal, fused=True),
     }
     found: list[int] = []
     width = config.hidden_size

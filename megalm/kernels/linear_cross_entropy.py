@@ -1,6 +1,9 @@
-"""Cross entropy of a linear output head that never holds all logits: the vocabulary goes by in chunks.
+"""Cross entropy of a linear output head that never holds all logits: they go by in chunks.
 
-Shapes: N tokens, D model width, V padded vocabulary.
+Two ways, for what is known in the forward. Of single losses, whose gradients come later, the vocabulary goes by, twice.
+Of a weighted sum of losses the gradients follow at once: the tokens go by, once, and no product is computed again.
+
+Shapes: N tokens, M tokens of a chunk, D model width, V padded vocabulary.
 """
 
 from collections.abc import Callable
@@ -8,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megalm.kernels.cross_entropy import (
     fused_vocabulary_gradient_,
@@ -17,7 +21,9 @@ from megalm.kernels.cross_entropy import (
 )
 
 DEFAULT_CHUNK = 8192
-"""Columns of logits that exist at one time."""
+"""Columns of logits of all tokens that exist at one time, or as many logits of whole rows."""
+_LEAST_ROWS = 256
+"""Tokens of a chunk of whole rows: with fewer, adding up the weight's gradient costs more than the products."""
 
 
 def linear_cross_entropy(
@@ -36,11 +42,44 @@ def linear_cross_entropy(
     chunk's logits are rounded to the dtype of x, as a linear layer would. Rows of `weight_VD` from `num_classes` on
     are padding. Sources: Wijmans et al. 2024, "Cut your losses", arXiv:2411.09009; Liger-Kernel, arXiv:2410.10989.
     """
+    classes = _classes(weight_VD, labels_N, num_classes)
+    apply: Callable[..., Tensor] = _LinearCrossEntropy.apply
+    return apply(x_ND, weight_VD, labels_N, classes, z_loss, chunk, fused)
+
+
+def summed_linear_cross_entropy(
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    token_weights_N: Tensor,
+    num_classes: int | None = None,
+    *,
+    z_loss: float = 0.0,
+    chunk: int = DEFAULT_CHUNK,
+    fused: bool = False,
+) -> Tensor:
+    """Sum of token_weights x `linear_cross_entropy`, float32 scalar; 1 / N in every place makes it the mean.
+
+    The gradients of `x_ND` and `weight_VD` are computed with the loss: three products instead of four. They wait for
+    the backward, the weight's in float32 where there is more than one chunk. The token weights get no gradient.
+    Source: Hsu et al. 2024, Liger-Kernel, arXiv:2410.10989.
+    """
+    classes = _classes(weight_VD, labels_N, num_classes)
+    weights_N = token_weights_N.to(torch.float32).contiguous()
+    apply: Callable[..., Tensor] = _SummedLinearCrossEntropy.apply
+    return apply(x_ND, weight_VD, labels_N, weights_N, classes, z_loss, chunk, fused)
+
+
+def _classes(weight_VD: Tensor, labels_N: Tensor, num_classes: int | None) -> int:
+    """Number of tokens that count; the labels are among them.
+
+    Raises:
+        RuntimeError: a label is not.
+    """
     classes = len(weight_VD) if num_classes is None else num_classes
     if labels_N.numel() and not (int(labels_N.min()) >= 0 and int(labels_N.max()) < classes):
         raise RuntimeError(f"labels must lie in [0, {classes})")
-    apply: Callable[..., Tensor] = _LinearCrossEntropy.apply
-    return apply(x_ND, weight_VD, labels_N, classes, z_loss, chunk, fused)
+    return classes
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -89,3 +128,58 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_x_ND += grad_NV @ part_VD
             torch.mm(grad_NV.t(), x_ND, out=grad_weight_VD[start:stop])
         return grad_x_ND.to(x_ND.dtype), grad_weight_VD, None, None, None, None, None
+
+
+class _SummedLinearCrossEntropy(torch.autograd.Function):
+    """Forward: loss and gradients of some tokens after the others. Backward: the gradients, scaled."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        labels_N: Tensor,
+        token_weights_N: Tensor,
+        classes: int,
+        z_loss: float,
+        chunk: int,
+        fused: bool,
+    ) -> Tensor:
+        statistics = fused_vocabulary_statistics if fused else vocabulary_statistics
+        gradient = fused_vocabulary_gradient_ if fused else vocabulary_gradient
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        rows = max(_LEAST_ROWS, -(-len(x_ND) * chunk // max(1, len(weight_VD))))
+        loss = x_ND.new_zeros((), dtype=torch.float32)
+        grad_x_ND = torch.empty_like(x_ND) if needs_x else None
+        grad_weight_VD: Tensor | None = None
+        for start in range(0, len(x_ND), rows):
+            part = slice(start, start + rows)
+            x_MD, labels_M, weights_M = x_ND[part], labels_N[part], token_weights_N[part]
+            logits_MV = x_MD @ weight_VD.t()
+            largest_M, sum_M, target_M = statistics(logits_MV, labels_M, 0, classes)
+            logsumexp_M = largest_M + sum_M.log()
+            loss += ((logsumexp_M - target_M + z_loss * logsumexp_M.square()) * weights_M).sum()
+            if not (needs_x or needs_weight):
+                continue
+            grad_MV = gradient(logits_MV, labels_M, logsumexp_M, weights_M, 0, classes, z_loss)
+            if grad_x_ND is not None:
+                torch.mm(grad_MV, weight_VD, out=grad_x_ND[part])
+            if needs_weight and len(x_ND) <= rows:
+                grad_weight_VD = grad_MV.t() @ x_MD
+            elif needs_weight:
+                product_VD = grad_MV.t() @ x_MD
+                grad_weight_VD = product_VD.float() if grad_weight_VD is None else grad_weight_VD.add_(product_VD)
+        if needs_weight and grad_weight_VD is None:
+            grad_weight_VD = torch.zeros_like(weight_VD)
+        ctx.save_for_backward(*(x for x in (grad_x_ND, grad_weight_VD) if x is not None))
+        ctx.needs, ctx.weight_dtype = (needs_x, needs_weight), weight_VD.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        saved = list(ctx.saved_tensors)
+        needs_x, needs_weight = ctx.needs
+        grad_x_ND = saved.pop(0) * grads[0] if needs_x else None
+        grad_weight_VD = (saved.pop() * grads[0]).to(ctx.weight_dtype) if needs_weight else None
+        return grad_x_ND, grad_weight_VD, None, None, None, None, None, None

@@ -31,5 +31,5 @@ def test_training_step() -> None:
     pytest.importorskip("transformers")
     small = ["--layers", "1", "--seq-length", "16", "--batch", "2", "--rounds", "1", "--no-compile"]
     text = printed("train_step.py", *small, "--parts", "speed", "memory")
-    for row in ("| megalm fused |", "| Hugging Face eager |", "in chunks |"):
+    for row in ("| megalm fused |", "| Hugging Face eager |", "in chunks |", "at once |"):
         assert row in text, text
