@@ -104,6 +104,29 @@ def test_norms(shape, dtype):
         check(lambda *a, f=fused: f(*a, epsilon), lambda *a, f=reference: f(*a, epsilon), inputs, tolerance=loose)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_wider_than_a_team_of_threads_holds(dtype):
+    """On GPUs these take loops that narrower rows leave out."""
+    loose = 20 * TOLERANCE[torch.float32] if dtype == torch.float32 else None
+    x, weight, bias = leaf(2, 16400, dtype=dtype), leaf(16400), leaf(16400)
+    check(lambda *a: fused_layer_norm(*a, 1e-5), lambda *a: layer_norm(*a, 1e-5), (x, weight, bias), tolerance=loose)
+    for columns in (20000, 20003):
+        logits, labels = leaf(2, columns, dtype=dtype), torch.tensor([19990, 7])
+        check(
+            lambda x, labels=labels: fused_cross_entropy(x, labels, 19997),
+            lambda x, labels=labels: F.cross_entropy(x[:, :19997], labels, reduction="none"),
+            (logits,),
+            tolerance=loose,
+        )
+    scores = leaf(1, 1, 2, 16400, dtype=dtype)
+    check(
+        lambda x: fused_masked_softmax(x, 0.5, causal=True),
+        lambda x: masked_softmax(x, 0.5, causal=True),
+        (scores,),
+        tolerance=loose,
+    )
+
+
 def test_norms_of_a_large_mean_and_of_strided_heads():
     x = (torch.randn(2, 3, 4, 16) + 30).bfloat16()
     wide = torch.randn(2, 3, 12, 16).bfloat16()
