@@ -9,7 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megalm.kernels import activation, apex, cross_entropy, dropout, embedding, norm, optimizer, rotary, softmax
+from megalm.kernels import (
+    activation,
+    apex,
+    attention,
+    cross_entropy,
+    dropout,
+    embedding,
+    norm,
+    optimizer,
+    rotary,
+    softmax,
+)
 from megalm.kernels.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -224,6 +235,14 @@ def softmaxes(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
         yield Case(case.name, case.moved - half * (1 + 2 * case.name.endswith("backward")), case.sides)
 
 
+def attentions(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
+    """Causal attention without scores."""
+    length = 512 if s.tokens <= SIZES["cpu"].tokens else 2048
+    heads = torch.randn(3, max(1, s.tokens // 8 // length), length, s.heads, s.width // s.heads).to(dtype)
+    both = sides(s, attention.fused_causal_attention, attention.causal_attention)
+    yield from with_gradient("causal attention", both, tuple(heads))
+
+
 def losses(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     """Cross entropy of logits, and of a linear head that never holds them all."""
     logits, labels = torch.randn(s.loss_tokens, s.vocabulary).to(dtype), torch.randint(s.vocabulary, (s.loss_tokens,))
@@ -345,6 +364,7 @@ OPERATORS = {
     "rotary": rotations,
     "activation": activations,
     "softmax": softmaxes,
+    "attention": attentions,
     "loss": losses,
     "residual": residuals,
     "embedding": embeddings,

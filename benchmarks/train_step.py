@@ -64,6 +64,7 @@ VOCABULARY = 50304
 OPERATORS = {
     "norms": ("layer_norm", "rms_norm", "layer_norm_after_add", "rms_norm_after_add"),
     "rotary": ("rotary",),
+    "attention": ("attention",),
     "activation": ("gelu", "gelu_tanh", "squared_relu", "swiglu"),
     "loss": ("cross_entropy",),
     "embedding gradient": ("embedding",),

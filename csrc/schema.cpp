@@ -30,4 +30,7 @@ STABLE_TORCH_LIBRARY(megalm, m) {
   m.def("softmax(Tensor scores, Tensor? visible, Tensor? query_documents, Tensor? key_documents, float scale,"
         " bool causal) -> Tensor");
   m.def("softmax_backward(Tensor grad, Tensor y, float scale) -> Tensor");
+  m.def("attention(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor y, Tensor logsumexp)");
+  m.def("attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor y, Tensor logsumexp, float scale)"
+        " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
 }

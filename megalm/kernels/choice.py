@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from megalm.kernels import activation, cross_entropy, dropout, embedding, norm, optimizer, rotary
+from megalm.kernels import activation, attention, cross_entropy, dropout, embedding, norm, optimizer, rotary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Kernels:
         norm.rms_norm_after_add
     )
     rotary: Callable[[Tensor, Tensor, Tensor], Tensor] = rotary.apply_rotary
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor] = attention.causal_attention
     gelu: Callable[[Tensor], Tensor] = activation.gelu
     gelu_tanh: Callable[[Tensor], Tensor] = activation.gelu_tanh
     squared_relu: Callable[[Tensor], Tensor] = activation.squared_relu
@@ -53,6 +54,7 @@ FUSED = Kernels(
     layer_norm_after_add=norm.fused_layer_norm_after_add,
     rms_norm_after_add=norm.fused_rms_norm_after_add,
     rotary=rotary.fused_rotary,
+    attention=attention.fused_causal_attention,
     gelu=activation.fused_gelu,
     gelu_tanh=activation.fused_gelu_tanh,
     squared_relu=activation.fused_squared_relu,

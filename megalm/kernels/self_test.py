@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from megalm.kernels import activation, cross_entropy, dropout, embedding, norm, optimizer, rotary, softmax
+from megalm.kernels import activation, attention, cross_entropy, dropout, embedding, norm, optimizer, rotary, softmax
 
 Check = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
@@ -81,6 +81,16 @@ def _softmax(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return fused, _with_gradient(lambda x: softmax.masked_softmax(x, 0.5, causal=True), x)
 
 
+def _attention(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x = torch.randn(1, 70, 3, 32, generator=generator).bfloat16()
+    if not attention.attention_takes(x):  # torch's own runs
+        return x, x
+    fused = _with_gradient(lambda x: attention.fused_causal_attention(x, x, x), x)
+    expected = _with_gradient(lambda x: attention.causal_attention(x, x, x), x.float())
+    near = (fused - expected).abs() <= 0.02 * (1 + expected.abs())  # numbers of 8 bits
+    return torch.where(near, expected, fused), expected
+
+
 def _adamw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     results = []
     start = torch.rand(4, 37, generator=generator)
@@ -102,5 +112,5 @@ def _l2_norm_and_scale(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 _CHECKS: tuple[Check, ...] = (
     *(_norm, _rotary, _swiglu, _gelu, _dropout, _embedding),
-    *(_cross_entropy, _softmax, _adamw, _l2_norm_and_scale),
+    *(_cross_entropy, _softmax, _attention, _adamw, _l2_norm_and_scale),
 )

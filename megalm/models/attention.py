@@ -77,6 +77,11 @@ class CausalAttention(nn.Module):
     def __init__(self, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
+        self.attend = REFERENCE.attention
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Take attention over a whole sequence without dropout from `kernels`."""
+        self.attend = kernels.attention
 
     def forward(self, q_BTHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, documents: Documents | None = None) -> Tensor:
         """Mixed values (B, T, H, C). With S > T the queries are the last T of the S positions.
@@ -86,6 +91,8 @@ class CausalAttention(nn.Module):
         if documents is not None:
             return document_attention(q_BTHC, k_BSGC, v_BSGC, documents, self.dropout if self.training else 0.0)
         T, S = q_BTHC.shape[1], k_BSGC.shape[1]
+        if T == S and not (self.training and self.dropout):
+            return self.attend(q_BTHC, k_BSGC, v_BSGC)
         mask = None
         if 1 < T < S:
             mask = torch.ones(T, S, dtype=torch.bool, device=q_BTHC.device).tril(S - T)

@@ -5,6 +5,7 @@ import torch
 from kernels.fused import ON_GPU, gpu, needs_fused
 
 from megalm.kernels.activation import fused_swiglu
+from megalm.kernels.attention import attention_takes
 from megalm.kernels.cross_entropy import fused_cross_entropy
 from megalm.kernels.norm import fused_rms_norm_after_add
 from megalm.kernels.rotary import rotary_tables
@@ -22,6 +23,7 @@ def samples():
     q, k = torch.randn(2, 3, 4, 8, requires_grad=True), torch.randn(2, 3, 2, 8)
     tables = rotary_tables(torch.arange(3)[None], 8, 100.0)
     scores, documents = torch.randn(2, 2, 3, 3, requires_grad=True), torch.zeros(2, 3, dtype=torch.int64)
+    heads = [torch.randn(2, 3, n, 16).bfloat16().requires_grad_() for n in (4, 2, 2)]
     plain = [t.detach().clone() for t in (x, y, w)]
     lists = [[torch.rand(5), torch.rand(3, 2)] for _ in range(4)]
     return [
@@ -45,6 +47,8 @@ def samples():
         ("scale_", (lists[0], 0.5)),
         ("softmax", (scores, None, documents, documents, 0.5, True)),
         ("softmax_backward", (scores.detach(), scores.detach(), 0.5)),
+        ("attention", (*heads, 0.25)),
+        ("attention_backward", (*(x.detach() for x in (heads[0], *heads, heads[0])), torch.zeros(2, 4, 3), 0.25)),
     ]
 
 
@@ -64,6 +68,8 @@ def _device(request):
 @pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
 def test_opcheck(number):
     name, arguments = samples()[number]
+    if name.startswith("attention") and not attention_takes(arguments[0]):
+        pytest.skip("torch's attention is used there")
     torch.library.opcheck(getattr(torch.ops.megalm, name).default, arguments)
 
 

@@ -1,0 +1,77 @@
+"""Causal self-attention, in blocks that keep no scores: torch's kernels, or on some CPUs a faster one of ours.
+
+Shapes: B batch, T positions, H query heads, G key/value heads, C head width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def causal_attention(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v over the positions up to a query's own: (B, T, H, C), by torch's own kernels.
+
+    H is a multiple of G: neighbouring query heads share a key/value head. Softmax in float32.
+    """
+    y_BHTC = F.scaled_dot_product_attention(
+        q_BTHC.transpose(1, 2),
+        k_BTGC.transpose(1, 2),
+        v_BTGC.transpose(1, 2),
+        is_causal=True,
+        enable_gqa=q_BTHC.shape[2] != k_BTGC.shape[2],
+    )
+    return y_BHTC.transpose(1, 2)
+
+
+def fused_causal_attention(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor) -> Tensor:
+    """`causal_attention`; of bfloat16 on processors with AVX-512's products of it (and no AMX) by our own kernel.
+
+    Source: Dao 2023, FlashAttention-2, arXiv:2307.08691.
+    """
+    if not attention_takes(q_BTHC):
+        return causal_attention(q_BTHC, k_BTGC, v_BTGC)
+    scale = q_BTHC.shape[-1] ** -0.5
+    y_BTHC: Tensor = torch.ops.megalm.attention(q_BTHC, k_BTGC, v_BTGC, scale)[0]
+    return y_BTHC
+
+
+def attention_takes(q_BTHC: Tensor) -> bool:
+    """Whether our own kernel beats torch's there: elsewhere it is not used."""
+    return (
+        q_BTHC.device.type == "cpu" and q_BTHC.dtype == torch.bfloat16 and q_BTHC.shape[-1] % 16 == 0 and _is_faster()
+    )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_faster() -> bool:
+    """Whether this processor multiplies bfloat16 by AVX-512; with AMX torch's products are faster still."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16")) and not has.get("amx_bf16")
+
+
+def register() -> None:
+    """Fake implementations and gradient."""
+    torch.library.register_fake("megalm::attention", _fake)
+    torch.library.register_fake(
+        "megalm::attention_backward",
+        lambda grad, q, k, v, y, logsumexp, scale: tuple(x.new_empty(x.shape) for x in (q, k, v)),
+    )
+    torch.library.register_autograd("megalm::attention", _backward, setup_context=_setup)
+
+
+def _fake(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    B, T, H, _ = q_BTHC.shape
+    return q_BTHC.new_empty(q_BTHC.shape), q_BTHC.new_empty((B, H, T), dtype=torch.float32)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q_BTHC, k_BTGC, v_BTGC, ctx.scale = inputs
+    ctx.save_for_backward(q_BTHC, k_BTGC, v_BTGC, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad_BTHC: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.megalm.attention_backward(grad_BTHC, *ctx.saved_tensors, ctx.scale)
+    return (*grads, None)
