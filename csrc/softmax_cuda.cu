@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kMaxThreads) kept_forward_kernel(Softmax a, in
 
 // The same for rows of any width.
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads) forward_kernel(Softmax a, int threads) {
+__global__ void __launch_bounds__(kMaxThreads, 1) forward_kernel(Softmax a, int threads) {
   const Member member(threads);
   const Query<T> query(a, member);
   const auto visible = [&](int i) { return query.template visible<true>(a, i, load<1>(query.scores + i)); };
