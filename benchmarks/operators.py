@@ -325,9 +325,9 @@ def optimizers(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
         "scaling",
         2 * size_of(grads),
         {
-            "megalm": lambda: optimizer.fused_scale_tensors(grads, 1.0),
-            "torch": lambda: optimizer.scale_tensors(grads, 1.0),
-            "compiled": lambda: scale_compiled(grads, 1.0),
+            "megalm": lambda: optimizer.fused_scale_tensors(grads, 0.999),
+            "torch": lambda: optimizer.scale_tensors(grads, 0.999),
+            "compiled": lambda: scale_compiled(grads, 0.999),
         },
     )
 

@@ -31,7 +31,7 @@ MEGALM_HD F sigmoid(F x) {
   return reciprocal(exp_(-x) + 1.0f);
 }
 
-// Phi(x) by erfc's rational approximation (Abramowitz and Stegun 7.1.26), whose tail keeps its relative accuracy.
+// Phi(x) within 1e-7: erfc's rational approximation (Abramowitz and Stegun 7.1.26), of the tail, not of 1 minus it.
 template <class F>
 MEGALM_HD F normal_cdf(F x) {
   const F t = reciprocal(abs_(x) * (0.3275911f * 0.70710678f) + 1.0f);

@@ -159,9 +159,10 @@ void exponentials(const float* scores, int keys, int diagonal, float scale, floa
     const Vec before = load(largest + g);
     Vec high = before, sum{};
     for (int key = 0; key < keys; ++key) high = max_(score(key), high);
-    const Vec factor = exp_(before - high);
+    const Vec base = select(high == -INFINITY, Vec{}, high);  // nothing to see yet, and all exponentials 0
+    const Vec factor = exp_(before - base);
     for (int key = 0; key < keys; key += 2) {
-      const Vec low = exp_(score(key) - high), up = key + 1 < keys ? exp_(score(key + 1) - high) : Vec{};
+      const Vec low = exp_(score(key) - base), up = key + 1 < keys ? exp_(score(key + 1) - base) : Vec{};
       sum += low + up;
       store_pair(out + key / 2 * kBlock + g, low, up);
     }
@@ -241,7 +242,8 @@ struct Packed {
   }
 };
 
-// Probabilities and gradients of the scores of a block, both (keys, queries), and the latter as words [pair of keys][query].
+// Probabilities and gradients of the scores of a block, both (keys, queries); the latter as words [pair of keys][query]
+// too.
 struct Scores {
   float *scores, *grads;
   bf16 *p, *ds;
@@ -273,54 +275,69 @@ struct Scores {
   }
 };
 
+// Gradients of one head, in float32: rows of `width`, up to whole blocks.
+struct Gradients {
+  float *q, *k, *v;
+
+  static int64_t floats(int64_t padded, int64_t width) { return 3 * padded * width; }
+  Gradients(Scratch& scratch, int64_t padded, int64_t width)
+      : q(scratch.floats(padded * width)), k(scratch.floats(padded * width)), v(scratch.floats(padded * width)) {}
+};
+
+// Adds what the keys from `at` on and all queries that see them give.
+void backward_block(const Attention& a, int64_t b, int64_t group, int64_t at, const Packed& packed,
+                    const Gradients& grads, Scores& scores, Word* k_pairs) {
+  const int width = static_cast<int>(a.width), keys = rows_at(at, a.length);
+  const RowsOf k(a.k, b, group, at), v(a.v, b, group, at);
+  const auto rows = [](const bf16* x) {
+    return Left{reinterpret_cast<const char*>(x), kBlock * sizeof(bf16), sizeof(Word)};
+  };
+  const Left ds_columns{reinterpret_cast<const char*>(scores.ds_pairs), sizeof(Word), kBlock * sizeof(Word)};
+  pack_pairs(k, keys, width, k_pairs);
+  for (int64_t first = at; first < a.length; first += kBlock) {
+    const int queries = rows_at(first, a.length);
+    const int64_t place = first * width / 2;
+    product(k.left(), {packed.q + place, kBlock}, {scores.scores, kBlock}, keys, kBlock, width / 2, false);
+    product(v.left(), {packed.grad + place, kBlock}, {scores.grads, kBlock}, keys, kBlock, width / 2, false);
+    scores.compute(packed.logsumexp + first, packed.delta + first, keys, static_cast<int>(first - at), a.scale);
+    product(rows(scores.p), {packed.grad_pairs + place, width}, {grads.v + at * width, width}, keys, width, kBlock / 2,
+            true);
+    product(rows(scores.ds), {packed.q_pairs + place, width}, {grads.k + at * width, width}, keys, width, kBlock / 2,
+            true);
+    product(ds_columns, {k_pairs, width}, {grads.q + first * width, width}, queries, width, (keys + 1) / 2, true);
+  }
+}
+
+// One head of a contiguous (batch, length, heads, width).
+void store_head(const float* x, bf16* out, int64_t b, int64_t h, int64_t length, int64_t heads, int64_t width) {
+  for (int64_t t = 0; t < length; ++t) {
+    bf16* row = out + ((b * length + t) * heads + h) * width;
+    for (int64_t i = 0; i < width; i += kLanes) store(row + i, load(x + t * width + i));
+  }
+}
+
 // The heads of one group of one sample: they share the gradients of k and v.
 void backward_group(const AttentionBackward& a, int64_t b, int64_t group) {
   const Attention& f = a.forward;
-  const int width = static_cast<int>(f.width);
   const int64_t padded = (f.length + kBlock - 1) / kBlock * kBlock, share = f.heads / f.groups;
-  Scratch scratch(Packed::floats(padded, width) + Scores::kFloats + 3 * padded * width + kBlock * width / 2);
-  Packed packed(scratch, padded, width);
+  const int64_t pairs = kBlock * f.width / 2, size = padded * f.width * static_cast<int64_t>(sizeof(float));
+  Scratch scratch(Packed::floats(padded, f.width) + Scores::kFloats + Gradients::floats(padded, f.width) + pairs);
+  Packed packed(scratch, padded, f.width);
   Scores scores(scratch);
-  float *dq = scratch.floats(padded * width), *dk = scratch.floats(padded * width), *dv = scratch.floats(padded * width);
-  Word* k_pairs = scratch.words(kBlock * width / 2);
-  memset(dk, 0, padded * width * sizeof(float));
-  memset(dv, 0, padded * width * sizeof(float));
+  const Gradients grads(scratch, padded, f.width);
+  Word* k_pairs = scratch.words(pairs);
+  memset(grads.k, 0, size);
+  memset(grads.v, 0, size);
   for (int64_t h = group * share; h < (group + 1) * share; ++h) {
     packed.fill(a, b, h);
-    memset(dq, 0, padded * width * sizeof(float));
+    memset(grads.q, 0, size);
     for (int64_t at = 0; at < f.length; at += kBlock) {
-      const int keys = rows_at(at, f.length);
-      const RowsOf k(f.k, b, group, at), v(f.v, b, group, at);
-      pack_pairs(k, keys, width, k_pairs);
-      for (int64_t first = at; first < f.length; first += kBlock) {
-        const int queries = rows_at(first, f.length);
-        const int64_t place = first * width / 2;
-        product(k.left(), {packed.q + place, kBlock}, {scores.scores, kBlock}, keys, kBlock, width / 2, false);
-        product(v.left(), {packed.grad + place, kBlock}, {scores.grads, kBlock}, keys, kBlock, width / 2, false);
-        scores.compute(packed.logsumexp + first, packed.delta + first, keys, static_cast<int>(first - at), f.scale);
-        const auto rows = [](const bf16* x) {
-          return Left{reinterpret_cast<const char*>(x), kBlock * sizeof(bf16), sizeof(Word)};
-        };
-        product(rows(scores.p), {packed.grad_pairs + place, width}, {dv + at * width, width}, keys, width, kBlock / 2,
-                true);
-        product(rows(scores.ds), {packed.q_pairs + place, width}, {dk + at * width, width}, keys, width, kBlock / 2,
-                true);
-        product({reinterpret_cast<const char*>(scores.ds_pairs), sizeof(Word), kBlock * sizeof(Word)}, {k_pairs, width},
-                {dq + first * width, width}, queries, width, (keys + 1) / 2, true);
-      }
+      backward_block(f, b, group, at, packed, grads, scores, k_pairs);
     }
-    for (int64_t t = 0; t < f.length; ++t) {
-      bf16* out = a.grad_q + ((b * f.length + t) * f.heads + h) * width;
-      for (int i = 0; i < width; i += kLanes) store(out + i, load(dq + t * width + i));
-    }
+    store_head(grads.q, a.grad_q, b, h, f.length, f.heads, f.width);
   }
-  for (int64_t t = 0; t < f.length; ++t) {
-    const int64_t place = ((b * f.length + t) * f.groups + group) * width;
-    for (int i = 0; i < width; i += kLanes) {
-      store(a.grad_k + place + i, load(dk + t * width + i));
-      store(a.grad_v + place + i, load(dv + t * width + i));
-    }
-  }
+  store_head(grads.k, a.grad_k, b, group, f.length, f.groups, f.width);
+  store_head(grads.v, a.grad_v, b, group, f.length, f.groups, f.width);
 }
 
 }  // namespace

@@ -21,7 +21,8 @@ void parallel_for_raw(int64_t size, int64_t grain, void (*body)(int64_t, int64_t
 
 namespace {
 
-// Parts whose sums over rows are kept apart: fixed, so that results do not depend on the number of threads.
+// Parts whose sums over rows are kept apart: fixed, so that results do not depend on the number of threads. On GPUs the
+// most there can be: a kernel takes as many as run at once.
 int64_t num_chunks(const Tensor& x, int64_t rows) { return std::min<int64_t>(rows, x.is_cuda() ? 1024 : 32); }
 
 float* floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
@@ -156,8 +157,8 @@ void check_labels(const Tensor& labels, int64_t num_classes) {
 
 std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Tensor& labels, int64_t start,
                                                  int64_t num_classes, bool whole) {
-  MEGALM_CHECK(logits.dim() == 2 && num_classes >= 0 && num_classes <= logits.size(1), "logits must be (N, V), V at least ",
-               num_classes);
+  MEGALM_CHECK(logits.dim() == 2 && num_classes >= 0 && num_classes <= logits.size(1),
+               "logits must be (N, V), V at least ", num_classes);
   const Rows rows(logits);
   const Tensor ids = checked(logits, labels, ScalarType::Long, rows.rows, "labels");
   if (whole && !ids.is_cuda()) check_labels(ids, num_classes);
@@ -225,7 +226,8 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& ids, const Tensor& o
   const Tensor starts = empty(grad, {num_rows + 1}, ScalarType::Long);
   const EmbeddingBackward arguments{rows.data(), static_cast<const int64_t*>(sorted.const_data_ptr()),
                                     static_cast<const int64_t*>(places.const_data_ptr()), out.mutable_data_ptr(),
-                                    static_cast<int64_t*>(starts.mutable_data_ptr()), rows.rows, num_rows, rows.cols, rows.stride, dtype_of(grad)};
+                                    static_cast<int64_t*>(starts.mutable_data_ptr()), rows.rows, num_rows, rows.cols,
+                                    rows.stride, dtype_of(grad)};
   run::embedding_backward(grad, arguments);
   return out;
 }

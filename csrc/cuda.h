@@ -33,7 +33,6 @@ constexpr int kMaxThreads = 512;
 struct Grid {
   int64_t blocks;
   int threads;
-  int64_t shared_bytes = 0;  // what `dynamic_shared` gives each block; 48 KiB at most, with what the kernel has besides
 };
 
 // Runs kernel(arguments...) on a grid; no blocks are no launch.
@@ -41,24 +40,13 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Grid& grid, Stream stream, const Arguments&... arguments) {
   if (grid.blocks == 0) return;
   const auto blocks = static_cast<unsigned>(grid.blocks), threads = static_cast<unsigned>(grid.threads);
-  const auto shared_bytes = static_cast<size_t>(grid.shared_bytes);
 #if defined(MEGALM_EMULATOR)
   (void)stream;
-  emulator::launch(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
+  emulator::launch(blocks, threads, [&] { kernel(arguments...); });
 #else
-  kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) throw std::runtime_error(std::string("megalm kernels: ") + cudaGetErrorString(error));
-#endif
-}
-
-// The block's shared memory whose size the launch gave, aligned for wide accesses.
-__device__ __forceinline__ float* dynamic_shared() {
-#if defined(MEGALM_EMULATOR)
-  return static_cast<float*>(emulator::dynamic_shared());
-#else
-  extern __shared__ float4 words[];
-  return &words[0].x;
 #endif
 }
 
@@ -89,11 +77,17 @@ struct Teams {
   Grid rows(int64_t number) const { return {(number + count - 1) / count, threads * count}; }
 };
 
+// Kernels count rows, and the elements of a row, in 32 bits.
+inline void check_size(int64_t rows, int64_t cols) {
+  constexpr int64_t most = 0x7fff0000;  // a stride of a whole block may be added
+  if (rows > most || cols > most) throw std::runtime_error("megalm kernels: 2^31 rows or columns in one call");
+}
+
 // Runs kernel(arguments, threads of a team) with a team for each row.
 template <class Arguments>
 void launch_rows(void (*kernel)(Arguments, int), int64_t rows, int64_t cols, int pack, Stream stream,
                  const Arguments& arguments) {
-  if (rows > 0x7fffffff) throw std::runtime_error("megalm kernels: more than 2^31 rows in one call");
+  check_size(rows, cols);
   const Teams teams(cols, pack);
   launch(kernel, teams.rows(rows), stream, arguments, teams.threads);
 }
@@ -227,13 +221,19 @@ struct Member {
   __device__ __forceinline__ unsigned row() const { return blockIdx.x * (blockDim.x / size) + team; }
 };
 
+// Whether a team can hold rows of this width in so many 16-byte packs of each thread.
+template <class T>
+bool fits(int64_t cols, int packs) {
+  return cols <= packs * kPack<T> * kMaxThreads;
+}
+
 // body(i): elements i .. i + N, for this member's share of a row of `size`, a multiple of N.
 template <int N, class Body>
 __device__ __forceinline__ void for_packs(const Member& member, int size, Body body) {
   for (int i = member.rank * N; i < size; i += member.size * N) body(i);
 }
 
-// The same for rows that a team can keep in its registers: body(k, i), k the number of the pack in its thread, a constant.
+// The same for rows that fit a team's registers: body(k, i), k the number of the pack in its thread, a constant.
 template <int N, int kPacks, class Body>
 __device__ __forceinline__ void for_kept(const Member& member, int size, Body body) {
 #pragma unroll

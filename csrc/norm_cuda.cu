@@ -6,13 +6,9 @@ namespace megalm {
 inline namespace MEGALM_ISA {
 namespace {
 
-constexpr int kPacks = 4;  // 16-byte packs of a row that a thread holds in registers
-
-// Whether a team can hold rows of this width; wider ones are read again for every pass.
-template <class T>
-bool kept(int64_t cols, int packs) {
-  return cols <= packs * kPack<T> * kMaxThreads;
-}
+// 16-byte packs of a row that a thread can hold in registers; the sums of the backward need registers too. Wider rows are
+// read again for every pass.
+constexpr int kForwardPacks = 4, kBackwardPacks = 2;
 
 // One team a row, which it reads once.
 template <class T, bool kResidual>
@@ -24,21 +20,21 @@ __global__ void __launch_bounds__(kMaxThreads) kept_forward_kernel(NormForward a
   const T* x = row_of<T>(a.x, row, a.x_stride);
   const T* residual = row_of<T>(a.residual, row, a.residual_stride);
   T *sum = row_of<T>(a.sum, row, a.cols), *y = row_of<T>(a.y, row, a.cols);
-  Raw<N, T> kept[kPacks], other[kResidual ? kPacks : 1];
-  for_kept<N, kPacks>(member, cols, [&](int k, int i) { kept[k] = load_raw<N>(x + i); });
+  Raw<N, T> row_x[kForwardPacks], other[kResidual ? kForwardPacks : 1];
+  for_kept<N, kForwardPacks>(member, cols, [&](int k, int i) { row_x[k] = load_raw<N>(x + i); });
   float total[1] = {};
   if constexpr (kResidual) {
-    for_kept<N, kPacks>(member, cols, [&](int k, int i) { other[k] = load_raw<N>(residual + i); });
-    for_kept<N, kPacks>(member, cols, [&](int k, int i) {
-      const Floats<N> value = floats(kept[k]), added = floats(other[k]);
+    for_kept<N, kForwardPacks>(member, cols, [&](int k, int i) { other[k] = load_raw<N>(residual + i); });
+    for_kept<N, kForwardPacks>(member, cols, [&](int k, int i) {
+      const Floats<N> value = floats(row_x[k]), added = floats(other[k]);
 #pragma unroll
-      for (int j = 0; j < N; ++j) kept[k].at[j] = from_float<T>(value.at[j] + added.at[j]);
-      copy_words<N, T>(sum + i, kept[k].at);
+      for (int j = 0; j < N; ++j) row_x[k].at[j] = from_float<T>(value.at[j] + added.at[j]);
+      copy_words<N, T>(sum + i, row_x[k].at);
     });
   }
   if (a.center) {
-    for_kept<N, kPacks>(member, cols, [&](int k, int) {
-      const Floats<N> value = floats(kept[k]);
+    for_kept<N, kForwardPacks>(member, cols, [&](int k, int) {
+      const Floats<N> value = floats(row_x[k]);
 #pragma unroll
       for (int j = 0; j < N; ++j) total[0] += value.at[j];
     });
@@ -46,8 +42,8 @@ __global__ void __launch_bounds__(kMaxThreads) kept_forward_kernel(NormForward a
   }
   const float scale = 1.0f / static_cast<float>(a.cols), mean = total[0] * scale;
   float squares[1] = {};
-  for_kept<N, kPacks>(member, cols, [&](int k, int) {
-    const Floats<N> value = floats(kept[k]);
+  for_kept<N, kForwardPacks>(member, cols, [&](int k, int) {
+    const Floats<N> value = floats(row_x[k]);
 #pragma unroll
     for (int j = 0; j < N; ++j) squares[0] += (value.at[j] - mean) * (value.at[j] - mean);
   });
@@ -57,8 +53,8 @@ __global__ void __launch_bounds__(kMaxThreads) kept_forward_kernel(NormForward a
     a.rstd[row] = rstd;
     if (a.center) a.mean[row] = mean;
   }
-  for_kept<N, kPacks>(member, cols, [&](int k, int i) {
-    Floats<N> value = floats(kept[k]);
+  for_kept<N, kForwardPacks>(member, cols, [&](int k, int i) {
+    Floats<N> value = floats(row_x[k]);
     const Floats<N> weight = load<N>(a.weight + i);
     const Floats<N> bias = a.bias ? load<N>(a.bias + i) : Floats<N>{};
 #pragma unroll
@@ -131,8 +127,6 @@ struct Incoming {
     });
   }
 };
-
-constexpr int kSumPacks = 2;  // at most, in the backward: the sums for weight and bias need registers too
 
 // One block a chunk of rows: each thread owns the same columns in all of them, and sums for weight and bias over them.
 // The loads of a row are under way while the one before is worked on.
@@ -239,10 +233,11 @@ __global__ void __launch_bounds__(kMaxThreads) backward_kernel(NormBackward a) {
 
 template <class T>
 void launch_forward(const NormForward& a, Stream stream) {
-  const bool wide = aligned<T>({a.x, a.residual, a.weight, a.bias, a.y, a.sum}, {a.cols, a.x_stride, a.residual_stride});
-  if (wide && kept<T>(a.cols, kPacks)) {
+  const bool wide =
+      aligned<T>({a.x, a.residual, a.weight, a.bias, a.y, a.sum}, {a.cols, a.x_stride, a.residual_stride});
+  if (wide && fits<T>(a.cols, kForwardPacks)) {
     const auto kernel = a.residual ? kept_forward_kernel<T, true> : kept_forward_kernel<T, false>;
-    return launch_rows(kernel, a.rows, a.cols, kPacks * kPack<T>, stream, a);
+    return launch_rows(kernel, a.rows, a.cols, kForwardPacks * kPack<T>, stream, a);
   }
   if (wide) launch_rows(forward_kernel<T, kPack<T>>, a.rows, a.cols, kPack<T>, stream, a);
   else launch_rows(forward_kernel<T, 1>, a.rows, a.cols, 1, stream, a);
@@ -250,6 +245,7 @@ void launch_forward(const NormForward& a, Stream stream) {
 
 // As many chunks as can run at once, so that all blocks end together; returns their number.
 int64_t launch_chunks(void (*kernel)(NormBackward), int pack, const NormBackward& a, Stream stream) {
+  check_size(a.rows, a.cols);
   const int threads = std::max(kWarp, threads_for(a.cols, pack));
   const int64_t chunks = std::min(a.chunks, resident_blocks(kernel, threads));
   launch(kernel, Grid{chunks, threads}, stream, a);
@@ -267,8 +263,8 @@ int64_t launch_backward(const NormBackward& a, Stream stream) {
   const bool wide =
       aligned<T>({a.x, a.grad, a.grad_sum, a.weight, a.grad_x, a.partial_weight, a.partial_bias},
                  {a.cols, a.x_stride, a.grad_stride, a.grad_sum ? a.grad_sum_stride : 0});
-  if (wide && kept<T>(a.cols, 1)) return launch_kept_backward<T, 1>(a, stream);
-  if (wide && kept<T>(a.cols, kSumPacks)) return launch_kept_backward<T, kSumPacks>(a, stream);
+  if (wide && fits<T>(a.cols, 1)) return launch_kept_backward<T, 1>(a, stream);
+  if (wide && fits<T>(a.cols, kBackwardPacks)) return launch_kept_backward<T, kBackwardPacks>(a, stream);
   return wide ? launch_chunks(backward_kernel<T, kPack<T>>, kPack<T>, a, stream)
               : launch_chunks(backward_kernel<T, 1>, 1, a, stream);
 }

@@ -6,14 +6,9 @@ namespace megalm {
 inline namespace MEGALM_ISA {
 namespace {
 
-// 16-byte packs of a row that a thread holds in registers: in a forward without masks, and besides.
+// 16-byte packs of a row that a thread holds in registers: in a forward without masks, and besides. Wider rows are read
+// again for every pass.
 constexpr int kPlainPacks = 4, kPacks = 2;
-
-// Whether a team can hold rows of this width; wider ones are read again for every pass.
-template <class T>
-bool kept(int64_t keys, int packs) {
-  return keys <= packs * kPack<T> * kMaxThreads;
-}
 
 // A row of scores and what of it a query sees; one team has it.
 template <class T>
@@ -24,7 +19,8 @@ struct Query {
   int keys, seen;  // of the keys, by causality; both 0 beyond the last row
 
   __device__ __forceinline__ Query(const Softmax& a, const Member& member) {
-    const unsigned row = member.row(), queries = static_cast<unsigned>(a.queries), heads = static_cast<unsigned>(a.heads);
+    const unsigned row = member.row();
+    const auto queries = static_cast<unsigned>(a.queries), heads = static_cast<unsigned>(a.heads);
     t = row % queries, h = row / queries % heads, b = row / queries / heads;
     scores = row_of<T>(a.scores, row, a.keys);
     y = row_of<T>(a.y, row, a.keys);
@@ -163,7 +159,7 @@ void softmax_forward(const Softmax& a, Stream stream) {
   const bool masks = a.visible || a.query_documents;
   const int packs = masks ? kPacks : kPlainPacks;
   MEGALM_DISPATCH(a.dtype, T, {
-    if (kept<T>(a.keys, packs) && aligned<T>({a.scores, a.y}, {a.keys})) {
+    if (fits<T>(a.keys, packs) && aligned<T>({a.scores, a.y}, {a.keys})) {
       const auto kernel = masks ? kept_forward_kernel<T, true> : kept_forward_kernel<T, false>;
       launch_rows(kernel, rows, a.keys, packs * kPack<T>, stream, a);
     } else {
@@ -174,7 +170,7 @@ void softmax_forward(const Softmax& a, Stream stream) {
 
 void softmax_backward(const SoftmaxBackward& a, Stream stream) {
   MEGALM_DISPATCH(a.dtype, T, {
-    if (kept<T>(a.cols, kPacks) && aligned<T>({a.grad, a.y, a.grad_scores}, {a.cols})) {
+    if (fits<T>(a.cols, kPacks) && aligned<T>({a.grad, a.y, a.grad_scores}, {a.cols})) {
       launch_rows(kept_backward_kernel<T>, a.rows, a.cols, kPacks * kPack<T>, stream, a);
     } else {
       launch_rows(backward_kernel<T>, a.rows, a.cols, 1, stream, a);

@@ -40,7 +40,7 @@ NO_EFFECT: dict[str, tuple[tuple[str, ...], str]] = {
     "no-pipeline-parallel": ((), "without pipeline stages the model is always a plain module"),
     "no-query-key-layer-scaling": ((), "megalm never scales attention scores by the layer number"),
     "attention-softmax-in-fp32": ((), "the attention softmax is always computed in fp32"),
-    "use-flash-attn": ((), "attention always runs in torch's fused kernel where the device has one"),
+    "use-flash-attn": ((), "attention always runs in a fused kernel where the device has one"),
     "use-mcore-models": ((), "there is one implementation of the model"),
     "exit-signal-handler": ((), "SIGTERM, SIGUSR1 and SIGUSR2 always save and end the run"),
     "data-impl": (("infer", "mmap"), "datasets are always memory-mapped"),

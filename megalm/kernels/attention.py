@@ -15,12 +15,27 @@ def causal_attention(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor) -> Tensor:
 
     H is a multiple of G: neighbouring query heads share a key/value head. Softmax in float32.
     """
+    return torch_attention(q_BTHC, k_BTGC, v_BTGC, causal=True)
+
+
+def torch_attention(
+    q_BTHC: Tensor,
+    k_BSGC: Tensor,
+    v_BSGC: Tensor,
+    *,
+    causal: bool,
+    visible_TS: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """The same with S keys: a query sees all of them, those up to its own position, or the `visible` ones."""
     y_BHTC = F.scaled_dot_product_attention(
         q_BTHC.transpose(1, 2),
-        k_BTGC.transpose(1, 2),
-        v_BTGC.transpose(1, 2),
-        is_causal=True,
-        enable_gqa=q_BTHC.shape[2] != k_BTGC.shape[2],
+        k_BSGC.transpose(1, 2),
+        v_BSGC.transpose(1, 2),
+        attn_mask=visible_TS,
+        dropout_p=dropout,
+        is_causal=causal,
+        enable_gqa=q_BTHC.shape[2] != k_BSGC.shape[2],
     )
     return y_BHTC.transpose(1, 2)
 
@@ -28,27 +43,43 @@ def causal_attention(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor) -> Tensor:
 def fused_causal_attention(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor) -> Tensor:
     """`causal_attention`; of bfloat16 on processors with AVX-512's products of it (and no AMX) by our own kernel.
 
-    Source: Dao 2023, FlashAttention-2, arXiv:2307.08691.
+    That works on blocks of 64 positions: a value that is not finite also shows in the positions of its own block that
+    are before it. Source: Dao 2023, FlashAttention-2, arXiv:2307.08691.
     """
-    if not attention_takes(q_BTHC):
-        return causal_attention(q_BTHC, k_BTGC, v_BTGC)
-    scale = q_BTHC.shape[-1] ** -0.5
-    y_BTHC: Tensor = torch.ops.megalm.attention(q_BTHC, k_BTGC, v_BTGC, scale)[0]
+    takes = own_kernel_is_faster(q_BTHC, k_BTGC)
+    return (own_causal_attention if takes else causal_attention)(q_BTHC, k_BTGC, v_BTGC)
+
+
+def own_causal_attention(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor) -> Tensor:
+    """`causal_attention` by our own kernel, whatever is faster; C a multiple of 16.
+
+    Raises:
+        RuntimeError: not bfloat16, or a processor without `own_kernel_runs`.
+    """
+    y_BTHC: Tensor = torch.ops.megalm.attention(q_BTHC, k_BTGC, v_BTGC, q_BTHC.shape[-1] ** -0.5)[0]
     return y_BTHC
 
 
-def attention_takes(q_BTHC: Tensor) -> bool:
-    """Whether our own kernel beats torch's there: elsewhere it is not used."""
+def own_kernel_runs() -> bool:
+    """Whether this processor has AVX-512's products of bfloat16."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def own_kernel_is_faster(q_BTHC: Tensor, k_BTGC: Tensor) -> bool:
+    """Whether our own kernel runs and beats torch's there: elsewhere it is not used."""
     return (
-        q_BTHC.device.type == "cpu" and q_BTHC.dtype == torch.bfloat16 and q_BTHC.shape[-1] % 16 == 0 and _is_faster()
+        q_BTHC.device.type == "cpu"
+        and q_BTHC.dtype == torch.bfloat16
+        and q_BTHC.shape[-1] % 16 == 0
+        and _beats_torch(q_BTHC.shape[0] * k_BTGC.shape[2])
     )
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_faster() -> bool:
-    """Whether this processor multiplies bfloat16 by AVX-512; with AMX torch's products are faster still."""
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_bf16")) and not has.get("amx_bf16")
+def _beats_torch(groups: int) -> bool:
+    """With AMX torch is faster; our backward spreads the key/value heads over the threads, torch's all heads."""
+    has_amx = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return own_kernel_runs() and not has_amx and groups >= torch.get_num_threads()
 
 
 def register() -> None:

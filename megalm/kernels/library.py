@@ -111,7 +111,10 @@ def _load(folder: Path) -> Library:
     except OSError as error:
         raise BuildError(f"{path} does not load: {error.__cause__ or error}") from None  # torch hides the loader's word
     registration.register()
-    wrong = self_test.first_failure()
+    try:
+        wrong = self_test.first_failure()
+    except RuntimeError as error:
+        raise BuildError(f"the kernels do not run: {str(error).splitlines()[0]}") from None
     if wrong is not None:
         raise BuildError(f"the kernel {wrong} gives wrong numbers on this machine")
     return Library(path, f"fused, CPU {_INSTRUCTION_SETS[instruction_set(path)]}")

@@ -60,14 +60,22 @@ def summed_linear_cross_entropy(
 ) -> Tensor:
     """Sum of token_weights x `linear_cross_entropy`, float32 scalar; 1 / N in every place makes it the mean.
 
-    The gradients of `x_ND` and `weight_VD` are computed with the loss: three products instead of four. They wait for
-    the backward, the weight's in float32 where there is more than one chunk. The token weights get no gradient.
+    Where gradients are on, those of `x_ND` and `weight_VD` are computed with the loss: three products instead of
+    four. They wait for the backward. The token weights get no gradient.
     Source: Hsu et al. 2024, Liger-Kernel, arXiv:2410.10989.
+
+    Raises:
+        RuntimeError: there is not one token weight for each label.
     """
     classes = _classes(weight_VD, labels_N, num_classes)
-    weights_N = token_weights_N.to(torch.float32).contiguous()
+    if token_weights_N.shape != labels_N.shape:
+        raise RuntimeError(
+            f"token weights {tuple(token_weights_N.shape)} must be one for each of {len(labels_N)} labels"
+        )
+    weights_N = token_weights_N.detach().to(torch.float32).contiguous()
+    wanted = tuple(torch.is_grad_enabled() and t.requires_grad for t in (x_ND, weight_VD))
     apply: Callable[..., Tensor] = _SummedLinearCrossEntropy.apply
-    return apply(x_ND, weight_VD, labels_N, weights_N, classes, z_loss, chunk, fused)
+    return apply(x_ND, weight_VD, labels_N, weights_N, wanted, classes, z_loss, chunk, fused)
 
 
 def _classes(weight_VD: Tensor, labels_N: Tensor, num_classes: int | None) -> int:
@@ -131,7 +139,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _SummedLinearCrossEntropy(torch.autograd.Function):
-    """Forward: loss and gradients of some tokens after the others. Backward: the gradients, scaled."""
+    """Forward: loss and gradients of some tokens after the others. Backward: the gradients, scaled.
+
+    The gradients are those for token weights of 1 at most, so that float16 can hold them.
+    """
 
     @staticmethod
     def forward(
@@ -140,6 +151,7 @@ class _SummedLinearCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         labels_N: Tensor,
         token_weights_N: Tensor,
+        wanted: tuple[bool, bool],
         classes: int,
         z_loss: float,
         chunk: int,
@@ -147,39 +159,65 @@ class _SummedLinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         statistics = fused_vocabulary_statistics if fused else vocabulary_statistics
         gradient = fused_vocabulary_gradient_ if fused else vocabulary_gradient
-        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        wants_x, wants_weight = wanted
         rows = max(_LEAST_ROWS, -(-len(x_ND) * chunk // max(1, len(weight_VD))))
         loss = x_ND.new_zeros((), dtype=torch.float32)
-        grad_x_ND = torch.empty_like(x_ND) if needs_x else None
-        grad_weight_VD: Tensor | None = None
+        largest = token_weights_N.abs().amax() if len(x_ND) else loss + 1
+        relative_N = token_weights_N / torch.where(largest > 0, largest, 1)
+        grad_x_ND = torch.empty_like(x_ND) if wants_x else None
+        sum_VD = _WeightGradient(weight_VD) if wants_weight else None
         for start in range(0, len(x_ND), rows):
             part = slice(start, start + rows)
-            x_MD, labels_M, weights_M = x_ND[part], labels_N[part], token_weights_N[part]
+            x_MD, labels_M = x_ND[part], labels_N[part]
             logits_MV = x_MD @ weight_VD.t()
-            largest_M, sum_M, target_M = statistics(logits_MV, labels_M, 0, classes)
-            logsumexp_M = largest_M + sum_M.log()
-            loss += ((logsumexp_M - target_M + z_loss * logsumexp_M.square()) * weights_M).sum()
-            if not (needs_x or needs_weight):
+            largest_M, total_M, target_M = statistics(logits_MV, labels_M, 0, classes)
+            logsumexp_M = largest_M + total_M.log()
+            loss += ((logsumexp_M - target_M + z_loss * logsumexp_M.square()) * token_weights_N[part]).sum()
+            if not any(wanted):
                 continue
-            grad_MV = gradient(logits_MV, labels_M, logsumexp_M, weights_M, 0, classes, z_loss)
+            grad_MV = gradient(logits_MV, labels_M, logsumexp_M, relative_N[part], 0, classes, z_loss)
             if grad_x_ND is not None:
                 torch.mm(grad_MV, weight_VD, out=grad_x_ND[part])
-            if needs_weight and len(x_ND) <= rows:
-                grad_weight_VD = grad_MV.t() @ x_MD
-            elif needs_weight:
-                product_VD = grad_MV.t() @ x_MD
-                grad_weight_VD = product_VD.float() if grad_weight_VD is None else grad_weight_VD.add_(product_VD)
-        if needs_weight and grad_weight_VD is None:
-            grad_weight_VD = torch.zeros_like(weight_VD)
-        ctx.save_for_backward(*(x for x in (grad_x_ND, grad_weight_VD) if x is not None))
-        ctx.needs, ctx.weight_dtype = (needs_x, needs_weight), weight_VD.dtype
+            if sum_VD is not None:
+                sum_VD.add(grad_MV, x_MD)
+            del logits_MV, grad_MV  # before the next ones are made
+        ctx.save_for_backward(largest, grad_x_ND, None if sum_VD is None else sum_VD.result())
         return loss
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved = list(ctx.saved_tensors)
-        needs_x, needs_weight = ctx.needs
-        grad_x_ND = saved.pop(0) * grads[0] if needs_x else None
-        grad_weight_VD = (saved.pop() * grads[0]).to(ctx.weight_dtype) if needs_weight else None
-        return grad_x_ND, grad_weight_VD, None, None, None, None, None, None
+        largest, grad_x_ND, grad_weight_VD = ctx.saved_tensors
+        scaled = [None if x is None else _scaled(x, grads[0] * largest) for x in (grad_x_ND, grad_weight_VD)]
+        return *scaled, None, None, None, None, None, None, None
+
+
+class _WeightGradient:
+    """The sum of products grad^T x over chunks of tokens, in float32 from the second one on."""
+
+    def __init__(self, weight_VD: Tensor) -> None:
+        self._product_VD = torch.zeros_like(weight_VD)
+        self._sum_VD: Tensor | None = None
+        self._chunks = 0
+
+    def add(self, grad_MV: Tensor, x_MD: Tensor) -> None:
+        """Another chunk's."""
+        if self._chunks == 1:
+            self._sum_VD = self._product_VD.to(torch.float32, copy=True)
+        torch.mm(grad_MV.t(), x_MD, out=self._product_VD)
+        if self._sum_VD is not None:
+            self._sum_VD += self._product_VD
+        self._chunks += 1
+
+    def result(self) -> Tensor:
+        """The sum, in the weight's dtype."""
+        return self._product_VD if self._sum_VD is None else self._product_VD.copy_(self._sum_VD)
+
+
+def _scaled(x_RD: Tensor, scale: Tensor) -> Tensor:
+    """x times a scale that is not rounded to its dtype first, some rows after the others."""
+    y_RD = torch.empty_like(x_RD)
+    for start in range(0, len(x_RD), DEFAULT_CHUNK):
+        part = slice(start, start + DEFAULT_CHUNK)
+        y_RD[part] = x_RD[part].float() * scale
+    return y_RD

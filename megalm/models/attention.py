@@ -4,11 +4,13 @@ Shapes: B batch, T sequence (queries), S sequence (keys), D model width, H query
 R rotary width. H and G are the heads that this device holds: they come from the width of the projections' outputs.
 """
 
+from functools import partial
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
+from megalm.kernels.attention import torch_attention
 from megalm.kernels.choice import REFERENCE, Kernels
 from megalm.models.documents import Documents, document_attention
 from megalm.models.layers import build_norm
@@ -80,7 +82,7 @@ class CausalAttention(nn.Module):
         self.attend = REFERENCE.attention
 
     def use_kernels(self, kernels: Kernels) -> None:
-        """Take attention over a whole sequence without dropout from `kernels`."""
+        """Take attention over whole sequences or documents, without dropout, from `kernels`."""
         self.attend = kernels.attention
 
     def forward(self, q_BTHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, documents: Documents | None = None) -> Tensor:
@@ -88,24 +90,15 @@ class CausalAttention(nn.Module):
 
         With `documents` (then S = T) a query sees the keys of its own document only.
         """
-        if documents is not None:
-            return document_attention(q_BTHC, k_BSGC, v_BSGC, documents, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        attend = self.attend if dropout == 0.0 else partial(torch_attention, causal=True, dropout=dropout)
         T, S = q_BTHC.shape[1], k_BSGC.shape[1]
-        if T == S and not (self.training and self.dropout):
-            return self.attend(q_BTHC, k_BSGC, v_BSGC)
-        mask = None
-        if 1 < T < S:
-            mask = torch.ones(T, S, dtype=torch.bool, device=q_BTHC.device).tril(S - T)
-        y_BHTC = F.scaled_dot_product_attention(
-            q_BTHC.transpose(1, 2),
-            k_BSGC.transpose(1, 2),
-            v_BSGC.transpose(1, 2),
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=T == S,
-            enable_gqa=q_BTHC.shape[2] != k_BSGC.shape[2],
-        )
-        return y_BHTC.transpose(1, 2)
+        if documents is not None:
+            return document_attention(q_BTHC, k_BSGC, v_BSGC, documents, dropout, attend)
+        if T == S:
+            return attend(q_BTHC, k_BSGC, v_BSGC)
+        visible = torch.ones(T, S, dtype=torch.bool, device=q_BTHC.device).tril(S - T) if T > 1 else None
+        return torch_attention(q_BTHC, k_BSGC, v_BSGC, causal=False, visible_TS=visible, dropout=dropout)
 
 
 class Attention(nn.Module):

@@ -4,6 +4,7 @@ Shapes: B batch, T sequence, N = T + 1 room for cumulative lengths, H query head
 M = B x T tokens of the batch, back to back.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,14 +37,24 @@ class Documents:
         return cls(lengths.tolist(), starts.to(device, non_blocking=True))
 
 
-def document_attention(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, documents: Documents, dropout: float) -> Tensor:
+def document_attention(
+    q_BTHC: Tensor,
+    k_BTGC: Tensor,
+    v_BTGC: Tensor,
+    documents: Documents,
+    dropout: float,
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
     """Mixed values (B, T, H, C): softmax(q k^T / sqrt(C)) v where a query sees its own document up to itself.
 
     On CUDA in half precision without dropout it is one launch of the flash kernel for variable lengths; else the
-    documents are taken one by one (on two free CPU cores 3 to 10 times as fast as a dense mask at 2,048 tokens).
+    documents are taken one by one (on two free CPU cores 3 to 10 times as fast as a dense mask at 2,048 tokens), by
+    `attend`: causal attention of one sequence, with that dropout.
     """
-    attend = _attend_at_once if takes_varlen(q_BTHC, dropout) else _attend_one_by_one
-    return attend(q_BTHC.flatten(0, 1), k_BTGC.flatten(0, 1), v_BTGC.flatten(0, 1), documents, dropout).view_as(q_BTHC)
+    tokens = (q_BTHC.flatten(0, 1), k_BTGC.flatten(0, 1), v_BTGC.flatten(0, 1))
+    if takes_varlen(q_BTHC, dropout):
+        return _attend_at_once(*tokens, documents).view_as(q_BTHC)
+    return _attend_one_by_one(*tokens, documents, attend).view_as(q_BTHC)
 
 
 def takes_varlen(q_BTHC: Tensor, dropout: float) -> bool:
@@ -53,7 +64,7 @@ def takes_varlen(q_BTHC: Tensor, dropout: float) -> bool:
     return q_BTHC.is_cuda and half and dropout == 0.0 and width % 8 == 0 and width <= 256
 
 
-def _attend_at_once(q_MHC: Tensor, k_MGC: Tensor, v_MGC: Tensor, documents: Documents, _: float) -> Tensor:
+def _attend_at_once(q_MHC: Tensor, k_MGC: Tensor, v_MGC: Tensor, documents: Documents) -> Tensor:
     starts, longest = documents.cu_seqlens, max(documents.lengths)
     grouped = q_MHC.shape[1] != k_MGC.shape[1]
     y_MHC = varlen_attn(q_MHC, k_MGC, v_MGC, starts, starts, longest, longest, window_size=(-1, 0), enable_gqa=grouped)
@@ -61,13 +72,13 @@ def _attend_at_once(q_MHC: Tensor, k_MGC: Tensor, v_MGC: Tensor, documents: Docu
     return y_MHC
 
 
-def _attend_one_by_one(q_MHC: Tensor, k_MGC: Tensor, v_MGC: Tensor, documents: Documents, dropout: float) -> Tensor:
-    grouped = q_MHC.shape[1] != k_MGC.shape[1]
+def _attend_one_by_one(
+    q_MHC: Tensor,
+    k_MGC: Tensor,
+    v_MGC: Tensor,
+    documents: Documents,
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
     # split, not slices: the backward of a slice writes zeros for the whole batch
     parts = [torch.split(x, documents.lengths) for x in (q_MHC, k_MGC, v_MGC)]
-    outputs = []
-    for document in zip(*parts, strict=True):
-        q, k, v = (part[None].transpose(1, 2) for part in document)
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
-        outputs.append(y.transpose(1, 2)[0])
-    return torch.cat(outputs)
+    return torch.cat([attend(q[None], k[None], v[None])[0] for q, k, v in zip(*parts, strict=True)])

@@ -19,10 +19,13 @@ def printed(*command: str) -> str:
 
 
 def test_operators() -> None:
-    table = printed("kernels.py", "--only", "rotary", "residual", "--tokens", "2048", "--rounds", "1", "--no-compile")
+    table = printed(
+        "kernels.py", "--only", "rotary", "attention", "residual", "--tokens", "2048", "--rounds", "1", "--no-compile"
+    )
     rows = [line.split("|")[1].strip() for line in table.splitlines() if "| torch " in line]
     assert rows == [
         *("rotary", "rotary + backward", "rotary of q and k in place"),
+        *("causal attention", "causal attention + backward"),
         *("bias + dropout + residual", "bias + dropout + residual + backward"),
     ]
 

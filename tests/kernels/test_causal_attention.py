@@ -4,12 +4,15 @@ import pytest
 import torch
 from kernels.fused import needs_fused
 
-from megalm.kernels.attention import attention_takes, causal_attention, fused_causal_attention
-
-OURS = pytest.mark.skipif(
-    not attention_takes(torch.empty(1, 1, 1, 16, dtype=torch.bfloat16)),
-    reason="torch's attention is used on this processor: ours needs AVX-512 with bfloat16, and no AMX",
+from megalm.kernels.attention import (
+    causal_attention,
+    fused_causal_attention,
+    own_causal_attention,
+    own_kernel_is_faster,
+    own_kernel_runs,
 )
+
+OURS = pytest.mark.skipif(not own_kernel_runs(), reason="our attention needs AVX-512 with bfloat16")
 SHAPES = [  # B, T, H, G, C; blocks are of 64 positions
     (2, 70, 4, 2, 32),
     (1, 1, 3, 3, 16),
@@ -61,7 +64,7 @@ def test_fused_attention(shape, scale):
     weight = torch.randn(*inputs[0].shape).bfloat16()
     exact = [x.detach().double().requires_grad_() for x in inputs]
     expected = gradients(formula, exact, weight.double())
-    ours, theirs = (gradients(f, inputs, weight) for f in (fused_causal_attention, causal_attention))
+    ours, theirs = (gradients(f, inputs, weight) for f in (own_causal_attention, causal_attention))
     for name, one, other, true in zip(("y", "q", "k", "v"), ours, theirs, expected, strict=True):
         size = float(true.norm())
         assert (one - true).norm() <= 1.3 * (other - true).norm() + 1e-4 * (size + 1), f"{name}: as near as torch's"
@@ -75,12 +78,12 @@ def test_views_of_one_projection_and_a_strided_gradient():
     joint = torch.randn(B, T, 4 + 2 + 2, C).bfloat16().requires_grad_()
     views = joint.split((4, 2, 2), 2)
     weight = torch.randn(B, 4, T, C).bfloat16().transpose(1, 2)
-    (grad,) = torch.autograd.grad(fused_causal_attention(*views), joint, weight)
+    (grad,) = torch.autograd.grad(own_causal_attention(*views), joint, weight)
     plain = [x.detach().contiguous().requires_grad_() for x in views]
-    expected = torch.autograd.grad(fused_causal_attention(*plain), plain, weight.contiguous())
+    expected = torch.autograd.grad(own_causal_attention(*plain), plain, weight.contiguous())
     assert torch.equal(grad, torch.cat(expected, 2))
     turned = [x.detach().transpose(1, 3).contiguous().transpose(1, 3) for x in plain]  # channels are not adjacent
-    assert torch.equal(fused_causal_attention(*turned), fused_causal_attention(*plain))
+    assert torch.equal(own_causal_attention(*turned), own_causal_attention(*plain))
 
 
 @OURS
@@ -92,7 +95,7 @@ def test_attention_is_the_same_bits_with_any_number_of_threads():
     try:
         for number in (1, 2):
             torch.set_num_threads(number)
-            found.append(gradients(fused_causal_attention, inputs, weight))
+            found.append(gradients(own_causal_attention, inputs, weight))
     finally:
         torch.set_num_threads(threads)
     for one, other in zip(*found, strict=True):
@@ -103,22 +106,49 @@ def test_attention_is_the_same_bits_with_any_number_of_threads():
 @needs_fused
 def test_a_position_does_not_see_the_next_ones_and_nan_shows():
     q, k, v = (x.detach() for x in leaves((1, 100, 2, 2, 32), torch.bfloat16))
-    before = fused_causal_attention(q, k, v)
+    before = own_causal_attention(q, k, v)
     k[:, 70], v[:, 70] = 5.0, -5.0
-    after = fused_causal_attention(q, k, v)
+    after = own_causal_attention(q, k, v)
     assert torch.equal(before[:, :70], after[:, :70])
     assert not torch.equal(before[:, 70:], after[:, 70:])
     k[:, 70] = float("nan")
-    broken = fused_causal_attention(q, k, v)
+    broken = own_causal_attention(q, k, v)
     assert torch.equal(before[:, :70], broken[:, :70])
     assert broken[:, 70:].isnan().all()
+    v[:, 70] = float("nan")  # 0 x NaN: it shows in its block
+    assert torch.equal(before[:, :64], own_causal_attention(q, k, v)[:, :64])
+
+
+@OURS
+@needs_fused
+def test_scores_of_minus_infinity_in_a_whole_block_leave_the_others_their_numbers():
+    q, k, v = (torch.ones(1, 100, 1, 32).bfloat16() for _ in range(3))
+    k[:, :64] = float("-inf")
+    y = own_causal_attention(q, k, v)
+    torch.testing.assert_close(y[:, 64:], v[:, 64:])
+
+
+@OURS
+@needs_fused
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
+def test_gradients_of_some_inputs(wanted):
+    inputs = leaves((1, 70, 4, 2, 32), torch.bfloat16)
+    y = own_causal_attention(*inputs)
+    every = torch.autograd.grad(y.sum(), inputs)
+    some = [x if number in wanted else x.detach() for number, x in enumerate(inputs)]
+    found = torch.autograd.grad(own_causal_attention(*some).sum(), [some[number] for number in wanted])
+    for number, grad in zip(wanted, found, strict=True):
+        assert torch.equal(grad, every[number])
 
 
 @OURS
 @needs_fused
 def test_empty_batches_and_wrong_shapes():
-    q = torch.empty(0, 5, 2, 16, dtype=torch.bfloat16)
-    assert fused_causal_attention(q, q, q).shape == q.shape
+    for shape in ((0, 5, 2, 16), (2, 0, 2, 16)):
+        q = torch.empty(shape, dtype=torch.bfloat16).requires_grad_()
+        y = own_causal_attention(q, q, q)
+        assert y.shape == q.shape
+        assert torch.autograd.grad(y.sum(), q)[0].shape == q.shape
     q, k = torch.zeros(1, 5, 3, 16).bfloat16(), torch.zeros(1, 5, 2, 16).bfloat16()
     with pytest.raises(RuntimeError, match=r"attention needs q \(B, T, H, C\)"):
         torch.ops.megalm.attention(q, k, k, 1.0)
@@ -129,5 +159,18 @@ def test_empty_batches_and_wrong_shapes():
 @needs_fused
 def test_what_our_kernel_does_not_take_goes_to_torch():
     for q in (torch.randn(1, 5, 2, 16), torch.randn(1, 5, 2, 20).bfloat16()):
-        assert not attention_takes(q)
+        assert not own_kernel_is_faster(q, q)
         assert torch.equal(fused_causal_attention(q, q, q), causal_attention(q, q, q))
+
+
+@OURS
+@needs_fused
+def test_our_kernel_is_used_where_every_thread_has_a_key_head():
+    q, k = torch.randn(1, 5, 8, 16).bfloat16(), torch.randn(1, 5, 1, 16).bfloat16()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert not own_kernel_is_faster(q, k)
+        assert own_kernel_is_faster(q, q) == (not torch.cpu.get_capabilities().get("amx_bf16"))
+    finally:
+        torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ PROGRAM = r"""
 using namespace megalm;
 
 __global__ void neighbours(float* out, bool barrier) {
-  float* shared = dynamic_shared();
+  __shared__ float shared[64];
   const Member member(64);
   shared[threadIdx.x] = static_cast<float>(threadIdx.x);
   if (barrier) __syncthreads();
@@ -32,13 +32,12 @@ __global__ void shuffle_of_some(float* out) {
 __global__ void misaligned(float* out) {
   if (threadIdx.x == 0) copy_words<4, float>(out, out + 1);
 }
-__global__ void beyond(float*) { dynamic_shared()[64 + threadIdx.x % 8] = 1.0f; }
-__global__ void unset(float* out) { out[threadIdx.x] = dynamic_shared()[threadIdx.x]; }
+__global__ void team(float* out, int) { out[threadIdx.x] = 1.0f; }
 
 int main(int, char** arguments) {
   alignas(16) float memory[128] = {};
   float* const out = memory;
-  const Grid one{1, 64, 256};
+  const Grid one{1, 64};
   try {
     switch (arguments[1][0]) {
       case 'r': launch(neighbours, one, nullptr, out, true); break;
@@ -46,10 +45,9 @@ int main(int, char** arguments) {
       case 'd': launch(divergent, one, nullptr, out); break;
       case 's': launch(shuffle_of_some, one, nullptr, out); break;
       case 'm': launch(misaligned, one, nullptr, out); break;
-      case 'b': launch(beyond, one, nullptr, out); break;
-      case 'u': launch(unset, one, nullptr, out); break;
-      case 'l': launch(unset, Grid{1, 64, 50000}, nullptr, out); break;
-      default: launch(unset, Grid{1, 65, 512}, nullptr, out); break;
+      case 'l': launch_rows(team, 1, int64_t{1} << 31, 1, nullptr, out); break;
+      case 'h': launch_rows(team, int64_t{1} << 31, 1, 1, nullptr, out); break;
+      default: launch(divergent, Grid{1, 65}, nullptr, out); break;
     }
   } catch (const std::exception& error) {
     std::printf("%s", error.what());
@@ -104,18 +102,14 @@ def test_a_missing_barrier_gives_wrong_ones(program):
     assert numbers(program, "no barrier") != RIGHT
 
 
-def test_shared_memory_starts_as_nan(program):
-    assert all(value != value for value in numbers(program, "unset")[:64])
-
-
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [
         ("divergent barrier", "a barrier that not all threads reach"),
         ("shuffle of some", "a barrier that not all threads reach"),
         ("misaligned", "a wide access is not aligned"),
-        ("beyond the shared memory", "a write beyond the dynamic shared memory"),
-        ("large shared memory", "more shared memory than every device has"),
+        ("long rows", "2^31 rows or columns in one call"),
+        ("high columns", "2^31 rows or columns in one call"),
         ("threads", "threads of a block"),
     ],
 )

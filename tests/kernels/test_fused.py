@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from kernels import emulated
 from kernels.fused import DTYPES, LOADED, ON_GPU, TOLERANCE, check, gpu, leaf, needs_fused
+from torch.utils.flop_counter import FlopCounterMode
 
 from megalm.kernels import library
 from megalm.kernels.activation import (
@@ -42,8 +43,8 @@ from megalm.kernels.softmax import fused_masked_softmax, masked_softmax
 
 pytestmark = needs_fused
 SHAPES = [(1, 1), (3, 7), (2, 5, 64), (4, 33), (0, 8), (67, 129)]
-WIDE = (2, 6200)  # more columns than the sums of a norm's gradient have shared memory for on a GPU
-
+# of a row a GPU's thread holds 1 or 2 packs of 16 bytes in the backward of a norm, or none: in float32 that is the last
+WIDE = [(3, 520), (2, 3000), (2, 6200)]
 
 WIDEST = 99  # more than there are
 COPIES = {
@@ -75,7 +76,7 @@ def _kernels(request):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [*SHAPES, WIDE], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *WIDE], ids=str)
 def test_norms(shape, dtype):
     x, residual = leaf(*shape, dtype=dtype), leaf(*shape, dtype=dtype)
     weight, bias = leaf(shape[-1]), leaf(shape[-1])
@@ -166,8 +167,9 @@ def test_gated_activations(shape, dtype):
 
 @pytest.mark.parametrize("kind", list(Activation))
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bias_activations(kind, dtype):
-    x, bias = leaf(67, 37, dtype=dtype, scale=3.0), leaf(37)
+@pytest.mark.parametrize("cols", [37, 264])
+def test_bias_activations(cols, kind, dtype):
+    x, bias = leaf(67, cols, dtype=dtype, scale=3.0), leaf(cols)
     check(
         lambda x, b: fused_bias_activation(x, b, kind),
         lambda x, b: bias_activation(x, b, kind),
@@ -302,14 +304,34 @@ def test_summed_linear_cross_entropy_computes_the_gradients_that_are_wanted(need
     assert (x.grad is not None, weight.grad is not None) == (needs_x, needs_weight)
     empty = summed_linear_cross_entropy(x[:0], weight, labels[:0], scale[:0], fused=True)
     assert empty.item() == 0
+    with torch.no_grad(), FlopCounterMode(display=False) as products:
+        summed_linear_cross_entropy(x, weight, labels, scale, fused=True)
+    assert products.get_total_flops() == 2 * x.numel() * len(weight)
+    with pytest.raises(RuntimeError, match=r"token weights \(1,\) must be one for each of 5 labels"):
+        summed_linear_cross_entropy(x, weight, labels, scale[:1])
     with pytest.raises(RuntimeError, match=r"labels must lie in \[0, 19\)"):
         summed_linear_cross_entropy(x, weight, torch.full((5,), 19), scale, 19)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_small_token_weights_have_their_gradients_in_float16(fused, monkeypatch):
+    monkeypatch.setattr("megalm.kernels.linear_cross_entropy._LEAST_ROWS", 16)
+    x, weight = leaf(64, 16, dtype=torch.float16), leaf(500, 16, dtype=torch.float16, scale=0.1)
+    labels, token_weight, loss_scale = torch.randint(0, 500, (64,)), 2.0**-16, 2.0**16
+    weights = torch.full((64,), token_weight)
+    (loss_scale * summed_linear_cross_entropy(x, weight, labels, weights, chunk=32, fused=fused)).backward()
+    exact = [t.detach().double().requires_grad_() for t in (x, weight)]
+    losses = F.cross_entropy(exact[0] @ exact[1].t(), labels, reduction="sum")
+    (loss_scale * token_weight * losses).backward()
+    for found, expected in zip((x, weight), exact, strict=True):
+        assert (found.grad.double() - expected.grad).norm() < 2e-3 * expected.grad.norm()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dropout_drops_the_share_and_the_gradient_has_the_same_mask(dtype):
-    x, residual = leaf(50, 203, dtype=dtype), leaf(50, 203, dtype=dtype)
-    bias = torch.full((203,), 5.0, requires_grad=True)
+@pytest.mark.parametrize("cols", [203, 264])
+def test_dropout_drops_the_share_and_the_gradient_has_the_same_mask(cols, dtype):
+    x, residual = leaf(50, cols, dtype=dtype), leaf(50, cols, dtype=dtype)
+    bias = torch.full((cols,), 5.0, requires_grad=True)
     torch.manual_seed(7)
     y = fused_bias_dropout_add(x, bias, residual, 0.25, True)
     torch.manual_seed(7)
@@ -329,8 +351,9 @@ def test_dropout_drops_the_share_and_the_gradient_has_the_same_mask(dtype):
     )
 
 
-def test_parts_of_a_sequence_get_their_part_of_the_mask():
-    x, residual = torch.randn(2, 3, 12, 21)
+@pytest.mark.parametrize("cols", [21, 24])
+def test_parts_of_a_sequence_get_their_part_of_the_mask(cols):
+    x, residual = torch.randn(2, 3, 12, cols)
     for residual_or_none in (residual, None):
         torch.manual_seed(7)
         whole = fused_bias_dropout_add(x, None, residual_or_none, 0.5, True)
@@ -346,13 +369,13 @@ def test_parts_of_a_sequence_get_their_part_of_the_mask():
         assert torch.equal(torch.cat(parts, dim=1), whole)
     torch.manual_seed(7)
     empty = fused_bias_dropout_add(x[:, :0], None, None, 0.5, True, (1, 3))
-    assert empty.shape == (3, 0, 21)
+    assert empty.shape == (3, 0, cols)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [(0,), (2, 9), (1000,)])
-def test_embedding_gradient(tokens, dtype):
-    table, ids = leaf(11, 37, dtype=dtype), torch.randint(0, 9, tokens)
+@pytest.mark.parametrize(("tokens", "cols"), [((0,), 37), ((2, 9), 37), ((1000,), 37), ((70,), 264)])
+def test_embedding_gradient(tokens, cols, dtype):
+    table, ids = leaf(11, cols, dtype=dtype), torch.randint(0, 9, tokens)
     check(lambda table: fused_embedding(ids, table), lambda table: embedding(ids, table), (table,))
 
 
@@ -388,7 +411,7 @@ def test_l2_norm_and_scale():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (3, 37), (1, 16), (33, 33)])
+@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (3, 37), (1, 16), (33, 33), (40, 40), (3, 1040)])
 @pytest.mark.parametrize("masks", ["none", "causal", "mask", "documents"])
 def test_softmax(masks, queries, keys, dtype):
     options = {"causal": masks != "none"}
@@ -404,3 +427,51 @@ def test_softmax(masks, queries, keys, dtype):
         lambda scores: masked_softmax(scores, 0.7, **options),
         (scores,),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masks", ["causal", "mask", "documents"])
+def test_softmax_of_rows_for_several_warps(masks, dtype):
+    size = 1096
+    documents = (torch.arange(size) // 1000)[None]
+    options = {
+        "causal": {},
+        "mask": {"visible": torch.rand(1, 1, size, size) > 0.5},
+        "documents": {"query_documents_BT": documents, "key_documents_BS": documents},
+    }[masks]
+    check(
+        lambda scores: fused_masked_softmax(scores, 0.7, causal=True, **options),
+        lambda scores: masked_softmax(scores, 0.7, causal=True, **options),
+        (leaf(1, 1, size, size, dtype=dtype),),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_addresses_that_wide_loads_cannot_read(dtype):
+    """Rows of whole packs that start one element beside an aligned address."""
+
+    def beside(*shape):
+        return torch.cat([torch.zeros(1), torch.randn(shape).flatten()]).to(dtype)[1:].view(shape)
+
+    x, other, weight, ids = beside(5, 64), beside(5, 64), torch.rand(64), torch.tensor([1, 3, 1, 0, 2])
+    tables, kind = rotary_tables(torch.arange(5)[None], 16, 100.0), Activation.GELU_TANH
+    for fused, reference in [
+        (lambda x: fused_layer_norm(x, weight, weight, 1e-5), lambda x: layer_norm(x, weight, weight, 1e-5)),
+        (lambda x: fused_swiglu(x, other), lambda x: swiglu(x, other)),
+        (lambda x: fused_bias_activation(x, weight, kind), lambda x: bias_activation(x, weight, kind)),
+        (lambda x: fused_cross_entropy(x, ids), lambda x: F.cross_entropy(x.float(), ids, reduction="none")),
+        (lambda x: fused_masked_softmax(x[None, None], 0.5), lambda x: masked_softmax(x[None, None], 0.5)),
+        (lambda x: fused_rotary(x.view(1, 5, 4, 16), *tables), lambda x: apply_rotary(x.view(1, 5, 4, 16), *tables)),
+    ]:
+        inputs, same = (x.detach().requires_grad_() for _ in range(2))
+        y, expected = fused(inputs), reference(same)
+        torch.testing.assert_close(y, expected, rtol=4 * TOLERANCE[dtype], atol=4 * TOLERANCE[dtype])
+        grad = beside(*y.shape).to(y.dtype)
+        y.backward(grad)
+        expected.backward(grad)
+        torch.testing.assert_close(inputs.grad, same.grad, rtol=8 * TOLERANCE[dtype], atol=8 * TOLERANCE[dtype])
+    dropped = []
+    for place in (x, x.clone()):
+        torch.manual_seed(3)
+        dropped.append(fused_bias_dropout_add(place, weight, other, 0.5, True))
+    assert torch.equal(*dropped)  # one mask

@@ -13,6 +13,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from megalm.config.model import ModelConfig
 from megalm.config.recompute import RecomputeConfig
+from megalm.kernels.attention import causal_attention
 from megalm.models.attention import CausalAttention
 from megalm.models.documents import Documents, document_attention, takes_varlen
 from megalm.models.gpt import GPT
@@ -121,7 +122,7 @@ def test_the_cuda_kernel_gets_the_batch_in_one_launch(monkeypatch: pytest.Monkey
         assert takes_varlen(q, 0.0)
         assert not takes_varlen(q, 0.1)
         assert not takes_varlen(q.float(), 0.0)
-        y = document_attention(q, k, k, documents, 0.0)
+        y = document_attention(q, k, k, documents, 0.0, causal_attention)
     assert y.shape == q.shape
     assert calls == [((24, 24), {"window_size": (-1, 0), "enable_gqa": True})]
 
@@ -138,7 +139,7 @@ def test_the_cuda_kernel_equals_the_dense_mask(groups: int) -> None:
     weight = torch.randn(3, T, 4, 64, device="cuda")
     documents = Documents.of_batch(cumulative(layout), q.device)
     assert documents is not None
-    found = document_attention(q, k, v, documents, 0.0)
+    found = document_attention(q, k, v, documents, 0.0, causal_attention)
     wanted = dense_attention(q, k, v, dense_mask(layout).cuda())
     torch.testing.assert_close(found.double(), wanted, rtol=3e-2, atol=3e-2)
     ours = torch.autograd.grad((found.float() * weight).sum(), (q, k, v))

@@ -63,7 +63,6 @@ enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 constexpr int kWarp = 32;
 constexpr size_t kStackBytes = 64 * 1024;
-constexpr size_t kFenceBytes = 64;
 
 struct Thread {
   ucontext_t context;
@@ -75,7 +74,6 @@ struct Thread {
 struct Block {
   std::vector<Thread> threads;
   char* stacks = nullptr;
-  std::vector<unsigned char> shared;  // dynamic shared memory, and a fence behind it
   ucontext_t scheduler;
   unsigned current = 0;
   const std::function<void()>* body = nullptr;
@@ -145,21 +143,9 @@ inline void start(Thread& thread, char* stack) {
   makecontext(&thread.context, enter, 0);
 }
 
-constexpr unsigned char kUnset = 0xff;  // four of them are a NaN
-
-// Aligned by its allocation: operator new gives 16 bytes.
-inline void* dynamic_shared() { return block.shared.data(); }
-
-inline void check_fence(size_t shared_bytes) {
-  for (size_t i = shared_bytes; i < block.shared.size(); ++i) {
-    if (block.shared[i] != kUnset) fail("a write beyond the dynamic shared memory");
-  }
-}
-
-inline void launch(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
+inline void launch(unsigned blocks, unsigned threads, const std::function<void()>& body) {
   const std::lock_guard<std::mutex> guard(one_launch);
   if (threads == 0 || threads > 1024 || threads % kWarp) throw std::runtime_error("emulated kernel: threads of a block");
-  if (shared_bytes > 48 * 1024) throw std::runtime_error("emulated kernel: more shared memory than every device has");
   if (!block.stacks) {
     block.stacks = static_cast<char*>(
         mmap(nullptr, 1024 * kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
@@ -171,10 +157,8 @@ inline void launch(unsigned blocks, unsigned threads, size_t shared_bytes, const
   const unsigned even = (blocks + 1) / 2;
   for (unsigned turn = 0; turn < blocks; ++turn) {
     blockIdx = {turn < even ? 2 * turn : 2 * (turn - even) + 1, 0, 0};
-    block.shared.assign(shared_bytes + kFenceBytes, kUnset);
     for (unsigned i = 0; i < threads; ++i) start(block.threads[i], block.stacks + i * kStackBytes);
     run_block();
-    check_fence(shared_bytes);
   }
 }
 
@@ -182,6 +166,3 @@ inline void launch(unsigned blocks, unsigned threads, size_t shared_bytes, const
 
 using uint2 = emulator::Vector<uint32_t, 2>;
 using uint4 = emulator::Vector<uint32_t, 4>;
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
