@@ -6,7 +6,7 @@ Of a weighted sum of losses the gradients follow at once: the tokens go by, once
 Shapes: N tokens, M tokens of a chunk, D model width, V padded vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -206,7 +206,8 @@ class _WeightGradient:
             self._sum_VD = self._product_VD.to(torch.float32, copy=True)
         torch.mm(grad_MV.t(), x_MD, out=self._product_VD)
         if self._sum_VD is not None:
-            self._sum_VD += self._product_VD
+            for part in _some_rows(self._sum_VD):  # torch makes a float32 copy of what it adds
+                self._sum_VD[part] += self._product_VD[part]
         self._chunks += 1
 
     def result(self) -> Tensor:
@@ -215,9 +216,13 @@ class _WeightGradient:
 
 
 def _scaled(x_RD: Tensor, scale: Tensor) -> Tensor:
-    """x times a scale that is not rounded to its dtype first, some rows after the others."""
+    """x times a scale that is not rounded to its dtype first."""
     y_RD = torch.empty_like(x_RD)
-    for start in range(0, len(x_RD), DEFAULT_CHUNK):
-        part = slice(start, start + DEFAULT_CHUNK)
+    for part in _some_rows(x_RD):
         y_RD[part] = x_RD[part].float() * scale
     return y_RD
+
+
+def _some_rows(x_RD: Tensor) -> Iterator[slice]:
+    """All rows, some after the others."""
+    return (slice(start, start + DEFAULT_CHUNK) for start in range(0, len(x_RD), DEFAULT_CHUNK))
