@@ -31,7 +31,7 @@ MEAN_LENGTH = 500
 
 def write_index(prefix: Path, num_documents: int, seed: int = 0) -> int:
     """A dataset of random lengths whose .bin is one hole; the number of tokens."""
-    from megalm.data.index_format import Header
+    from megalm.data.indexed.format import Header
 
     lengths = np.random.default_rng(seed).integers(1, 2 * MEAN_LENGTH, num_documents).astype("<i4")
     pointers = np.cumsum(lengths, dtype="<i8") - lengths
@@ -52,8 +52,8 @@ def write_tokens(prefix: Path, num_documents: int) -> None:
 
 def open_megalm(prefix: str, num_documents: int, num_samples: int) -> Any:
     """megalm's dataset of all documents."""
-    from megalm.data.gpt_dataset import GPTDataset
-    from megalm.data.indexed import IndexedDataset
+    from megalm.data.indexed.reader import IndexedDataset
+    from megalm.data.samples.gpt_dataset import GPTDataset
 
     return GPTDataset(IndexedDataset(prefix), range(num_documents), SEQ_LENGTH, num_samples, SEED)
 
@@ -124,8 +124,8 @@ def measure_fetch(who: str, prefix: str, num_documents: int, num_samples: int) -
 
 def measure_stream(prefix: str, num_documents: int) -> dict[str, Any]:
     """Seconds and peak bytes from nothing to the first sample in file order."""
-    from megalm.data.indexed import IndexedDataset
-    from megalm.data.stream import StreamDataset
+    from megalm.data.indexed.reader import IndexedDataset
+    from megalm.data.samples.stream import StreamDataset
 
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
@@ -145,7 +145,7 @@ def write_huge(prefix: Path, num_documents: int, length: int) -> None:
 
     The offsets are written where they are looked at: at each document that the id check reads.
     """
-    from megalm.data.index_format import HEADER, Header
+    from megalm.data.indexed.format import HEADER, Header
 
     header = Header(dtype=np.dtype("<u2"), num_sequences=num_documents, num_boundaries=num_documents + 1)
     step = max(1, num_documents // 1024)

@@ -67,14 +67,15 @@ def configured(flags: str) -> RunConfig:
 
 def build(config: RunConfig):
     """The engine of a row on this rank, and its micro-batches of one step."""
-    from megalm.assembly import Place, build_model_and_engine, mesh_of
-    from megalm.dist.mesh import Axis
+    from megalm.assembly import build_model_and_engine
+    from megalm.distributed.context import RankContext
+    from megalm.distributed.mesh import Axis, Mesh
 
-    place = Place.of(mesh_of(config, torch.distributed.get_world_size()), torch.device("cpu"))
-    engine = build_model_and_engine(config, config.model, place)
+    context = RankContext.of(Mesh.of_config(config.parallel, torch.distributed.get_world_size()), torch.device("cpu"))
+    engine = build_model_and_engine(config, config.model, context)
     rows, length = config.batch.micro_batch_size, config.batch.seq_length
-    count = config.batch.accumulation(place.mesh.size(Axis.DP))
-    generator = torch.Generator().manual_seed(place.dp_rank)
+    count = config.batch.accumulation(context.mesh.size(Axis.DP))
+    generator = torch.Generator().manual_seed(context.dp_rank)
     batches = []
     for _ in range(count):
         tokens = torch.randint(0, config.model.vocab_size or 1, (rows, length + 1), generator=generator)

@@ -39,10 +39,10 @@ from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE, Kernels
 from megalm.kernels.cross_entropy import cross_entropy, fused_cross_entropy
 from megalm.kernels.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
-from megalm.models.flops import training_flops_per_token
-from megalm.models.gpt import GPT
-from megalm.models.init import initialize
-from megalm.models.layers import use_kernels
+from megalm.models.blocks.layers import use_kernels
+from megalm.models.gpt.flops import training_flops_per_token
+from megalm.models.gpt.init import initialize
+from megalm.models.gpt.model import GPT
 from megalm.monitor.tensor_memory import TensorMemory
 
 Step = Callable[[], float]

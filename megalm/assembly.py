@@ -10,51 +10,30 @@ from megalm.checkpoint.run_folder import lock_run_folder, prepare_run_folder, se
 from megalm.config import RunConfig, engine_json
 from megalm.config.model import ModelConfig
 from megalm.continuation import ResumePoint
-from megalm.data.blended_dataset import BlendedDataset
-from megalm.data.build import build_datasets
-from megalm.data.gpt_dataset import SampleDataset
 from megalm.data.loader import MicroBatchIterator, Transform, build_loader
-from megalm.data.tokenizers import Tokenizer, build_tokenizer
-from megalm.dist.collectives import gather_json, together
-from megalm.dist.groups import MeshGroups
-from megalm.dist.mesh import Axis, Mesh
-from megalm.dist.slices import Placement, Rectangle
+from megalm.data.samples.blended_dataset import BlendedDataset
+from megalm.data.samples.build import build_datasets
+from megalm.data.samples.gpt_dataset import SampleDataset
+from megalm.data.tokenizers import Tokenizer
+from megalm.distributed.collectives import gather_json, on_all_ranks
+from megalm.distributed.context import RankContext
+from megalm.distributed.mesh import Axis
+from megalm.distributed.shards import Box, ShardSpec
 from megalm.engine.engine import Engine
-from megalm.engine.stages import Staged
-from megalm.errors import ConfigError, DataError, PlatformError
+from megalm.engine.pipeline_gradients import PipelineSpec
+from megalm.errors import DataError, PlatformError
 from megalm.kernels import apex, library
 from megalm.kernels.choice import FUSED, REFERENCE, Kernels
-from megalm.models.gpt import GPT
-from megalm.models.layers import use_kernels
+from megalm.models.blocks.layers import use_kernels
+from megalm.models.dtypes import DTYPES
+from megalm.models.gpt.model import GPT
 from megalm.objectives.causal import CausalObjective
-from megalm.parallel.pipeline import TIED, ChunkList, Pipeline, PipelinePlan, build_chunks
-from megalm.parallel.plan import materialize
+from megalm.parallel.materialize import materialize
+from megalm.parallel.pipeline.chunks import TIED, ModelChunks, build_chunks
+from megalm.parallel.pipeline.plan import PipelinePlan
+from megalm.parallel.pipeline.runner import Pipeline
 from megalm.parallel.recompute import apply_recompute
 from megalm.parallel.region import TensorParallel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where this process stands in the job."""
-
-    mesh: Mesh
-    rank: int
-    device: torch.device
-    groups: MeshGroups
-
-    @classmethod
-    def of(cls, mesh: Mesh, device: torch.device) -> "Place":
-        """This rank's place on `mesh`; every rank of the job calls it, inside the process group."""
-        groups = MeshGroups.build(mesh)
-        return cls(mesh=mesh, rank=groups.rank, device=device, groups=groups)
-
-    @property
-    def dp_rank(self) -> int:
-        """Position on the data-parallel axis."""
-        return self.mesh.coordinate(self.rank)[Axis.DP]
-
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -72,42 +51,6 @@ class Data:
     def order(self, consumed_samples: int) -> dict[str, Any] | None:
         """What a checkpoint records of the training samples; None where their number says all."""
         return asdict(self.train.record(consumed_samples)) if isinstance(self.train, BlendedDataset) else None
-
-
-def mesh_of(config: RunConfig, world_size: int) -> Mesh:
-    """The mesh of the run's ranks; `check_layout` has found it possible."""
-    parallel = config.parallel
-    return Mesh.of(
-        world_size,
-        pp=parallel.pipeline_model_parallel_size,
-        cp=parallel.context_parallel_size,
-        tp=parallel.tensor_model_parallel_size,
-    )
-
-
-def load_tokenizer(config: RunConfig) -> Tokenizer | None:
-    """The run's tokenizer, or None if none is named."""
-    return build_tokenizer(config.tokenizer) if config.tokenizer.is_given else None
-
-
-def complete_model(config: RunConfig, tokenizer: Tokenizer | None) -> ModelConfig:
-    """The model's configuration with the sizes that follow from the rest of the run.
-
-    Raises:
-        ConfigError: the vocabulary size is unknown or too small for the tokenizer.
-    """
-    model = config.model
-    if tokenizer is None and model.vocab_size is None:
-        raise ConfigError(
-            "the vocabulary size is unknown; give the tokenizer of the data (--tokenizer-model FILE) or --vocab-size"
-        )
-    vocab_size = model.vocab_size or (tokenizer.vocab_size if tokenizer else 0)
-    if tokenizer is not None and vocab_size < tokenizer.vocab_size:
-        raise ConfigError(
-            f"vocab_size={vocab_size} is less than the tokenizer's {tokenizer.vocab_size}; drop --vocab-size"
-        )
-    positions = model.max_position_embeddings or config.batch.seq_length
-    return model.model_copy(update={"vocab_size": vocab_size, "max_position_embeddings": positions})
 
 
 def build_data(
@@ -148,10 +91,10 @@ def build_data(
 
 
 def loader(
-    config: RunConfig, data: Data, dataset: SampleDataset, place: Place, start: int, stop: int, workers: int
+    config: RunConfig, data: Data, dataset: SampleDataset, context: RankContext, start: int, stop: int, workers: int
 ) -> MicroBatchIterator:
     """This rank's micro-batches of samples start..stop."""
-    dp = place.mesh.size(Axis.DP)
+    dp = context.mesh.size(Axis.DP)
     blended = isinstance(dataset, BlendedDataset) and dataset.num_datasets > 1 and dataset is data.train
     return build_loader(
         dataset,
@@ -160,48 +103,48 @@ def loader(
         global_batch_size=config.batch.global_size(dp),
         start_sample=start,
         stop_sample=stop,
-        rank=place.dp_rank,
+        rank=context.dp_rank,
         size=dp,
         num_workers=workers,
-        pin_memory=place.device.type == "cuda",
+        pin_memory=context.device.type == "cuda",
         dataset_of=data.train.dataset_of if blended and isinstance(data.train, BlendedDataset) else None,
     )
 
 
-def build_model_and_engine(config: RunConfig, model: ModelConfig, place: Place) -> Engine:
+def build_model_and_engine(config: RunConfig, model: ModelConfig, context: RankContext) -> Engine:
     """The part of the model that this rank holds, with its initial values, under DeepSpeed."""
     from megalm.engine.build import build_engine  # imports DeepSpeed (2 s): after the data is known to be good
 
-    tensor_parallel = TensorParallel.build(place.groups, model, config.parallel.sequence_parallel)
+    tensor_parallel = TensorParallel.build(context.groups, model, config.parallel.sequence_parallel)
     plan = PipelinePlan.of(config.parallel, model, config.batch.seq_length)
-    rank = place.groups.position(Axis.PP)
+    rank = context.groups.axis_rank(Axis.PP)
     chunks = build_chunks(plan, rank, model, tensor_parallel)
-    placements = whole_model_elsewhere(model)
-    kernels = choose_kernels(config, place)
+    shard_specs = whole_model_elsewhere(model)
+    kernels = choose_kernels(config, context)
     for chunk, shards in chunks:
         materialize(chunk, shards, config.training.seed, torch.device("cpu"))
         use_kernels(chunk, kernels)
         apply_recompute(chunk, config.recompute)
-        placements |= shards.placements
-    final_json = engine_json(config, place.mesh.size(Axis.DP))
-    settings = (final_json, config.optimizer, config.precision, place.device, place.groups)
+        shard_specs |= shards.shard_specs
+    final_json = engine_json(config, context.mesh.size(Axis.DP))
+    settings = (final_json, config.optimizer, config.precision, context.device, context.groups)
     if plan.num_ranks == 1:
-        return build_engine(chunks[0][0], *settings, placements, kernels=kernels)
+        return build_engine(chunks[0][0], *settings, shard_specs, kernels=kernels)
     parts = [chunk for chunk, _ in chunks]
-    staged = stage_by_stage(config, model, place, plan, parts)
-    return build_engine(ChunkList(parts), *settings, placements, staged, kernels)
+    staged = stage_by_stage(config, model, context, plan, parts)
+    return build_engine(ModelChunks(parts), *settings, shard_specs, staged, kernels)
 
 
-def choose_kernels(config: RunConfig, place: Place) -> Kernels:
+def choose_kernels(config: RunConfig, context: RankContext) -> Kernels:
     """The operators for model and optimizer, the same kind on every rank.
 
     Raises:
         PlatformError: they cannot be had, or not on every rank; or Apex is asked for and cannot.
     """
     if config.kernels.use_apex:
-        together(place.device, lambda: apex.check(place.device.type))
-    loaded = together(place.device, lambda: library.load(config.kernels.kernels_backend, place.device.type))
-    reasons = gather_json(None if loaded.fused else loaded.reason, place.device)
+        on_all_ranks(context.device, lambda: apex.check(context.device.type))
+    loaded = on_all_ranks(context.device, lambda: library.load(config.kernels.kernels_backend, context.device.type))
+    reasons = gather_json(None if loaded.fused else loaded.reason, context.device)
     without = [rank for rank, reason in enumerate(reasons) if reason is not None]
     if without and len(without) < len(reasons):
         raise PlatformError(
@@ -212,19 +155,19 @@ def choose_kernels(config: RunConfig, place: Place) -> Kernels:
     return apex.with_apex(kernels) if config.kernels.use_apex else kernels
 
 
-def whole_model_elsewhere(model: ModelConfig) -> dict[str, Placement]:
+def whole_model_elsewhere(model: ModelConfig) -> dict[str, ShardSpec]:
     """Every parameter of the whole model, as a rank sees it that holds nothing of it."""
     with torch.device("meta"):
         whole = GPT(model, model.vocab_size)
-    nothing = Rectangle((0, 0), (0, 0))
-    return {name: Placement(tuple(p.shape), nothing, counted=False) for name, p in whole.named_parameters()}
+    nothing = Box((0, 0), (0, 0))
+    return {name: ShardSpec(tuple(p.shape), nothing, is_owner=False) for name, p in whole.named_parameters()}
 
 
 def stage_by_stage(
-    config: RunConfig, model: ModelConfig, place: Place, plan: PipelinePlan, chunks: list[GPT]
-) -> Staged:
+    config: RunConfig, model: ModelConfig, context: RankContext, plan: PipelinePlan, chunks: list[GPT]
+) -> PipelineSpec:
     """How the engine runs this rank's stages; every rank calls it."""
-    tp, batch = place.mesh.size(Axis.TP), config.batch
+    tp, batch = context.mesh.size(Axis.TP), config.batch
     length = batch.seq_length // tp if config.parallel.sequence_parallel else batch.seq_length
     pipeline = Pipeline(
         plan,
@@ -232,17 +175,17 @@ def stage_by_stage(
         shape=(batch.micro_size, length, model.hidden_size),
         seq_length=batch.seq_length,
         dtype=DTYPES[config.precision.dtype],
-        device=place.device,
-        group=place.groups.group(Axis.PP),
-        num_micro_batches=batch.accumulation(place.mesh.size(Axis.DP)),
+        device=context.device,
+        group=context.groups.group(Axis.PP),
+        num_micro_batches=batch.accumulation(context.mesh.size(Axis.DP)),
     )
     if not plan.has_copy(model):
-        return Staged(pipeline=pipeline)
-    ends = place.groups.subgroup(Axis.PP, plan.ends)
+        return PipelineSpec(pipeline=pipeline)
+    ends = context.groups.subgroup(Axis.PP, plan.ends)
     if ends is None:
-        return Staged(pipeline=pipeline)
-    names = dict(chunks[0 if place.groups.position(Axis.PP) == plan.ends[0] else -1].named_parameters())
-    return Staged(pipeline=pipeline, shared=(names[TIED],), shared_over=ends)
+        return PipelineSpec(pipeline=pipeline)
+    names = dict(chunks[0 if context.groups.axis_rank(Axis.PP) == plan.ends[0] else -1].named_parameters())
+    return PipelineSpec(pipeline=pipeline, shared=(names[TIED],), shared_over=ends)
 
 
 def run_folder(config: RunConfig) -> Path | None:
@@ -250,7 +193,7 @@ def run_folder(config: RunConfig) -> Path | None:
     return Path(config.checkpoint.save) if config.checkpoint.save else None
 
 
-def open_run_folder(config: RunConfig, place: Place) -> TextIO | None:
+def open_run_folder(config: RunConfig, context: RankContext) -> TextIO | None:
     """Make, probe and lock the run folder (rank 0 holds it while the returned file is open).
 
     With --fresh an earlier run's files are set aside.
@@ -258,10 +201,10 @@ def open_run_folder(config: RunConfig, place: Place) -> TextIO | None:
     folder = run_folder(config)
     if folder is None:
         return None
-    together(place.device, lambda: prepare_run_folder(folder))
-    lock = together(place.device, lambda: lock_run_folder(folder) if place.rank == 0 else None)
+    on_all_ranks(context.device, lambda: prepare_run_folder(folder))
+    lock = on_all_ranks(context.device, lambda: lock_run_folder(folder) if context.rank == 0 else None)
     if config.checkpoint.fresh:
-        together(place.device, lambda: set_aside(folder) if place.rank == 0 else None)
+        on_all_ranks(context.device, lambda: set_aside(folder) if context.rank == 0 else None)
     return lock
 
 

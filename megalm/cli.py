@@ -11,21 +11,21 @@ from megalm.errors import ConfigError, MegalmError
 
 _COMMANDS = {
     "corpus": (
-        "megalm.data.corpus",
+        "megalm.data.tools.corpus",
         "write the standard library's own text as JSONL (a corpus that needs no download)",
     ),
-    "train-tokenizer": ("megalm.data.train_tokenizer", "train a sentencepiece tokenizer"),
+    "train-tokenizer": ("megalm.data.tools.train_tokenizer", "train a sentencepiece tokenizer"),
     "preprocess": ("megalm.data.preprocess", "turn text into indexed datasets (.bin and .idx)"),
     "submit": ("megalm.launching.submit", "train as a SLURM job, or by another launcher's exact command"),
-    "doctor": ("megalm.launching.doctor", "say what this machine, or these ranks, can do: one page for a bug report"),
-    "inspect": ("megalm.data.inspect", "show what an indexed dataset holds"),
-    "verify": ("megalm.data.verify", "check every byte of an indexed dataset"),
-    "merge": ("megalm.data.merge", "join indexed datasets into one"),
-    "split": ("megalm.data.split", "cut an indexed dataset into several"),
-    "generate": ("megalm.generate", "continue a prompt with a trained model"),
+    "doctor": ("megalm.doctor.command", "say what this machine, or these ranks, can do: one page for a bug report"),
+    "inspect": ("megalm.data.tools.inspect", "show what an indexed dataset holds"),
+    "verify": ("megalm.data.tools.verify", "check every byte of an indexed dataset"),
+    "merge": ("megalm.data.tools.merge", "join indexed datasets into one"),
+    "split": ("megalm.data.tools.split", "cut an indexed dataset into several"),
+    "generate": ("megalm.commands.generate", "continue a prompt with a trained model"),
     "plan": ("megalm.planner.command", "say what a run needs: memory, communication, pipeline bubble; starts nothing"),
     "kernels": ("megalm.kernels.command", "build the fused kernels, or say what a run would use"),
-    "report": ("megalm.report", "say how a run went: losses, checkpoint, a sample, how to continue"),
+    "report": ("megalm.commands.report", "say how a run went: losses, checkpoint, a sample, how to continue"),
 }
 """Command -> (module with add_arguments and run, one line of help)."""
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _unknown(module: ModuleType, words: Sequence[str]) -> list[str]:
     """What to say about words that a command does not know; its PEER_FLAGS are flags of other programs."""
-    from megalm.config.suggest import did_you_mean
+    from megalm.config.merging.suggest import did_you_mean
 
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)

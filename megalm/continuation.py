@@ -14,7 +14,7 @@ from megalm.checkpoint.restore import restore_slices, restore_weights
 from megalm.checkpoint.resume import check_same_run
 from megalm.checkpoint.writer import save_checkpoint
 from megalm.config import RunConfig
-from megalm.data.blended_dataset import OrderRecord
+from megalm.data.samples.blended_dataset import OrderRecord
 from megalm.engine.engine import Engine
 from megalm.errors import CheckpointError
 
@@ -119,7 +119,7 @@ def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> Progress:
     new_optimizer = config.checkpoint.no_load_optim and (not same_run or not reader.has("exp_avg"))
     with_moments = not weights_only and not new_optimizer
     parameters = {name: parameter for parameter, name in engine.names.items()}
-    restore_weights(reader, parameters, engine.placements, engine.set_weight)
+    restore_weights(reader, parameters, engine.shard_specs, engine.set_weight)
     restore_slices(reader, engine.state_slices(), with_moments=with_moments)
     if with_moments:
         engine.load_scalar_state(reader.manifest.scalars["optimizer"])

@@ -12,10 +12,10 @@ import traceback
 from collections.abc import Sequence
 
 from megalm.config import check_layout, load, with_micro_batch_size
-from megalm.config.load import with_sources
+from megalm.config.merging.load import with_sources
+from megalm.config.merging.settings import Given
 from megalm.config.sections import RunConfig
-from megalm.config.settings import Given
-from megalm.dist.environment import (
+from megalm.distributed.environment import (
     LaunchEnvironment,
     choose_accelerator,
     prepare_process,
@@ -85,7 +85,7 @@ def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, th
     import torch
     import torch.distributed as dist
 
-    from megalm.dist.process_group import default_backend, rank_device, start_process_group, stop_process_group
+    from megalm.distributed.process_group import default_backend, rank_device, start_process_group, stop_process_group
 
     torch.set_num_threads(threads)
     backend = config.parallel.distributed_backend or default_backend()
@@ -96,16 +96,18 @@ def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, th
     start_process_group(environment, backend, config.parallel.distributed_timeout_minutes)
 
     from megalm import assembly
+    from megalm.distributed.context import RankContext
+    from megalm.distributed.mesh import Mesh
     from megalm.monitor.log import start_logging
     from megalm.training import pretrain
 
-    place = assembly.Place.of(assembly.mesh_of(config, environment.world_size), device)
-    lock = assembly.open_run_folder(config, place)
+    context = RankContext.of(Mesh.of_config(config.parallel, environment.world_size), device)
+    lock = assembly.open_run_folder(config, context)
     folder = assembly.run_folder(config)
     log = start_logging(environment.rank, folder / "logs" if folder else None)
     for note in [*notes, *filter(None, [environment.note])]:
         log.info(note)
-    code = pretrain(config, place, stop)
+    code = pretrain(config, context, stop)
     if code:
         # the first rank to exit makes the launcher end the others; they are to end by themselves, with the same code
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

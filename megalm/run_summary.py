@@ -4,32 +4,33 @@ from pathlib import Path
 
 import torch
 
-from megalm.assembly import Data, Place
+from megalm.assembly import Data
 from megalm.config import RunConfig
 from megalm.continuation import Progress
-from megalm.data.gpt_dataset import SampleDataset
-from megalm.dist.mesh import Axis
+from megalm.data.samples.gpt_dataset import SampleDataset
+from megalm.distributed.context import RankContext
+from megalm.distributed.mesh import Axis
 from megalm.engine.engine import Engine
 from megalm.kernels import library
-from megalm.models.flops import num_parameters, training_flops_per_token
-from megalm.monitor.console import count, summary
-from megalm.parallel.pipeline import PipelinePlan
+from megalm.models.gpt.flops import num_parameters, training_flops_per_token
+from megalm.monitor.tables import count, summary
+from megalm.parallel.pipeline.plan import PipelinePlan
 
 
 def describe_run(
-    config: RunConfig, place: Place, data: Data, engine: Engine, progress: Progress, origin: Path | None
+    config: RunConfig, context: RankContext, data: Data, engine: Engine, progress: Progress, origin: Path | None
 ) -> str:
     """The text of the summary."""
     rows = [
         ("model", _model(config)),
-        ("layout", f"{place.mesh}, ZeRO {engine.stage}, {engine.optimizer_name}"),
-        *([("stages", _stages(config))] if place.mesh.size(Axis.PP) > 1 else []),
-        ("device", _device(place)),
+        ("layout", f"{context.mesh}, ZeRO {engine.stage}, {engine.optimizer_name}"),
+        *([("stages", _stages(config))] if context.mesh.size(Axis.PP) > 1 else []),
+        ("device", _device(context)),
         ("precision", _precision(config)),
         ("recompute", _recompute(config)),
-        ("batch", _batch(config, place, progress)),
+        ("batch", _batch(config, context, progress)),
         ("data", _data(config, data)),
-        ("kernels", _kernels(config, place)),
+        ("kernels", _kernels(config, context)),
         ("start", _start(progress, origin)),
         ("run folder", config.checkpoint.save or "none: no checkpoint is written (--save DIR)"),
     ]
@@ -53,9 +54,9 @@ def _stages(config: RunConfig) -> str:
     return f"{plan.schedule}; {plan}"
 
 
-def _device(place: Place) -> str:
-    if place.device.type == "cuda":
-        return torch.cuda.get_device_name(place.device)
+def _device(context: RankContext) -> str:
+    if context.device.type == "cuda":
+        return torch.cuda.get_device_name(context.device)
     return f"CPU, {torch.get_num_threads()} threads a rank, gloo"
 
 
@@ -67,8 +68,8 @@ def _precision(config: RunConfig) -> str:
     return f"{dtype}, fp32 master weights, gradients accumulated in {accumulated}"
 
 
-def _kernels(config: RunConfig, place: Place) -> str:
-    live = library.load(config.kernels.kernels_backend, place.device.type).reason
+def _kernels(config: RunConfig, context: RankContext) -> str:
+    live = library.load(config.kernels.kernels_backend, context.device.type).reason
     return f"{live}; norms and AdamW of NVIDIA Apex" if config.kernels.use_apex else live
 
 
@@ -81,8 +82,8 @@ def _recompute(config: RunConfig) -> str:
     return f"full, {recompute.recompute_method or 'uniform'}, {recompute.recompute_num_layers} layers"
 
 
-def _batch(config: RunConfig, place: Place, progress: Progress) -> str:
-    dp = place.mesh.size(Axis.DP)
+def _batch(config: RunConfig, context: RankContext, progress: Progress) -> str:
+    dp = context.mesh.size(Axis.DP)
     batch = config.batch
     size = batch.global_size(dp)
     steps = config.training.total_iters(size, progress.step, progress.consumed_samples)

@@ -63,8 +63,8 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
 def _rank(rank: int, count: int, port: int, sender: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     import torch
 
-    from megalm.dist.environment import LaunchEnvironment, choose_accelerator, prepare_process
-    from megalm.dist.process_group import start_process_group, stop_process_group
+    from megalm.distributed.environment import LaunchEnvironment, choose_accelerator, prepare_process
+    from megalm.distributed.process_group import start_process_group, stop_process_group
 
     try:
         environment = LaunchEnvironment(

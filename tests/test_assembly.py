@@ -8,7 +8,7 @@ import pytest
 from megalm import assembly
 from megalm.config import load_config
 from megalm.continuation import ResumePoint
-from megalm.data.indexed import IndexedDatasetBuilder
+from megalm.data.indexed.writer import IndexedDatasetBuilder
 from megalm.errors import DataError
 
 FLAGS = (

@@ -1,10 +1,11 @@
-"""The layers: every import in megalm points downwards, deferred and TYPE_CHECKING ones included."""
+"""The layers: every import in megalm points downwards, deferred and TYPE_CHECKING ones included; no circles."""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,21 +13,43 @@ import pytest
 import megalm
 
 ROOT = Path(megalm.__file__).parent
-L0 = {"config", "errors", "files"}
-L1 = {"kernels", "dist", "monitor"}
+L0 = {"errors", "randomness", "processes", "storage", "config"}
+L1 = {"kernels", "distributed", "monitor"}
 L2 = {"data", "objectives", "models"}
-L3 = {"parallel", "engine", "checkpoint", "resilience"}
-MAY_IMPORT = {
+L3 = {"parallel", "engine", "checkpoint", "resilience", "launching", "doctor"}
+TOP = ("entry", "training", "run_summary", "assembly", "continuation", "cli", "commands", "planner")
+"""What lies above the layers: each may import those after it, and everything below."""
+MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "files": {"errors"},
-    "config": {"errors", "files"},
+    "randomness": set(),
+    "processes": set(),
+    "storage": {"errors"},
+    "config": {"errors", "storage"},
     **dict.fromkeys(L1, L0),
     **{part: L0 | {"kernels"} for part in L2},
     **dict.fromkeys(L3, L0 | L1 | L2),
-    "launching": L0 | L1,
-    "planner": L0 | L1 | L2 | L3 | {"assembly"},
+    **{part: L0 | L1 | L2 | L3 | set(TOP[number + 1 :]) for number, part in enumerate(TOP)},
 }
-"""Part of megalm -> the other parts that it may import. All else directly in megalm/ is at the top: everything."""
+"""Part of megalm -> the other parts that it may import."""
+TEXTS = {"sentencepiece", "tokenizers", "tiktoken", "gigatoken", "zstandard", "pyarrow"}
+FILTERS = {"ftfy", "nltk", "detect_secrets", "phonenumbers"}
+THIRD_PARTY: dict[str, set[str]] = {
+    "config": {"pydantic", "yaml"},
+    "kernels": {"torch", "numpy", "apex"},
+    "distributed": {"torch", "torch.distributed", "psutil", "mpi4py"},
+    "monitor": {"torch"},
+    "data": {"torch", "numpy", "pydantic", "mpi4py", *TEXTS, *FILTERS},
+    "objectives": {"numpy"},
+    "models": {"torch"},
+    "parallel": {"torch", "torch.distributed"},
+    "engine": {"torch", "torch.distributed", "deepspeed"},
+    "checkpoint": {"torch", "torch.distributed", "safetensors"},
+    "resilience": {"psutil"},
+    "launching": {"pydantic", "yaml"},
+    "doctor": {"torch", "torch.distributed", "psutil"},
+    **{part: {"torch", "torch.distributed"} for part in TOP},
+}
+"""Part of megalm -> the libraries beyond Python's own that it may import; what is not named may import none."""
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -80,27 +103,72 @@ def upward_imports(path: Path, own: str) -> list[str]:
 
 
 def test_every_part_has_a_layer() -> None:
-    packages = {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()}
-    assert packages <= set(MAY_IMPORT), "a new package needs its line in MAY_IMPORT"
-    assert {part for part in MAY_IMPORT if part != "parallel"} <= {path.stem for path in ROOT.iterdir()}
+    parts = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert parts - {"__init__"} == set(MAY_IMPORT), "each part of megalm has its line in MAY_IMPORT"
 
 
 def test_imports_point_downwards() -> None:
     assert [text for path in FILES for text in upward_imports(path, part_of(path))] == []
 
 
+def module_of(path: Path) -> str:
+    """`megalm.engine.build` of megalm/engine/build.py, `megalm.engine` of its __init__.py."""
+    parts = ("megalm", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def circle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """The files of a circle of imports, if there is one."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    modules = {module_of(path): path for path in FILES}
+    graph: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for _, target in imported(path):
+            while target not in modules:
+                target = target.rpartition(".")[0]
+            if target != name:
+                graph[name].add(target)
+    assert circle(graph) == []
+    assert len(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == 4  # the first stands at the end again
+
+
+def test_each_part_keeps_to_its_libraries() -> None:
+    found = []
+    for path in FILES:
+        allowed = THIRD_PARTY.get(part_of(path), set())
+        for node in nodes(path):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in names:
+                root = "torch.distributed" if name.startswith("torch.distributed") else name.split(".")[0]
+                if root not in sys.stdlib_module_names and root != "megalm" and root not in allowed:
+                    found.append(f"{path.relative_to(ROOT.parent)}:{node.lineno} imports {name}")
+    assert found == []
+
+
 @pytest.mark.parametrize(
     ("own", "source"),
     [
-        ("dist", "import megalm.monitor.board"),
-        ("monitor", "def f():\n    from megalm.dist import mesh"),
-        ("data", "from megalm import dist"),
-        ("models", "if TYPE_CHECKING:\n    from megalm.dist.mesh import Mesh"),
+        ("distributed", "import megalm.monitor.logger"),
+        ("monitor", "def f():\n    from megalm.distributed import mesh"),
+        ("data", "from megalm import distributed"),
+        ("models", "if TYPE_CHECKING:\n    from megalm.distributed.mesh import Mesh"),
         ("data", "from ..models import gpt"),
         ("engine", "from megalm.checkpoint import reader"),
-        ("config", "import_module('megalm.data.build')"),
+        ("config", "import_module('megalm.data.loader')"),
         ("checkpoint", "import json, megalm.training"),
-        ("errors", "from megalm.files import sha256_of"),
+        ("errors", "from megalm.storage.durable import sha256_of"),
     ],
 )
 def test_the_test_sees_every_kind_of_import(
@@ -111,7 +179,7 @@ def test_the_test_sees_every_kind_of_import(
     path.write_text(source)
     for entry in ROOT.iterdir():
         (tmp_path / entry.name).mkdir(exist_ok=True) if entry.is_dir() else (tmp_path / entry.name).touch()
-    (tmp_path / "data" / "build.py").touch()
+    (tmp_path / "data" / "loader.py").touch()
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     assert len(upward_imports(path, own)) == 1
 
@@ -138,7 +206,7 @@ def test_the_environment_is_read_in_one_place() -> None:
             names = {node.attr} if attribute else {alias.name for alias in node.names} if by_name else set()
             if names & ENVIRON:
                 found.add(str(path.relative_to(ROOT)))
-    assert found == {"dist/environment.py"}
+    assert found == {"distributed/environment.py"}
 
 
 @pytest.mark.parametrize("module", ["megalm", "megalm.cli", "megalm.entry", "megalm.config"])

@@ -2,9 +2,9 @@
 
 import pytest
 
+from megalm.commands.generate import Sampler
 from megalm.config import load_config
 from megalm.errors import ConfigError
-from megalm.generate import Sampler
 
 FLAGS = (
     "--num-layers 1 --hidden-size 8 --num-attention-heads 1 --seq-length 8 --micro-batch-size 1 --lr 1 --train-iters 1 "

@@ -7,9 +7,9 @@ import torch
 from safetensors import safe_open
 
 from megalm.checkpoint.format import Manifest
-from megalm.dist.slices import Rectangle
+from megalm.distributed.shards import Box
 from megalm.errors import CheckpointError
-from megalm.files import sha256_of
+from megalm.storage.durable import sha256_of
 
 _VOCABULARY = ("embedding.tokens.weight", "head.weight")
 
@@ -65,14 +65,14 @@ class CheckpointReader:
         return stored == shape or (padded and name in _VOCABULARY)
 
     def read(
-        self, name: str, kind: str, part: Rectangle | None = None, start: int = 0, stop: int | None = None
+        self, name: str, kind: str, part: Box | None = None, start: int = 0, stop: int | None = None
     ) -> torch.Tensor:
         """Elements start..stop of a part of a global tensor laid flat, fp32 (default: all of the whole tensor).
 
         Raises:
             CheckpointError: no shard holds some of them.
         """
-        part = Rectangle.whole(self.shape(name)) if part is None else part
+        part = Box.whole(self.shape(name)) if part is None else part
         stop = part.size if stop is None else stop
         result = torch.empty(stop - start)
         filled = 0
@@ -84,11 +84,11 @@ class CheckpointReader:
             raise CheckpointError(f"{self.folder} lacks {stop - start - filled} elements of {kind} {name}")
         return result
 
-    def _fill(self, target: torch.Tensor, wanted: Rectangle, piece: dict[str, Any], key: str) -> int:
+    def _fill(self, target: torch.Tensor, wanted: Box, piece: dict[str, Any], key: str) -> int:
         """Copy what a stored slice has of the rectangle `wanted` into `target`; the number of elements."""
-        stored_part = Rectangle.whole(self.shape(key.partition("/")[2]))
+        stored_part = Box.whole(self.shape(key.partition("/")[2]))
         if "rows" in piece:
-            stored_part = Rectangle(tuple(piece["rows"]), tuple(piece["columns"]))
+            stored_part = Box(tuple(piece["rows"]), tuple(piece["columns"]))
         filled = 0
         for offset, held in stored_part.of_range(piece["start"], piece["stop"]):
             common = wanted.intersection(held)

@@ -6,27 +6,27 @@ import torch
 from torch import nn
 
 from megalm.checkpoint.reader import CheckpointReader
-from megalm.dist.slices import Placement, StateSlice
+from megalm.distributed.shards import ShardSpec, StateSlice
 from megalm.errors import CheckpointError
 
 
 def restore_weights(
     reader: CheckpointReader,
     parameters: dict[str, nn.Parameter],
-    placements: Mapping[str, Placement],
+    shard_specs: Mapping[str, ShardSpec],
     set_weight: Callable[[nn.Parameter, torch.Tensor], None],
 ) -> None:
-    """Give this rank's `parameters` their working copies; `placements` are those of the whole model's parameters.
+    """Give this rank's `parameters` their working copies; `shard_specs` are those of the whole model's parameters.
 
     Raises:
         CheckpointError: names or shapes differ from the checkpoint's, all of them listed.
     """
-    problems = [f"{name} is not in the checkpoint" for name in placements if name not in reader.names]
-    problems += [f"{name} is only in the checkpoint" for name in sorted(reader.names - set(placements))]
+    problems = [f"{name} is not in the checkpoint" for name in shard_specs if name not in reader.names]
+    problems += [f"{name} is only in the checkpoint" for name in sorted(reader.names - set(shard_specs))]
     problems += [
-        f"{name} is {reader.shape(name)} in the checkpoint, {placements[name].shape} here"
-        for name in placements
-        if name in reader.names and not reader.fits(name, placements[name].shape)
+        f"{name} is {reader.shape(name)} in the checkpoint, {shard_specs[name].shape} here"
+        for name in shard_specs
+        if name in reader.names and not reader.fits(name, shard_specs[name].shape)
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -35,7 +35,7 @@ def restore_weights(
             "that wrote it (its config.yaml)"
         )
     for name, parameter in parameters.items():
-        set_weight(parameter, reader.read(name, "weight", placements[name].part))
+        set_weight(parameter, reader.read(name, "weight", shard_specs[name].part))
 
 
 def restore_slices(reader: CheckpointReader, slices: Sequence[StateSlice], *, with_moments: bool) -> None:
@@ -52,4 +52,4 @@ def restore_slices(reader: CheckpointReader, slices: Sequence[StateSlice], *, wi
                         f"{reader.folder} holds no optimizer state (--no-save-optim); give --no-load-optim or "
                         "--finetune to start the optimizer anew"
                     )
-                view.copy_(reader.read(piece.name, kind, piece.placement.part, piece.start, piece.stop))
+                view.copy_(reader.read(piece.name, kind, piece.shard_spec.part, piece.start, piece.stop))

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from megalm.checkpoint.format import LATEST
 from megalm.errors import CheckpointError
-from megalm.files import replace_text
+from megalm.storage.durable import replace_text
 
 _ENTRIES = ("config.yaml", "metrics.jsonl", "tensorboard", "logs", LATEST)
 

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from megalm.checkpoint.format import LATEST, MANIFEST, Manifest, step_folder, steps_of
-from megalm.dist.collectives import gather_json, together
-from megalm.dist.slices import StateSlice
+from megalm.distributed.collectives import gather_json, on_all_ranks
+from megalm.distributed.shards import StateSlice
 from megalm.errors import CheckpointError
-from megalm.files import replace_text, sha256_of, sync_file, sync_folder
+from megalm.storage.durable import replace_text, sha256_of, sync_file, sync_folder
 
 
 def save_checkpoint(
@@ -38,17 +38,17 @@ def save_checkpoint(
     """
     final = step_folder(run, header["step"])
     partial = final.with_name(f".{final.name}.partial")
-    together(device, lambda: _new_folder(run, partial) if dist.get_rank() == 0 else None)
+    on_all_ranks(device, lambda: _new_folder(run, partial) if dist.get_rank() == 0 else None)
     try:
-        entry = together(device, lambda: _write_shard(partial, slices, with_moments))
+        entry = on_all_ranks(device, lambda: _write_shard(partial, slices, with_moments))
         entries = gather_json(entry, device)
-        together(device, lambda: _commit(partial, final, header, entries) if dist.get_rank() == 0 else None)
+        on_all_ranks(device, lambda: _commit(partial, final, header, entries) if dist.get_rank() == 0 else None)
     except BaseException:
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise
     if keep is not None:
-        together(device, lambda: _prune(run, header["step"], keep) if dist.get_rank() == 0 else None)
+        on_all_ranks(device, lambda: _prune(run, header["step"], keep) if dist.get_rank() == 0 else None)
     return final
 
 
@@ -94,9 +94,9 @@ def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool
 
 def _described(piece: StateSlice) -> dict[str, Any]:
     """What the manifest says of a slice, and of the tensor that it is of."""
-    placement = piece.placement
-    where = {"rows": list(placement.part.rows), "columns": list(placement.part.columns)}
-    return {"name": piece.name, "shape": list(placement.shape), **where, "start": piece.start, "stop": piece.stop}
+    shard_spec = piece.shard_spec
+    where = {"rows": list(shard_spec.part.rows), "columns": list(shard_spec.part.columns)}
+    return {"name": piece.name, "shape": list(shard_spec.shape), **where, "start": piece.start, "stop": piece.stop}
 
 
 def _commit(partial: Path, final: Path, header: dict[str, Any], entries: list[dict[str, Any]]) -> None:

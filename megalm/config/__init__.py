@@ -2,27 +2,29 @@
 
 Where to add
 * a setting: a field with its help text in a section (model.py, training.py, data.py, parallel.py, output.py); the
-  flag, recipe key, dump and reference follow. If it must not change on resume, see `dump.RESUME_FIELDS`.
+  flag, recipe key, dump and reference follow.
 * a section: its class in sections.py.
-* a peer's other name for a setting, a flag without effect, a flag that is not supported: the tables in names.py.
-* a rule between settings: a function in checks.py, and its name in `CHECKS`.
-* a key of DeepSpeed's JSON: deepspeed_vocabulary.py; one that says what a setting says: `deepspeed_json.FACTS`.
-* what DeepSpeed is given: engine_json.py.
+* a peer's other name for a setting, a flag without effect, a flag that is not supported: the tables in
+  merging/names.py.
+* a rule between settings: a function in rules/run.py, and its name in `CHECKS`; of the layout: rules/layout.py.
+* a key of DeepSpeed's JSON: deepspeed/vocabulary.py; one that says what a setting says: `deepspeed.read.FACTS`.
+* what DeepSpeed is given: deepspeed/write.py.
 """
 
-from megalm.config.checks import check_layout, layout_problems, run_problems
 from megalm.config.data import DataConfig, TokenizerConfig
-from megalm.config.dump import config_hash, dump_config
-from megalm.config.engine_json import engine_json, offloads_optimizer, zero_stage
-from megalm.config.flags import build_parser
+from megalm.config.deepspeed.write import engine_json, offloads_optimizer, zero_stage
 from megalm.config.kernels import KernelsConfig
-from megalm.config.load import Loaded, load, load_config
-from megalm.config.micro_batch import with_micro_batch_size
+from megalm.config.merging.dump import dump_config
+from megalm.config.merging.flags import build_parser
+from megalm.config.merging.load import Loaded, load, load_config
+from megalm.config.merging.reference import reference_markdown
 from megalm.config.model import ModelConfig
 from megalm.config.output import CheckpointConfig, LoggingConfig
 from megalm.config.parallel import EngineConfig, ParallelConfig
 from megalm.config.recompute import RecomputeConfig
-from megalm.config.reference import reference_markdown
+from megalm.config.rules.batch import with_micro_batch_size
+from megalm.config.rules.layout import check_layout, layout_problems
+from megalm.config.rules.run import run_problems
 from megalm.config.sections import RunConfig
 from megalm.config.training import BatchConfig, OptimizerConfig, PrecisionConfig, TrainingConfig
 
@@ -44,7 +46,6 @@ __all__ = [
     "TrainingConfig",
     "build_parser",
     "check_layout",
-    "config_hash",
     "dump_config",
     "engine_json",
     "layout_problems",

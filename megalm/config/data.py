@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BeforeValidator, Field, field_validator
 
 from megalm.config.base import Section
-from megalm.config.names import VALUE_ALIASES
+from megalm.config.merging.names import VALUE_ALIASES
 
 TokenizerType = Literal[
     "GPTSentencePieceTokenizer", "SentencePieceTokenizer", "Llama2Tokenizer", "HFTokenizer", "GPT2BPETokenizer",

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from megalm.data.gpt_dataset import Sample, SampleDataset
-from megalm.data.processes import follow_parent
+from megalm.data.samples.gpt_dataset import Sample, SampleDataset
 from megalm.errors import ConfigError, DataError, MegalmError, PlatformError
+from megalm.processes import follow_parent
 
 Transform = Callable[[Sample], dict[str, npt.NDArray[Any]]]
 MicroBatch = dict[str, torch.Tensor]

@@ -15,18 +15,17 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from megalm.config.training import OptimizerConfig, PrecisionConfig
-from megalm.dist.groups import MeshGroups
-from megalm.dist.slices import Placement
+from megalm.distributed.groups import MeshGroups
+from megalm.distributed.shards import ShardSpec
 from megalm.engine.cpu_adam import build_cpu_adam
 from megalm.engine.engine import Engine
 from megalm.engine.host_memory import FreedMemory
-from megalm.engine.mpu import MeshUnit
+from megalm.engine.mpu import DeepSpeedMpu
 from megalm.engine.norm import agree_on_norm
-from megalm.engine.optimizer import ReplicatedAdamW, ShardedAdamW, adam_options, mark_counted, parameter_groups
-from megalm.engine.stages import Staged
+from megalm.engine.optimizer import ReplicatedAdamW, ShardedAdamW, adam_options, mark_owned, parameter_groups
+from megalm.engine.pipeline_gradients import PipelineSpec
 from megalm.kernels.choice import REFERENCE, Kernels
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from megalm.models.dtypes import DTYPES
 
 
 def connect_deepspeed() -> None:
@@ -53,39 +52,43 @@ def build_engine(
     precision: PrecisionConfig,
     device: torch.device,
     groups: MeshGroups,
-    placements: Mapping[str, Placement],
-    staged: Staged | None = None,
+    shard_specs: Mapping[str, ShardSpec],
+    pipeline_spec: PipelineSpec | None = None,
     kernels: Kernels = REFERENCE,
 ) -> Engine:
     """The engine around `model`, which it moves to `device` and casts; ZeRO spreads over the dp axis of `groups`.
 
-    `placements` says of every parameter of the whole model, by name, which part of it is here. With `staged`, `model`
-    holds this rank's stages of a pipeline. `engine_json` is the final
-    DeepSpeed configuration (`config.engine_json`): its ZeRO stage decides who keeps which part of the state. The
-    learning rate is set at every step, by `Engine.train_step`.
+    `shard_specs` says of every parameter of the whole model, by name, which part of it is here. With `pipeline_spec`,
+    `model` holds this rank's stages of a pipeline. `engine_json` is the final DeepSpeed configuration
+    (`config.engine_json`): its ZeRO stage decides who keeps which part of the state. The learning rate is set at every
+    step, by `Engine.train_step`.
     """
     connect_deepspeed()
     stage = int(engine_json["zero_optimization"]["stage"])
     if stage == 0:
-        model.to(device=device, dtype=_DTYPES[precision.dtype])
+        model.to(device=device, dtype=DTYPES[precision.dtype])
         engine_json = _for_replicated(engine_json)
-    mark_counted(model, placements)
+    mark_owned(model, shard_specs)
     decay_groups = parameter_groups(model, optimizer_config.weight_decay)
     if stage == 0:
-        uncounted = {parameter for name, parameter in model.named_parameters() if not placements[name].counted}
-        optimizer = _build_replicated(decay_groups, optimizer_config, precision, uncounted, groups.replica, kernels)
+        uncounted = {parameter for name, parameter in model.named_parameters() if not shard_specs[name].is_owner}
+        optimizer = _build_replicated(
+            decay_groups, optimizer_config, precision, uncounted, groups.model_parallel_group, kernels
+        )
     else:
         optimizer = _build_optimizer(decay_groups, engine_json, optimizer_config, kernels)
         if isinstance(optimizer, ShardedAdamW):  # DeepSpeed knows AdamW by its exact class
             engine_json = engine_json | {"zero_allow_untested_optimizer": True}
     with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use line by line
-        wrapped, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=engine_json, mpu=MeshUnit(groups), dist_init_required=False
+        ds_engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=engine_json, mpu=DeepSpeedMpu(groups), dist_init_required=False
         )
-    if staged is not None and stage > 0:
-        agree_on_norm(wrapped.optimizer, stage)
+    if pipeline_spec is not None and stage > 0:
+        agree_on_norm(ds_engine.optimizer, stage)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return Engine(wrapped, stage, names, placements, device, groups, staged, FreedMemory(device.type == "cpu"))
+    return Engine(
+        ds_engine, stage, names, shard_specs, device, groups, pipeline_spec, FreedMemory(device.type == "cpu")
+    )
 
 
 def _for_replicated(engine_json: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def _build_replicated(
     config: OptimizerConfig,
     precision: PrecisionConfig,
     uncounted: Collection[nn.Parameter],
-    replica: ProcessGroup,
+    model_parallel_group: ProcessGroup,
     kernels: Kernels,
 ) -> torch.optim.Optimizer:
     """The optimizer of stage 0."""
@@ -109,7 +112,7 @@ def _build_replicated(
         accumulate_fp32=precision.grad_accum_dtype == "fp32",
         scaler=_build_scaler(precision) if precision.fp16 else None,
         uncounted=uncounted,
-        replica=replica,
+        model_parallel_group=model_parallel_group,
         kernels=kernels,
         **adam_options(config),
     )

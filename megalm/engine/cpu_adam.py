@@ -24,7 +24,7 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.ops.op_builder import CPUAdamBuilder
 from deepspeed.ops.op_builder.builder import OpBuilder
 
-from megalm.dist.environment import environment_with
+from megalm.distributed.environment import environment_with
 from megalm.errors import PlatformError
 
 log = logging.getLogger("megalm")

@@ -12,14 +12,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megalm.dist.groups import MeshGroups
-from megalm.dist.mesh import Axis
-from megalm.dist.slices import Placement, StateSlice
+from megalm.distributed.groups import MeshGroups
+from megalm.distributed.mesh import Axis
+from megalm.distributed.shards import ShardSpec, StateSlice
 from megalm.engine import state
 from megalm.engine.host_memory import FreedMemory
-from megalm.engine.stages import Batch, Staged, StageGradients
+from megalm.engine.pipeline_gradients import Batch, PipelineSpec, StageGradients
 from megalm.errors import NonFiniteError
-from megalm.models.loss import DatasetSums, summed_loss, token_count
+from megalm.models.blocks.loss import DatasetSums, summed_loss, token_count
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,24 @@ class Engine:
 
     def __init__(
         self,
-        wrapped: Any,
+        ds_engine: Any,
         stage: int,
         names: dict[nn.Parameter, str],
-        placements: Mapping[str, Placement],
+        shard_specs: Mapping[str, ShardSpec],
         device: torch.device,
         groups: MeshGroups,
-        staged: Staged | None = None,
+        pipeline_spec: PipelineSpec | None = None,
         freed_memory: FreedMemory | None = None,
     ) -> None:
-        self.wrapped = wrapped
+        self.ds_engine = ds_engine
         self.stage = stage
-        self._pipeline = staged.pipeline if staged else None
-        self._gradients = StageGradients(wrapped, stage, staged) if staged else None
-        self._grow_scale = _grow_after_step(wrapped.optimizer.loss_scaler) if stage and wrapped.fp16_enabled() else None
+        self._pipeline = pipeline_spec.pipeline if pipeline_spec else None
+        self._gradients = StageGradients(ds_engine, stage, pipeline_spec) if pipeline_spec else None
+        self._grow_scale = (
+            _grow_after_step(ds_engine.optimizer.loss_scaler) if stage and ds_engine.fp16_enabled() else None
+        )
         self.names = names
-        self.placements = placements
+        self.shard_specs = shard_specs
         self.device = device
         self.groups = groups
         self._by_dataset: DatasetSums | None = None
@@ -78,42 +80,42 @@ class Engine:
 
         Phases: count tokens, accumulate gradients, sum the loss, update.
         """
-        wrapped = self.wrapped
-        wrapped.train()
-        for group in wrapped.basic_optimizer.param_groups:
+        ds_engine = self.ds_engine
+        ds_engine.train()
+        for group in ds_engine.basic_optimizer.param_groups:
             group["lr"] = learning_rate
         scale = self.loss_scale
         tokens = self._sum_over_data(sum(token_count(batch["loss_mask"]) for batch in micro_batches))
         # DeepSpeed averages gradients over the dp axis; the sum over it is wanted
-        factor = self.groups.size(Axis.DP) / max(tokens, 1.0)
-        loss_total, dataset_losses = self._loss_over_ranks(self._accumulate(micro_batches, seeds, factor))
+        grad_scale = self.groups.size(Axis.DP) / max(tokens, 1.0)
+        loss_total, dataset_losses = self._loss_over_ranks(self._accumulate(micro_batches, seeds, grad_scale))
         self._update()
         self._freed_memory.after_step()
         return StepResult(
             loss=loss_total / max(tokens, 1.0),
-            grad_norm=float(wrapped.get_global_grad_norm()),
+            grad_norm=float(ds_engine.get_global_grad_norm()),
             tokens=int(tokens),
             loss_scale=scale,
-            skipped=not wrapped.was_step_applied(),
+            skipped=not ds_engine.was_step_applied(),
             dataset_losses=dataset_losses,
         )
 
-    def _accumulate(self, micro_batches: Sequence[Batch], seeds: Sequence[int], factor: float) -> Tensor:
-        """Gradients of the losses x `factor` of all micro-batches; the sum of the losses on this rank, float64."""
-        wrapped = self.wrapped
+    def _accumulate(self, micro_batches: Sequence[Batch], seeds: Sequence[int], grad_scale: float) -> Tensor:
+        """Gradients of the losses x `grad_scale` of all micro-batches; the sum of the losses on this rank, float64."""
+        ds_engine = self.ds_engine
         if self._pipeline is not None and self._gradients is not None:
             with self._gradients.collected() as collect:
-                scaled = factor * self.loss_scale
+                scaled = grad_scale * self.loss_scale
                 return self._pipeline.train(micro_batches, seeds, scaled, collect, self._note_losses)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), 1):
-            wrapped.set_gradient_accumulation_boundary(number == len(micro_batches))
+            ds_engine.set_gradient_accumulation_boundary(number == len(micro_batches))
             loss = self._summed_loss(batch, seed)
             loss_sum += loss.detach()
-            loss = loss * factor
-            wrapped.backward(loss * self.loss_scale if self.stage == 0 else loss, scale_wrt_gas=False)
+            loss = loss * grad_scale
+            ds_engine.backward(loss * self.loss_scale if self.stage == 0 else loss, scale_wrt_gas=False)
             if number < len(micro_batches):
-                wrapped.step()
+                ds_engine.step()
         return loss_sum
 
     def _loss_over_ranks(self, loss_sum: Tensor) -> tuple[float, tuple[float | None, ...]]:
@@ -127,8 +129,8 @@ class Engine:
 
     def _update(self) -> None:
         try:
-            self.wrapped.step()
-            if self._grow_scale is not None and self.wrapped.was_step_applied():
+            self.ds_engine.step()
+            if self._grow_scale is not None and self.ds_engine.was_step_applied():
                 self._grow_scale(False)
         except Exception as error:
             if "scale already at minimum" not in str(error):
@@ -144,7 +146,7 @@ class Engine:
 
         Of a pipeline, only the last stage's rank has them; the others have zeros.
         """
-        self.wrapped.eval()
+        self.ds_engine.eval()
         if self._pipeline is not None and self._gradients is not None:
             with self._gradients.parameters_at_hand():
                 return self._pipeline.evaluate(micro_batches)
@@ -159,13 +161,13 @@ class Engine:
 
         Every rank calls it with the same tokens, at most a micro-batch of samples, and has the result.
         """
-        self.wrapped.eval()
+        self.ds_engine.eval()
         if self._pipeline is not None and self._gradients is not None:
             with self._gradients.parameters_at_hand():
                 return self._pipeline.next_logits(tokens_BT).float()
-        length, model = tokens_BT.shape[1], self.wrapped.module
+        length, model = tokens_BT.shape[1], self.ds_engine.module
         # sequence parallelism needs equal parts; what comes after a token does not change its logits
-        logits_BTV = self.wrapped(F.pad(tokens_BT, (0, -length % self.groups.size(Axis.TP))))
+        logits_BTV = self.ds_engine(F.pad(tokens_BT, (0, -length % self.groups.size(Axis.TP))))
         return logits_BTV[:, length - 1, : model.config.vocab_size].float()  # type: ignore[no-any-return]
 
     def mean_over_ranks(self, sums: Tensor) -> float:
@@ -175,54 +177,54 @@ class Engine:
 
     def state_slices(self) -> list[StateSlice]:
         """The part of weights and moments that this rank keeps; empty moments are created as zeros."""
-        return state.state_slices(self.wrapped, self.stage, self.names, self.placements)
+        return state.state_slices(self.ds_engine, self.stage, self.names, self.shard_specs)
 
     @property
     def optimizer_name(self) -> str:
         """Class of the optimizer under DeepSpeed, and DeepSpeed's own around it."""
-        base, outer = type(self.wrapped.basic_optimizer).__name__, type(self.wrapped.optimizer).__name__
+        base, outer = type(self.ds_engine.basic_optimizer).__name__, type(self.ds_engine.optimizer).__name__
         return base if base == outer else f"{base} in DeepSpeed's {outer}"
 
     def owned_slices(self) -> list[StateSlice]:
         """The slices that this rank is to write: those that it counts; at stage 0, where the dp axis holds the same,
         every n-th of them.
         """
-        slices, groups = [piece for piece in self.state_slices() if piece.placement.counted], self.groups
-        return slices[groups.position(Axis.DP) :: groups.size(Axis.DP)] if self.stage == 0 else slices
+        slices, groups = [piece for piece in self.state_slices() if piece.shard_spec.is_owner], self.groups
+        return slices[groups.axis_rank(Axis.DP) :: groups.size(Axis.DP)] if self.stage == 0 else slices
 
     def scalar_state(self) -> dict[str, Any]:
         """The optimizer's state that is not a tensor: step count and loss scaler."""
-        return state.scalar_state(self.wrapped, self.stage)
+        return state.scalar_state(self.ds_engine, self.stage)
 
     def load_scalar_state(self, values: dict[str, Any]) -> None:
         """Inverse of `scalar_state`."""
-        state.load_scalar_state(self.wrapped, self.stage, values)
+        state.load_scalar_state(self.ds_engine, self.stage, values)
 
     def set_weight(self, parameter: nn.Parameter, part: Tensor) -> None:
-        """Give the model its working copy of one parameter; `part` holds the fp32 elements of its placement."""
-        state.set_weight(parameter, self.placements[self.names[parameter]], part)
+        """Give the model its working copy of one parameter; `part` holds the fp32 elements of its shard_spec."""
+        state.set_weight(parameter, self.shard_specs[self.names[parameter]], part)
 
     @property
     def loss_scale(self) -> float:
         """Current loss scale."""
         if self.stage == 0:
-            return float(self.wrapped.optimizer.loss_scale)
-        return float(self.wrapped.optimizer.loss_scale) if self.wrapped.fp16_enabled() else 1.0
+            return float(self.ds_engine.optimizer.loss_scale)
+        return float(self.ds_engine.optimizer.loss_scale) if self.ds_engine.fp16_enabled() else 1.0
 
     def parameters_norm(self) -> float:
         """L2 norm of all parameters (fp32 masters) of the whole model."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for piece in self.state_slices():
-            if piece.placement.counted:
+            if piece.shard_spec.is_owner:
                 total += piece.weight.double().square().sum().to(self.device)
         if self.stage > 0:
             self._all_reduce(total)
-        if dist.get_world_size(self.groups.replica) > 1:
-            dist.all_reduce(total, group=self.groups.replica)
+        if dist.get_world_size(self.groups.model_parallel_group) > 1:
+            dist.all_reduce(total, group=self.groups.model_parallel_group)
         return float(total.sqrt())
 
     def _summed_loss(self, batch: Batch, seed: int | None) -> Tensor:
-        losses_BT = self.wrapped(
+        losses_BT = self.ds_engine(
             batch["tokens"],
             position_ids_BT=batch.get("position_ids"),
             labels_BT=batch["labels"],

@@ -7,11 +7,11 @@ the same part of one ("data parallel": gradients are averaged and ZeRO's parts a
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from megalm.dist.groups import MeshGroups
-from megalm.dist.mesh import Axis
+from megalm.distributed.groups import MeshGroups
+from megalm.distributed.mesh import Axis
 
 
-class MeshUnit:
+class DeepSpeedMpu:
     """DeepSpeed's questions, answered from `MeshGroups`. The method names are DeepSpeed's."""
 
     def __init__(self, groups: MeshGroups) -> None:
@@ -21,25 +21,25 @@ class MeshUnit:
         return self._groups.group(Axis.DP)
 
     def get_data_parallel_rank(self) -> int:  # noqa: D102
-        return self._groups.position(Axis.DP)
+        return self._groups.axis_rank(Axis.DP)
 
     def get_data_parallel_world_size(self) -> int:  # noqa: D102
         return self._groups.size(Axis.DP)
 
     def get_model_parallel_group(self) -> ProcessGroup:  # noqa: D102
-        return self._groups.replica
+        return self._groups.model_parallel_group
 
     def get_model_parallel_rank(self) -> int:  # noqa: D102
-        return dist.get_rank(self._groups.replica)
+        return dist.get_rank(self._groups.model_parallel_group)
 
     def get_model_parallel_world_size(self) -> int:  # noqa: D102
-        return dist.get_world_size(self._groups.replica)
+        return dist.get_world_size(self._groups.model_parallel_group)
 
     def get_tensor_model_parallel_group(self) -> ProcessGroup:  # noqa: D102
         return self._groups.group(Axis.TP)
 
     def get_tensor_model_parallel_rank(self) -> int:  # noqa: D102
-        return self._groups.position(Axis.TP)
+        return self._groups.axis_rank(Axis.TP)
 
     def get_tensor_model_parallel_world_size(self) -> int:  # noqa: D102
         return self._groups.size(Axis.TP)
@@ -48,7 +48,7 @@ class MeshUnit:
         return self._groups.group(Axis.PP)
 
     def get_pipeline_model_parallel_rank(self) -> int:  # noqa: D102
-        return self._groups.position(Axis.PP)
+        return self._groups.axis_rank(Axis.PP)
 
     def get_pipeline_model_parallel_world_size(self) -> int:  # noqa: D102
         return self._groups.size(Axis.PP)

@@ -38,10 +38,10 @@ def agree_on_norm(optimizer: Any, stage: int) -> None:
     setattr(optimizer, name, of_copy)
     optimizer._model_parallel_all_reduce = lambda tensor, op: add_up(tensor, op) if op != _SUM else None
     if stage == 3:
-        _count_by_mark(optimizer)
+        _norm_of_owned(optimizer)
 
 
-def _count_by_mark(optimizer: Any) -> None:
+def _norm_of_owned(optimizer: Any) -> None:
     """Let ZeRO-3's norm leave out what is marked `ds_pipe_replicated`, as ZeRO 1 and 2 do."""
     norm, offloaded_norm = optimizer.get_grad_norm_direct, optimizer.complete_grad_norm_calculation_for_cpu_offload
 

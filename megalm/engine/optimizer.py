@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from megalm.config.training import OptimizerConfig
-from megalm.dist.slices import Placement
+from megalm.distributed.shards import ShardSpec
 from megalm.kernels.choice import REFERENCE, Kernels
 
 
@@ -29,7 +29,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def mark_counted(model: nn.Module, placements: Mapping[str, Placement]) -> None:
+def mark_owned(model: nn.Module, shard_specs: Mapping[str, ShardSpec]) -> None:
     """Tell DeepSpeed which parameters this rank counts in the gradient's norm: each is counted by one rank of a copy.
 
     DeepSpeed counts what is marked `model_parallel`, leaves out what is marked `ds_pipe_replicated`, and where nothing
@@ -37,7 +37,7 @@ def mark_counted(model: nn.Module, placements: Mapping[str, Placement]) -> None:
     the first rank of a model copy, which indeed speaks for all that it holds, and elsewhere what has the first mark.
     """
     for name, parameter in model.named_parameters():
-        counted = placements[name].counted
+        counted = shard_specs[name].is_owner
         parameter.model_parallel = counted  # type: ignore[attr-defined]
         parameter.ds_pipe_replicated = not counted  # type: ignore[attr-defined]
 
@@ -102,7 +102,7 @@ class ReplicatedAdamW(torch.optim.AdamW):
     DeepSpeed averages the gradients (in fp32: `grad_dtype`), then calls `step`, which unscales, measures, clips,
     updates the masters and copies them to the model. DeepSpeed's own stage 0 cannot accumulate in fp32 under bf16.
     In fp32 the masters are the model's own parameters. The gradient's norm is that of the whole model, whose parts the
-    ranks of `replica` hold (None: only this one); another of them counts the parameters `uncounted`.
+    ranks of `model_parallel_group` hold (None: only this one); another of them counts the parameters `uncounted`.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ReplicatedAdamW(torch.optim.AdamW):
         accumulate_fp32: bool,
         scaler: Any = None,
         uncounted: Collection[nn.Parameter] = (),
-        replica: ProcessGroup | None = None,
+        model_parallel_group: ProcessGroup | None = None,
         kernels: Kernels = REFERENCE,
         **options: Any,
     ) -> None:
@@ -129,9 +129,9 @@ class ReplicatedAdamW(torch.optim.AdamW):
         master_of = dict(zip(self.model_parameters, self.masters, strict=True))
         groups = [{**group, "params": [master_of[p] for p in group["params"]]} for group in groups]
         super().__init__(groups, fused=True, **options)
-        self.replica = replica
+        self.model_parallel_group = model_parallel_group
         self.kernels = kernels
-        self.counted = [parameter not in uncounted for parameter in self.model_parameters]
+        self.is_owner = [parameter not in uncounted for parameter in self.model_parameters]
         self.clip_grad = clip_grad
         self.scaler = scaler
         self.overflow = False
@@ -186,10 +186,10 @@ class ReplicatedAdamW(torch.optim.AdamW):
 
     def _norm(self, gradients: list[Tensor]) -> float:
         """L2 norm of the whole model's gradient: every part counted by one rank of the model copy."""
-        counted = list(itertools.compress(gradients, self.counted))
+        counted = list(itertools.compress(gradients, self.is_owner))
         squares = torch.zeros((), dtype=torch.float64, device=gradients[0].device)
         if counted:
             squares += self.kernels.l2_norm(counted).square()
-        if self.replica is not None and dist.get_world_size(self.replica) > 1:
-            dist.all_reduce(squares, group=self.replica)
+        if self.model_parallel_group is not None and dist.get_world_size(self.model_parallel_group) > 1:
+            dist.all_reduce(squares, group=self.model_parallel_group)
         return math.sqrt(float(squares))

@@ -10,34 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megalm.dist.slices import Placement, StateSlice
+from megalm.distributed.shards import ShardSpec, StateSlice
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def state_slices(
-    wrapped: Any, stage: int, names: dict[nn.Parameter, str], placements: Mapping[str, Placement]
+    ds_engine: Any, stage: int, names: dict[nn.Parameter, str], shard_specs: Mapping[str, ShardSpec]
 ) -> list[StateSlice]:
     """What this rank keeps, in the order of `names`; moments that do not exist yet are created as zeros.
 
-    What a parameter has beyond its placement, vocabulary padding, is left out.
+    What a parameter has beyond its shard_spec, vocabulary padding, is left out.
     """
-    base = wrapped.basic_optimizer
+    base = ds_engine.basic_optimizer
     slices = []
     for parameter, name in names.items():
-        located = _locate(wrapped, stage, parameter)
+        located = _locate(ds_engine, stage, parameter)
         if located is None:
             continue
         flat, offset, start, stop = located
-        count = min(stop, placements[name].part.size) - start
+        count = min(stop, shard_specs[name].part.size) - start
         if count <= 0:
             continue
         moments = _moments(base, flat)
         slices.append(
             StateSlice(
                 name=name,
-                placement=placements[name],
+                shard_spec=shard_specs[name],
                 start=start,
                 stop=start + count,
                 weight=flat.detach().view(-1).narrow(0, offset, count),
@@ -47,9 +47,9 @@ def state_slices(
     return slices
 
 
-def _locate(wrapped: Any, stage: int, parameter: Any) -> tuple[Tensor, int, int, int] | None:
+def _locate(ds_engine: Any, stage: int, parameter: Any) -> tuple[Tensor, int, int, int] | None:
     """(fp32 tensor that holds this rank's part, offset in it, start, stop in the parameter), or None."""
-    optimizer = wrapped.optimizer
+    optimizer = ds_engine.optimizer
     if stage == 0:
         position = next(i for i, p in enumerate(optimizer.model_parameters) if p is parameter)
         return optimizer.masters[position], 0, 0, parameter.numel()
@@ -78,11 +78,11 @@ def _moments(base: torch.optim.Optimizer, flat: Tensor) -> dict[str, Tensor]:
     return {kind: entry[kind] for kind in _MOMENTS}
 
 
-def set_weight(parameter: Any, placement: Placement, part: Tensor) -> None:
-    """Copy the fp32 elements of the parameter's placement into the model's working copy (or this rank's part of it, at
+def set_weight(parameter: Any, shard_spec: ShardSpec, part: Tensor) -> None:
+    """Copy the fp32 elements of the parameter's shard_spec into the model's working copy (or this rank's part of it, at
     stage 3).
     """
-    full = placement.padded(part, tuple(getattr(parameter, "ds_shape", parameter.shape)))
+    full = shard_spec.padded(part, tuple(getattr(parameter, "ds_shape", parameter.shape)))
     with torch.no_grad():
         if not hasattr(parameter, "ds_tensor"):
             parameter.data.copy_(full)
@@ -95,31 +95,31 @@ def set_weight(parameter: Any, placement: Placement, part: Tensor) -> None:
             parameter.data.copy_(full)
 
 
-def scalar_state(wrapped: Any, stage: int) -> dict[str, Any]:
+def scalar_state(ds_engine: Any, stage: int) -> dict[str, Any]:
     """Adam's step count, and the loss scaler's counters if there is a scaler."""
-    steps = {int(entry["step"]) for entry in wrapped.basic_optimizer.state.values() if "step" in entry}
+    steps = {int(entry["step"]) for entry in ds_engine.basic_optimizer.state.values() if "step" in entry}
     assert len(steps) <= 1, f"every parameter has taken the same number of steps, not {sorted(steps)}"
-    scaler = _scaler(wrapped, stage)
+    scaler = _scaler(ds_engine, stage)
     fields = {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)} if scaler else {}
     return {"optimizer_steps": steps.pop() if steps else 0, "loss_scaler": fields}
 
 
-def load_scalar_state(wrapped: Any, stage: int, values: dict[str, Any]) -> None:
+def load_scalar_state(ds_engine: Any, stage: int, values: dict[str, Any]) -> None:
     """Inverse of `scalar_state`; call after `state_slices` has created the moments."""
-    for entry in wrapped.basic_optimizer.state.values():
+    for entry in ds_engine.basic_optimizer.state.values():
         if "step" not in entry:
             continue
         if isinstance(entry["step"], Tensor):
             entry["step"].fill_(values["optimizer_steps"])
         else:
             entry["step"] = values["optimizer_steps"]
-    scaler = _scaler(wrapped, stage)
+    scaler = _scaler(ds_engine, stage)
     for name, value in values["loss_scaler"].items():
         if scaler is not None and hasattr(scaler, name):
             setattr(scaler, name, value)
 
 
-def _scaler(wrapped: Any, stage: int) -> Any:
+def _scaler(ds_engine: Any, stage: int) -> Any:
     if stage == 0:
-        return wrapped.optimizer.scaler
-    return wrapped.optimizer.loss_scaler if wrapped.fp16_enabled() else None
+        return ds_engine.optimizer.scaler
+    return ds_engine.optimizer.loss_scaler if ds_engine.fp16_enabled() else None

@@ -4,7 +4,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 
-from megalm.config.suggest import did_you_mean
+from megalm.config.merging.suggest import did_you_mean
 from megalm.errors import ConfigError, PlatformError
 from megalm.launching.job import Job, time_seconds
 

@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from megalm.config.base import Section
-from megalm.config.suggest import did_you_mean
+from megalm.config.merging.suggest import did_you_mean
 from megalm.errors import ConfigError
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config import RunConfig, build_parser, check_layout, load
-from megalm.config.suggest import did_you_mean
-from megalm.dist.environment import captured_environment, user_variable
-from megalm.dist.network import listens
+from megalm.config.merging.suggest import did_you_mean
+from megalm.distributed.environment import captured_environment, user_variable
+from megalm.distributed.network import listens
 from megalm.errors import ConfigError, PlatformError
-from megalm.files import replace_text
 from megalm.launching.cluster import check_request, slurm_command
 from megalm.launching.commands import LAUNCHERS, Hosts, commands, which_mpi
 from megalm.launching.job import IDLE_STARTS, Element, Job, time_seconds
 from megalm.launching.script import batch_script
 from megalm.launching.site import Site, read_site
+from megalm.storage.durable import replace_text
 
 TAKES_RUN_FLAGS = True
 """What this command does not know itself it hands to the training script."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from megalm.errors import ConfigError
-from megalm.models.attention import KVCache
-from megalm.models.gpt import GPT
-from megalm.models.randomness import named_generator
+from megalm.models.blocks.attention import KVCache
+from megalm.models.blocks.randomness import named_generator
+from megalm.models.gpt.model import GPT
 
 
 @torch.no_grad()

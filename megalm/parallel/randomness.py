@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megalm.models.randomness import stable_seed
+from megalm.randomness import stable_seed
 
 
 class OwnDropout(nn.Module):

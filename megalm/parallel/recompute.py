@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint, get_device_states, set_device_sta
 
 from megalm.config.recompute import RecomputeConfig
 from megalm.errors import ConfigError
-from megalm.models.gpt import GPT, LayerStep, run_in_order
+from megalm.models.gpt.model import GPT, LayerStep, run_in_order
 
 SELECTED = ("attention_norm", "attention.core", "mlp_norm")
 """Modules of a layer whose output is recomputed, besides every function called `activation` of its modules."""
@@ -42,10 +42,10 @@ def apply_recompute(model: GPT, config: RecomputeConfig) -> None:
         draws = model.config.attention_dropout > 0 or model.config.hidden_dropout > 0
         model.layer_runner = FullRecompute(config, len(model.layers), draws)
     elif config.recompute_granularity == "selective":
-        tape = Tape()
+        outputs = CheckpointWithoutOutput()
         for number, layer in model.layers.items():
-            _select(number, layer, tape, draws=model.config.attention_dropout > 0)
-        model.layer_runner = partial(_run_sealed, tape)
+            _select(number, layer, outputs, draws=model.config.attention_dropout > 0)
+        model.layer_runner = partial(_run_discarding, outputs)
 
 
 class FullRecompute:
@@ -67,7 +67,7 @@ class FullRecompute:
         return run_in_order(steps[self.kept], x_BTD)
 
 
-class Tape:
+class CheckpointWithoutOutput:
     """The outputs that the layer running now will drop."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Tape:
             self._outputs.append(output)
         return output
 
-    def seal(self, x_BTD: Tensor) -> Tensor:
+    def discard_and_recompute(self, x_BTD: Tensor) -> Tensor:
         """Drop what was noted; it comes back when the gradient of `x_BTD`, the layer's output, arrives."""
         if self._outputs:
             dropped = [_Dropped(output) for output in self._outputs]
@@ -110,22 +110,22 @@ def _restore_all(dropped: list[_Dropped], _gradient: Tensor) -> None:
     dropped.clear()
 
 
-def _run_sealed(tape: Tape, steps: Sequence[LayerStep], x_BTD: Tensor) -> Tensor:
-    """As `run_in_order`, and each layer drops what it noted on `tape`."""
+def _run_discarding(outputs: CheckpointWithoutOutput, steps: Sequence[LayerStep], x_BTD: Tensor) -> Tensor:
+    """As `run_in_order`, and each layer drops what it noted on `outputs`."""
     for step in steps:
-        x_BTD = tape.seal(step(x_BTD))
+        x_BTD = outputs.discard_and_recompute(step(x_BTD))
     return x_BTD
 
 
-def _select(number: str, layer: nn.Module, tape: Tape, draws: bool) -> None:
+def _select(number: str, layer: nn.Module, outputs: CheckpointWithoutOutput, draws: bool) -> None:
     """Replace what `SELECTED` names in one layer by its recomputed form."""
     found = set()
     for name, module in layer.named_modules():
         if name in SELECTED + OPTIONAL and not isinstance(module, nn.Identity):
-            _recompute_module(module, tape, draws=draws and name == "attention.core")
+            _recompute_module(module, outputs, draws=draws and name == "attention.core")
             found.add(name)
         if hasattr(module, "activation"):
-            module.activation = partial(_recomputed_function, module.activation, tape)
+            module.activation = partial(_recomputed_function, module.activation, outputs)
             found.add("activation")
     missing = sorted({*SELECTED, "activation"} - found)
     if missing:
@@ -135,7 +135,7 @@ def _select(number: str, layer: nn.Module, tape: Tape, draws: bool) -> None:
         )
 
 
-def _recompute_module(module: nn.Module, tape: Tape, draws: bool) -> None:
+def _recompute_module(module: nn.Module, outputs: CheckpointWithoutOutput, draws: bool) -> None:
     """Give one module a forward whose output is recomputed. It stays the same module: names and hooks do not change."""
     kind: Any = type(module)
     keep = _generator_states if draws else _no_states
@@ -147,9 +147,9 @@ def _recompute_module(module: nn.Module, tape: Tape, draws: bool) -> None:
         if len(inputs) == 2 and hasattr(kind, "of_sum"):  # the sum is the residual stream, which is kept
             function = partial(_call_with_parameters, kind.of_sum, self, names, rest)
             y, total = _recomputed(function, keep, inputs[0] + inputs[1], *parameters)
-            return tape.note(y), total
+            return outputs.note(y), total
         function = partial(_call_with_parameters, kind.forward, self, names, rest)
-        return tape.note(_recomputed(function, keep, *inputs, *parameters))
+        return outputs.note(_recomputed(function, keep, *inputs, *parameters))
 
     module.__class__ = type("Recomputed" + kind.__name__, (kind,), {"forward": forward})
 
@@ -170,8 +170,8 @@ def _call_with_parameters(
         module.__dict__["_parameters"] = own
 
 
-def _recomputed_function(function: Callable[..., Tensor], tape: Tape, *inputs: Tensor) -> Tensor:
-    return tape.note(_recomputed(function, _no_states, *inputs))
+def _recomputed_function(function: Callable[..., Tensor], outputs: CheckpointWithoutOutput, *inputs: Tensor) -> Tensor:
+    return outputs.note(_recomputed(function, _no_states, *inputs))
 
 
 class _Recomputed(torch.autograd.Function):

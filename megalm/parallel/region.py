@@ -12,9 +12,14 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from megalm.config.model import ModelConfig
-from megalm.dist.functional import copy_to_group, gather_parts, scatter_sum, sum_over_group
-from megalm.dist.groups import MeshGroups
-from megalm.dist.mesh import Axis
+from megalm.distributed.functional import (
+    all_gather_sequence,
+    all_reduce_from_region,
+    copy_to_region,
+    reduce_scatter_sequence,
+)
+from megalm.distributed.groups import MeshGroups
+from megalm.distributed.mesh import Axis
 
 SEQUENCE = 1
 """The dim of activations that sequence parallelism splits."""
@@ -40,32 +45,32 @@ class TensorParallel:
         copies = max(1, size // config.num_kv_heads)
         return cls(
             group=groups.group(Axis.TP),
-            rank=groups.position(Axis.TP),
+            rank=groups.axis_rank(Axis.TP),
             size=size,
             kv_copies=copies,
             kv_group=groups.neighbours(Axis.TP, copies),
             sequence_parallel=sequence_parallel and size > 1,
         )
 
-    def enter(self, x_BTD: Tensor) -> Tensor:
+    def to_region(self, x_BTD: Tensor) -> Tensor:
         """The whole sequence, for work that differs from rank to rank."""
         if self.sequence_parallel:
-            return gather_parts(x_BTD, self.group, SEQUENCE)
-        return copy_to_group(x_BTD, self.group)
+            return all_gather_sequence(x_BTD, self.group, SEQUENCE)
+        return copy_to_region(x_BTD, self.group)
 
-    def leave(self, x_BTD: Tensor) -> Tensor:
+    def from_region(self, x_BTD: Tensor) -> Tensor:
         """From the ranks' terms to what stands outside the region."""
         if self.sequence_parallel:
-            return scatter_sum(x_BTD, self.group, SEQUENCE)
-        return sum_over_group(x_BTD, self.group)
+            return reduce_scatter_sequence(x_BTD, self.group, SEQUENCE)
+        return all_reduce_from_region(x_BTD, self.group)
 
 
-class Entrance:
+class InputHook:
     """A forward pre-hook: the first argument of the module enters the region."""
 
-    def __init__(self, place: TensorParallel) -> None:
-        self.place = place
+    def __init__(self, tp: TensorParallel) -> None:
+        self.tp = tp
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The arguments with which the module runs."""
-        return (self.place.enter(arguments[0]), *arguments[1:])
+        return (self.tp.to_region(arguments[0]), *arguments[1:])

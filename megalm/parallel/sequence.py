@@ -7,22 +7,22 @@ Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megalm.dist.functional import own_part
-from megalm.models.layers import Dropout
+from megalm.distributed.functional import own_shard
+from megalm.models.blocks.layers import Dropout
 from megalm.parallel.region import SEQUENCE, TensorParallel
 
 
 class SequenceParallelPositions(nn.Module):
     """Position embeddings of this rank's part of the sequence; the table is whole on every rank."""
 
-    def __init__(self, place: TensorParallel, positions: int, width: int) -> None:
+    def __init__(self, tp: TensorParallel, positions: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Embedding(positions, width).weight
-        self.place = place
+        self.tp = tp
 
     def forward(self, position_ids_BT: Tensor) -> Tensor:
         """Rows (B, T / ranks, D) for this rank's part of `position_ids_BT`, which are those of the whole sequence."""
-        return F.embedding(own_part(position_ids_BT, self.place.group, SEQUENCE), self.weight)
+        return F.embedding(own_shard(position_ids_BT, self.tp.group, SEQUENCE), self.weight)
 
 
 class SequenceParallelDropout(Dropout):
@@ -31,6 +31,6 @@ class SequenceParallelDropout(Dropout):
     So dropout, and whatever is drawn after it, does not depend on the number of ranks. Nothing is drawn where p is 0.
     """
 
-    def __init__(self, place: TensorParallel, p: float) -> None:
+    def __init__(self, tp: TensorParallel, p: float) -> None:
         super().__init__(p)
-        self.part = (place.rank, place.size)
+        self.part = (tp.rank, tp.size)

@@ -11,11 +11,11 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from megalm.config.model import ModelConfig
-from megalm.dist.slices import Placement, Rectangle
-from megalm.models.attention import CausalAttention
-from megalm.models.layers import Dropout, FullLogits, TokenLoss
+from megalm.distributed.shards import Box, ShardSpec
+from megalm.models.blocks.attention import CausalAttention
+from megalm.models.blocks.layers import Dropout, FullLogits, TokenLoss
 from megalm.parallel.randomness import OwnDropout
-from megalm.parallel.region import Entrance, TensorParallel
+from megalm.parallel.region import InputHook, TensorParallel
 from megalm.parallel.sequence import SequenceParallelDropout, SequenceParallelPositions
 from megalm.parallel.tensor import ColumnParallelLinear, RowParallelLinear
 from megalm.parallel.vocab import GatheredLogits, VocabParallelEmbedding, VocabParallelTokenLoss
@@ -25,31 +25,31 @@ from megalm.parallel.vocab import GatheredLogits, VocabParallelEmbedding, VocabP
 class Shards:
     """What a rank holds of a model, by parameter name."""
 
-    place: TensorParallel
+    tp: TensorParallel
     config: ModelConfig
-    placements: dict[str, Placement] = field(default_factory=dict)
+    shard_specs: dict[str, ShardSpec] = field(default_factory=dict)
     gradient_groups: dict[str, ProcessGroup] = field(default_factory=dict)
     """Parameters that several ranks hold and use for different work: their gradients are summed over these ranks."""
 
-    def add(self, name: str, placement: Placement, gradient_group: ProcessGroup | None = None) -> None:
+    def add(self, name: str, shard_spec: ShardSpec, gradient_group: ProcessGroup | None = None) -> None:
         """Note one parameter."""
-        assert name not in self.placements, f"parameter {name} is placed once"
-        self.placements[name] = placement
-        if gradient_group is not None and self.place.size > 1:
+        assert name not in self.shard_specs, f"parameter {name} is placed once"
+        self.shard_specs[name] = shard_spec
+        if gradient_group is not None and self.tp.size > 1:
             self.gradient_groups[name] = gradient_group
 
     def add_whole(self, name: str, shape: tuple[int, ...], *, same_work: bool) -> None:
         """Note a parameter that every rank holds, either for the same work or each for its part of it."""
-        self.add(name, Placement.of_whole(shape, counted=self.place.rank == 0), None if same_work else self.place.group)
+        self.add(name, ShardSpec.of_whole(shape, is_owner=self.tp.rank == 0), None if same_work else self.tp.group)
 
     def add_rows(
         self, name: str, shape: tuple[int, ...], part: int, parts: int, *, gradient_group: ProcessGroup | None = None
     ) -> None:
         """Note run `part` of `parts` of the rows of a tensor; with a `gradient_group`, its first rank counts it."""
         rows = _run(shape[0], part, parts)
-        counted = gradient_group is None or self.place.rank % self.place.kv_copies == 0
-        placement = Placement(shape, Rectangle(rows, Rectangle.whole(shape).columns), counted)
-        self.add(name, placement, gradient_group)
+        is_owner = gradient_group is None or self.tp.rank % self.tp.kv_copies == 0
+        shard_spec = ShardSpec(shape, Box(rows, Box.whole(shape).columns), is_owner)
+        self.add(name, shard_spec, gradient_group)
 
 
 Style = Callable[[nn.Module, str, Shards], nn.Module]
@@ -58,7 +58,7 @@ Style = Callable[[nn.Module, str, Shards], nn.Module]
 def replicated(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """The same on every rank; under sequence parallelism each rank uses it for its part of the sequence."""
     for inner, parameter in module.named_parameters(name):
-        shards.add_whole(inner, tuple(parameter.shape), same_work=not shards.place.sequence_parallel)
+        shards.add_whole(inner, tuple(parameter.shape), same_work=not shards.tp.sequence_parallel)
     return module
 
 
@@ -73,36 +73,36 @@ def positions(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """A table that is whole on every rank."""
     assert isinstance(module, nn.Embedding)
     replicated(module, name, shards)
-    if not shards.place.sequence_parallel:
+    if not shards.tp.sequence_parallel:
         return module
-    return SequenceParallelPositions(shards.place, module.num_embeddings, module.embedding_dim)
+    return SequenceParallelPositions(shards.tp, module.num_embeddings, module.embedding_dim)
 
 
 def column(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Output channels spread over the ranks."""
-    return _column(module, name, shards, shards.place.rank, shards.place.size)
+    return _column(module, name, shards, shards.tp.rank, shards.tp.size)
 
 
 def kv_column(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Heads of keys or values spread over the ranks; where there are fewer heads than ranks, several hold the same."""
-    place = shards.place
-    if place.kv_copies == 1:
+    tp = shards.tp
+    if tp.kv_copies == 1:
         return column(module, name, shards)
-    part, parts = place.rank // place.kv_copies, place.size // place.kv_copies
-    return _column(module, name, shards, part, parts, place.kv_group)
+    part, parts = tp.rank // tp.kv_copies, tp.size // tp.kv_copies
+    return _column(module, name, shards, part, parts, tp.kv_group)
 
 
 def row(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Input channels spread over the ranks, bias on all of them."""
     assert isinstance(module, nn.Linear)
-    place, outputs, inputs = shards.place, module.out_features, module.in_features
-    part = Rectangle((0, outputs), _run(inputs, place.rank, place.size))
-    shards.add(f"{name}.weight", Placement((outputs, inputs), part))
+    tp, outputs, inputs = shards.tp, module.out_features, module.in_features
+    part = Box((0, outputs), _run(inputs, tp.rank, tp.size))
+    shards.add(f"{name}.weight", ShardSpec((outputs, inputs), part))
     if module.bias is not None:
-        shards.add_whole(f"{name}.bias", (outputs,), same_work=not place.sequence_parallel)
-    if place.size == 1:
+        shards.add_whole(f"{name}.bias", (outputs,), same_work=not tp.sequence_parallel)
+    if tp.size == 1:
         return module
-    return RowParallelLinear(place, part.width, outputs, bias=module.bias is not None)
+    return RowParallelLinear(tp, part.width, outputs, bias=module.bias is not None)
 
 
 def vocabulary(module: nn.Module, name: str, shards: Shards) -> nn.Module:
@@ -110,7 +110,7 @@ def vocabulary(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     assert isinstance(module, nn.Embedding)
     rows, width = module.num_embeddings, module.embedding_dim
     _add_vocabulary(f"{name}.weight", rows, width, shards)
-    return module if shards.place.size == 1 else VocabParallelEmbedding(shards.place, rows, width)
+    return module if shards.tp.size == 1 else VocabParallelEmbedding(shards.tp, rows, width)
 
 
 def head(module: nn.Module, name: str, shards: Shards) -> nn.Module:
@@ -118,40 +118,40 @@ def head(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     if isinstance(module, nn.Linear):
         rows, width = module.out_features, module.in_features
         _add_vocabulary(f"{name}.weight", rows, width, shards)
-        if shards.place.size > 1:
-            module = ColumnParallelLinear(width, rows // shards.place.size, bias=False)
-    return entrance(module, name, shards)
+        if shards.tp.size > 1:
+            module = ColumnParallelLinear(width, rows // shards.tp.size, bias=False)
+    return region_input(module, name, shards)
 
 
-def entrance(module: nn.Module, name: str, shards: Shards) -> nn.Module:
+def region_input(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """The module's input enters the tensor-parallel region."""
-    if shards.place.size > 1:
-        module.register_forward_pre_hook(Entrance(shards.place))
+    if shards.tp.size > 1:
+        module.register_forward_pre_hook(InputHook(shards.tp))
     return module
 
 
 def token_loss(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """The loss from logits that no rank has whole."""
     assert isinstance(module, TokenLoss)
-    return module if shards.place.size == 1 else VocabParallelTokenLoss(shards.place, module.vocab_size)
+    return module if shards.tp.size == 1 else VocabParallelTokenLoss(shards.tp, module.vocab_size)
 
 
 def logits(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Whole logits for generation."""
     assert isinstance(module, FullLogits)
-    return module if shards.place.size == 1 else GatheredLogits(shards.place, module.vocab_size)
+    return module if shards.tp.size == 1 else GatheredLogits(shards.tp, module.vocab_size)
 
 
 def dropout(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Dropout outside the region."""
     assert isinstance(module, Dropout)
-    return SequenceParallelDropout(shards.place, module.p) if shards.place.sequence_parallel else module
+    return SequenceParallelDropout(shards.tp, module.p) if shards.tp.sequence_parallel else module
 
 
 def attention_core(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Dropout inside the region; kept apart on a group of one rank too, so that layouts agree outside the region."""
     assert isinstance(module, CausalAttention)
-    return OwnDropout(module, shards.place.rank) if module.dropout > 0.0 else module
+    return OwnDropout(module, shards.tp.rank) if module.dropout > 0.0 else module
 
 
 def _column(
@@ -163,17 +163,17 @@ def _column(
     shards.add_rows(f"{name}.weight", (outputs, inputs), part, parts, gradient_group=gradient_group)
     if module.bias is not None:
         shards.add_rows(f"{name}.bias", (outputs,), part, parts, gradient_group=gradient_group)
-    if shards.place.size == 1:
+    if shards.tp.size == 1:
         return module
     return ColumnParallelLinear(inputs, outputs // parts, bias=module.bias is not None)
 
 
 def _add_vocabulary(name: str, padded_rows: int, width: int, shards: Shards) -> None:
     """Note this rank's run of the padded rows, of which the padding is no part of the global tensor."""
-    vocab_size, place = shards.config.vocab_size, shards.place
+    vocab_size, tp = shards.config.vocab_size, shards.tp
     assert vocab_size is not None, "vocab_size is filled from the tokenizer before the model is built"
-    start, stop = (min(edge, vocab_size) for edge in _run(padded_rows, place.rank, place.size))
-    shards.add(name, Placement((vocab_size, width), Rectangle((start, stop), (0, width))))
+    start, stop = (min(edge, vocab_size) for edge in _run(padded_rows, tp.rank, tp.size))
+    shards.add(name, ShardSpec((vocab_size, width), Box((start, stop), (0, width))))
 
 
 def _run(size: int, part: int, parts: int) -> tuple[int, int]:

@@ -11,20 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megalm.dist.functional import late
+from megalm.distributed.functional import after_comm
 from megalm.parallel.region import TensorParallel
 
 
 class ColumnParallelLinear(nn.Linear):
     """A linear layer inside the region whose output channels are spread: y_rank = x W_rank^T + b_rank.
 
-    Several of them share one input, which enters the region once, for all (`region.Entrance`). The gradients of their
+    Several of them share one input, which enters the region once, for all (`region.InputHook`). The gradients of their
     weights are computed while that of the input is summed over the ranks.
     """
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """The layer's output (B, T, F)."""
-        return linear_with_late_weight_gradient(x_BTD, self.weight, self.bias)
+        return linear_with_async_grad_comm(x_BTD, self.weight, self.bias)
 
 
 class RowParallelLinear(nn.Module):
@@ -33,20 +33,20 @@ class RowParallelLinear(nn.Module):
     The bias is whole on every rank and is added once, to the sum.
     """
 
-    def __init__(self, place: TensorParallel, in_features: int, out_features: int, bias: bool) -> None:
+    def __init__(self, tp: TensorParallel, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
         linear = nn.Linear(in_features, out_features, bias)
         self.weight, self.bias = linear.weight, linear.bias
-        self.place = place
+        self.tp = tp
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """The layer's output (B, T, F) as it stands outside the region."""
-        y_BTF = self.place.leave(F.linear(x_BTD, self.weight))
+        y_BTF = self.tp.from_region(F.linear(x_BTD, self.weight))
         return y_BTF if self.bias is None else y_BTF + self.bias
 
 
-def linear_with_late_weight_gradient(x_BTD: Tensor, weight_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-    """x W^T + b whose input gradient and weight gradient are two autograd nodes, the second `late` for x.
+def linear_with_async_grad_comm(x_BTD: Tensor, weight_FD: Tensor, bias_F: Tensor | None) -> Tensor:
+    """x W^T + b whose input gradient and weight gradient are two autograd nodes, the second `after_comm` for x.
 
     A backward pass that wants one of the two, as zero-bubble schedules do, computes no more than that.
     """
@@ -56,7 +56,7 @@ def linear_with_late_weight_gradient(x_BTD: Tensor, weight_FD: Tensor, bias_F: T
     product: Callable[[Tensor, _Constants], Tensor] = _InputGradient.apply
     join: Callable[[Tensor, Tensor], Tensor] = _Join.apply
     token_BTF = weight_gradient(x_BTD.detach(), weight_FD, bias_F)
-    late(token_BTF.grad_fn, x_BTD)
+    after_comm(token_BTF.grad_fn, x_BTD)
     return join(product(x_BTD, (weight_FD, bias_F)), token_BTF)
 
 

@@ -12,20 +12,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from megalm.dist.functional import all_reduce, join_parts
+from megalm.distributed.functional import all_gather_from_region, all_reduce
 from megalm.kernels.choice import REFERENCE, Kernels
-from megalm.models.layers import FullLogits
+from megalm.models.blocks.layers import FullLogits
 from megalm.parallel.region import TensorParallel
 
 
 class VocabParallelEmbedding(nn.Module):
     """Embedding of which each rank holds a run of rows; the sum over the ranks leaves the region."""
 
-    def __init__(self, place: TensorParallel, rows: int, width: int) -> None:
+    def __init__(self, tp: TensorParallel, rows: int, width: int) -> None:
         super().__init__()
-        assert rows % place.size == 0, f"{rows} padded rows are a multiple of {place.size} ranks"
-        self.weight = nn.Embedding(rows // place.size, width).weight
-        self.place = place
+        assert rows % tp.size == 0, f"{rows} padded rows are a multiple of {tp.size} ranks"
+        self.weight = nn.Embedding(rows // tp.size, width).weight
+        self.tp = tp
         self.kernels = REFERENCE
 
     def use_kernels(self, kernels: Kernels) -> None:
@@ -35,18 +35,18 @@ class VocabParallelEmbedding(nn.Module):
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """The rows of `tokens_BT` (B, T, D), as they stand outside the region."""
         rows = self.weight.shape[0]
-        local_BT = tokens_BT - self.place.rank * rows
+        local_BT = tokens_BT - self.tp.rank * rows
         elsewhere_BT = (local_BT < 0) | (local_BT >= rows)
         x_BTD = self.kernels.embedding(local_BT.masked_fill(elsewhere_BT, 0), self.weight)
-        return self.place.leave(x_BTD.masked_fill(elsewhere_BT[..., None], 0.0))
+        return self.tp.from_region(x_BTD.masked_fill(elsewhere_BT[..., None], 0.0))
 
 
 class VocabParallelTokenLoss(nn.Module):
     """Cross entropy of each token from the ranks' logits, in float32; padded vocabulary columns take no part."""
 
-    def __init__(self, place: TensorParallel, vocab_size: int) -> None:
+    def __init__(self, tp: TensorParallel, vocab_size: int) -> None:
         super().__init__()
-        self.place = place
+        self.tp = tp
         self.vocab_size = vocab_size
         self.kernels = REFERENCE
 
@@ -56,21 +56,21 @@ class VocabParallelTokenLoss(nn.Module):
 
     def forward(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         """Losses (B, T), float32, nats, equal on all ranks; every label must lie in [0, vocab_size)."""
-        first = self.place.rank * logits_BTV.shape[-1]
+        first = self.tp.rank * logits_BTV.shape[-1]
         classes = min(max(self.vocab_size - first, 0), logits_BTV.shape[-1])
-        return vocab_parallel_cross_entropy(logits_BTV, labels_BT - first, classes, self.place.group, self.kernels)
+        return vocab_parallel_cross_entropy(logits_BTV, labels_BT - first, classes, self.tp.group, self.kernels)
 
 
 class GatheredLogits(FullLogits):
     """Logits of the whole vocabulary on every rank, for generation; training never calls it."""
 
-    def __init__(self, place: TensorParallel, vocab_size: int) -> None:
+    def __init__(self, tp: TensorParallel, vocab_size: int) -> None:
         super().__init__(vocab_size)
-        self.place = place
+        self.tp = tp
 
     def forward(self, logits_BTV: Tensor) -> Tensor:
         """Logits (B, T, padded vocabulary), padding set to -inf."""
-        return super().forward(join_parts(logits_BTV, self.place.group, dim=-1))
+        return super().forward(all_gather_from_region(logits_BTV, self.tp.group, dim=-1))
 
 
 def vocab_parallel_cross_entropy(

@@ -17,7 +17,7 @@ from torch.distributed.pipelining._backward import stage_backward_input, stage_b
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from megalm.parallel.pipeline import StageModule
+from megalm.parallel.pipeline.stage import StageModule
 
 
 class LiveStorages(TorchDispatchMode):

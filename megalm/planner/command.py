@@ -3,6 +3,7 @@
 import argparse
 
 from megalm.config import RunConfig, check_layout, load_config, with_micro_batch_size
+from megalm.config.rules.completion import complete_model
 from megalm.errors import ConfigError
 
 TAKES_RUN_FLAGS = True
@@ -47,7 +48,8 @@ def run(arguments: argparse.Namespace, run_flags: list[str]) -> int:
 
 def _complete(config: RunConfig) -> RunConfig:
     """The run with its vocabulary size; a tokenizer is read only where the size is not given."""
-    from megalm.assembly import complete_model, load_tokenizer
+    from megalm.data.tokenizers import build_tokenizer
 
-    tokenizer = None if config.model.vocab_size else load_tokenizer(config)
-    return config.model_copy(update={"model": complete_model(config, tokenizer)})
+    wanted = config.tokenizer.is_given and not config.model.vocab_size
+    vocab_size = build_tokenizer(config.tokenizer).vocab_size if wanted else None
+    return config.model_copy(update={"model": complete_model(config, vocab_size)})

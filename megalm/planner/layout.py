@@ -7,15 +7,17 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from megalm.assembly import DTYPES, mesh_of
 from megalm.config import RunConfig
 from megalm.config.recompute import RecomputeConfig
-from megalm.dist.mesh import Mesh
+from megalm.distributed.mesh import Mesh
 from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE, Kernels
-from megalm.models.layers import use_kernels
-from megalm.parallel.partition import PartCosts
-from megalm.parallel.pipeline import PipelinePlan, StageModule, build_chunks
+from megalm.models.blocks.layers import use_kernels
+from megalm.models.dtypes import DTYPES
+from megalm.parallel.pipeline.chunks import build_chunks
+from megalm.parallel.pipeline.partition import PartCosts
+from megalm.parallel.pipeline.plan import PipelinePlan
+from megalm.parallel.pipeline.stage import StageModule
 from megalm.parallel.recompute import apply_recompute
 from megalm.parallel.region import TensorParallel
 from megalm.planner.absent import AbsentRanks
@@ -32,7 +34,7 @@ class Layout:
     @classmethod
     def of(cls, config: RunConfig, world_size: int) -> "Layout":
         """The layout; `check_layout` has found it possible."""
-        return cls(config, mesh_of(config, world_size))
+        return cls(config, Mesh.of_config(config.parallel, world_size))
 
     @cached_property
     def pipeline(self) -> PipelinePlan:

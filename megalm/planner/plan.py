@@ -6,7 +6,7 @@ from typing import Any
 
 from megalm.config import RunConfig
 from megalm.config.recompute import RecomputeConfig
-from megalm.models.flops import training_flops_per_token
+from megalm.models.gpt.flops import training_flops_per_token
 from megalm.planner.activations import StageBytes, stage_bytes
 from megalm.planner.communication import sent_bytes
 from megalm.planner.layout import Layout, parameter_sizes

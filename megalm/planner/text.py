@@ -1,8 +1,8 @@
 """A plan as text."""
 
 from megalm.config import zero_stage
-from megalm.dist.mesh import Axis, Mesh
-from megalm.monitor.console import count, summary
+from megalm.distributed.mesh import Axis, Mesh
+from megalm.monitor.tables import count, summary
 from megalm.planner.plan import MODES, Plan
 
 GRID_RANKS = 64

@@ -8,8 +8,8 @@ import handmade
 import pytest
 from spawner import run_on_ranks
 
-from megalm.dist.environment import read_environment
-from megalm.dist.process_group import start_process_group, stop_process_group
+from megalm.distributed.environment import read_environment
+from megalm.distributed.process_group import start_process_group, stop_process_group
 
 
 @pytest.fixture

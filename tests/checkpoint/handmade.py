@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from megalm.checkpoint.writer import save_checkpoint
-from megalm.dist.slices import Placement, StateSlice
+from megalm.distributed.shards import ShardSpec, StateSlice
 
 TENSORS = {"a.weight": torch.arange(15.0).view(3, 5), "b.bias": torch.arange(4.0) - 9}
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -29,7 +29,7 @@ def slices(step: int) -> list[StateSlice]:
         pieces.append(
             StateSlice(
                 name,
-                Placement.of_whole(tuple(tensor.shape)),
+                ShardSpec.of_whole(tuple(tensor.shape)),
                 start,
                 stop,
                 weight,

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megalm.assembly import Place, build_model_and_engine, mesh_of
+from megalm.assembly import build_model_and_engine
 from megalm.checkpoint.format import Manifest
 from megalm.config import RunConfig, load_config
 from megalm.continuation import Progress, ResumePoint, restore, save
-from megalm.dist.mesh import Axis
+from megalm.distributed.context import RankContext
+from megalm.distributed.mesh import Axis, Mesh
 from megalm.engine.engine import Engine
-from megalm.models.randomness import stable_seed
+from megalm.randomness import stable_seed
 
 SAMPLES, SEQ, VOCAB, LR = 6, 8, 31, 0.01
 # odd sizes, so that ranges do not fall on the borders of parameters; dropout, so that a wrong seed shows
@@ -40,7 +41,7 @@ class SmallRun:
         """Train on the next samples, each the same whoever takes it."""
         groups = self.engine.groups
         for _ in range(count):
-            first = self.progress.consumed_samples + groups.position(Axis.DP)
+            first = self.progress.consumed_samples + groups.axis_rank(Axis.DP)
             numbers = range(first, self.progress.consumed_samples + SAMPLES, groups.size(Axis.DP))
             seeds = [stable_seed(1, "dropout", number) for number in numbers]
             result = self.engine.train_step([sample(number) for number in numbers], seeds, LR)
@@ -59,18 +60,18 @@ def sample(number: int) -> dict[str, torch.Tensor]:
     return {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.ones(1, SEQ)}
 
 
-def start(folder: str, flags: str = "", place: Path | None = None) -> SmallRun:
-    """A run from scratch, or from the checkpoint at `place`."""
+def start(folder: str, flags: str = "", origin: Path | None = None) -> SmallRun:
+    """A run from scratch, or from the checkpoint at `origin`."""
     config = load_config([*RECIPE.split(), "--save", folder, *flags.split()])
-    where = Place.of(mesh_of(config, dist.get_world_size()), CPU)
+    where = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), CPU)
     run = SmallRun(config, build_model_and_engine(config, config.model, where))
-    run.progress = restore(run.engine, config, point_of(place))
+    run.progress = restore(run.engine, config, point_of(origin))
     return run
 
 
-def point_of(place: Path | None) -> ResumePoint:
-    """Where a run goes on that finds its own checkpoint at `place`."""
-    if place is None:
+def point_of(origin: Path | None) -> ResumePoint:
+    """Where a run goes on that finds its own checkpoint at `origin`."""
+    if origin is None:
         return ResumePoint()
-    manifest = Manifest.read(place)
-    return ResumePoint(place, True, manifest.step, manifest.consumed_samples)
+    manifest = Manifest.read(origin)
+    return ResumePoint(origin, True, manifest.step, manifest.consumed_samples)

@@ -11,7 +11,7 @@ from torch import nn
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.restore import restore_slices, restore_weights
 from megalm.checkpoint.resume import check_same_run
-from megalm.dist.slices import Placement, StateSlice
+from megalm.distributed.shards import ShardSpec, StateSlice
 from megalm.errors import CheckpointError
 
 FIRST, SECOND = "rank_00000.safetensors", "rank_00001.safetensors"
@@ -95,7 +95,7 @@ def restore_into(run: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, tor
     restore_weights(
         CheckpointReader(run / "step_2"),
         parameters,
-        {name: Placement.of_whole(shape) for name, shape in shapes.items()},
+        {name: ShardSpec.of_whole(shape) for name, shape in shapes.items()},
         lambda parameter, part: received.update({by_parameter[parameter]: part.view(parameter.shape)}),
     )
     return received
@@ -124,7 +124,7 @@ def test_many_differences_are_counted(run: Path) -> None:
 
 def piece(start: int, stop: int) -> StateSlice:
     moments = {kind: torch.zeros(stop - start) for kind in MOMENTS}
-    return StateSlice("a.weight", Placement.of_whole((3, 5)), start, stop, torch.zeros(stop - start), moments)
+    return StateSlice("a.weight", ShardSpec.of_whole((3, 5)), start, stop, torch.zeros(stop - start), moments)
 
 
 def test_slices_of_another_layout_are_filled(run: Path) -> None:

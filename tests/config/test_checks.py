@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalm.config import RunConfig, check_layout, layout_problems, load_config
-from megalm.config.checks import _nearest_multiples
+from megalm.config.rules.layout import nearest_multiples
 from megalm.errors import LayoutError
 
 
@@ -140,7 +140,7 @@ def test_sequence_parallelism_splits_the_samples(load):
 
 @given(st.integers(1, 10_000), st.integers(1, 100))
 def test_nearest_multiples_are_multiples_and_surround_the_number(number, factor):
-    nearest = [int(word) for word in _nearest_multiples(number, factor).split(" or ")]
+    nearest = [int(word) for word in nearest_multiples(number, factor).split(" or ")]
     assert all(value > 0 and value % factor == 0 for value in nearest)
     assert min(abs(value - number) for value in nearest) <= factor
     assert len(nearest) == 1 or nearest[0] <= number < nearest[1]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megalm.config.deepspeed_json import key_lines
+from megalm.config.deepspeed.read import key_lines
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from megalm.config.deepspeed_vocabulary import REMOVED, UNSUPPORTED_JSON, VOCABULARY
+from megalm.config.deepspeed.vocabulary import REMOVED, UNSUPPORTED_JSON, VOCABULARY
 
 deepspeed_config = pytest.importorskip("deepspeed.runtime.config")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megalm.config import RunConfig, config_hash, dump_config, load_config
+from megalm.config import RunConfig, dump_config, load_config
 from megalm.errors import ConfigError
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -81,42 +81,3 @@ def test_print_config_prints_a_recipe_with_sources_and_the_deepspeed_json(load, 
 def test_print_config_of_a_wrong_run_is_an_error(load):
     with pytest.raises(ConfigError):
         load("--hidden-size 0 --print-config")
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "--num-layers 3",
-        "--lr 0.002",
-        "--global-batch-size 8",
-        "--seq-length 16",
-        "--bf16",
-        "--seed 7",
-        "--eod-mask-loss",
-        "--clip-grad 2",
-    ],
-)
-def test_hash_changes_with_what_training_depends_on(load, flags):
-    assert config_hash(load(flags)) != config_hash(load())
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "--zero-stage 3",
-        "--train-iters 20",
-        "--save x --save-interval 3",
-        "--log-interval 3",
-        "--vocab-size 100",
-        "--tokenizer-model x.model",
-        "--num-workers 0",
-        "--eval-interval 2",
-        "--local-rank 1",
-    ],
-)
-def test_hash_does_not_change_with_layout_length_paths_and_logging(load, flags):
-    assert config_hash(load(flags)) == config_hash(load())
-
-
-def test_micro_batch_size_is_not_in_the_hash_where_the_global_one_is_given(load):
-    assert config_hash(load("--global-batch-size 8 --micro-batch-size 2")) == config_hash(load("--global-batch-size 8"))

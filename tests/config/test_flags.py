@@ -4,7 +4,7 @@ import pytest
 
 from megalm.config import build_parser, load_config
 from megalm.config import load as load_with_sources
-from megalm.config.settings import SECTIONS, SETTINGS
+from megalm.config.merging.settings import SECTIONS, SETTINGS
 from megalm.errors import ConfigError
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalm.config import check_layout, dump_config, engine_json, load_config, with_micro_batch_size
-from megalm.config.pipeline import SCHEDULES, num_stages
+from megalm.config.rules.pipeline import SCHEDULES, num_stages
 from megalm.errors import ConfigError, LayoutError
 
 RUN = "--num-layers 8 --hidden-size 8 --num-attention-heads 2 --seq-length 8 --lr 1 --train-iters 1 --mock-data"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megalm.config.flags import build_parser
-from megalm.config.names import IMPLIED, NO_EFFECT, RENAMED, UNSUPPORTED, VALUE_ALIASES, unsupported_text
-from megalm.config.settings import SETTINGS
+from megalm.config.merging.flags import build_parser
+from megalm.config.merging.names import IMPLIED, NO_EFFECT, RENAMED, UNSUPPORTED, VALUE_ALIASES, unsupported_text
+from megalm.config.merging.settings import SETTINGS
 
 # The flags in the argument parsers of Megatron-DeepSpeed and Megatron-LM (August 2026), one a line.
 PEER_FLAGS = Path(__file__).with_name("peer_flags.txt").read_text().split()

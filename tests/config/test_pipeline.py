@@ -3,7 +3,7 @@
 import pytest
 
 from megalm.config import check_layout
-from megalm.config.pipeline import SCHEDULES, chunks_per_rank, num_stages, schedule_name
+from megalm.config.rules.pipeline import SCHEDULES, chunks_per_rank, num_stages, schedule_name
 from megalm.errors import LayoutError
 
 PP2 = "--num-layers 8 --pipeline-model-parallel-size 2"

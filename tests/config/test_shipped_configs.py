@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megalm.config import engine_json, load_config, reference_markdown
-from megalm.config.settings import SETTINGS
+from megalm.config.merging.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 JSONS = sorted((ROOT / "ds_configs").glob("*.json"))

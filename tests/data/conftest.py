@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megalm.data.indexed import IndexedDataset, IndexedDatasetBuilder
+from megalm.data.indexed.reader import IndexedDataset
+from megalm.data.indexed.writer import IndexedDatasetBuilder
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from megalm.data.gpt_dataset import MockDataset
 from megalm.data.loader import build_loader
+from megalm.data.samples.gpt_dataset import MockDataset
 from megalm.errors import ConfigError, DataError, PlatformError
 
 

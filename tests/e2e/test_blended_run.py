@@ -10,7 +10,7 @@ import pytest
 from launching import REPOSITORY, TINY, Finished, free_port, metrics, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megalm.data.indexed import IndexedDatasetBuilder
+from megalm.data.indexed.writer import IndexedDatasetBuilder
 
 pytestmark = pytest.mark.e2e
 

@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from spawner import run_on_ranks
 
-from megalm.assembly import Place, mesh_of
 from megalm.config import load_config
-from megalm.data.indexed import IndexedDatasetBuilder
-from megalm.dist.mesh import Axis
+from megalm.data.indexed.writer import IndexedDatasetBuilder
+from megalm.distributed.context import RankContext
+from megalm.distributed.mesh import Axis, Mesh
 from megalm.engine.engine import Engine
 from megalm.training import pretrain
 
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def steps_of_a_rank(flags: list[str]) -> tuple[dict[Axis, int], list[list[Samples]]]:
     """Train; the rank's place on the mesh, and for each step the inputs of each sample of each micro-batch."""
     config = load_config(flags)
-    place = Place.of(mesh_of(config, dist.get_world_size()), torch.device("cpu"))
+    context = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), torch.device("cpu"))
     steps: list[list[Samples]] = []
     original = Engine.train_step
 
@@ -52,8 +52,8 @@ def steps_of_a_rank(flags: list[str]) -> tuple[dict[Axis, int], list[list[Sample
         return original(engine, micro_batches, *rest)
 
     Engine.train_step = recorded  # type: ignore[method-assign]
-    assert pretrain(config, place) == 0
-    return place.mesh.coordinate(place.rank), steps
+    assert pretrain(config, context) == 0
+    return context.mesh.coordinate(context.rank), steps
 
 
 def consumed(ranks: int, *flags: str) -> Samples:

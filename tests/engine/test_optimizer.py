@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from megalm.config import ModelConfig, OptimizerConfig, PrecisionConfig
 from megalm.engine.build import _build_scaler
 from megalm.engine.optimizer import ReplicatedAdamW, adam_options, parameter_groups
-from megalm.models.gpt import GPT
+from megalm.models.gpt.model import GPT
 
 OPTIONS = adam_options(OptimizerConfig(lr=0.01, adam_beta1=0.8, adam_beta2=0.9, adam_eps=1e-6))
 STYLES: list[dict[str, Any]] = [{}, {"normalization": "RMSNorm", "swiglu": True, "position_embedding_type": "rope"}]

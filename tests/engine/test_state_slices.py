@@ -9,10 +9,11 @@ import torch
 import torch.distributed as dist
 from spawner import run_on_ranks
 
-from megalm.assembly import Place, build_model_and_engine
+from megalm.assembly import build_model_and_engine
 from megalm.config import load_config
-from megalm.dist.mesh import Mesh
-from megalm.dist.slices import StateSlice
+from megalm.distributed.context import RankContext
+from megalm.distributed.mesh import Mesh
+from megalm.distributed.shards import StateSlice
 from megalm.engine.engine import Engine
 
 # odd sizes: the last ranks' parts end in padding, and some parameters are smaller than the number of ranks
@@ -37,8 +38,8 @@ class Held:
 
 def build(flags: str) -> Engine:
     config = load_config([*RECIPE.split(), *flags.split()])
-    place = Place.of(Mesh.of(dist.get_world_size()), CPU)
-    return build_model_and_engine(config, config.model, place)
+    context = RankContext.of(Mesh.of(dist.get_world_size()), CPU)
+    return build_model_and_engine(config, config.model, context)
 
 
 def batches() -> list[dict[str, torch.Tensor]]:
@@ -62,12 +63,12 @@ def held(rows: list[tuple[int, int, str]]) -> list[Held]:
 
 
 def shapes_of(engine: Engine) -> dict[str, tuple[int, ...]]:
-    return {name: placement.shape for name, placement in engine.placements.items()}
+    return {name: shard_spec.shape for name, shard_spec in engine.shard_specs.items()}
 
 
 def clone(piece: StateSlice) -> StateSlice:
     moments = {kind: view.clone() for kind, view in piece.moments.items()}
-    return StateSlice(piece.name, piece.placement, piece.start, piece.stop, piece.weight.clone(), moments)
+    return StateSlice(piece.name, piece.shard_spec, piece.start, piece.stop, piece.weight.clone(), moments)
 
 
 def model_weights(engine: Engine) -> dict[str, torch.Tensor]:
@@ -104,7 +105,7 @@ def test_owned_slices_tile_every_parameter_once_and_hold_the_models_values(
         for part in parts:
             for piece in part.owned:
                 where = f"stage {stage} {extra} {piece.name} {piece.start}..{piece.stop}"
-                assert piece.placement.shape == shapes[piece.name], where
+                assert piece.shard_spec.shape == shapes[piece.name], where
                 seen[piece.name][piece.start : piece.stop] += 1
                 check(piece, part.model[piece.name], steps, extra, where)
         assert all(bool((count == 1).all()) for count in seen.values()), f"stage {stage}: every element once"
@@ -131,7 +132,7 @@ def after_writing_through_the_views() -> list[tuple[bool, float, float]]:
             piece.moments["exp_avg"].fill_(1.0)
             piece.moments["exp_avg_sq"].fill_(1.0)
         for parameter, name in engine.names.items():
-            engine.set_weight(parameter, torch.full(engine.placements[name].shape, 0.25))
+            engine.set_weight(parameter, torch.full(engine.shard_specs[name].shape, 0.25))
         arrived = all(bool((weights == 0.25).all()) for weights in model_weights(engine).values())
         result = engine.train_step(batches(), [0] * len(batches()), 0.01)
         after = torch.cat(list(model_weights(engine).values()))
@@ -167,7 +168,7 @@ def steps_with_infinite_gradients() -> list[tuple[list[bool], bool, bool]]:
 @contextmanager
 def gradients_times(engine: Engine, factor: torch.Tensor) -> Iterator[None]:
     """The gradients of all that lies before the final norm are multiplied by `factor`."""
-    norm = engine.wrapped.module.final_norm
+    norm = engine.ds_engine.module.final_norm
     hook = norm.register_forward_pre_hook(lambda _, inputs: inputs[0].register_hook(lambda g: g * factor) and None)
     yield
     hook.remove()

@@ -12,9 +12,9 @@ from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE
 from megalm.kernels.cross_entropy import fused_cross_entropy
 from megalm.kernels.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
-from megalm.models.gpt import GPT
-from megalm.models.init import initialize
-from megalm.models.layers import use_kernels
+from megalm.models.blocks.layers import use_kernels
+from megalm.models.gpt.init import initialize
+from megalm.models.gpt.model import GPT
 from megalm.monitor.tensor_memory import TensorMemory
 from megalm.parallel.recompute import apply_recompute
 

@@ -13,7 +13,7 @@ import pytest
 from small_job import quiet_environment, write_recipe
 
 from megalm import cli
-from megalm.dist.environment import captured_environment
+from megalm.distributed.environment import captured_environment
 from megalm.errors import ConfigError, PlatformError
 from megalm.launching.commands import read_hostfile, which_mpi
 from megalm.launching.job import time_seconds

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megalm.config.model import ModelConfig
-from megalm.models.gpt import GPT
-from megalm.models.init import initialize
+from megalm.models.gpt.init import initialize
+from megalm.models.gpt.model import GPT
 
 GPT2_STYLE = {"openai_gelu": True}
 LLAMA_STYLE = {

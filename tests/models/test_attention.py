@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from megalm.models.attention import Attention, CausalAttention
+from megalm.models.blocks.attention import Attention, CausalAttention
 
 
 def attention_float64(q_BTHC, k_BSGC, v_BSGC):

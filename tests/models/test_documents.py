@@ -14,9 +14,9 @@ from torch.nn.attention.varlen import varlen_attn
 from megalm.config.model import ModelConfig
 from megalm.config.recompute import RecomputeConfig
 from megalm.kernels.attention import causal_attention
-from megalm.models.attention import CausalAttention
-from megalm.models.documents import Documents, document_attention, takes_varlen
-from megalm.models.gpt import GPT
+from megalm.models.blocks.attention import CausalAttention
+from megalm.models.blocks.documents import Documents, document_attention, takes_varlen
+from megalm.models.gpt.model import GPT
 from megalm.parallel.recompute import apply_recompute
 
 T = 24
@@ -116,7 +116,7 @@ def test_the_cuda_kernel_gets_the_batch_in_one_launch(monkeypatch: pytest.Monkey
         calls.append((arguments[5:], options))
         return varlen_attn(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("megalm.models.documents.varlen_attn", counted)
+    monkeypatch.setattr("megalm.models.blocks.documents.varlen_attn", counted)
     with FakeTensorMode(allow_non_fake_inputs=True):
         q, k = (torch.empty(2, T, heads, 8, dtype=torch.bfloat16, device="cuda") for heads in (4, 2))
         assert takes_varlen(q, 0.0)

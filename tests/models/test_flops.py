@@ -8,8 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from megalm.config.model import ModelConfig
-from megalm.models.flops import forward_flops_per_token, num_parameters, training_flops_per_token
-from megalm.models.gpt import GPT
+from megalm.models.gpt.flops import forward_flops_per_token, num_parameters, training_flops_per_token
+from megalm.models.gpt.model import GPT
 
 
 @st.composite

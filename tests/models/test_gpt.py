@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from megalm.models.attention import KVCache
-from megalm.models.gpt import GPT
-from megalm.models.init import initialize
+from megalm.models.blocks.attention import KVCache
+from megalm.models.gpt.init import initialize
+from megalm.models.gpt.model import GPT
 
 COMMON = ["embedding.tokens.weight", "layers.1.attention.wq.weight", "layers.1.attention.wo.weight"]
 COMMON += ["layers.0.attention_norm.weight", "layers.0.mlp_norm.weight", "layers.0.mlp.w_up.weight"]

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.models.loss import DatasetSums, summed_loss, token_count
+from megalm.models.blocks.loss import DatasetSums, summed_loss, token_count
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.booleans()), min_size=1, max_size=40), st.integers(1, 8))

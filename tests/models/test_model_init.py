@@ -9,9 +9,9 @@ import torch
 
 import megalm
 from megalm.errors import ConfigError
-from megalm.models.gpt import GPT
-from megalm.models.init import initial_value, initialize
-from megalm.models.randomness import stable_seed
+from megalm.models.gpt.init import initial_value, initialize
+from megalm.models.gpt.model import GPT
+from megalm.randomness import stable_seed
 
 
 def test_every_parameter_of_every_style_has_exactly_one_rule(style_config):
@@ -78,7 +78,7 @@ def test_meta_parameters_are_an_error(config_of):
 
 
 def test_seeds_are_the_same_in_every_process():
-    code = "from megalm.models.randomness import stable_seed; print(stable_seed(1234, 'init', 'head.weight'))"
+    code = "from megalm.models.blocks.randomness import stable_seed; print(stable_seed(1234, 'init', 'head.weight'))"
     root = Path(megalm.__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     # Written out: runs of different versions must start from the same weights too.

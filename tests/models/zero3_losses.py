@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from megalm.config.model import ModelConfig
-from megalm.models.gpt import GPT
-from megalm.models.init import initialize
+from megalm.models.gpt.init import initialize
+from megalm.models.gpt.model import GPT
 
 ZERO3 = {
     "train_batch_size": 2,

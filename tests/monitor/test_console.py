@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.monitor.console import count, duration, progress_line, summary, validation_line
+from megalm.monitor.sinks.terminal import progress_line, validation_line
+from megalm.monitor.tables import count, duration, summary
 
 ROW = {
     "step": 20,

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 
 from megalm.config import LoggingConfig
-from megalm.monitor.board import Board
-from megalm.monitor.metrics import MetricsFile, read_metrics
+from megalm.monitor.logger import MetricLogger
+from megalm.monitor.sinks.jsonl import MetricsFile, read_metrics
 
 
 def write(path: Path, steps: range, resume_step: int = 0, start: int = 1) -> None:
@@ -60,10 +60,10 @@ def test_a_last_line_cut_by_a_kill_is_left_out_and_does_not_spoil_the_next_rows(
 
 
 def test_the_board_logs_at_its_interval_and_at_both_ends(tmp_path: Path) -> None:
-    board = Board(
+    metric_logger = MetricLogger(
         LoggingConfig(log_interval=3),
         folder=tmp_path,
-        speaks=True,
+        is_main=True,
         resume_step=4,
         resume_samples=32,
         total_iters=10,
@@ -73,6 +73,6 @@ def test_the_board_logs_at_its_interval_and_at_both_ends(tmp_path: Path) -> None
     for step in range(5, 11):
         row = {"step": step, "consumed_samples": 8 * step, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 0.1}
         counts = {"global_batch_size": 8, "loss_scale": 1.0, "skipped_iterations": 0, "nan_iterations": 0}
-        board.step(row | counts, tokens=64, data_wait_s=0.0)
-    board.close()
+        metric_logger.step(row | counts, tokens=64, data_wait_s=0.0)
+    metric_logger.close()
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [5, 6, 9, 10]

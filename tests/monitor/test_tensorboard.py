@@ -8,8 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megalm.config import LoggingConfig
-from megalm.monitor.board import Board
-from megalm.monitor.tensorboard import TensorBoard
+from megalm.monitor.logger import MetricLogger
+from megalm.monitor.sinks.tensorboard import TensorBoard
 
 BATCH = 8
 MEGATRON_TAGS = {"lm loss", "learning-rate", "grad-norm", "batch-size", "loss-scale", "params-norm", "iteration-time"}
@@ -79,11 +79,11 @@ def test_after_a_resume_there_is_one_point_a_step_and_the_past_is_kept(tmp_path:
             assert points == [(unit * step, 1.0 if step <= resume_step else 2.0) for step in range(1, 10)], tag
 
 
-def board(folder: Path | None, *, speaks: bool = True, resume_step: int = 0, **logging: Any) -> Board:
-    return Board(
+def metric_logger(folder: Path | None, *, is_main: bool = True, resume_step: int = 0, **logging: Any) -> MetricLogger:
+    return MetricLogger(
         LoggingConfig(**logging),
         folder=folder,
-        speaks=speaks,
+        is_main=is_main,
         resume_step=resume_step,
         resume_samples=BATCH * resume_step,
         total_iters=9,
@@ -93,7 +93,7 @@ def board(folder: Path | None, *, speaks: bool = True, resume_step: int = 0, **l
 
 
 def test_the_board_writes_every_step_and_the_configuration(tmp_path: Path) -> None:
-    shown = board(tmp_path, log_interval=100)
+    shown = metric_logger(tmp_path, log_interval=100)
     shown.show_config("lr: 0.1")
     for step in range(1, 4):
         shown.step(row(step), tokens=64, data_wait_s=0.01)
@@ -109,7 +109,7 @@ def test_the_board_writes_every_step_and_the_configuration(tmp_path: Path) -> No
 
 def test_the_interval_of_points_and_another_folder_are_respected(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    shown = board(
+    shown = metric_logger(
         tmp_path / "run", tensorboard_log_interval=3, tensorboard_dir=str(tmp_path / "events"), log_interval=100
     )
     for step in range(1, 8):
@@ -120,7 +120,7 @@ def test_the_interval_of_points_and_another_folder_are_respected(tmp_path: Path)
 
 
 def test_only_one_rank_writes(tmp_path: Path) -> None:
-    silent = board(tmp_path, speaks=False)
+    silent = metric_logger(tmp_path, is_main=False)
     silent.step(row(1), tokens=64, data_wait_s=0.0)
     silent.validation("validation", {"step": 1, "consumed_samples": 8, "validation_loss": 4.0, "validation_ppl": 50.0})
     silent.close()
@@ -129,7 +129,7 @@ def test_only_one_rank_writes(tmp_path: Path) -> None:
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shown = board(None)
+    shown = metric_logger(None)
     shown.step(row(1), tokens=64, data_wait_s=0.0)
     shown.close()
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ import pytest
 
 from megalm.config import LoggingConfig
 from megalm.monitor import throughput
-from megalm.monitor.board import Board
+from megalm.monitor.logger import MetricLogger
 from megalm.monitor.throughput import Throughput
 
 
@@ -64,10 +64,10 @@ def test_a_new_interval_forgets_the_old_one_and_its_pauses(clock: Clock) -> None
 
 
 def test_the_boards_two_meters_are_both_paused(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Board(
+    metric_logger = MetricLogger(
         LoggingConfig(log_interval=2),
         folder=None,
-        speaks=False,
+        is_main=False,
         resume_step=0,
         resume_samples=0,
         total_iters=4,
@@ -75,15 +75,15 @@ def test_the_boards_two_meters_are_both_paused(clock: Clock, monkeypatch: pytest
         ranks=1,
     )
     points: list[dict[str, float]] = []
-    monkeypatch.setattr(board, "_to_tensorboard", points.append)
+    monkeypatch.setattr(metric_logger, "_to_tensorboard", points.append)
     lines: list[dict[str, float]] = []
-    monkeypatch.setattr(board, "_to_metrics", lines.append)
+    monkeypatch.setattr(metric_logger, "_to_metrics", lines.append)
     for step in range(1, 5):
         clock.now += 1
-        board.step({"step": step}, tokens=7, data_wait_s=0.0)
-        board.pause()
+        metric_logger.step({"step": step}, tokens=7, data_wait_s=0.0)
+        metric_logger.pause()
         clock.now += 30
-        board.resume()
+        metric_logger.resume()
     assert [row["iteration_time_s"] for row in points] == pytest.approx([1, 1, 1, 1])
     assert [row["step"] for row in lines] == [1, 2, 4]
     assert [row["iteration_time_s"] for row in lines] == pytest.approx([1, 1, 1])

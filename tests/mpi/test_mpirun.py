@@ -11,12 +11,12 @@ from small_job import quiet_environment
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
 RANK = """
 import json, pathlib, sys
-from megalm.dist.environment import prepare_process, read_environment
+from megalm.distributed.environment import prepare_process, read_environment
 
 place = read_environment()
 prepare_process(place)
 from datetime import timedelta
-from megalm.dist.rendezvous import open_store
+from megalm.distributed.rendezvous import open_store
 
 store = open_store(place, timedelta(seconds=60))
 store.set(f"rank {place.rank}", str(place.local_rank))

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalm.config.model import ModelConfig
-from megalm.models.flops import forward_flops_per_token, num_parameters
-from megalm.parallel.partition import PartCosts, balanced_layers, layer_ranges
+from megalm.models.gpt.flops import forward_flops_per_token, num_parameters
+from megalm.parallel.pipeline.partition import PartCosts, balanced_layers, layer_ranges
 
 COST = st.integers(0, 50)
 

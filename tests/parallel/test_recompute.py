@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from megalm.config.model import ModelConfig
 from megalm.config.recompute import RecomputeConfig
 from megalm.errors import ConfigError
-from megalm.models.gpt import GPT
-from megalm.models.init import initialize
+from megalm.models.gpt.init import initialize
+from megalm.models.gpt.model import GPT
 from megalm.parallel.recompute import apply_recompute
 
 LLAMA = {

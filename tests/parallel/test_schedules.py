@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributed.pipelining import PipelineStage
 
-from megalm.config.pipeline import SCHEDULES
-from megalm.parallel.schedules import build_schedule, rank_of_stage, stages_of_rank
+from megalm.config.rules.pipeline import SCHEDULES
+from megalm.parallel.pipeline.schedules import build_schedule, rank_of_stage, stages_of_rank
 from megalm.planner.schedule import parts
 
 TWO_CHUNKS = [name for name in SCHEDULES if SCHEDULES[name].chunks != (1, 1)]

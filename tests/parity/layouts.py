@@ -7,7 +7,7 @@ schedule, the ZeRO stage, and what the other words in `WORDS` say.
 from dataclasses import dataclass
 from pathlib import Path
 
-from megalm.config.pipeline import SCHEDULES
+from megalm.config.rules.pipeline import SCHEDULES
 
 STEPS = 5
 SAMPLES, SEQ, VOCAB = 8, 16, 61

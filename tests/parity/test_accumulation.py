@@ -6,8 +6,10 @@ import torch.distributed as dist
 from layouts import LLAMA, SEQ, VOCAB, WORDS
 from spawner import run_on_ranks
 
-from megalm.assembly import Place, build_model_and_engine, mesh_of
+from megalm.assembly import build_model_and_engine
 from megalm.config import load_config
+from megalm.distributed.context import RankContext
+from megalm.distributed.mesh import Mesh
 
 SMALL = 2**-9
 """1 + SMALL is 1 in bf16."""
@@ -29,8 +31,8 @@ ROWS = [
 def norms(flags: str) -> tuple[float, float]:
     """Gradient norm of one micro-batch, and of the same one followed by many that weigh `SMALL` of it."""
     config = load_config((RUN + flags).split())
-    place = Place.of(mesh_of(config, dist.get_world_size()), torch.device("cpu"))
-    engine = build_model_and_engine(config, config.model, place)
+    context = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), torch.device("cpu"))
+    engine = build_model_and_engine(config, config.model, context)
     tokens = torch.randint(0, VOCAB, (1, SEQ + 1), generator=torch.Generator().manual_seed(5))
     found = []
     for weight in (0.0, SMALL):

@@ -16,11 +16,12 @@ from spawner import run_on_ranks
 from test_parity import Trained, differences, one_process, trained
 from torch import nn
 
-from megalm.dist import functional
-from megalm.dist.groups import MeshGroups
-from megalm.dist.mesh import Axis
-from megalm.engine import build, engine, optimizer, stages
-from megalm.engine.mpu import MeshUnit
+from megalm.distributed import functional
+from megalm.distributed.groups import MeshGroups
+from megalm.distributed.mesh import Axis
+from megalm.engine import build, engine, optimizer
+from megalm.engine import pipeline_gradients as stages
+from megalm.engine.mpu import DeepSpeedMpu
 from megalm.parallel import region, sequence, vocab
 from megalm.parallel.styles import Shards
 
@@ -33,23 +34,23 @@ def copy_without_reduce() -> None:
         ctx.pending.work = SimpleNamespace(wait=lambda: None)
         return gradients[0].clone(), None, None
 
-    functional._CopyToGroup.backward = backward
+    functional._CopyToRegion.backward = backward
 
 
 def copy_to_all_ranks() -> None:
-    region.copy_to_group = lambda x, _group: functional.copy_to_group(x, dist.group.WORLD)
+    region.copy_to_region = lambda x, _group: functional.copy_to_region(x, dist.group.WORLD)
 
 
 def sum_without_reduce() -> None:
-    region.sum_over_group = lambda x, _group: x
+    region.all_reduce_from_region = lambda x, _group: x
 
 
 def gather_without_reduce() -> None:
-    region.gather_parts = functional.join_parts
+    region.all_gather_sequence = functional.all_gather_from_region
 
 
 def scatter_without_sum() -> None:
-    region.scatter_sum = functional.own_part
+    region.reduce_scatter_sequence = functional.own_shard
 
 
 def embedding_without_sum() -> None:
@@ -58,7 +59,7 @@ def embedding_without_sum() -> None:
 
 def _local_rows(self: vocab.VocabParallelEmbedding, tokens_BT: torch.Tensor) -> torch.Tensor:
     rows = self.weight.shape[0]
-    local_BT = tokens_BT - self.place.rank * rows
+    local_BT = tokens_BT - self.tp.rank * rows
     elsewhere_BT = (local_BT < 0) | (local_BT >= rows)
     x_BTD = nn.functional.embedding(local_BT.masked_fill(elsewhere_BT, 0), self.weight)
     return x_BTD.masked_fill(elsewhere_BT[..., None], 0.0)
@@ -106,8 +107,8 @@ def positions_without_sum() -> None:
 def _gradients_without_sum(*parts: str) -> None:
     add = Shards.add
 
-    def added(self: Shards, name: str, placement: Any, gradient_group: Any = None) -> None:
-        add(self, name, placement, None if any(part in name for part in parts) else gradient_group)
+    def added(self: Shards, name: str, shard_spec: Any, gradient_group: Any = None) -> None:
+        add(self, name, shard_spec, None if any(part in name for part in parts) else gradient_group)
 
     Shards.add = added
 
@@ -121,9 +122,9 @@ def tied_without_sum() -> None:
 
 
 def tied_counted_twice() -> None:
-    mark = build.mark_counted
-    build.mark_counted = lambda model, placements: mark(
-        model, {name: replace(placement, counted=True) for name, placement in placements.items()}
+    mark = build.mark_owned
+    build.mark_owned = lambda model, shard_specs: mark(
+        model, {name: replace(shard_spec, is_owner=True) for name, shard_spec in shard_specs.items()}
     )
 
 
@@ -132,9 +133,9 @@ def norm_without_reduce() -> None:
 
 
 def norm_over_tensor_ranks_only() -> None:
-    MeshUnit.get_model_parallel_group = lambda self: self._groups.group(Axis.TP)
-    MeshUnit.get_model_parallel_rank = lambda self: self._groups.position(Axis.TP)
-    MeshUnit.get_model_parallel_world_size = lambda self: self._groups.size(Axis.TP)
+    DeepSpeedMpu.get_model_parallel_group = lambda self: self._groups.group(Axis.TP)
+    DeepSpeedMpu.get_model_parallel_rank = lambda self: self._groups.axis_rank(Axis.TP)
+    DeepSpeedMpu.get_model_parallel_world_size = lambda self: self._groups.size(Axis.TP)
 
 
 def no_data_parallel_average() -> None:

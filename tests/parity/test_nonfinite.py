@@ -9,8 +9,10 @@ from layouts import CI, MODELS, RUN, Row
 from spawner import run_on_ranks
 from test_parity import global_batch
 
-from megalm.assembly import Place, build_model_and_engine, mesh_of
+from megalm.assembly import build_model_and_engine
 from megalm.config import check_layout, load_config
+from megalm.distributed.context import RankContext
+from megalm.distributed.mesh import Mesh
 
 ROWS = [
     (Row(2, "deep llama", "tp2 zero0", CI), math.nan),
@@ -28,9 +30,9 @@ def skipped_steps(flags: str, bad: float) -> tuple[list[bool], list[bool], list[
     """For a good step, one with a `bad` gradient on the last rank, and a good one: was it skipped, did it leave this
     rank's weights as they were, its norm."""
     config = load_config(flags.split())
-    place = Place.of(mesh_of(config, dist.get_world_size()), torch.device("cpu"))
+    context = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), torch.device("cpu"))
     dp, micro = check_layout(config, dist.get_world_size()), config.batch.micro_size
-    engine = build_model_and_engine(config, config.model, place)
+    engine = build_model_and_engine(config, config.model, context)
     parameter = next(p for p, name in engine.names.items() if name.endswith("mlp.w_down.weight"))
     generator, firsts = (
         torch.Generator().manual_seed(7),
@@ -39,10 +41,10 @@ def skipped_steps(flags: str, bad: float) -> tuple[list[bool], list[bool], list[
     skipped, kept, norms = [], [], []
     for step in range(3):
         batch = global_batch(config, generator)
-        rows = [slice(first + place.dp_rank * micro, first + (place.dp_rank + 1) * micro) for first in firsts]
+        rows = [slice(first + context.dp_rank * micro, first + (context.dp_rank + 1) * micro) for first in firsts]
         parts = [{name: array[part] for name, array in batch.items()} for part in rows]
         before = [piece.weight.clone() for piece in engine.state_slices()]
-        poisoned = step == 1 and place.rank == dist.get_world_size() - 1
+        poisoned = step == 1 and context.rank == dist.get_world_size() - 1
         hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, bad)) if poisoned else None
         result = engine.train_step(parts, [0] * len(parts), 0.01)
         if hook is not None:

@@ -12,12 +12,14 @@ import torch.distributed as dist
 from layouts import MODELS, ROWS, RUN, SAMPLES, SEQ, STEPS, VOCAB, WORDS, Row
 from spawner import run_on_ranks
 
-from megalm.assembly import Place, build_model_and_engine, mesh_of
+from megalm.assembly import build_model_and_engine
 from megalm.config import RunConfig, check_layout, load_config
+from megalm.distributed.context import RankContext
+from megalm.distributed.mesh import Mesh
 from megalm.engine.cpu_adam import build_cpu_adam
 from megalm.models.generation import continue_greedily
-from megalm.models.randomness import stable_seed
 from megalm.objectives.causal import CausalObjective
+from megalm.randomness import stable_seed
 
 EOD = 0
 
@@ -37,11 +39,11 @@ class Trained:
 def trained(flags: str) -> Trained:
     """Train on seeded random tokens with a ragged loss mask, evaluate and generate."""
     config = load_config(flags.split())
-    place = Place.of(mesh_of(config, dist.get_world_size()), torch.device("cpu"))
+    context = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), torch.device("cpu"))
     dp, micro = check_layout(config, dist.get_world_size()), config.batch.micro_size
-    engine = build_model_and_engine(config, config.model, place)
+    engine = build_model_and_engine(config, config.model, context)
     generator = torch.Generator().manual_seed(7)
-    firsts = [(number * dp + place.dp_rank) * micro for number in range(config.batch.accumulation(dp))]
+    firsts = [(number * dp + context.dp_rank) * micro for number in range(config.batch.accumulation(dp))]
     losses, norms, parts = [], [], []
     for step in range(STEPS):
         batch = global_batch(config, generator)
@@ -52,7 +54,7 @@ def trained(flags: str) -> Trained:
     evaluated = engine.mean_over_ranks(engine.eval_step(parts))
     prompt = [5, 3, 1]  # no multiple of the ranks of sequence parallelism
     logits = engine.next_logits(torch.tensor([prompt]))
-    text = continue_greedily(engine.next_logits, prompt, 6, None, place.device)
+    text = continue_greedily(engine.next_logits, prompt, 6, None, context.device)
     return Trained(losses, norms, whole_weights(engine), evaluated, logits, text)
 
 
@@ -71,10 +73,10 @@ def global_batch(config: RunConfig, generator: torch.Generator) -> dict[str, tor
 
 def whole_weights(engine) -> dict[str, torch.Tensor]:
     """Every fp32 weight, put together from the ranks' slices."""
-    whole = {name: torch.zeros(placement.shape) for name, placement in engine.placements.items()}
+    whole = {name: torch.zeros(shard_spec.shape) for name, shard_spec in engine.shard_specs.items()}
     for piece in engine.owned_slices():
-        matrix = whole[piece.name].view(piece.placement.shape[0], -1)
-        for offset, part in piece.placement.part.of_range(piece.start, piece.stop):
+        matrix = whole[piece.name].view(piece.shard_spec.shape[0], -1)
+        for offset, part in piece.shard_spec.part.of_range(piece.start, piece.stop):
             values = piece.weight[offset : offset + part.size].view(part.height, part.width)
             matrix[slice(*part.rows), slice(*part.columns)] += values
     for tensor in whole.values():
@@ -143,5 +145,5 @@ def test_the_models_clip_and_move_their_weights(model: str) -> None:
 def initial_weights(flags: str) -> dict[str, torch.Tensor]:
     """Weights before the first step."""
     config = load_config(flags.split())
-    place = Place.of(mesh_of(config, 1), torch.device("cpu"))
-    return whole_weights(build_model_and_engine(config, config.model, place))
+    context = RankContext.of(Mesh.of_config(config.parallel, 1), torch.device("cpu"))
+    return whole_weights(build_model_and_engine(config, config.model, context))

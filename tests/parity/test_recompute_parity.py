@@ -6,8 +6,10 @@ import torch
 import torch.distributed as dist
 from spawner import run_on_ranks
 
-from megalm.assembly import Place, build_model_and_engine, mesh_of
+from megalm.assembly import build_model_and_engine
 from megalm.config import load_config
+from megalm.distributed.context import RankContext
+from megalm.distributed.mesh import Mesh
 
 STEPS, SEQ, VOCAB = 3, 16, 61
 RECIPE = (
@@ -32,8 +34,8 @@ def trained(flags: str, mode: str) -> tuple[list[float], torch.Tensor]:
     if config.engine.zero_stage == 3:  # no weight stays gathered, not even the small ones of norms
         engine_config = config.engine.model_copy(update={"deepspeed_config": ALWAYS_PARTITIONED})
         config = config.model_copy(update={"engine": engine_config})
-    place = Place.of(mesh_of(config, dist.get_world_size()), torch.device("cpu"))
-    engine, rank = build_model_and_engine(config, config.model, place), place.dp_rank
+    context = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), torch.device("cpu"))
+    engine, rank = build_model_and_engine(config, config.model, context), context.dp_rank
     generator = torch.Generator().manual_seed(rank)
     numbers = []
     for step in range(STEPS):

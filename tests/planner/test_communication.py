@@ -10,8 +10,10 @@ from spawner import run_on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from megalm.assembly import Place, build_model_and_engine, mesh_of
+from megalm.assembly import build_model_and_engine
 from megalm.config import load_config
+from megalm.distributed.context import RankContext
+from megalm.distributed.mesh import Mesh
 from megalm.planner.communication import sent_bytes
 from megalm.planner.layout import Layout, parameters
 
@@ -50,8 +52,8 @@ def _share(name: str, args: tuple[object, ...]) -> float:
 def measured(flags: str) -> int:
     """Bytes that this rank sends in a step, after a first one."""
     config = loaded(flags)
-    place = Place.of(mesh_of(config, dist.get_world_size()), torch.device("cpu"))
-    engine = build_model_and_engine(config, config.model, place)
+    context = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), torch.device("cpu"))
+    engine = build_model_and_engine(config, config.model, context)
     batch = {name: torch.zeros(2, 32, dtype=torch.long) for name in ("tokens", "labels")}
     batches = [batch | {"loss_mask": torch.ones(2, 32)}] * 4
     engine.train_step(batches, [0] * 4, 0.1)

@@ -31,18 +31,19 @@ def loaded(flags: str):
 
 def measured(flags: str) -> int:
     """The most that tensors took on this rank, from the first weight to the end of the second step."""
-    from megalm.assembly import Place, build_model_and_engine, mesh_of
-    from megalm.dist.mesh import Axis
+    from megalm.assembly import build_model_and_engine
+    from megalm.distributed.context import RankContext
+    from megalm.distributed.mesh import Axis, Mesh
     from megalm.monitor.tensor_memory import TensorMemory
 
     config = loaded(flags)
-    place = Place.of(mesh_of(config, dist.get_world_size()), torch.device("cpu"))
+    context = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), torch.device("cpu"))
     rows, length = config.batch.micro_batch_size, config.batch.seq_length
     with TensorMemory() as memory:
-        engine = build_model_and_engine(config, config.model, place)
+        engine = build_model_and_engine(config, config.model, context)
         for _ in range(2):
             batch = {name: torch.zeros(rows, length, dtype=torch.long) for name in ("tokens", "labels")}
-            count = config.batch.accumulation(place.mesh.size(Axis.DP))
+            count = config.batch.accumulation(context.mesh.size(Axis.DP))
             engine.train_step([batch | {"loss_mask": torch.ones(rows, length)}] * count, [0] * count, 0.01)
             gc.collect()  # DeepSpeed leaves cycles, which would go away some time later
     return memory.peak_bytes

@@ -7,7 +7,7 @@ import pytest
 
 from megalm.cli import main
 from megalm.config import load_config
-from megalm.models.flops import num_parameters
+from megalm.models.gpt.flops import num_parameters
 from megalm.planner import plan
 from megalm.planner.communication import sent_bytes
 from megalm.planner.layout import Layout, parameters

@@ -13,7 +13,7 @@ from e2e.launching import environment, free_port
 pytestmark = pytest.mark.timeout(120)
 RANK = """
 import os, pathlib, signal, sys, time
-from megalm.dist.environment import read_environment
+from megalm.distributed.environment import read_environment
 from megalm.resilience.launcher import watch_launcher
 
 place = read_environment()

@@ -10,7 +10,7 @@ from cluster import Cluster, wait_until
 from e2e.launching import REPOSITORY, Finished
 from small_job import losses, quiet_environment
 
-from megalm.files import replace_text
+from megalm.storage.durable import replace_text
 
 
 def run_on(cluster: Cluster, *words: str | Path, timeout: float = 150) -> Finished:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from megalm.config import load
-from megalm.dist.environment import read_environment
+from megalm.distributed.environment import read_environment
 
 if __name__ == "__main__":
     config = load(sys.argv[1:]).config

@@ -10,12 +10,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from megalm.data.atomic import flush_to_disk, open_locked, partial_path, publish
-from megalm.data.index_format import HEADER, Header
-from megalm.data.indexed import BuiltFiles
+from megalm.data.indexed.format import HEADER, Header
+from megalm.data.indexed.writer import BuiltFiles
 from megalm.data.preprocess.shards import Batch
 from megalm.errors import DataError
-from megalm.files import sha256_of
+from megalm.storage.atomic import flush_to_disk, open_locked, partial_path, publish
+from megalm.storage.durable import sha256_of
 
 _COPY_BYTES = 1 << 22
 

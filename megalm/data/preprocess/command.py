@@ -6,9 +6,10 @@ import math
 from typing import Any, get_args
 
 from megalm.data.preprocess import mpi
-from megalm.data.preprocess.pipeline import PreprocessOptions, preprocess
+from megalm.data.preprocess.options import PreprocessOptions
+from megalm.data.preprocess.pipeline import preprocess
 from megalm.data.preprocess.pool import local_workers
-from megalm.data.readers import MAX_LINE_BYTES, Reading
+from megalm.data.text.formats import MAX_LINE_BYTES, Reading
 from megalm.data.tokenizers.arguments import add_tokenizer_arguments, tokenizer_config
 from megalm.errors import ConfigError
 

@@ -14,105 +14,36 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from megalm.config.data import TokenizerConfig
-from megalm.data.atomic import atomic_write
-from megalm.data.encode import choose_encoder, tokenizer_of
-from megalm.data.index_format import best_dtype
-from megalm.data.indexed import BuiltFiles
-from megalm.data.input_file import InputFile
-from megalm.data.inputs import expand
-from megalm.data.manifest import manifest_bytes, manifest_path, read_manifest
-from megalm.data.preprocess import assemble, dedup, shuffle
+from megalm.data.indexed.manifest import manifest_bytes, manifest_path, read_manifest
+from megalm.data.indexed.writer import BuiltFiles
+from megalm.data.preprocess import assemble, shuffle
+from megalm.data.preprocess.filters import dedup
+from megalm.data.preprocess.options import PreprocessOptions
 from megalm.data.preprocess.pool import UNITS_PER_WORKER, in_order
-from megalm.data.preprocess.recipe import Recipe
 from megalm.data.preprocess.report import Outcome, manifest_of, summary
 from megalm.data.preprocess.shards import Batch, Fault, read_batches, read_faults
+from megalm.data.preprocess.spec import ProcessingSpec
 from megalm.data.preprocess.units import Planner, Unit
 from megalm.data.preprocess.work import Report, file_sha256, finished, process_unit, shard_path
 from megalm.data.progress import Progress
-from megalm.data.readers import Document, Reading, Rejected
+from megalm.data.text.formats import Document, Rejected
+from megalm.data.text.input_file import InputFile
+from megalm.data.text.inputs import expand
 from megalm.data.tokenizers import Tokenizer
+from megalm.data.tokenizers.encode import choose_encoder, tokenizer_of
 from megalm.errors import DataError
-from megalm.files import replace_text
+from megalm.storage.atomic import atomic_write
+from megalm.storage.durable import replace_text
 
 SAMPLE_BYTES = 1 << 18
 """Input on which the fast encoder is compared with the library."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessOptions:
-    """What to preprocess and how."""
-
-    inputs: tuple[str, ...]
-    output_prefix: str
-    tokenizer: TokenizerConfig
-    reading: Reading = field(default_factory=Reading)
-    append_eod: bool = False
-    prepend_bos: bool = False
-    clean: bool = False
-    redact_pii: bool = False
-    min_chars: int | None = None
-    max_chars: int | None = None
-    split_sentences: bool = False
-    keep_newlines: bool = False
-    lang: str = "english"
-    dedup: bool = False
-    shuffle: bool = False
-    seed: int = 1234
-    skip_bad: bool = False
-    """Leave out documents that cannot be used; False: the first one is an error."""
-    reject_file: str | None = None
-    use_gigatoken: bool = True
-    overwrite: bool = False
-    workers: int = 1
-    log_interval: int | None = None
-
-    @property
-    def level(self) -> str:
-        """What a sequence of the dataset is; the end of its name."""
-        return "sentence" if self.split_sentences else "document"
-
-    def prefix_of(self, key: str) -> str:
-        """Prefix of the dataset of one key."""
-        return f"{self.output_prefix}_{key}_{self.level}"
-
-    @property
-    def parts(self) -> Path:
-        """Folder of what is finished of a run that is not."""
-        return Path(f"{self.output_prefix}.parts")
-
-    def recipe(self, tokenizer: Tokenizer) -> Recipe:
-        """What the workers do.
-
-        Raises:
-            DataError: a special token that the tokenizer has not, or sets itself.
-        """
-        if self.append_eod and tokenizer.eod is None:
-            raise DataError(
-                "--append-eod needs a tokenizer with an end-of-document token; give --eod-token, or drop it"
-            )
-        if self.prepend_bos and tokenizer.bos is None:
-            raise DataError(
-                "--prepend-bos needs a tokenizer with a begin-of-sequence token; this one has none: drop it"
-            )
-        if self.prepend_bos and tokenizer.encode("a")[:1] == [tokenizer.bos]:
-            raise DataError(
-                f"--prepend-bos: {type(tokenizer).__name__} begins each text with its begin-of-sequence token itself, "
-                "and there would be two; drop it"
-            )
-        same = (
-            "tokenizer", "reading", "append_eod", "prepend_bos", "clean", "redact_pii", "min_chars", "max_chars",
-            "split_sentences", "keep_newlines", "lang",
-        )  # fmt: skip
-        dtype = best_dtype(tokenizer.vocab_size).name
-        return Recipe(dtype=dtype, digests=self.dedup, **{name: getattr(self, name) for name in same})
 
 
 def preprocess(options: PreprocessOptions, executor: Executor, num_workers: int) -> str:
@@ -123,19 +54,19 @@ def preprocess(options: PreprocessOptions, executor: Executor, num_workers: int)
         PlatformError: a worker died, or a package is missing.
     """
     tokenizer = tokenizer_of(options.tokenizer)
-    recipe = options.recipe(tokenizer)
+    spec = options.spec(tokenizer)
     inputs = expand(options.inputs)
     files = [InputFile(path) for path in inputs.files]
-    fingerprint = _fingerprint(options, recipe.digest(tokenizer), files)
+    fingerprint = _fingerprint(options, spec.digest(tokenizer), files)
     if not options.overwrite and _is_complete(options, fingerprint):
         with contextlib.suppress(DataError), _locked_parts(options):
             pass  # what a run that was killed while it cleaned up has left
         return f"{', '.join(_prefixes(options))}: complete already, made from the same input with the same options"
     with _disk_named(options), _locked_parts(options):
         _check_output(options, fingerprint)
-        choice = choose_encoder(options.tokenizer, _sample(files, recipe)) if options.use_gigatoken else None
-        recipe = replace(recipe, fast=choice is not None and choice.fast)
-        run = _Run(options, recipe, tokenizer, files, fingerprint)
+        choice = choose_encoder(options.tokenizer, _sample(files, spec)) if options.use_gigatoken else None
+        spec = replace(spec, fast=choice is not None and choice.fast)
+        run = _Run(options, spec, tokenizer, files, fingerprint)
         run.encoder = choice.reason if choice else f"encoder: {type(tokenizer).__name__}'s own library (as asked)"
         run.encode(executor, num_workers)
         built = run.publish()
@@ -164,9 +95,14 @@ class _Run:
     encoder = ""
 
     def __init__(
-        self, options: PreprocessOptions, recipe: Recipe, tokenizer: Tokenizer, files: list[InputFile], fingerprint: str
+        self,
+        options: PreprocessOptions,
+        spec: ProcessingSpec,
+        tokenizer: Tokenizer,
+        files: list[InputFile],
+        fingerprint: str,
     ) -> None:
-        self._options, self._recipe, self._tokenizer, self._files = options, recipe, tokenizer, files
+        self._options, self._recipe, self._tokenizer, self._files = options, spec, tokenizer, files
         self._fingerprint = fingerprint
         self._shards: list[Path] = []
         self._totals = Report()
@@ -177,10 +113,10 @@ class _Run:
 
     def encode(self, executor: Executor, num_workers: int) -> None:
         """Makes the shard of every unit; afterwards `_shards` has them in order."""
-        recipe, parts = self._recipe, self._options.parts
+        spec, parts = self._recipe, self._options.parts
         stop = not self._options.skip_bad
-        planner = Planner(self._files, recipe.reading, recipe.digest(self._tokenizer))
-        work = functools.partial(_work, recipe, str(parts), stop)
+        planner = Planner(self._files, spec.reading, spec.digest(self._tokenizer))
+        work = functools.partial(_work, spec, str(parts), stop)
         digests: list[tuple[str, Future[str]]] = []
 
         def tasks() -> Iterator[tuple[Unit, Report | None]]:
@@ -288,7 +224,7 @@ class _Run:
     def outcome(self) -> Outcome:
         """What manifest and summary tell."""
         return Outcome(
-            recipe=self._recipe,
+            spec=self._recipe,
             tokenizer=self._tokenizer,
             inputs=[(file.path, file.size, self._sha256[file.path]) for file in self._files],
             totals=self._totals,
@@ -299,8 +235,8 @@ class _Run:
         )
 
 
-def _work(recipe: Recipe, folder: str, stop_at_fault: bool, unit: Unit) -> Report:
-    return process_unit(recipe, unit, folder, stop_at_fault=stop_at_fault)
+def _work(spec: ProcessingSpec, folder: str, stop_at_fault: bool, unit: Unit) -> Report:
+    return process_unit(spec, unit, folder, stop_at_fault=stop_at_fault)
 
 
 def _is_streamed(file: InputFile) -> bool:
@@ -325,14 +261,14 @@ class _LineCounter:
             self._lines += lines
 
 
-def _sample(files: list[InputFile], recipe: Recipe) -> list[str]:
+def _sample(files: list[InputFile], spec: ProcessingSpec) -> list[str]:
     """The first documents of the first file that can be read twice."""
     file = next((file for file in files if file.is_regular), None)
     if file is None:
         return []
     texts, size = [], 0
     with contextlib.suppress(DataError):  # told with its line when its turn comes
-        for found in islice(file.documents(recipe.reading), 10_000):
+        for found in islice(file.documents(spec.reading), 10_000):
             if isinstance(found, Document):
                 texts += [text[:SAMPLE_BYTES] for text in found.texts]
                 size += sum(map(len, found.texts))

@@ -10,8 +10,8 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from megalm.data.processes import follow_parent
 from megalm.errors import PlatformError
+from megalm.processes import follow_parent
 
 UNITS_PER_WORKER = 4
 """Units under way for each worker: one in work, the others waiting or done and not yet their turn."""

@@ -3,15 +3,13 @@
 import importlib.metadata
 import platform
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from megalm.data.indexed import BuiltFiles
-from megalm.data.preprocess.recipe import Recipe
+from megalm.data.indexed.writer import BuiltFiles
+from megalm.data.preprocess.options import PreprocessOptions
+from megalm.data.preprocess.spec import ProcessingSpec
 from megalm.data.preprocess.work import Report
 from megalm.data.tokenizers import Tokenizer
-
-if TYPE_CHECKING:
-    from megalm.data.preprocess.pipeline import PreprocessOptions
 
 _PACKAGES = ("numpy", "sentencepiece", "tokenizers", "tiktoken", "gigatoken", "pyarrow", "zstandard")
 
@@ -20,7 +18,7 @@ _PACKAGES = ("numpy", "sentencepiece", "tokenizers", "tiktoken", "gigatoken", "p
 class Outcome:
     """What a run has read and made."""
 
-    recipe: Recipe
+    spec: ProcessingSpec
     tokenizer: Tokenizer
     inputs: list[tuple[str, int, str]]
     """(path, bytes, SHA-256) of each file."""
@@ -32,22 +30,22 @@ class Outcome:
     elapsed_s: float
 
 
-def manifest_of(key: str, options: "PreprocessOptions", outcome: Outcome, files: BuiltFiles) -> dict[str, Any]:
+def manifest_of(key: str, options: PreprocessOptions, outcome: Outcome, files: BuiltFiles) -> dict[str, Any]:
     """The manifest of the dataset of one key."""
-    recipe, tokenizer, totals = outcome.recipe, outcome.tokenizer, outcome.totals
+    spec, tokenizer, totals = outcome.spec, outcome.tokenizer, outcome.totals
     flags = (
         "append_eod", "prepend_bos", "clean", "redact_pii", "min_chars", "max_chars",
         "split_sentences", "keep_newlines", "lang",
     )  # fmt: skip
     return {
-        "megalm": recipe.versions()["megalm"],
+        "megalm": spec.versions()["megalm"],
         "fingerprint": outcome.fingerprint,
         "inputs": [{"path": path, "bytes": size, "sha256": digest} for path, size, digest in outcome.inputs],
         "options": {
             "json_key": key,
-            "text_documents": recipe.reading.text_documents,
-            "max_line_bytes": recipe.reading.max_line_bytes,
-            **{name: getattr(recipe, name) for name in flags},
+            "text_documents": spec.reading.text_documents,
+            "max_line_bytes": spec.reading.max_line_bytes,
+            **{name: getattr(spec, name) for name in flags},
             "dedup": "exact" if options.dedup else None,
             "shuffle_seed": options.seed if options.shuffle else None,
             "skip_bad": options.skip_bad,
@@ -62,7 +60,7 @@ def manifest_of(key: str, options: "PreprocessOptions", outcome: Outcome, files:
         "sequences": files.num_sequences,
         "tokens": files.num_tokens,
         "text_bytes": totals.text_bytes,
-        "dtype": recipe.dtype,
+        "dtype": spec.dtype,
         "empty": totals.empty,
         "rejected": dict(sorted(totals.rejected.items())),
         "filtered": dict(sorted(totals.filtered.items())),
@@ -70,7 +68,7 @@ def manifest_of(key: str, options: "PreprocessOptions", outcome: Outcome, files:
         "duplicates": outcome.duplicates.get(key, 0),
         "bin": {"bytes": files.bin_bytes, "sha256": files.bin_sha256},
         "idx": {"bytes": files.idx_bytes, "sha256": files.idx_sha256},
-        "versions": {"python": platform.python_version(), **_installed(), **recipe.versions()},
+        "versions": {"python": platform.python_version(), **_installed(), **spec.versions()},
     }
 
 
@@ -85,7 +83,7 @@ def _installed() -> dict[str, str]:
 
 
 def summary(
-    options: "PreprocessOptions", outcome: Outcome, built: list[BuiltFiles], num_workers: int, left_out: list[str]
+    options: PreprocessOptions, outcome: Outcome, built: list[BuiltFiles], num_workers: int, left_out: list[str]
 ) -> str:
     """What was made and how fast, what was left out (`left_out`: whole files), and how to go on."""
     totals, tokenizer = outcome.totals, outcome.tokenizer

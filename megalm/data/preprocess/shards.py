@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from megalm.data.atomic import flush_to_disk
-from megalm.files import sync_folder
+from megalm.storage.atomic import flush_to_disk
+from megalm.storage.durable import sync_folder
 
 _TRAILER = struct.Struct("<QQQ8s")
 _MAGIC = b"MEGASHD2"

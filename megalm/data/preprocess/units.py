@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO, cast
 
-from megalm.data import parquet
-from megalm.data.input_file import InputFile, damage_named
-from megalm.data.readers import Chunk, LineRange, Reading, format_of, table_chunks
+from megalm.data.text import parquet
+from megalm.data.text.formats import Chunk, LineRange, Reading, format_of, table_chunks
+from megalm.data.text.input_file import InputFile, damage_named
 
 MIN_UNIT_BYTES = 1 << 21
 MAX_UNIT_BYTES = 1 << 25

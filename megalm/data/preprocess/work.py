@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megalm.data.encode import Encoder, encoder_of, tokenizer_of
-from megalm.data.preprocess import sentences
-from megalm.data.preprocess.clean import clean
-from megalm.data.preprocess.recipe import Recipe
-from megalm.data.preprocess.redact import redact
+from megalm.data.preprocess.filters import sentences
+from megalm.data.preprocess.filters.clean import clean
+from megalm.data.preprocess.filters.redact import redact
 from megalm.data.preprocess.shards import DIGEST_BYTES, Batch, Fault, ShardWriter, read_about
+from megalm.data.preprocess.spec import ProcessingSpec
 from megalm.data.preprocess.units import Unit
-from megalm.data.readers import Document, Rejected, format_of
+from megalm.data.text.formats import Document, Rejected, format_of
+from megalm.data.tokenizers.encode import Encoder, encoder_of, tokenizer_of
 from megalm.errors import DataError
 
 
@@ -64,7 +64,7 @@ def finished(folder: Path, unit: Unit) -> Report | None:
     return Report(**{**about, **counters})
 
 
-def process_unit(recipe: Recipe, unit: Unit, folder: str, *, stop_at_fault: bool) -> Report:
+def process_unit(spec: ProcessingSpec, unit: Unit, folder: str, *, stop_at_fault: bool) -> Report:
     """Writes the shard of `unit`; with `stop_at_fault` none is written when a document is rejected.
 
     Raises:
@@ -74,7 +74,7 @@ def process_unit(recipe: Recipe, unit: Unit, folder: str, *, stop_at_fault: bool
     try:
         writer = ShardWriter(shard_path(Path(folder), unit))
         try:
-            for batches in _batches(recipe, unit, report, writer):
+            for batches in _batches(spec, unit, report, writer):
                 if stop_at_fault and report.first_fault:
                     return report
                 writer.add(batches)
@@ -86,27 +86,27 @@ def process_unit(recipe: Recipe, unit: Unit, folder: str, *, stop_at_fault: bool
     return report
 
 
-def _batches(recipe: Recipe, unit: Unit, report: Report, writer: ShardWriter) -> Iterator[list[Batch]]:
+def _batches(spec: ProcessingSpec, unit: Unit, report: Report, writer: ShardWriter) -> Iterator[list[Batch]]:
     """A batch of every key, for each chunk of the input; rejected documents go to the writer."""
-    encoder = encoder_of(recipe.tokenizer, fast=recipe.fast)
+    encoder = encoder_of(spec.tokenizer, fast=spec.fast)
     for number, segment in enumerate(unit.segments):
         documents_of = format_of(segment.path).documents
         report.segment_lines.append(0)
-        for chunk in segment.read(recipe.reading):
+        for chunk in segment.read(spec.reading):
             report.segment_lines[number] += chunk.num_lines
             documents: list[Document] = []
-            for found in documents_of(chunk, recipe.reading):
+            for found in documents_of(chunk, spec.reading):
                 if isinstance(found, Document):
                     documents.append(found)
                 else:
                     _note_fault(report, writer, number, found)
-            for fault in _unencodable(recipe, encoder, documents, segment.path):
+            for fault in _unencodable(spec, encoder, documents, segment.path):
                 _note_fault(report, writer, number, fault)
             report.documents += len(documents)
             if repaired := sum(document.repaired for document in documents):
                 report.changed["no Unicode, now U+FFFD"] += repaired
-            keys = range(len(recipe.reading.keys))
-            yield [_batch(recipe, encoder, [document.texts[key] for document in documents], report) for key in keys]
+            keys = range(len(spec.reading.keys))
+            yield [_batch(spec, encoder, [document.texts[key] for document in documents], report) for key in keys]
 
 
 def _note_fault(report: Report, writer: ShardWriter, segment: int, fault: Rejected) -> None:
@@ -116,9 +116,9 @@ def _note_fault(report: Report, writer: ShardWriter, segment: int, fault: Reject
     writer.add_fault(noted)
 
 
-def _unencodable(recipe: Recipe, encoder: Encoder, documents: list[Document], path: str) -> list[Rejected]:
+def _unencodable(spec: ProcessingSpec, encoder: Encoder, documents: list[Document], path: str) -> list[Rejected]:
     """Takes out of `documents` what the tokenizer refuses (text that is no number, for a NullTokenizer)."""
-    if recipe.tokenizer.tokenizer_type != "NullTokenizer":
+    if spec.tokenizer.tokenizer_type != "NullTokenizer":
         return []
     faults, usable = [], []
     for document in documents:
@@ -131,38 +131,38 @@ def _unencodable(recipe: Recipe, encoder: Encoder, documents: list[Document], pa
     return faults
 
 
-def _batch(recipe: Recipe, encoder: Encoder, texts: Sequence[str], report: Report) -> Batch:
-    texts = list(_prepared(recipe, texts, report))
-    digests = _digests(texts) if recipe.digests else None
+def _batch(spec: ProcessingSpec, encoder: Encoder, texts: Sequence[str], report: Report) -> Batch:
+    texts = list(_prepared(spec, texts, report))
+    digests = _digests(texts) if spec.digests else None
     report.text_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
-    if recipe.split_sentences:
-        split = [sentences.split(text, recipe.lang, keep_newlines=recipe.keep_newlines) for text in texts]
+    if spec.split_sentences:
+        split = [sentences.split(text, spec.lang, keep_newlines=spec.keep_newlines) for text in texts]
         encoded = [sentence for document in split for sentence in document]
         pieces = np.fromiter(map(len, split), np.int64, len(split))
     else:
         encoded = texts
         pieces = np.ones(len(texts), np.int64)
     ids, lengths = encoder(encoded)
-    _check_range(recipe, encoded, ids, lengths)
+    _check_range(spec, encoded, ids, lengths)
     owner = np.repeat(np.arange(len(texts)), pieces)[lengths > 0]
     counts = np.bincount(owner, minlength=len(texts)).astype(np.int32)
-    tokens, lengths = _with_special(recipe, ids, lengths[lengths > 0], counts)
+    tokens, lengths = _with_special(spec, ids, lengths[lengths > 0], counts)
     report.empty += int((counts == 0).sum())
     report.tokens += len(tokens)
     return Batch(tokens, lengths.astype(np.int32), counts, digests)
 
 
-def _prepared(recipe: Recipe, texts: Iterable[str], report: Report) -> Iterator[str]:
+def _prepared(spec: ProcessingSpec, texts: Iterable[str], report: Report) -> Iterator[str]:
     """The texts cleaned and redacted, without those that are too short or too long."""
     for text in texts:
-        if recipe.clean:
+        if spec.clean:
             text = clean(text, report.changed)
-        if recipe.redact_pii:
+        if spec.redact_pii:
             text = redact(text, report.changed)
-        if recipe.min_chars is not None and len(text) < recipe.min_chars:
-            report.filtered[f"shorter than --min-chars {recipe.min_chars}"] += 1
-        elif recipe.max_chars is not None and len(text) > recipe.max_chars:
-            report.filtered[f"longer than --max-chars {recipe.max_chars}"] += 1
+        if spec.min_chars is not None and len(text) < spec.min_chars:
+            report.filtered[f"shorter than --min-chars {spec.min_chars}"] += 1
+        elif spec.max_chars is not None and len(text) > spec.max_chars:
+            report.filtered[f"longer than --max-chars {spec.max_chars}"] += 1
         else:
             yield text
 
@@ -173,9 +173,9 @@ def _digests(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
 
 
 def _check_range(
-    recipe: Recipe, texts: Sequence[str], ids: npt.NDArray[np.integer[Any]], lengths: npt.NDArray[np.int64]
+    spec: ProcessingSpec, texts: Sequence[str], ids: npt.NDArray[np.integer[Any]], lengths: npt.NDArray[np.int64]
 ) -> None:
-    vocab_size = tokenizer_of(recipe.tokenizer).vocab_size
+    vocab_size = tokenizer_of(spec.tokenizer).vocab_size
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
         position = int(np.flatnonzero((ids < 0) | (ids >= vocab_size))[0])
         text = texts[int(np.searchsorted(np.cumsum(lengths), position, side="right"))]
@@ -186,19 +186,19 @@ def _check_range(
 
 
 def _with_special(
-    recipe: Recipe,
+    spec: ProcessingSpec,
     ids: npt.NDArray[np.integer[Any]],
     lengths: npt.NDArray[np.int64],
     counts: npt.NDArray[np.int32],
 ) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.int64]]:
     """(tokens, lengths) with begin and end of document added to each document that is not empty."""
-    tokens = ids.astype(recipe.dtype)
-    tokenizer = tokenizer_of(recipe.tokenizer)
+    tokens = ids.astype(spec.dtype)
+    tokenizer = tokenizer_of(spec.tokenizer)
     last = np.cumsum(counts[counts > 0]) - 1
     first = last - counts[counts > 0] + 1
     for wanted, token, sequences, offset in (
-        (recipe.append_eod, tokenizer.eod, last, 1),
-        (recipe.prepend_bos, tokenizer.bos, first, 0),
+        (spec.append_eod, tokenizer.eod, last, 1),
+        (spec.prepend_bos, tokenizer.bos, first, 0),
     ):
         if wanted and len(sequences):
             assert token is not None, "checked before the workers start"

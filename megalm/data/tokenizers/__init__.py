@@ -6,7 +6,7 @@ that its file lists as added tokens. No tokenizer marks the end of a document; w
 """
 
 from megalm.data.tokenizers.base import Tokenizer
-from megalm.data.tokenizers.build import build_tokenizer
+from megalm.data.tokenizers.build import build_tokenizer, open_tokenizer
 from megalm.data.tokenizers.hugging_face import GPT2BPETokenizer, HFTokenizer
 from megalm.data.tokenizers.plain import ByteLevelTokenizer, NullTokenizer
 from megalm.data.tokenizers.sentence_piece import GPTSentencePieceTokenizer, Llama2Tokenizer, SentencePieceTokenizer
@@ -23,4 +23,5 @@ __all__ = [
     "TikTokenizer",
     "Tokenizer",
     "build_tokenizer",
+    "open_tokenizer",
 ]

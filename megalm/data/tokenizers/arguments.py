@@ -6,7 +6,7 @@ from typing import get_args
 from pydantic import ValidationError
 
 from megalm.config.data import TokenizerConfig, TokenizerType
-from megalm.config.suggest import did_you_mean
+from megalm.config.merging.suggest import did_you_mean
 
 
 def add_tokenizer_arguments(parser: argparse._ActionsContainer) -> None:

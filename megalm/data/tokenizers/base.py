@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from megalm.config.suggest import did_you_mean
+from megalm.config.merging.suggest import did_you_mean
 from megalm.errors import DataError
 
 

@@ -32,6 +32,11 @@ _TAKES: dict[str, tuple[TokenizerType, ...]] = {
 """Setting -> the types that it means something to; with another type it is an error, never ignored."""
 
 
+def open_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
+    """The tokenizer that the settings name; None if they name none."""
+    return build_tokenizer(config) if config.is_given else None
+
+
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """The tokenizer of `config`; its kind is told from its files when `tokenizer_type` is absent.
 

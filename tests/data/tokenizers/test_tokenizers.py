@@ -19,7 +19,7 @@ from megalm.data.tokenizers import (
     SentencePieceTokenizer,
     build_tokenizer,
 )
-from megalm.data.train_tokenizer import train
+from megalm.data.tools.train_tokenizer import train
 from megalm.errors import DataError
 
 TEXTS = [
@@ -253,8 +253,8 @@ def test_a_file_that_is_no_tokenizer_is_named(options: Any, message: str, tmp_pa
 
 SOURCES = """
 import sys, types
-import megalm.data.preprocess.command, megalm.data.corpus, megalm.data.train_tokenizer
-import megalm.data.inspect, megalm.data.verify, megalm.data.merge, megalm.data.split
+import megalm.data.preprocess.command, megalm.data.tools.corpus, megalm.data.tools.train_tokenizer
+import megalm.data.tools.inspect, megalm.data.tools.verify, megalm.data.tools.merge, megalm.data.tools.split
 slow = {"torch", "deepspeed", "transformers", "sentencepiece", "tokenizers", "tiktoken"} & set(sys.modules)
 assert not slow, slow
 """

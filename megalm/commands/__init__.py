@@ -1,0 +1,1 @@
+"""`megalm <command>` for trained models, one thin file each."""

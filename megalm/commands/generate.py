@@ -1,0 +1,170 @@
+"""`megalm generate`: text from a checkpoint, on one process; and from the model of a run, on its ranks."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from megalm.checkpoint.format import find_checkpoint
+from megalm.checkpoint.reader import CheckpointReader
+from megalm.config import RunConfig
+from megalm.config.data import TokenizerConfig
+from megalm.config.model import ModelConfig
+from megalm.data.tokenizers import Tokenizer, build_tokenizer
+from megalm.errors import CheckpointError, ConfigError
+from megalm.models.generation import continue_greedily, generate
+from megalm.models.gpt.model import GPT
+
+if TYPE_CHECKING:
+    from megalm.engine.engine import Engine  # DeepSpeed takes seconds to import
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `megalm generate`."""
+    parser.add_argument("--load", required=True, metavar="RUN", help="run folder, or one of its step_N folders")
+    parser.add_argument("--prompt", default="", help="text to continue; empty: a new document")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="most tokens to add (default 128, or what fits)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest only; 0: all")
+    parser.add_argument(
+        "--top-p", type=float, default=0.95, help="... and from the likeliest that reach this probability"
+    )
+    parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="continuations to write (default 1)")
+    parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same text (default 1234)")
+    parser.add_argument("--tokenizer-model", metavar="FILE", help="tokenizer file, if it moved since the training")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the prompt with each continuation."""
+    reader = open_checkpoint(arguments.load)
+    tokenizer = tokenizer_of(reader, arguments.tokenizer_model)
+    texts = sample_text(
+        load_model(reader),
+        tokenizer,
+        arguments.prompt,
+        max_new_tokens=arguments.max_new_tokens or 0,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        num_samples=arguments.num_samples,
+        seed=arguments.seed,
+    )
+    for number, text in enumerate(texts, 1):
+        if len(texts) > 1:
+            print(f"--- sample {number} ---")
+        print(text)
+    return 0
+
+
+def open_checkpoint(place: str) -> CheckpointReader:
+    """The checkpoint that a run folder or a step folder offers.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    folder = find_checkpoint(Path(place))
+    if folder is None:
+        raise CheckpointError(
+            f"--load {place} holds no checkpoint; give a run folder (--save of the training) or one of its step_N "
+            "folders"
+        )
+    return CheckpointReader(folder)
+
+
+def load_model(reader: CheckpointReader) -> GPT:
+    """The one-device model with the checkpoint's weights, fp32."""
+    config = ModelConfig(**reader.manifest.config["model"])
+    with torch.device("meta"):
+        model = GPT(config)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            rows = reader.read_tensor(name)  # a vocabulary table has padding here that the checkpoint may lack
+            parameter.zero_()[: rows.shape[0]] = rows
+    return model
+
+
+def tokenizer_of(reader: CheckpointReader, moved_to: str | None = None) -> Tokenizer:
+    """The tokenizer that the run was trained with.
+
+    Raises:
+        ConfigError: the run had none.
+        DataError: its file is missing. CheckpointError: the file is another one.
+    """
+    settings = TokenizerConfig(**reader.manifest.config["tokenizer"])
+    if moved_to is not None:
+        settings = settings.model_copy(update={"tokenizer_model": moved_to})
+    if not settings.is_given:
+        raise ConfigError(f"the run of {reader.folder} was trained without a tokenizer; give --tokenizer-model FILE")
+    tokenizer = build_tokenizer(settings)
+    trained_with = reader.manifest.identity.get("tokenizer")
+    if trained_with is not None and trained_with != tokenizer.identity:
+        raise CheckpointError(
+            f"{settings.tokenizer_model} is not the tokenizer that {reader.folder} was trained with; "
+            "give the right one with --tokenizer-model"
+        )
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Continues the prompt of a run with the likeliest tokens, by the model in training, whatever its layout."""
+
+    tokenizer: Tokenizer
+    prompt: str
+    tokens: list[int]
+    count: int
+
+    @classmethod
+    def of(cls, config: RunConfig, tokenizer: Tokenizer | None) -> "Sampler | None":
+        """The sampler that --sample-prompt asks for, if it does.
+
+        Raises:
+            ConfigError: no tokenizer, or a prompt that leaves no room in seq_length.
+        """
+        prompt, length = config.training.sample_prompt, config.batch.seq_length
+        if prompt is None:
+            return None
+        if tokenizer is None:
+            raise ConfigError("sample_prompt needs a tokenizer; give --tokenizer-model FILE or drop --sample-prompt")
+        tokens = tokenizer.encode(prompt)
+        if not 0 < len(tokens) < length:
+            raise ConfigError(
+                f"sample_prompt has {len(tokens)} tokens; it must have at least 1 and less than seq_length={length}"
+            )
+        return cls(tokenizer, prompt, tokens, min(config.training.sample_tokens, length - len(tokens)))
+
+    def text(self, engine: "Engine") -> str:
+        """The prompt with its continuation; every rank calls it."""
+        new = continue_greedily(engine.next_logits, self.tokens, self.count, self.tokenizer.eod, engine.device)
+        return self.tokenizer.decode(self.tokens + [token for token in new if token != self.tokenizer.eod])
+
+
+def sample_text(
+    model: GPT, tokenizer: Tokenizer, prompt: str, *, num_samples: int, max_new_tokens: int, **options: Any
+) -> list[str]:
+    """The prompt with each of its continuations, as text; `options` are those of `models.generation.generate`.
+
+    `max_new_tokens` 0 is 128, or as many as learned positions leave.
+
+    Raises:
+        ConfigError: no prompt, and the tokenizer has no end-of-document token that could begin a text.
+    """
+    tokens = tokenizer.encode(prompt)
+    if not tokens:
+        if tokenizer.eod is None:
+            raise ConfigError("the tokenizer has no end-of-document token to begin with; give --prompt TEXT")
+        tokens = [tokenizer.eod]
+    if not max_new_tokens:
+        learned = model.config.position_embedding_type == "learned_absolute"
+        room = (model.config.max_position_embeddings or 0) - len(tokens)
+        max_new_tokens = max(1, min(128, room)) if learned else 128
+    continuations = generate(
+        model, tokens, max_new_tokens, num_samples=num_samples, stop_token=tokenizer.eod, **options
+    )
+    kept = [[token for token in new if token != tokenizer.eod] for new in continuations]
+    return [tokenizer.decode((tokens if prompt else []) + new) for new in kept]

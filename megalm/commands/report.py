@@ -1,0 +1,52 @@
+"""`megalm report`: what a finished or stopped run has reached, and how to look at it and go on."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from megalm.commands.generate import load_model, open_checkpoint, sample_text, tokenizer_of
+from megalm.errors import CheckpointError
+from megalm.monitor.sinks.jsonl import read_metrics
+from megalm.monitor.tables import summary
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `megalm report`."""
+    parser.add_argument("--load", required=True, metavar="RUN", help="run folder")
+    parser.add_argument("--prompt", default="def main(", help="text that the sample continues")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=0, metavar="N", help="length of the sample (default 128, or what fits)"
+    )
+    parser.add_argument("--command", dest="launch", metavar="TEXT", help="the command that trains the run, to be shown")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the report."""
+    folder = Path(arguments.load)
+    reader = open_checkpoint(arguments.load)
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        raise CheckpointError(f"{folder} has no metrics.jsonl; give the run folder (--save of the training)")
+    rows = read_metrics(metrics)
+    lines = [("training loss", _span(rows, "loss")), ("validation loss", _span(rows, "validation_loss"))]
+    perplexities = [row["validation_ppl"] for row in rows if "validation_ppl" in row]
+    if perplexities:
+        lines.append(("validation perplexity", f"{perplexities[-1]:.1f}"))
+    lines += [("checkpoint", str(reader.folder)), ("curves", f"tensorboard --logdir {folder / 'tensorboard'}")]
+    if arguments.launch:
+        lines.append(("continue", arguments.launch))
+    print(summary(f"report of {folder}", lines))
+    options = {"max_new_tokens": arguments.max_new_tokens, "temperature": 0.7, "top_p": 0.9, "seed": 1234}
+    text = sample_text(load_model(reader), tokenizer_of(reader), arguments.prompt, num_samples=1, **options)[0]
+    print("\nsample (megalm generate --load " + f"{folder} --prompt {arguments.prompt!r}):\n")
+    print("\n".join("    " + line for line in text.splitlines()))
+    return 0
+
+
+def _span(rows: list[dict[str, Any]], name: str) -> str:
+    """First and last value of one metric with their steps."""
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    if not points:
+        return "none logged"
+    (first, start), (last, end) = points[0], points[-1]
+    return f"{start:.3f} (step {first}) -> {end:.3f} (step {last})" if last != first else f"{end:.3f} (step {last})"

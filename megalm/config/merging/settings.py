@@ -1,0 +1,144 @@
+"""Every setting of a run by its flag name, read off the section classes: section, type, default, choices, help text.
+
+Nothing is listed here: a field added to a section becomes a flag, a recipe key and a line of the reference by itself.
+"""
+
+import types
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from megalm.config.base import Section
+from megalm.config.merging.names import VALUE_ALIASES
+from megalm.config.merging.suggest import did_you_mean
+from megalm.config.sections import RunConfig
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value that somebody gave, and where: `--lr`, `recipe.yaml:4` or `zero1.json:7`."""
+
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of one section."""
+
+    section: str
+    name: str
+    info: FieldInfo
+
+    @property
+    def flag(self) -> str:
+        """The flag: --num-layers for num_layers."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def help(self) -> str:
+        """The string under the field, on one line."""
+        return " ".join((self.info.description or "").split())
+
+    @property
+    def required(self) -> bool:
+        """Whether there is no default."""
+        return self.info.is_required()
+
+    @property
+    def default(self) -> Any:
+        """The default value; None where the help text tells the default or there is none."""
+        return None if self.required else self.info.default
+
+    @property
+    def types(self) -> tuple[Any, ...]:
+        """The types that a value may have, without None."""
+        annotation = self.info.annotation
+        union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        members = typing.get_args(annotation) if union else (annotation,)
+        return tuple(
+            typing.get_args(t)[0] if typing.get_origin(t) is Annotated else t
+            for t in members
+            if t is not types.NoneType
+        )
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether the flag takes no value."""
+        return bool in self.types
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the flag takes several values."""
+        return any(typing.get_origin(t) in (list, tuple) for t in self.types)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that a value may be; empty when it is free."""
+        words = (typing.get_args(t) for t in self.types if typing.get_origin(t) is typing.Literal)
+        return tuple(str(word) for group in words for word in group)
+
+    @property
+    def metavar(self) -> str:
+        """What --help shows for the value."""
+        if self.choices:
+            return "{" + ",".join(self.choices) + "}"
+        if self.is_list or str in self.types:
+            return "TEXT"
+        return "N" if int in self.types else "X"
+
+    def convert(self, value: Any) -> Any:
+        """`value` as this field's type: text becomes a number, a choice is found in any case.
+
+        Raises:
+            ValueError: the value does not fit; the text says the rule.
+        """
+        if isinstance(value, bool) and not self.is_bool:
+            raise ValueError(f"must be {self.metavar}, not true or false")
+        if self.choices and isinstance(value, str):
+            return self._choose(value)
+        try:
+            return self._adapter().validate_python(value)
+        except ValidationError as error:
+            texts = dict.fromkeys(_rule(e["msg"]) for e in error.errors())
+            raise ValueError(" or ".join(texts)) from error
+
+    def _choose(self, word: str) -> str:
+        word = VALUE_ALIASES.get(self.name, {}).get(word.lower(), word)
+        for choice in self.choices:
+            if choice.lower() == word.lower():
+                return choice
+        raise ValueError(f"must be one of {', '.join(self.choices)}{did_you_mean(word, self.choices)}")
+
+    def _adapter(self) -> TypeAdapter[Any]:
+        annotation: Any = self.info.annotation
+        for constraint in self.info.metadata:
+            annotation = Annotated[annotation, constraint]
+        return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+
+
+def _rule(message: str) -> str:
+    """pydantic's text as the end of a sentence: "Input should be a valid number, unable ..." as "must be a number"."""
+    text = message.replace("Input should be", "must be").partition(", ")[0]
+    for theirs, ours in (("valid integer", "whole number"), ("valid boolean", "true or false"), ("valid ", "")):
+        text = text.replace(f"a {theirs}", ours if ours.startswith("true") else f"a {ours}")
+    return text
+
+
+def section_classes() -> dict[str, type[Section]]:
+    """The class of each section of `RunConfig`, by its name in a recipe, in order."""
+    classes = {}
+    for name, info in RunConfig.model_fields.items():
+        cls: Any = info.annotation
+        assert issubclass(cls, Section), f"{name} is no section"
+        classes[name] = cls
+    return classes
+
+
+SECTIONS = section_classes()
+SETTINGS = {
+    name: Setting(section, name, info) for section, cls in SECTIONS.items() for name, info in cls.model_fields.items()
+}

@@ -1,0 +1,1 @@
+"""Rules between settings: of the run, of the layout over ranks, of the pipeline, of batch sizes."""

@@ -1,0 +1,206 @@
+"""Rules that tie settings together, each a small function from the run to its problems (value, rule and fix).
+
+A new rule is a function here and its name in `CHECKS`. What concerns one section only stands in that section's
+`problems()`. Rules that need the number of ranks are in `layout_problems`.
+"""
+
+from collections.abc import Callable
+
+from megalm.config.deepspeed.write import deepspeed_only, zero_stage
+from megalm.config.rules.layout import available_axes, sample_count
+from megalm.config.rules.pipeline import SCHEDULES, pipeline_problems, schedule_name
+from megalm.config.sections import RunConfig
+
+
+def run_problems(config: RunConfig) -> list[str]:
+    """Everything about the run that cannot work, whatever the number of ranks."""
+    return [problem for check in CHECKS for problem in check(config)]
+
+
+def sections(config: RunConfig) -> list[str]:
+    """Each section's own problems."""
+    return config.model.problems() + config.data.problems() + config.recompute.problems()
+
+
+def lengths(config: RunConfig) -> list[str]:
+    """Sample length, run length and the intervals inside the run."""
+    found = []
+    training, positions = config.training, config.model.max_position_embeddings
+    if positions is not None and config.batch.seq_length > positions:
+        found.append(
+            f"seq_length={config.batch.seq_length} must not exceed max_position_embeddings={positions}; "
+            "raise --max-position-embeddings or shorten --seq-length"
+        )
+    if training.train_iters is None and training.train_samples is None:
+        found.append("the length of the run is missing; give --train-iters or --train-samples")
+    if training.train_iters is not None and training.train_samples is not None:
+        found.append(
+            f"train_iters={training.train_iters} and train_samples={training.train_samples} both say how long the run "
+            "is; give one of them"
+        )
+    if config.batch.global_batch_size is not None:
+        found += sample_count(config, config.batch.global_batch_size)
+    return found
+
+
+def batch_sizes(config: RunConfig) -> list[str]:
+    """A batch size from which the others follow."""
+    if config.batch.micro_batch_size is not None or config.batch.global_batch_size is not None:
+        return []
+    return ["micro_batch_size is missing; give --micro-batch-size N, or --global-batch-size N, from which it follows"]
+
+
+def recomputation(config: RunConfig) -> list[str]:
+    """No more recomputed layers than there are."""
+    count, layers = config.recompute.recompute_num_layers, config.model.num_layers
+    if count <= layers:
+        return []
+    return [f"recompute_num_layers={count} must not exceed num_layers={layers}; lower --recompute-num-layers"]
+
+
+def learning_rate(config: RunConfig) -> list[str]:
+    """Peak, end and start of the learning rate."""
+    optimizer = config.optimizer
+    found = []
+    if optimizer.min_lr > optimizer.lr:
+        found.append(f"min_lr={optimizer.min_lr} must not exceed lr={optimizer.lr}; lower --min-lr")
+    if optimizer.lr_warmup_init > optimizer.lr:
+        found.append(
+            f"lr_warmup_init={optimizer.lr_warmup_init} must not exceed lr={optimizer.lr}; lower --lr-warmup-init"
+        )
+    return found
+
+
+def schedule(config: RunConfig) -> list[str]:
+    """Warmup, decay and WSD phases fit into each other."""
+    optimizer = config.optimizer
+    found = []
+    if optimizer.lr_warmup_fraction is not None and optimizer.lr_warmup_iters:
+        found.append(
+            f"lr_warmup_fraction={optimizer.lr_warmup_fraction} and lr_warmup_iters={optimizer.lr_warmup_iters} both "
+            "say how long the warmup is; give one of them"
+        )
+    name = "lr_decay_iters" if optimizer.lr_decay_iters is not None else "train_iters"
+    end = optimizer.lr_decay_iters if optimizer.lr_decay_iters is not None else config.training.train_iters
+    if end is not None and optimizer.lr_warmup_iters > end:
+        found.append(
+            f"lr_warmup_iters={optimizer.lr_warmup_iters} must not exceed {name}={end}; shorten --lr-warmup-iters"
+        )
+    wsd = optimizer.lr_wsd_decay_iters
+    if wsd is not None and optimizer.lr_decay_style != "WSD":
+        found.append(
+            f"lr_wsd_decay_iters={wsd} needs lr_decay_style=WSD, not {optimizer.lr_decay_style}; "
+            "give --lr-decay-style WSD or drop it"
+        )
+    elif wsd is not None and end is not None and wsd + optimizer.lr_warmup_iters > end:
+        found.append(
+            f"lr_wsd_decay_iters={wsd} and lr_warmup_iters={optimizer.lr_warmup_iters} must fit into {name}={end}; "
+            "shorten one of them"
+        )
+    return found
+
+
+def precision(config: RunConfig) -> list[str]:
+    """One type, and a loss scale that DeepSpeed can represent."""
+    numbers = config.precision
+    found = []
+    if numbers.bf16 and numbers.fp16:
+        found.append("bf16=true and fp16=true exclude each other; add --no-bf16 or --no-fp16")
+    if not numbers.fp16:
+        if numbers.loss_scale is not None:
+            found.append(f"loss_scale={numbers.loss_scale} needs fp16=true; give --fp16 or drop it")
+        return found
+    if numbers.initial_loss_scale.hex().split("p")[0] != "0x1.0000000000000":
+        found.append(f"initial_loss_scale={numbers.initial_loss_scale} must be a power of two, as 65536")
+    if numbers.min_loss_scale != int(numbers.min_loss_scale) or numbers.min_loss_scale > numbers.initial_loss_scale:
+        found.append(
+            f"min_loss_scale={numbers.min_loss_scale} must be a whole number up to "
+            f"initial_loss_scale={numbers.initial_loss_scale}"
+        )
+    return found
+
+
+def evaluation(config: RunConfig) -> list[str]:
+    """Evaluation that is asked for has batches and data."""
+    training, data = config.training, config.data
+    if training.eval_interval is None and not training.skip_train:
+        return []
+    asked = "skip_train=true" if training.skip_train else f"eval_interval={training.eval_interval}"
+    if training.eval_iters == 0:
+        return [f"{asked} asks for evaluation but eval_iters=0 turns it off; drop one of them"]
+    if data.train_data_path is not None and data.valid_data_path is None:
+        return [f"{asked} asks for evaluation; give its data in --valid-data-path"]
+    if data.data_path is not None and not data.problems() and data.split_shares()[1] == 0:
+        return [f'{asked} asks for evaluation but split="{data.split}" leaves it no data; give validation a share']
+    return []
+
+
+def checkpoints(config: RunConfig) -> list[str]:
+    """Settings of --save and --load come with it."""
+    checkpoint = config.checkpoint
+    needs_save = {
+        "save_interval": checkpoint.save_interval,
+        "keep_checkpoints": checkpoint.keep_checkpoints,
+        "no_save_optim": checkpoint.no_save_optim,
+        "fresh": checkpoint.fresh,
+    }
+    needs_load = {"finetune": checkpoint.finetune}
+    if checkpoint.save is None:  # a run folder whose checkpoint holds no optimizer state may be gone on from
+        needs_load["no_load_optim"] = checkpoint.no_load_optim
+    found = []
+    for flag, path, settings in (("--save", checkpoint.save, needs_save), ("--load", checkpoint.load, needs_load)):
+        for name, value in settings.items():
+            if value and path is None:
+                found.append(f"{name}={_shown(value)} needs a folder; give {flag} FOLDER")
+    return found
+
+
+def engine(config: RunConfig) -> list[str]:
+    """The engine is DeepSpeed, and offload fits the ZeRO stage."""
+    found = []
+    if not config.engine.deepspeed:
+        found.append("deepspeed=false is not possible: the engine is always DeepSpeed's; drop --no-deepspeed")
+    stage = zero_stage(config)
+    zero = deepspeed_only(config).get("zero_optimization", {})
+    for block, least in (("offload_optimizer", 1), ("offload_param", 3)):
+        device = zero.get(block, {}).get("device", "none")
+        if device != "none" and stage < least:
+            found.append(f"zero_optimization.{block}.device={device} needs zero_stage >= {least}, not {stage}")
+    return found
+
+
+def pipeline_engine(config: RunConfig) -> list[str]:
+    """ZeRO 3 with schedules that do not split backward passes."""
+    name = schedule_name(config.parallel)
+    if (
+        config.parallel.pipeline_model_parallel_size == 1
+        or zero_stage(config) < 3
+        or not SCHEDULES[name].splits_backward
+    ):
+        return []
+    whole = " or ".join(other for other, rule in SCHEDULES.items() if not rule.splits_backward)
+    return [
+        f"pipeline_schedule={name} computes weight gradients after ZeRO stage 3 has taken the weights away; use "
+        f"--zero-stage 2, or --pipeline-schedule {whole}"
+    ]
+
+
+CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
+    sections,
+    lengths,
+    batch_sizes,
+    learning_rate,
+    schedule,
+    precision,
+    recomputation,
+    evaluation,
+    checkpoints,
+    engine,
+    available_axes,
+    pipeline_problems,
+    pipeline_engine,
+)
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

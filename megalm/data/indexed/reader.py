@@ -1,0 +1,235 @@
+"""Reading PREFIX.bin and PREFIX.idx: sequences and documents of token ids, on demand."""
+
+import functools
+import hashlib
+import itertools
+import mmap
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from megalm.data.indexed import format as index_format
+from megalm.data.indexed.format import HEADER
+from megalm.errors import DataError
+
+Tokens = npt.NDArray[np.integer[Any]]
+
+
+class IndexedDataset:
+    """The sequences of PREFIX.bin and PREFIX.idx, read on demand; picklable (reopens by prefix).
+
+    `.idx` is memory mapped. `.bin` is read with `pread`: 0.6 microseconds slower per read than a map, but a file
+    that shrinks or a disk that fails is then an error with a name, where a map gives SIGBUS.
+
+    Args:
+        scan: check every length of the index; without it only sizes and ends, in constant time.
+
+    Raises:
+        DataError: missing, damaged or empty files, or an `.idx` and `.bin` that do not fit each other.
+    """
+
+    def __init__(self, prefix: str | os.PathLike[str], *, scan: bool = True) -> None:
+        self.prefix = os.fspath(prefix)
+        self._scan = scan
+        try:
+            self._header = index_format.read_header(f"{self.prefix}.idx")
+            with open(f"{self.prefix}.idx", "rb") as stream:
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._bin = os.open(f"{self.prefix}.bin", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DataError(
+                f"cannot read {error.filename}: {error.strerror}; PREFIX={self.prefix} must stand for two files, "
+                "PREFIX.bin and PREFIX.idx, as `megalm preprocess` writes them"
+            ) from error
+        weakref.finalize(self, os.close, self._bin)
+        if not scan:
+            self._map.madvise(mmap.MADV_RANDOM)  # a look-up reads one page, not what lies around it
+        index_format.check_arrays(
+            self.prefix,
+            self._header,
+            self.sequence_lengths,
+            self._pointers,
+            self.document_indices,
+            os.fstat(self._bin).st_size,
+            scan=scan,
+        )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored ids."""
+        return self._header.dtype
+
+    @functools.cached_property
+    def sequence_lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of each sequence, int32 [num_sequences], read-only."""
+        return np.frombuffer(self._map, "<i4", self._header.num_sequences, HEADER.size)
+
+    @functools.cached_property
+    def _pointers(self) -> npt.NDArray[np.int64]:
+        count = self._header.num_sequences
+        return np.frombuffer(self._map, "<i8", count, HEADER.size + 4 * count)
+
+    @property
+    def sequence_pointers(self) -> npt.NDArray[np.int64]:
+        """Byte offset of each sequence in `.bin`, int64 [num_sequences], read-only."""
+        return self._pointers
+
+    @functools.cached_property
+    def document_indices(self) -> npt.NDArray[np.int64]:
+        """Document boundaries as sequence numbers, int64 [num_documents + 1], read-only."""
+        start = HEADER.size + index_format.SEQUENCE_BYTES * self._header.num_sequences
+        return np.frombuffer(self._map, "<i8", self._header.num_boundaries, start)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences."""
+        return int(self._pointers[-1]) // self.dtype.itemsize + int(self.sequence_lengths[-1])
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return self._header.num_sequences
+
+    @overload
+    def __getitem__(self, index: int) -> Tokens: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tokens]: ...
+    def __getitem__(self, index: int | slice) -> Tokens | list[Tokens]:
+        """The tokens of one sequence, or of the sequences `start:stop` (neighbours, read at once)."""
+        if not isinstance(index, slice):
+            return self.get(index)
+        start, stop, step = index.indices(len(self))
+        if step != 1:
+            raise ValueError("slices of an indexed dataset must have step 1")
+        lengths = self.sequence_lengths[start:stop].tolist()
+        if not lengths:
+            return []
+        tokens = self._read(int(self._pointers[start]), sum(lengths))
+        ends = list(itertools.accumulate(lengths))
+        return [tokens[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+    def get(self, index: int, offset: int = 0, length: int | None = None) -> Tokens:
+        """`length` tokens (default: to the end) of sequence `index` from `offset` on, in the stored dtype.
+
+        Raises:
+            IndexError: no such sequence, or a range beyond its end.
+            DataError: the file has become shorter, or cannot be read.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)} in {self.prefix}")
+        available = int(self.sequence_lengths[index]) - offset
+        count = available if length is None else length
+        if offset < 0 or not 0 <= count <= available:
+            raise IndexError(f"tokens {offset} .. {offset + count} of sequence {index} in {self.prefix}")
+        return self._read(int(self._pointers[index]) + offset * self.dtype.itemsize, count)
+
+    def blocks(self, first: int, last: int, limit: int = 1 << 21) -> Iterator[Tokens]:
+        """The tokens of the sequences first .. last back to back, at most `limit` at a time.
+
+        Raises:
+            DataError: the file has become shorter, or cannot be read.
+        """
+        if first == last:
+            return
+        itemsize = self.dtype.itemsize
+        position = int(self._pointers[first])
+        stop = int(self._pointers[last - 1]) + int(self.sequence_lengths[last - 1]) * itemsize
+        while position < stop:
+            count = min(limit, (stop - position) // itemsize)
+            yield self._read(position, count)
+            position += count * itemsize
+
+    def check_token_range(self, vocab_size: int, limit: int = 1024) -> None:
+        """Checks the first 65,536 tokens of up to `limit` sequences, evenly spread, for ids not in 0 .. vocab_size - 1.
+
+        Raises:
+            DataError: naming the id, its sequence and its position.
+        """
+
+        def get(sequence: int) -> Tokens:
+            return self.get(sequence, 0, min(int(self.sequence_lengths[sequence]), 1 << 16))
+
+        index_format.check_token_range(get, len(self), vocab_size, f"{self.prefix}.bin", limit)
+
+    def token_position(self, sequence: int) -> int:
+        """How many tokens lie before a sequence; for the number of sequences: all tokens."""
+        if sequence == len(self):
+            return self.num_tokens
+        return int(self._pointers[sequence]) // self.dtype.itemsize
+
+    def tokens(self, position: int, count: int) -> Tokens:
+        """`count` tokens from token `position` of the whole file on, across sequences, in the stored dtype.
+
+        Raises:
+            IndexError: a range beyond the end.
+            DataError: the file has become shorter, or cannot be read.
+        """
+        if not 0 <= position <= position + count <= self.num_tokens:
+            raise IndexError(f"tokens {position} .. {position + count} of {self.num_tokens} in {self.prefix}")
+        return self._read(position * self.dtype.itemsize, count)
+
+    def fingerprint(self) -> str:
+        """SHA-256 that changes when the data does: of the sizes, the lengths and 256 blocks spread over `.bin`.
+
+        Without `scan` 256 blocks of `.idx` stand for the lengths. Computed once.
+        """
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(self._map[: HEADER.size])
+        if self._scan:
+            digest.update(np.ascontiguousarray(self.sequence_lengths).data)
+        else:
+            with open(f"{self.prefix}.idx", "rb", buffering=0) as stream:
+                _add_blocks(digest, stream.fileno(), len(self._map))
+        _add_blocks(digest, self._bin, self.num_tokens * self.dtype.itemsize)
+        return digest.hexdigest()
+
+    def gather(self, parts: Sequence[tuple[int, int, int]]) -> Tokens:
+        """The tokens of `parts` (sequence, offset, length) end to end, in the stored dtype.
+
+        The parts are trusted to lie inside their sequences.
+
+        Raises:
+            DataError: the file has become shorter, or cannot be read.
+        """
+        file, pointers, size = self._bin, self._pointers, self.dtype.itemsize
+        try:
+            raw = b"".join([os.pread(file, n * size, int(pointers[s]) + offset * size) for s, offset, n in parts])
+        except OSError:
+            raw = b""
+        if len(raw) == size * sum([n for _, _, n in parts]):
+            return np.frombuffer(raw, dtype=self.dtype)
+        # the slow way goes on after 2 GiB, and says what is wrong
+        return np.concatenate([self._read(int(pointers[s]) + offset * size, n) for s, offset, n in parts])
+
+    def _read(self, position: int, count: int) -> Tokens:
+        wanted = count * self.dtype.itemsize
+        try:
+            raw = os.pread(self._bin, wanted, position)
+            # one pread gives 2 GiB at most
+            while 0 < len(raw) < wanted and (more := os.pread(self._bin, wanted - len(raw), position + len(raw))):
+                raw += more
+        except OSError as error:
+            raise DataError(f"cannot read {self.prefix}.bin at byte {position}: {error.strerror}") from error
+        if len(raw) != wanted:
+            size = os.fstat(self._bin).st_size
+            raise DataError(
+                f"{self.prefix}.bin was cut while in use: bytes {position} .. {position + wanted} are wanted, "
+                f"the file has {size}; copy it again and resume"
+            )
+        return np.frombuffer(raw, dtype=self.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), scan=self._scan), (self.prefix,)
+
+
+def _add_blocks(digest: Any, file: int, size: int) -> None:
+    """Adds 256 blocks of a file to `digest`, spread over its `size` bytes, the first and the last among them."""
+    block = 4096
+    for number in range(256):
+        digest.update(os.pread(file, block, max(0, size - block) * number // 255))

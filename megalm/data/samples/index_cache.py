@@ -1,0 +1,123 @@
+"""Arrays that take long to build, kept in a folder and mapped from there: one entry a key, one builder a node.
+
+An entry is NAME-ARRAY.npy for each array and NAME.json, which is written last and holds size and SHA-256 of each;
+NAME is the hash of everything that the arrays follow from. Every file gets its name complete and on disk (rename), so
+readers take no lock, and any number of builders, on nodes that share the folder or have one each, only write equal
+files.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megalm.errors import DataError
+from megalm.storage.durable import sha256_of, sync_folder
+
+log = logging.getLogger("megalm")
+
+Arrays = dict[str, npt.NDArray[Any]]
+_VERSION = 1
+
+
+class IndexCache:
+    """A folder of index arrays.
+
+    Raises:
+        DataError (from `get`): the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def get(self, key: dict[str, Any], build: Callable[[], Arrays]) -> Arrays:
+        """The arrays of `key` (anything that JSON holds), read-only and mapped; built first if they are not there.
+
+        An entry whose files are missing, cut off or changed is built again. Phases: load; wait for a builder of the
+        same entry on this node, load; build, write, load.
+        """
+        text = json.dumps({"version": _VERSION, **key}, sort_keys=True)
+        name = hashlib.sha256(text.encode()).hexdigest()[:32]
+        arrays = self._load(name)
+        if arrays is not None:
+            return arrays
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._only_builder(name):
+                arrays = self._load(name)  # another process may have built it in the meantime
+                if arrays is None:
+                    arrays = build()
+                    self._store(name, text, arrays)
+                    arrays = self._load(name) or arrays
+                return arrays
+        except OSError as error:
+            raise DataError(
+                f"cannot write the index cache {self.folder}: {error.strerror}; give another --data-cache-path, or "
+                "drop it: the index is then built in memory at every start"
+            ) from error
+
+    def _load(self, name: str) -> Arrays | None:
+        """The mapped arrays of an entry that is there and sound."""
+        try:
+            entry = json.loads((self.folder / f"{name}.json").read_bytes())
+            arrays = {}
+            for array, facts in entry["arrays"].items():
+                path = self.folder / f"{name}-{array}.npy"
+                if path.stat().st_size != facts["bytes"] or sha256_of(path) != facts["sha256"]:
+                    raise ValueError(f"{path.name} is not what was written")
+                arrays[array] = np.load(path, mmap_mode="r", allow_pickle=False)
+            return arrays
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("the index cache entry %s/%s is damaged (%s); it is built again", self.folder, name, error)
+            return None
+
+    def _store(self, name: str, text: str, arrays: Arrays) -> None:
+        entry: dict[str, Any] = {"key": json.loads(text), "arrays": {}}
+        for array, values in arrays.items():
+            path = self.folder / f"{name}-{array}.npy"
+            with self._publishing(path) as temporary, open(temporary, "wb") as stream:
+                np.save(stream, values, allow_pickle=False)
+                stream.flush()
+                os.fsync(stream.fileno())
+            entry["arrays"][array] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        with self._publishing(self.folder / f"{name}.json") as temporary, open(temporary, "w") as text_stream:
+            json.dump(entry, text_stream, indent=1)
+            text_stream.flush()
+            os.fsync(text_stream.fileno())
+
+    @contextlib.contextmanager
+    def _publishing(self, path: Path) -> Iterator[str]:
+        """A temporary file that becomes `path` when the block ends and vanishes when it raises.
+
+        Its name is its writer's own: builders on several nodes do not meet.
+        """
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.folder)
+        os.close(handle)
+        try:
+            yield temporary
+            os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep other users of a shared folder out
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        sync_folder(self.folder)
+
+    @contextlib.contextmanager
+    def _only_builder(self, name: str) -> Iterator[None]:
+        """Waits for other builders of the same entry; it spares work and memory, correctness does not need it."""
+        with open(self.folder / f".{name}.lock", "w") as stream:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield

@@ -1,0 +1,138 @@
+"""One dataset of a run: documents of an indexed dataset, and the samples that are laid out from them."""
+
+import bisect
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from megalm.data.indexed.reader import IndexedDataset
+from megalm.data.samples.gpt_dataset import PAD, GPTDataset, Sample, SampleDataset
+from megalm.data.samples.index_cache import IndexCache
+from megalm.data.samples.stream import StreamDataset
+
+Request = int | None
+"""Samples that a layout was built for; None is one epoch. It decides the order of the samples (see `plan_epochs`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How samples are cut and ordered; equal for all datasets of a run."""
+
+    seq_length: int
+    seed: int
+    order: Literal["shuffle", "stream"] = "shuffle"
+    cache: IndexCache | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Some documents of an indexed dataset.
+
+    Raises:
+        DataError (from what builds samples): fewer tokens than one sample.
+    """
+
+    indexed: IndexedDataset
+    documents: range
+    sampling: Sampling = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """What a checkpoint knows this source by: its content and its documents, not its path."""
+        return f"{self.indexed.fingerprint()}:{self.documents.start}-{self.documents.stop}"
+
+    def begun(self, requests: Sequence[Request], consumed: int) -> list[Request]:
+        """The requests without the last ones of which none of `consumed` samples has been used."""
+        kept = list(requests)
+        while len(kept) > 1 and sum(map(self.num_samples, kept[:-1])) >= consumed:
+            kept.pop()
+        return kept
+
+    def lay_out(self, requests: Sequence[Request], needed: int, consumed: int = 0) -> "Layout":
+        """Samples 0 .. needed, of which `consumed` are used already, after the layouts that `requests` name.
+
+        Each request is a layout of its own, of whole epochs; when they give fewer samples than are needed, one more
+        comes after them. So samples that are laid out stay where they are, whatever is needed in addition.
+        """
+        if self.sampling.order == "stream":
+            return Layout([self._stream(needed)], [needed], list(requests))
+        kept = list(requests)
+        sizes = [self.num_samples(request) for request in kept]
+        if not kept or sum(sizes) < needed:
+            kept.append(needed - sum(sizes))
+            sizes.append(self.num_samples(kept[-1]))
+        ends = itertools.accumulate(sizes)
+        parts = [
+            self._shuffled(request, number) if end > consumed or number == len(kept) - 1 else None
+            for number, (request, end) in enumerate(zip(kept, ends, strict=True))
+        ]
+        return Layout(parts, sizes, kept)
+
+    def num_samples(self, request: Request) -> int:
+        """Samples of the layout for one request, without building it."""
+        if self.sampling.order == "stream":
+            return len(self._stream(request))
+        return GPTDataset.plan_for(self.indexed, self.documents, self.sampling.seq_length, request).num_samples
+
+    def _stream(self, num_samples: int | None) -> StreamDataset:
+        return StreamDataset(self.indexed, self.documents, self.sampling.seq_length, num_samples, self.sampling.seed)
+
+    def _shuffled(self, request: Request, number: int) -> GPTDataset:
+        sampling = self.sampling
+        seed = sampling.seed if number == 0 else _seed_of_layout(sampling.seed, number)
+        return GPTDataset(self.indexed, self.documents, sampling.seq_length, request, seed, cache=sampling.cache)
+
+
+def _seed_of_layout(seed: int, number: int) -> int:
+    """Another 32-bit seed for each further layout: the first one has the run's own, as in Megatron."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/layout/{number}".encode()).digest()[:4], "little")
+
+
+class Layout:
+    """Numbered samples of one source: its layouts one after the other (None: used up, not built any more)."""
+
+    def __init__(self, parts: Sequence[SampleDataset | None], sizes: Sequence[int], requests: list[Request]) -> None:
+        self.parts, self.requests = list(parts), requests
+        self._ends = list(itertools.accumulate(sizes))
+
+    def __len__(self) -> int:
+        """All samples, used ones included."""
+        return self._ends[-1]
+
+    def __getitem__(self, number: int) -> Sample:
+        """The tokens of sample `number`.
+
+        Raises:
+            IndexError: no such sample, or one of a layout that is used up.
+            DataError: the files changed or cannot be read.
+        """
+        part = bisect.bisect_right(self._ends, number) if number >= 0 else len(self._ends)
+        dataset = self.parts[part] if part < len(self.parts) else None
+        if dataset is None:
+            raise IndexError(f"sample {number} of {len(self)}, of which the first may be used up")
+        return dataset[number - (self._ends[part - 1] if part else 0)]
+
+
+class Padded:
+    """A dataset and as many samples without tokens after it as fill a multiple of `size`.
+
+    An evaluation on a whole dataset ends with a full batch then; what is padding has no loss.
+    """
+
+    def __init__(self, dataset: SampleDataset, size: int) -> None:
+        self._dataset = dataset
+        self._num_samples = -(-len(dataset) // size) * size
+
+    def __len__(self) -> int:
+        """Number of samples, padding included."""
+        return self._num_samples
+
+    def __getitem__(self, number: int) -> Sample:
+        """The tokens of sample `number`, all -1 beyond the dataset."""
+        if number < len(self._dataset):
+            return self._dataset[number]
+        return np.full_like(self._dataset[0], PAD)

@@ -1,0 +1,70 @@
+"""Which files the words of --input stand for."""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megalm.data.text.compression import COMPRESSIONS
+from megalm.data.text.formats import FORMATS, STDIN, format_of
+from megalm.errors import DataError
+
+_NOT_INPUT = ".manifest.json"
+"""End of names that stand beside datasets."""
+
+
+@dataclass
+class Inputs:
+    """Files in order."""
+
+    files: list[str] = field(default_factory=list)
+    """Files to read, and "-"."""
+    left_out: list[str] = field(default_factory=list)
+    """Files in the folders and patterns whose names tell no format."""
+
+
+def expand(words: Iterable[str]) -> Inputs:
+    """The files that `words` stand for: files, "-", folders (all files of a known kind in them), patterns.
+
+    What is hidden in a folder (a name that begins with a dot), or beside a dataset, is not looked at.
+
+    Raises:
+        DataError: a folder or pattern without such files, or a file that is named twice.
+    """
+    found = Inputs()
+    for word in words:
+        if os.path.isdir(word):
+            inside = (path.relative_to(word) for path in Path(word).rglob("*"))
+            visible = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
+            _add(sorted(str(Path(word, path)) for path in visible), f"the folder {word}", found)
+        elif glob.has_magic(word) and not os.path.exists(word):
+            _add(sorted(glob.glob(word, recursive=True)), f"the pattern {word}", found)
+        else:
+            found.files.append(word)
+    if twice := [path for path, count in Counter(map(os.path.realpath, found.files)).items() if count > 1]:
+        name = next(path for path in found.files if os.path.realpath(path) == twice[0])
+        raise DataError(f"--input names {name} twice; name each file once")
+    return found
+
+
+def _add(paths: list[str], where: str, found: Inputs) -> None:
+    candidates = [
+        path for path in paths if os.path.isfile(path) and not path.endswith(_NOT_INPUT) and ".parts/" not in path
+    ]
+    known = [path for path in candidates if _tells_format(path)]
+    if not known:
+        raise DataError(
+            f"{where} holds no input; files must end in {', '.join(FORMATS)}, or these with {' or '.join(COMPRESSIONS)}"
+        )
+    found.files += known
+    found.left_out += [path for path in candidates if path not in set(known)]
+
+
+def _tells_format(path: str) -> bool:
+    try:
+        format_of(path)
+    except DataError:
+        return False
+    return path != STDIN

@@ -1,0 +1,1 @@
+"""`megalm inspect|verify|merge|split|corpus|train-tokenizer`: commands around datasets, one file each."""

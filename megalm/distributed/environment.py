@@ -1,0 +1,318 @@
+"""What the launcher tells a process about its place in the job. The only reader of `os.environ` in megalm.
+
+In the order of precedence: the variables of torchrun and the deepspeed launcher (RANK, WORLD_SIZE, ...), those of an
+MPI launcher, those of `srun`, a single process. Where two of them speak, they must agree.
+"""
+
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, replace
+
+from megalm.distributed import mpi, slurm
+from megalm.distributed.network import check_interfaces, interface_towards, interfaces
+from megalm.errors import PlatformError
+
+_PLACE_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_MEETING_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
+_CAPTURED = (
+    "PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV",
+    "PYTHONPATH", "CUDA_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SLURM_CONF",
+)  # fmt: skip
+_CAPTURED_PREFIXES = ("NCCL_", "UCX_", "GLOO_", "FI_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "DS_", "HF_", "MEGALM_")
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchEnvironment:
+    """One process's place in the job, and where the job's ranks meet."""
+
+    launcher: str
+    """deepspeed, torchrun, mpirun, srun, or none for a single process."""
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    master_addr: str
+    master_port: int
+    other_ports: tuple[int, ...] = ()
+    """Where else the ranks may meet if somebody else listens on master_port; only if megalm chose it."""
+    job: str = ""
+    """What tells this job from others on the same ports; "" if nothing does."""
+    note: str = ""
+    """What the user should know about how the process was started."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the one that speaks for the job."""
+        return self.rank == 0
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether the ranks meet on this machine only."""
+        return self.master_addr in _LOOPBACK
+
+    @property
+    def agent_store(self) -> bool:
+        """Whether the launcher itself keeps the store in which the ranks meet, as torchrun does."""
+        return self.launcher == "torchrun"
+
+
+def read_environment(environ: Mapping[str, str] | None = None) -> LaunchEnvironment:
+    """The launch environment of this process. Under mpirun the ranks exchange where they meet, once.
+
+    Raises:
+        PlatformError: incomplete or contradictory variables, or many tasks that do not know of each other.
+    """
+    environ = os.environ if environ is None else environ
+    check_interfaces(environ)
+    if any(name in environ for name in _PLACE_VARIABLES):
+        launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
+        found = _from_variables(environ, launcher)
+        _check_one_job(found, environ)
+        return found
+    family = mpi.family_of(environ)
+    if slurm.in_step(environ) and (family is None or _is_srun_itself(family, environ)):
+        return _from_slurm(environ)
+    if family is not None:
+        return _from_mpi(environ, family)
+    present = [name for name in _MEETING_VARIABLES if name in environ]
+    if present:
+        raise _incomplete(present, [*_PLACE_VARIABLES, *(n for n in _MEETING_VARIABLES if n not in environ)])
+    return _single_process(environ)
+
+
+def _from_variables(environ: Mapping[str, str], launcher: str) -> LaunchEnvironment:
+    """The place that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say."""
+    names = (*_PLACE_VARIABLES, *_MEETING_VARIABLES)
+    missing = [name for name in names if name not in environ]
+    if missing:
+        raise _incomplete([name for name in names if name in environ], missing)
+    rank, world_size, local_rank, port = (
+        _integer(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    )
+    if not 0 <= rank < world_size:
+        raise PlatformError(f"RANK={rank} must be at least 0 and below WORLD_SIZE={world_size}; fix the launch command")
+    if not 0 <= port < 65536:
+        raise PlatformError(f"MASTER_PORT={port} must be below 65536; fix the launch command")
+    local_size_name = "LOCAL_WORLD_SIZE" if launcher == "torchrun" else "LOCAL_SIZE"
+    local_world_size = _integer(environ, local_size_name) if local_size_name in environ else world_size
+    if not 0 <= local_rank < local_world_size:
+        raise PlatformError(
+            f"LOCAL_RANK={local_rank} must be at least 0 and below {local_size_name}={local_world_size}; "
+            "fix the launch command"
+        )
+    if local_world_size > world_size:
+        raise PlatformError(
+            f"{local_size_name}={local_world_size} must not exceed WORLD_SIZE={world_size}; fix the launch command"
+        )
+    return LaunchEnvironment(
+        launcher=launcher,
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        local_world_size=local_world_size,
+        master_addr=environ["MASTER_ADDR"],
+        master_port=port,
+    )
+
+
+def _from_slurm(environ: Mapping[str, str]) -> LaunchEnvironment:
+    """A task of srun. MASTER_ADDR and MASTER_PORT count if the batch script sets them; else the job tells."""
+    variables = slurm.launch_variables(environ)
+    ports: tuple[int, ...] = (0,)
+    if slurm.num_tasks(environ) > 1:
+        variables["MASTER_ADDR"] = environ.get("MASTER_ADDR") or slurm.meeting_address(environ)
+        ports = () if environ.get("MASTER_PORT") else slurm.meeting_ports(environ)
+    else:
+        variables["MASTER_ADDR"] = "127.0.0.1"
+    if ports:
+        variables["MASTER_PORT"] = str(ports[0])
+    launch = _from_variables({**environ, **variables}, "srun")
+    return replace(launch, other_ports=ports[1:], job=slurm.job_name(environ) if ports else "")
+
+
+def _from_mpi(environ: Mapping[str, str], family: mpi.MpiVariables) -> LaunchEnvironment:
+    """A rank of mpirun; where the ranks meet is exchanged through mpi4py unless the command line says it."""
+    size = _integer(environ, family.size) if family.size in environ else None
+    if slurm.in_step(environ) and size is not None and size < slurm.num_tasks(environ):
+        raise PlatformError(
+            f"{family.size}={size} in a step of SLURM_STEP_NUM_TASKS={slurm.num_tasks(environ)} tasks: each task would "
+            "train alone; run mpirun once, in the batch script, or let srun start the ranks itself"
+        )
+    if size == 1:
+        return _single_process(environ)
+    told = all(environ.get(name) for name in _MEETING_VARIABLES)
+    if told and all(name in environ for name in family[1:]):
+        names = dict(zip(("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE"), family[1:], strict=True))
+        given = {name: environ[source] for name, source in names.items()}
+        return _from_variables({**environ, **given}, "mpirun")
+    if environ is os.environ:
+        os.environ.update(mpi.library_choice(family, environ))
+    found = mpi.discover(family, environ, next(iter(interfaces(environ)), None))
+    given = {
+        "RANK": str(found.rank),
+        "WORLD_SIZE": str(found.size),
+        "LOCAL_RANK": str(found.local_rank),
+        "LOCAL_SIZE": str(found.local_size),
+        "MASTER_ADDR": environ.get("MASTER_ADDR") or found.master_addr,
+        "MASTER_PORT": environ.get("MASTER_PORT") or str(found.master_port),
+    }
+    return _from_variables(given, "mpirun")
+
+
+def _single_process(environ: Mapping[str, str]) -> LaunchEnvironment:
+    tasks = environ.get("SLURM_NTASKS", "1")
+    note = ""
+    if not slurm.in_step(environ) and tasks.isdigit() and int(tasks) > 1:
+        note = (
+            f"one process trains, though this job has {tasks} tasks: inside a batch script or salloc, srun starts the "
+            "ranks (srun python launch/pretrain_gpt.py ...)"
+        )
+    return LaunchEnvironment(
+        launcher="none",
+        rank=0,
+        world_size=1,
+        local_rank=0,
+        local_world_size=1,
+        master_addr="127.0.0.1",
+        master_port=0,
+        note=note,
+    )
+
+
+def _is_srun_itself(family: mpi.MpiVariables, environ: Mapping[str, str]) -> bool:
+    """Whether the MPI variables are srun's own (--mpi=pmi2, --mpi=pmix), not of an mpirun inside or above the step."""
+    if family.rank not in ("PMI_RANK", "PMIX_RANK"):
+        return False
+    same_size = family.size not in environ or environ[family.size] == environ["SLURM_STEP_NUM_TASKS"]
+    return same_size and environ[family.rank] == environ.get("SLURM_PROCID")
+
+
+def _check_one_job(launch: LaunchEnvironment, environ: Mapping[str, str]) -> None:
+    """A launcher inside the tasks of srun or mpirun joins them into one job.
+
+    Raises:
+        PlatformError: each task is a job of its own, or they contradict each other.
+    """
+    family = mpi.family_of(environ)
+    if family is not None and family.size in environ:
+        rank_name, size_name = family.rank, family.size
+    elif slurm.in_step(environ) and "SLURM_PROCID" in environ:
+        rank_name, size_name = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"
+    else:
+        return
+    tasks, task = _integer(environ, size_name), _integer(environ, rank_name)
+    nodes_name = "GROUP_WORLD_SIZE" if launch.launcher == "torchrun" else "CROSS_SIZE"
+    problem = ""
+    if nodes_name in environ:  # a launcher runs in each task, and starts ranks under it
+        joined = _integer(environ, nodes_name)
+        if joined != tasks and tasks > 1:
+            problem = (
+                f"{size_name}={tasks} tasks each run a launcher that knows of {nodes_name}={joined} of them: they "
+                "would train apart; give torchrun --nnodes and --node-rank (one task a node), or start the ranks with "
+                "srun or mpirun alone"
+            )
+    elif launch.world_size < tasks:
+        problem = (
+            f"WORLD_SIZE={launch.world_size} in each of {size_name}={tasks} tasks: each would train alone; unset RANK, "
+            "WORLD_SIZE and LOCAL_RANK: megalm reads the variables of srun and mpirun itself"
+        )
+    elif launch.world_size == tasks and launch.rank != task:
+        problem = (
+            f"RANK={launch.rank} contradicts {rank_name}={task}; unset RANK, WORLD_SIZE and LOCAL_RANK: megalm reads "
+            "the variables of srun and mpirun itself"
+        )
+    if problem:
+        refused = PlatformError(problem)
+        refused.silent = task > 0  # in each task the error is that of a rank 0
+        raise refused
+
+
+def _incomplete(present: list[str], missing: list[str]) -> PlatformError:
+    return PlatformError(
+        f"the environment has {', '.join(present)} but not {', '.join(missing)}; start with "
+        "`deepspeed launch/pretrain_gpt.py ...`, torchrun, srun or mpirun, or unset them to run one process"
+    )
+
+
+def _integer(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise PlatformError(f"{name}={environ[name]!r} in the environment must be a whole number") from None
+
+
+def prepare_process(environment: LaunchEnvironment, environ: MutableMapping[str, str] | None = None) -> int:
+    """Set what torch and DeepSpeed read from the environment when they are imported; call before importing them.
+
+    Returns:
+        The number of CPU threads for this rank: OMP_NUM_THREADS if the user set it, else an equal share of the cores.
+    """
+    environ = os.environ if environ is None else environ
+    # deepspeed.comm falls back to MPI discovery unless all of these are set
+    environ["RANK"] = str(environment.rank)
+    environ["WORLD_SIZE"] = str(environment.world_size)
+    environ["LOCAL_RANK"] = str(environment.local_rank)
+    environ["MASTER_ADDR"] = environment.master_addr
+    environ["MASTER_PORT"] = str(environment.master_port)
+    if environment.on_loopback and "lo" in (name for _, name in socket.if_nameindex()):
+        environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo listens on whatever the host name resolves to
+    elif (
+        environment.world_size > environment.local_world_size
+        and not interfaces(environ)
+        and (interface := interface_towards(environment.master_addr))
+    ):
+        environ["GLOO_SOCKET_IFNAME"] = interface
+    given = environ.get("OMP_NUM_THREADS", "")
+    threads = int(given) if given.isdigit() and int(given) > 0 else 0
+    if not threads:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        granted = environ.get("SLURM_CPUS_ON_NODE", "")  # not every SLURM binds a job to its share of the node
+        cores = min(cores, int(granted)) if granted.isdigit() and int(granted) else cores
+        threads = max(1, cores // environment.local_world_size)
+        environ["OMP_NUM_THREADS"] = str(threads)
+    return threads
+
+
+def choose_accelerator(cuda: bool, environ: MutableMapping[str, str] | None = None) -> None:
+    """Tell DeepSpeed which accelerator to use, before it is imported (else it guesses and warns)."""
+    environ = os.environ if environ is None else environ
+    environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+
+
+def seconds_since_start(environ: Mapping[str, str] | None = None) -> float:
+    """The age of this process, or of the task of srun that it belongs to, whose launcher took its time too."""
+    import psutil
+
+    task = (os.environ if environ is None else environ).get("SLURM_TASK_PID", "")
+    own = task.isdigit() and psutil.pid_exists(int(task))
+    return time.time() - psutil.Process(int(task) if own else None).create_time()
+
+
+def environment_with(before_path: str = "", **variables: str) -> dict[str, str]:
+    """This process's environment with more variables, for a child process; `before_path` goes in front of PATH."""
+    return {**os.environ, **variables, "PATH": before_path + os.environ.get("PATH", os.defpath)}
+
+
+def user_variable(name: str, environ: Mapping[str, str] | None = None) -> str | None:
+    """A variable by which the user tells megalm something; None if it is not set."""
+    return (os.environ if environ is None else environ).get(name) or None
+
+
+def captured_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables that a job needs to run like this shell.
+
+    Never what looks like a secret, by name or as user:password@.
+    """
+    environ = os.environ if environ is None else environ
+    return {
+        name: value
+        for name, value in environ.items()
+        if (name in _CAPTURED or name.startswith(_CAPTURED_PREFIXES))
+        and not _SECRET.search(name)
+        and not re.search(r"://[^/@\s]*:[^/@\s]*@", value)
+    }

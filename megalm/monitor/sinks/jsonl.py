@@ -1,0 +1,45 @@
+"""metrics.jsonl: one JSON object for each logged step and each evaluation."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from megalm.storage.durable import replace_text
+
+
+class MetricsFile:
+    """Appends rows to a run's metrics.jsonl; rows after the step that a run resumes from are dropped first."""
+
+    def __init__(self, path: Path, *, resume_step: int) -> None:
+        self.path = path
+        if path.exists():
+            rows = [row for row in read_metrics(path) if row["step"] <= resume_step]
+            replace_text(path, "".join(_line(row) for row in rows))
+        self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row; it is in the file when this returns."""
+        self._stream.write(_line(row))
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One row as strict JSON: what is not finite is null."""
+    finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

@@ -1,0 +1,1 @@
+"""Files that survive: durable and atomic writes, locks, hashes, build-once-and-publish. Standard library only."""
