@@ -25,6 +25,7 @@ from megalm.distributed.environment import (
 from megalm.errors import ConfigError, LayoutError, MegalmError, PlatformError
 from megalm.resilience.launcher import watch_launcher
 from megalm.resilience.signals import StopRequest
+from megalm.tables import import_modules
 
 _WAIT_FOR_REPORT_S, _LONGEST_WAIT_S = 8.0, 60.0
 _LOST_PEER = re.compile("Connection (closed|reset) by peer|writev .*Broken pipe")
@@ -101,6 +102,7 @@ def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, th
     from megalm.monitor.log import start_logging
     from megalm.training import pretrain
 
+    import_modules(config.extensions.import_module)
     context = RankContext.of(Mesh.of_config(config.parallel, environment.world_size), device)
     lock = assembly.open_run_folder(config, context)
     folder = assembly.run_folder(config)

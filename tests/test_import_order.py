@@ -13,7 +13,7 @@ import pytest
 import megalm
 
 ROOT = Path(megalm.__file__).parent
-L0 = {"errors", "randomness", "processes", "storage", "config"}
+L0 = {"errors", "randomness", "processes", "storage", "config", "tables"}
 L1 = {"kernels", "distributed", "monitor"}
 L2 = {"data", "objectives", "models"}
 L3 = {"parallel", "engine", "checkpoint", "resilience", "launching", "doctor"}
@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "processes": set(),
     "storage": {"errors"},
     "config": {"errors", "storage"},
+    "tables": {"errors", "config"},
     **dict.fromkeys(L1, L0),
     **{part: L0 | {"kernels"} for part in L2},
     **dict.fromkeys(L3, L0 | L1 | L2),

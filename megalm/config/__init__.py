@@ -13,6 +13,7 @@ Where to add
 
 from megalm.config.data import DataConfig, TokenizerConfig
 from megalm.config.deepspeed.write import engine_json, offloads_optimizer, zero_stage
+from megalm.config.extensions import ExtensionsConfig
 from megalm.config.kernels import KernelsConfig
 from megalm.config.merging.dump import dump_config
 from megalm.config.merging.flags import build_parser
@@ -33,6 +34,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EngineConfig",
+    "ExtensionsConfig",
     "KernelsConfig",
     "Loaded",
     "LoggingConfig",

@@ -1,6 +1,18 @@
 """What every configuration section shares: frozen, keyword-only, checked when built, help text under each field."""
 
+from dataclasses import dataclass
+
 from pydantic import BaseModel, ConfigDict
+
+
+@dataclass(frozen=True)
+class OpenChoice:
+    """Names that a setting knows by itself; modules of --import-module may add others.
+
+    Stands in the annotation of a field: `Annotated[str, OpenChoice(("adam", "lion"))]`.
+    """
+
+    names: tuple[str, ...]
 
 
 class Section(BaseModel):

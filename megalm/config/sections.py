@@ -2,6 +2,7 @@
 
 from megalm.config.base import Section
 from megalm.config.data import DataConfig, TokenizerConfig
+from megalm.config.extensions import ExtensionsConfig
 from megalm.config.kernels import KernelsConfig
 from megalm.config.model import ModelConfig
 from megalm.config.output import CheckpointConfig, LoggingConfig
@@ -26,3 +27,4 @@ class RunConfig(Section):
     engine: EngineConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig
+    extensions: ExtensionsConfig

@@ -1,10 +1,10 @@
 """How long, how fast and in which numbers the model trains."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megalm.config.base import Section
+from megalm.config.base import OpenChoice, Section
 
 DecayStyle = Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"]
 WsdDecayStyle = Literal["linear", "exponential", "cosine", "minus_sqrt"]
@@ -76,7 +76,7 @@ class TrainingConfig(Section):
 class OptimizerConfig(Section):
     """AdamW and its learning rate."""
 
-    optimizer: Literal["adam"] = "adam"
+    optimizer: Annotated[str, OpenChoice(("adam",))] = "adam"
     """Optimizer: adam is AdamW (decoupled weight decay)."""
     lr: float = Field(gt=0)
     """Peak learning rate."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from megalm.config.base import Section
+from megalm.config.base import OpenChoice, Section
 from megalm.config.merging.names import VALUE_ALIASES
 from megalm.config.merging.suggest import did_you_mean
 from megalm.config.sections import RunConfig
@@ -51,7 +51,7 @@ class Setting:
     @property
     def default(self) -> Any:
         """The default value; None where the help text tells the default or there is none."""
-        return None if self.required else self.info.default
+        return None if self.required or self.info.default == () else self.info.default
 
     @property
     def types(self) -> tuple[Any, ...]:
@@ -79,7 +79,12 @@ class Setting:
     def choices(self) -> tuple[str, ...]:
         """The words that a value may be; empty when it is free."""
         words = (typing.get_args(t) for t in self.types if typing.get_origin(t) is typing.Literal)
-        return tuple(str(word) for group in words for word in group)
+        return tuple(str(word) for group in words for word in group) + self.open_choices
+
+    @property
+    def open_choices(self) -> tuple[str, ...]:
+        """Words that a value may be, besides those that modules of --import-module add."""
+        return tuple(name for known in self.info.metadata if isinstance(known, OpenChoice) for name in known.names)
 
     @property
     def metavar(self) -> str:
@@ -111,6 +116,8 @@ class Setting:
         for choice in self.choices:
             if choice.lower() == word.lower():
                 return choice
+        if self.open_choices:
+            return word
         raise ValueError(f"must be one of {', '.join(self.choices)}{did_you_mean(word, self.choices)}")
 
     def _adapter(self) -> TypeAdapter[Any]:

@@ -4,9 +4,11 @@ A new rule is a function here and its name in `CHECKS`. What concerns one sectio
 `problems()`. Rules that need the number of ranks are in `layout_problems`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from megalm.config.base import OpenChoice
 from megalm.config.deepspeed.write import deepspeed_only, zero_stage
+from megalm.config.merging.suggest import did_you_mean
 from megalm.config.rules.layout import available_axes, sample_count
 from megalm.config.rules.pipeline import SCHEDULES, pipeline_problems, schedule_name
 from megalm.config.sections import RunConfig
@@ -20,6 +22,28 @@ def run_problems(config: RunConfig) -> list[str]:
 def sections(config: RunConfig) -> list[str]:
     """Each section's own problems."""
     return config.model.problems() + config.data.problems() + config.recompute.problems()
+
+
+def open_choices(config: RunConfig) -> list[str]:
+    """A name that megalm does not know comes from a module of the user's."""
+    if config.extensions.import_module:
+        return []
+    return [
+        f"{name}={value} must be one of {', '.join(known)}{did_you_mean(value, known)}; or name the module that adds "
+        "it: --import-module MODULE"
+        for name, value, known in _named(config)
+        if value not in known
+    ]
+
+
+def _named(config: RunConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """(setting, value, known names) of every setting that names an entry of a table."""
+    for _, section in config:
+        for name, info in type(section).model_fields.items():
+            value = getattr(section, name)
+            known = next((m.names for m in info.metadata if isinstance(m, OpenChoice)), None)
+            if known is not None and value is not None:
+                yield from ((name, word, known) for word in ([value] if isinstance(value, str) else value))
 
 
 def lengths(config: RunConfig) -> list[str]:
@@ -187,6 +211,7 @@ def pipeline_engine(config: RunConfig) -> list[str]:
 
 CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     sections,
+    open_choices,
     lengths,
     batch_sizes,
     learning_rate,
