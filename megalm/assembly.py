@@ -1,114 +1,149 @@
 """The parts of a run, built from its configuration in the order in which the data flows."""
 
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
-from megalm.checkpoint.run_folder import lock_run_folder, prepare_run_folder, set_aside
-from megalm.config import RunConfig, engine_json
+from megalm.checkpoint.run_folder import write_config
+from megalm.commands.generate import Sampler
+from megalm.config import RunConfig, dump_config, engine_json
 from megalm.config.model import ModelConfig
-from megalm.continuation import ResumePoint
-from megalm.data.loader import MicroBatchIterator, Transform, build_loader
-from megalm.data.samples.blended_dataset import BlendedDataset
-from megalm.data.samples.build import build_datasets
-from megalm.data.samples.gpt_dataset import SampleDataset
-from megalm.data.tokenizers import Tokenizer
+from megalm.config.rules.completion import complete_model
+from megalm.continuation import Progress, ResumePoint, restore
+from megalm.data.run_data import RunData
+from megalm.data.tokenizers import Tokenizer, open_tokenizer
 from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Axis
 from megalm.distributed.shards import Box, ShardSpec
 from megalm.engine.engine import Engine
 from megalm.engine.pipeline_gradients import PipelineSpec
-from megalm.errors import DataError, PlatformError
+from megalm.errors import PlatformError
 from megalm.kernels import apex, library
 from megalm.kernels.choice import FUSED, REFERENCE, Kernels
 from megalm.models.blocks.layers import use_kernels
 from megalm.models.dtypes import DTYPES
+from megalm.models.gpt.flops import training_flops_per_token
 from megalm.models.gpt.model import GPT
-from megalm.objectives.causal import CausalObjective
+from megalm.monitor.logger import MetricLogger
+from megalm.monitor.sinks import RunFacts, build_sinks
 from megalm.parallel.materialize import materialize
 from megalm.parallel.pipeline.chunks import TIED, ModelChunks, build_chunks
 from megalm.parallel.pipeline.plan import PipelinePlan
 from megalm.parallel.pipeline.runner import Pipeline
 from megalm.parallel.recompute import apply_recompute
 from megalm.parallel.region import TensorParallel
+from megalm.resilience.signals import StopRequest
 
 
-@dataclass(frozen=True)
-class Data:
-    """The datasets of a run (None: not used) and the objective that turns a sample into a batch row."""
+@dataclass
+class Run:
+    """Everything that the training loop works on."""
 
-    train: SampleDataset | None
-    valid: dict[str, SampleDataset]
-    """Validation sets by name; "" for the only one."""
-    test: SampleDataset | None
-    objective: Transform
-    train_names: tuple[str, ...] = ()
-    """Names of the datasets that the training samples come from."""
+    config: RunConfig
+    context: RankContext
+    data: RunData
+    engine: Engine
+    metric_logger: MetricLogger
+    progress: Progress
+    sampler: Sampler | None
+    """Continues --sample-prompt."""
+    stop: StopRequest
+    identity: dict[str, Any]
+    """What a checkpoint remembers of the run's inputs, to refuse others on resume."""
+    origin: Path | None
+    """The checkpoint that the run started from."""
+    total_iters: int
+    """Optimizer steps of the whole run."""
+    started: float
+    """When this start began, by the monotonic clock."""
+    saved_step: int
+    evaluated_step: int = -1
 
-    def order(self, consumed_samples: int) -> dict[str, Any] | None:
-        """What a checkpoint records of the training samples; None where their number says all."""
-        return asdict(self.train.record(consumed_samples)) if isinstance(self.train, BlendedDataset) else None
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of one optimizer step."""
+        return self.config.batch.global_size(self.data.size)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches that each rank accumulates in one optimizer step."""
+        return self.config.batch.accumulation(self.data.size)
+
+
+def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run:
+    """The parts of the run, in the order in which the data flows, with the checkpoint's state in them."""
+    started, device = time.monotonic(), context.device
+    tokenizer = on_all_ranks(device, lambda: open_tokenizer(config.tokenizer))
+    model = on_all_ranks(device, lambda: complete_model(config, tokenizer.vocab_size if tokenizer else None))
+    config = config.model_copy(update={"model": model})
+    identity = {"tokenizer": tokenizer.identity if tokenizer else None}
+    point = on_all_ranks(device, lambda: ResumePoint.of(config, identity))
+    sampler = on_all_ranks(device, lambda: Sampler.of(config, tokenizer))
+    global_batch_size = config.batch.global_size(context.mesh.size(Axis.DP))
+    total_iters = config.training.total_iters(global_batch_size, point.step, point.consumed_samples)
+    data = on_all_ranks(device, lambda: build_data(config, context, tokenizer, point, total_iters))
+    engine = build_model_and_engine(config, model, context)
+    if len(data.train_names) > 1:
+        engine.count_by_dataset(len(data.train_names))
+    progress = on_all_ranks(device, lambda: restore(engine, config, point))
+    return Run(
+        config=config,
+        context=context,
+        data=data,
+        engine=engine,
+        metric_logger=build_metric_logger(config, context, progress, total_iters),
+        progress=progress,
+        sampler=sampler,
+        stop=stop,
+        identity=identity,
+        origin=point.origin,
+        total_iters=total_iters,
+        started=started,
+        saved_step=progress.step if point.same_run else -1,
+    )
 
 
 def build_data(
-    config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None, global_batch_size: int, point: ResumePoint
-) -> Data:
-    """The datasets, each with as many samples as the run draws from it; training samples go on from `point`."""
-    training = config.training
-    assert model.vocab_size is not None
-    evaluated = training.eval_iters * global_batch_size
-    steps = training.total_iters(global_batch_size, point.step, point.consumed_samples) - point.step
-    trained = point.consumed_samples + max(0, steps) * global_batch_size
-    built = build_datasets(
-        config.data,
-        seq_length=config.batch.seq_length,
-        num_samples=(
-            0 if training.skip_train else trained,
-            None if config.data.full_validation and evaluated else evaluated,
-            evaluated,
-        ),
-        seed=training.seed,
-        vocab_size=model.vocab_size,
-        tokenizer_identity=tokenizer.identity if tokenizer else None,
-        record=point.order,
-    )
-    if isinstance(built.train, BlendedDataset) and built.train.samples_per_epoch < global_batch_size:
-        raise DataError(
-            f"the training data has {built.train.samples_per_epoch} samples of {config.batch.seq_length} tokens in one "
-            f"epoch, less than one global batch of {global_batch_size}; give more data, or a smaller "
-            "--global-batch-size or --seq-length"
-        )
-    objective = CausalObjective(
-        eod=tokenizer.eod if tokenizer else None,
-        eod_mask_loss=config.data.eod_mask_loss,
-        reset_position_ids=config.data.reset_position_ids,
-        reset_attention_mask=config.data.reset_attention_mask,
-    )
-    return Data(built.train, built.valid, built.test, objective, built.train_names)
-
-
-def loader(
-    config: RunConfig, data: Data, dataset: SampleDataset, context: RankContext, start: int, stop: int, workers: int
-) -> MicroBatchIterator:
-    """This rank's micro-batches of samples start..stop."""
+    config: RunConfig, context: RankContext, tokenizer: Tokenizer | None, point: ResumePoint, total_iters: int
+) -> RunData:
+    """The datasets of the run; training samples go on from `point`."""
     dp = context.mesh.size(Axis.DP)
-    blended = isinstance(dataset, BlendedDataset) and dataset.num_datasets > 1 and dataset is data.train
-    return build_loader(
-        dataset,
-        data.objective,
-        micro_batch_size=config.batch.micro_size,
-        global_batch_size=config.batch.global_size(dp),
-        start_sample=start,
-        stop_sample=stop,
+    steps = max(0, total_iters - point.step)
+    return RunData.build(
+        config,
+        tokenizer,
         rank=context.dp_rank,
         size=dp,
-        num_workers=workers,
         pin_memory=context.device.type == "cuda",
-        dataset_of=data.train.dataset_of if blended and isinstance(data.train, BlendedDataset) else None,
+        trained_samples=point.consumed_samples + steps * config.batch.global_size(dp),
+        record=point.order,
     )
+
+
+def build_metric_logger(config: RunConfig, context: RankContext, progress: Progress, total_iters: int) -> MetricLogger:
+    """Where the run reports to; the run folder gets the merged configuration too."""
+    folder = Path(config.checkpoint.save) if config.checkpoint.save else None
+    facts = RunFacts(
+        folder=folder,
+        resume_step=progress.step,
+        resume_samples=progress.consumed_samples,
+        total_iters=total_iters,
+    )
+    is_main = context.rank == 0
+    if is_main and folder is not None:
+        write_config(folder, dump_config(config))
+    logger = MetricLogger(
+        build_sinks(config.logging, facts) if is_main else [],
+        facts,
+        flops_per_token=training_flops_per_token(config.model, config.batch.seq_length),
+        ranks=context.mesh.world_size,
+    )
+    logger.text("config", dump_config(config))
+    return logger
 
 
 def build_model_and_engine(config: RunConfig, model: ModelConfig, context: RankContext) -> Engine:
@@ -186,37 +221,3 @@ def stage_by_stage(
         return PipelineSpec(pipeline=pipeline)
     names = dict(chunks[0 if context.groups.axis_rank(Axis.PP) == plan.ends[0] else -1].named_parameters())
     return PipelineSpec(pipeline=pipeline, shared=(names[TIED],), shared_over=ends)
-
-
-def run_folder(config: RunConfig) -> Path | None:
-    """The folder of --save."""
-    return Path(config.checkpoint.save) if config.checkpoint.save else None
-
-
-def open_run_folder(config: RunConfig, context: RankContext) -> TextIO | None:
-    """Make, probe and lock the run folder (rank 0 holds it while the returned file is open).
-
-    With --fresh an earlier run's files are set aside.
-    """
-    folder = run_folder(config)
-    if folder is None:
-        return None
-    on_all_ranks(context.device, lambda: prepare_run_folder(folder))
-    lock = on_all_ranks(context.device, lambda: lock_run_folder(folder) if context.rank == 0 else None)
-    if config.checkpoint.fresh:
-        on_all_ranks(context.device, lambda: set_aside(folder) if context.rank == 0 else None)
-    return lock
-
-
-ON_HOST = frozenset({"cu_seqlens"})
-"""Parts of a batch that the model reads on the host, where a copy on the device would make it wait."""
-
-
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch on `device`, but for what stays on the host."""
-    return {name: tensor if name in ON_HOST else tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def identity(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """What a checkpoint remembers of the run's inputs, to refuse others on resume (the data: see `Data.order`)."""
-    return {"tokenizer": tokenizer.identity if tokenizer else None}

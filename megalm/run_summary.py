@@ -4,23 +4,22 @@ from pathlib import Path
 
 import torch
 
-from megalm.assembly import Data
+from megalm.assembly import Run
 from megalm.config import RunConfig
 from megalm.continuation import Progress
+from megalm.data.run_data import RunData
 from megalm.data.samples.gpt_dataset import SampleDataset
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Axis
-from megalm.engine.engine import Engine
 from megalm.kernels import library
 from megalm.models.gpt.flops import num_parameters, training_flops_per_token
 from megalm.monitor.tables import count, summary
 from megalm.parallel.pipeline.plan import PipelinePlan
 
 
-def describe_run(
-    config: RunConfig, context: RankContext, data: Data, engine: Engine, progress: Progress, origin: Path | None
-) -> str:
+def describe_run(run: Run) -> str:
     """The text of the summary."""
+    config, context, engine = run.config, run.context, run.engine
     rows = [
         ("model", _model(config)),
         ("layout", f"{context.mesh}, ZeRO {engine.stage}, {engine.optimizer_name}"),
@@ -28,10 +27,10 @@ def describe_run(
         ("device", _device(context)),
         ("precision", _precision(config)),
         ("recompute", _recompute(config)),
-        ("batch", _batch(config, context, progress)),
-        ("data", _data(config, data)),
+        ("batch", _batch(run)),
+        ("data", _data(config, run.data)),
         ("kernels", _kernels(config, context)),
-        ("start", _start(progress, origin)),
+        ("start", _start(run.progress, run.origin)),
         ("run folder", config.checkpoint.save or "none: no checkpoint is written (--save DIR)"),
     ]
     return summary("megalm", rows)
@@ -82,11 +81,9 @@ def _recompute(config: RunConfig) -> str:
     return f"full, {recompute.recompute_method or 'uniform'}, {recompute.recompute_num_layers} layers"
 
 
-def _batch(config: RunConfig, context: RankContext, progress: Progress) -> str:
-    dp = context.mesh.size(Axis.DP)
-    batch = config.batch
-    size = batch.global_size(dp)
-    steps = config.training.total_iters(size, progress.step, progress.consumed_samples)
+def _batch(run: Run) -> str:
+    batch, dp = run.config.batch, run.data.size
+    size, steps = run.global_batch_size, run.total_iters
     return (
         f"{size} samples = {batch.micro_size} micro x {dp} dp x {batch.accumulation(dp)} accumulated, "
         f"{count(size * batch.seq_length)} tokens a step, {steps} steps = "
@@ -94,7 +91,7 @@ def _batch(config: RunConfig, context: RankContext, progress: Progress) -> str:
     )
 
 
-def _data(config: RunConfig, data: Data) -> str:
+def _data(config: RunConfig, data: RunData) -> str:
     if config.data.mock_data:
         return "generated tokens (--mock-data)"
     source = " ".join(config.data.data_path or config.data.train_data_path or ())

@@ -1,5 +1,6 @@
 """What a run's configuration, its checkpoint and its data make together."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from megalm import assembly
 from megalm.config import load_config
 from megalm.continuation import ResumePoint
 from megalm.data.indexed.writer import IndexedDatasetBuilder
+from megalm.distributed.mesh import Mesh
 from megalm.errors import DataError
 
 FLAGS = (
@@ -27,8 +29,10 @@ def prefix(tmp_path: Any) -> str:
 
 def build(prefix: str, flags: str, point: ResumePoint | None = None) -> Any:
     config = load_config([*FLAGS.split(), "--train-data-path", prefix, *flags.split()])
-    size = config.batch.global_size(1)
-    return assembly.build_data(config, config.model, None, size, point or ResumePoint()), config
+    point = point or ResumePoint()
+    total_iters = config.training.total_iters(config.batch.global_size(1), point.step, point.consumed_samples)
+    one_rank: Any = SimpleNamespace(mesh=Mesh(), dp_rank=0, device=SimpleNamespace(type="cpu"))
+    return assembly.build_data(config, one_rank, None, point, total_iters), config
 
 
 def test_less_data_than_a_global_batch_is_an_error_with_numbers(prefix: str) -> None:

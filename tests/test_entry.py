@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from small_job import quiet_environment, write_recipe
 
-from megalm import entry
 from megalm.errors import PlatformError
+from megalm.resilience import reporting
 
 FAILS = """
 import sys
 from megalm import entry
+from megalm.resilience import reporting
 
 def lose(*_):
     try:
@@ -22,7 +23,7 @@ def lose(*_):
         raise RuntimeError("[Stage 1] failed to run forward") from error
 
 entry._run = lose
-entry._WAIT_FOR_REPORT_S = 0.0
+reporting.WAIT_FOR_REPORT_S = 0.0
 entry.main(sys.argv[2:])
 """
 
@@ -52,10 +53,10 @@ def test_a_rank_that_leaves_the_word_to_rank_0_waits_as_long_as_that_may_still_n
     age: float, waits: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(entry, "seconds_since_start", lambda: age)
-    monkeypatch.setattr(entry.time, "sleep", slept.append)
-    monkeypatch.setattr(entry.signal, "signal", lambda *_: signal.SIG_DFL)
+    monkeypatch.setattr(reporting, "seconds_since_start", lambda: age)
+    monkeypatch.setattr(reporting.time, "sleep", slept.append)
+    monkeypatch.setattr(reporting.signal, "signal", lambda *_: signal.SIG_DFL)
     refused = PlatformError("each would train alone")
     refused.silent = True
-    entry._report(refused, 0)
+    reporting.report_failure(refused, 0)
     assert (slept, capsys.readouterr().err) == ([waits], "")

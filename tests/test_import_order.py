@@ -17,7 +17,7 @@ L0 = {"errors", "randomness", "processes", "storage", "config", "tables"}
 L1 = {"kernels", "distributed", "monitor"}
 L2 = {"data", "objectives", "models"}
 L3 = {"parallel", "engine", "checkpoint", "resilience", "launching", "doctor"}
-TOP = ("entry", "training", "run_summary", "assembly", "continuation", "cli", "commands", "planner")
+TOP = ("entry", "training", "evaluation", "run_summary", "assembly", "continuation", "cli", "commands", "planner")
 """What lies above the layers: each may import those after it, and everything below."""
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),

@@ -1,17 +1,43 @@
-"""The run folder (`--save`): made, probed, or set aside."""
+"""The run folder (`--save`): made, probed, locked, or set aside."""
 
+import contextlib
 import fcntl
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from megalm.checkpoint.format import LATEST
+from megalm.config.output import CheckpointConfig
+from megalm.distributed.collectives import on_all_ranks
+from megalm.distributed.context import RankContext
 from megalm.errors import CheckpointError
 from megalm.storage.durable import replace_text
 
 _ENTRIES = ("config.yaml", "metrics.jsonl", "tensorboard", "logs", LATEST)
+
+
+@contextlib.contextmanager
+def open_run_folder(checkpoint: CheckpointConfig, context: RankContext) -> Iterator[Path | None]:
+    """The run folder, made, probed and held for this job until the block ends; None without --save.
+
+    With --fresh an earlier run's files are set aside. Every rank calls it.
+
+    Raises:
+        CheckpointError: it cannot be written, or another job holds it.
+    """
+    if checkpoint.save is None:
+        yield None
+        return
+    folder, is_main = Path(checkpoint.save), context.rank == 0
+    on_all_ranks(context.device, lambda: prepare_run_folder(folder))
+    lock = on_all_ranks(context.device, lambda: lock_run_folder(folder) if is_main else None)
+    with lock or contextlib.nullcontext():
+        if checkpoint.fresh:
+            on_all_ranks(context.device, lambda: set_aside(folder) if is_main else None)
+        yield folder
 
 
 def prepare_run_folder(run: Path) -> None:

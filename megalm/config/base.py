@@ -15,6 +15,11 @@ class OpenChoice:
     names: tuple[str, ...]
 
 
+def as_list(value: object) -> object:
+    """A single word as a list of one, for settings that take several."""
+    return (value,) if isinstance(value, str) else value
+
+
 class Section(BaseModel):
     """One section of the run configuration.
 

@@ -1,8 +1,10 @@
 """What a run leaves behind, where it starts from, and what it says on the way."""
 
-from pydantic import Field
+from typing import Annotated
 
-from megalm.config.base import Section
+from pydantic import BeforeValidator, Field
+
+from megalm.config.base import OpenChoice, Section, as_list
 
 
 class CheckpointConfig(Section):
@@ -29,6 +31,13 @@ class CheckpointConfig(Section):
 
 class LoggingConfig(Section):
     """Terminal, metrics.jsonl and TensorBoard."""
+
+    sinks: Annotated[tuple[str, ...], OpenChoice(("terminal", "jsonl", "tensorboard")), BeforeValidator(as_list)] = (
+        "terminal",
+        "jsonl",
+        "tensorboard",
+    )
+    """Where metrics go. Default: terminal, jsonl (metrics.jsonl in the run folder) and tensorboard."""
 
     log_interval: int = Field(10, ge=1)
     """Steps between two lines in the terminal and in metrics.jsonl."""

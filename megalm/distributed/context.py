@@ -1,11 +1,14 @@
-"""What a process of a job is: its rank on the mesh, its groups and its device."""
+"""What a process of a job is: its rank on the mesh, its groups and its device; and how it becomes that."""
 
 from dataclasses import dataclass
 
 import torch
 
+from megalm.config.parallel import ParallelConfig
+from megalm.distributed.environment import LaunchEnvironment, choose_accelerator
 from megalm.distributed.groups import MeshGroups
 from megalm.distributed.mesh import Axis, Mesh
+from megalm.distributed.process_group import default_backend, rank_device, start_process_group
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,18 @@ class RankContext:
     def dp_rank(self) -> int:
         """Rank on the data-parallel axis."""
         return self.groups.axis_rank(Axis.DP)
+
+
+def join_job(parallel: ParallelConfig, environment: LaunchEnvironment) -> RankContext:
+    """Meet the other ranks of the job; this rank's context.
+
+    Raises:
+        PlatformError: the ranks do not meet in time, or there are more of them on this machine than GPUs.
+    """
+    backend = parallel.distributed_backend or default_backend()
+    choose_accelerator(backend == "nccl")
+    device = rank_device(environment, backend)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    start_process_group(environment, backend, parallel.distributed_timeout_minutes)
+    return RankContext.of(Mesh.of_config(parallel, environment.world_size), device)

@@ -5,21 +5,22 @@ from pathlib import Path
 
 from megalm.config import LoggingConfig
 from megalm.monitor.logger import MetricLogger
-from megalm.monitor.sinks.jsonl import MetricsFile, read_metrics
+from megalm.monitor.sinks import RunFacts, build_sinks
+from megalm.monitor.sinks.jsonl import JsonlSink, read_metrics
 
 
 def write(path: Path, steps: range, resume_step: int = 0, start: int = 1) -> None:
-    metrics = MetricsFile(path, resume_step=resume_step)
+    metrics = JsonlSink(path, resume_step=resume_step)
     for step in steps:
-        metrics.write({"step": step, "start": start})
+        metrics.row(step, {"step": step, "start": start})
     metrics.close()
 
 
 def test_rows_come_back_and_are_in_the_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    metrics = MetricsFile(path, resume_step=0)
-    metrics.write({"step": 1, "loss": 2.5, "note": "ß"})
-    metrics.write({"step": 2, "loss": math.nan})
+    metrics = JsonlSink(path, resume_step=0)
+    metrics.row(1, {"step": 1, "loss": 2.5, "note": "ß"})
+    metrics.row(2, {"step": 2, "loss": math.nan})
     first, second = read_metrics(path)
     assert first == {"step": 1, "loss": 2.5, "note": "ß"}
     assert second["loss"] is None, "strict JSON has no NaN"
@@ -59,17 +60,10 @@ def test_a_last_line_cut_by_a_kill_is_left_out_and_does_not_spoil_the_next_rows(
         assert [row["step"] for row in read_metrics(path)] == [*range(1, kept + 1), 5], f"{cut} bytes cut"
 
 
-def test_the_board_logs_at_its_interval_and_at_both_ends(tmp_path: Path) -> None:
-    metric_logger = MetricLogger(
-        LoggingConfig(log_interval=3),
-        folder=tmp_path,
-        is_main=True,
-        resume_step=4,
-        resume_samples=32,
-        total_iters=10,
-        flops_per_token=1.0,
-        ranks=1,
-    )
+def test_it_logs_at_its_interval_and_at_both_ends(tmp_path: Path) -> None:
+    facts = RunFacts(folder=tmp_path, resume_step=4, resume_samples=32, total_iters=10)
+    sinks = build_sinks(LoggingConfig(log_interval=3), facts)
+    metric_logger = MetricLogger(sinks, facts, flops_per_token=1.0, ranks=1)
     for step in range(5, 11):
         row = {"step": step, "consumed_samples": 8 * step, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 0.1}
         counts = {"global_batch_size": 8, "loss_scale": 1.0, "skipped_iterations": 0, "nan_iterations": 0}

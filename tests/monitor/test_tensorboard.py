@@ -9,7 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megalm.config import LoggingConfig
 from megalm.monitor.logger import MetricLogger
-from megalm.monitor.sinks.tensorboard import TensorBoard
+from megalm.monitor.sinks import RunFacts, build_sinks
+from megalm.monitor.sinks.tensorboard import TensorBoardSink
 
 BATCH = 8
 MEGATRON_TAGS = {"lm loss", "learning-rate", "grad-norm", "batch-size", "loss-scale", "params-norm", "iteration-time"}
@@ -34,9 +35,9 @@ def row(step: int, loss: float = 1.0) -> dict[str, Any]:
 
 
 def write(folder: Path, steps: range, resume_step: int, loss: float) -> None:
-    writer = TensorBoard(folder, resume_step=resume_step, resume_samples=BATCH * resume_step, queue_size=10)
+    writer = TensorBoardSink(folder, resume_step=resume_step, resume_samples=BATCH * resume_step, queue_size=10)
     for step in steps:
-        writer.write(row(step, loss) | {"iteration_time_s": 0.5, "tokens_per_s": 9.0})
+        writer.row(step, row(step, loss) | {"iteration_time_s": 0.5, "tokens_per_s": 9.0})
     writer.close()
 
 
@@ -52,10 +53,10 @@ def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_points_have_megatrons_tags_over_steps_and_over_samples(tmp_path: Path) -> None:
-    writer = TensorBoard(tmp_path, resume_step=0, resume_samples=0, queue_size=10)
-    writer.write(row(1, 5.0) | {"iteration_time_s": 0.5, "tokens_per_s": 9.0})
-    writer.write(row(2, 4.0))
-    writer.write({"step": 2, "consumed_samples": 16, "validation_loss": 4.5, "validation_ppl": 90.0})
+    writer = TensorBoardSink(tmp_path, resume_step=0, resume_samples=0, queue_size=10)
+    writer.row(1, row(1, 5.0) | {"iteration_time_s": 0.5, "tokens_per_s": 9.0})
+    writer.row(2, row(2, 4.0))
+    writer.row(2, {"step": 2, "consumed_samples": 16, "validation_loss": 4.5, "validation_ppl": 90.0})
     writer.close()
     scalars = read(tmp_path)
     twins = {f"{tag} vs samples" for tag in WITH_TWIN | VALIDATION_TAGS}
@@ -80,24 +81,17 @@ def test_after_a_resume_there_is_one_point_a_step_and_the_past_is_kept(tmp_path:
 
 
 def metric_logger(folder: Path | None, *, is_main: bool = True, resume_step: int = 0, **logging: Any) -> MetricLogger:
-    return MetricLogger(
-        LoggingConfig(**logging),
-        folder=folder,
-        is_main=is_main,
-        resume_step=resume_step,
-        resume_samples=BATCH * resume_step,
-        total_iters=9,
-        flops_per_token=6.0,
-        ranks=1,
-    )
+    facts = RunFacts(folder=folder, resume_step=resume_step, resume_samples=BATCH * resume_step, total_iters=9)
+    sinks = build_sinks(LoggingConfig(**logging), facts) if is_main else []
+    return MetricLogger(sinks, facts, flops_per_token=6.0, ranks=1)
 
 
-def test_the_board_writes_every_step_and_the_configuration(tmp_path: Path) -> None:
+def test_it_writes_every_step_and_the_configuration(tmp_path: Path) -> None:
     shown = metric_logger(tmp_path, log_interval=100)
-    shown.show_config("lr: 0.1")
+    shown.text("config", "lr: 0.1")
     for step in range(1, 4):
         shown.step(row(step), tokens=64, data_wait_s=0.01)
-    shown.validation("validation", {"step": 3, "consumed_samples": 24, "validation_loss": 4.0, "validation_ppl": 50.0})
+    shown.evaluation({"step": 3, "consumed_samples": 24, "validation_loss": 4.0, "validation_ppl": 50.0})
     shown.close()
     scalars = read(tmp_path / "tensorboard")
     assert [step for step, _ in scalars["lm loss"]] == [1, 2, 3]
@@ -122,7 +116,7 @@ def test_the_interval_of_points_and_another_folder_are_respected(tmp_path: Path)
 def test_only_one_rank_writes(tmp_path: Path) -> None:
     silent = metric_logger(tmp_path, is_main=False)
     silent.step(row(1), tokens=64, data_wait_s=0.0)
-    silent.validation("validation", {"step": 1, "consumed_samples": 8, "validation_loss": 4.0, "validation_ppl": 50.0})
+    silent.evaluation({"step": 1, "consumed_samples": 8, "validation_loss": 4.0, "validation_ppl": 50.0})
     silent.close()
     assert list(tmp_path.iterdir()) == []
 

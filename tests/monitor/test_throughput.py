@@ -1,10 +1,12 @@
 """Speed counts training time only: what is paused does not slow it down."""
 
+from typing import Any
+
 import pytest
 
-from megalm.config import LoggingConfig
 from megalm.monitor import throughput
 from megalm.monitor.logger import MetricLogger
+from megalm.monitor.sinks import Cadence, RunFacts
 from megalm.monitor.throughput import Throughput
 
 
@@ -63,27 +65,31 @@ def test_a_new_interval_forgets_the_old_one_and_its_pauses(clock: Clock) -> None
     )
 
 
-def test_the_boards_two_meters_are_both_paused(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    metric_logger = MetricLogger(
-        LoggingConfig(log_interval=2),
-        folder=None,
-        is_main=False,
-        resume_step=0,
-        resume_samples=0,
-        total_iters=4,
-        flops_per_token=1.0,
-        ranks=1,
-    )
-    points: list[dict[str, float]] = []
-    monkeypatch.setattr(metric_logger, "_to_tensorboard", points.append)
-    lines: list[dict[str, float]] = []
-    monkeypatch.setattr(metric_logger, "_to_metrics", lines.append)
+class Kept:
+    """A sink that keeps what it gets."""
+
+    def __init__(self, cadence: Cadence) -> None:
+        self.cadence = cadence
+        self.rows: list[dict[str, Any]] = []
+
+    def row(self, step: int, values: dict[str, Any]) -> None:
+        self.rows.append(values)
+
+    def text(self, name: str, text: str, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_each_sink_has_the_speed_of_its_own_interval_and_every_meter_is_paused(clock: Clock) -> None:
+    points, lines = Kept(Cadence(1)), Kept(Cadence(2, at_ends=True))
+    facts = RunFacts(folder=None, resume_step=0, resume_samples=0, total_iters=4)
+    metric_logger = MetricLogger([points, lines], facts, flops_per_token=1.0, ranks=1)
     for step in range(1, 5):
         clock.now += 1
         metric_logger.step({"step": step}, tokens=7, data_wait_s=0.0)
         metric_logger.pause()
         clock.now += 30
         metric_logger.resume()
-    assert [row["iteration_time_s"] for row in points] == pytest.approx([1, 1, 1, 1])
-    assert [row["step"] for row in lines] == [1, 2, 4]
-    assert [row["iteration_time_s"] for row in lines] == pytest.approx([1, 1, 1])
+    assert [row["iteration_time_s"] for row in points.rows] == pytest.approx([1, 1, 1, 1])
+    assert [row["step"] for row in lines.rows] == [1, 2, 4]
+    assert [row["iteration_time_s"] for row in lines.rows] == pytest.approx([1, 1, 1])

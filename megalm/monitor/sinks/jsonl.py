@@ -2,33 +2,47 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megalm.config.output import LoggingConfig
+from megalm.monitor.sinks.base import EVERY_STEP, Cadence, RunFacts
 from megalm.storage.durable import replace_text
 
 
-class MetricsFile:
+class JsonlSink:
     """Appends rows to a run's metrics.jsonl; rows after the step that a run resumes from are dropped first."""
 
-    def __init__(self, path: Path, *, resume_step: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, resume_step: int, cadence: Cadence = EVERY_STEP) -> None:
+        self.path, self.cadence = path, cadence
         if path.exists():
             rows = [row for row in read_metrics(path) if row["step"] <= resume_step]
             replace_text(path, "".join(_line(row) for row in rows))
         self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
-    def write(self, row: dict[str, Any]) -> None:
+    @classmethod
+    def build(cls, config: LoggingConfig, facts: RunFacts) -> "JsonlSink | None":
+        """The sink of a run with a folder."""
+        if facts.folder is None:
+            return None
+        cadence = Cadence(config.log_interval, at_ends=True)
+        return cls(facts.folder / "metrics.jsonl", resume_step=facts.resume_step, cadence=cadence)
+
+    def row(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one row; it is in the file when this returns."""
-        self._stream.write(_line(row))
+        self._stream.write(_line(values))
         self._stream.flush()
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Nothing: the file holds numbers."""
 
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: Mapping[str, Any]) -> str:
     """One row as strict JSON: what is not finite is null."""
     finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
     return json.dumps(finite, allow_nan=False) + "\n"

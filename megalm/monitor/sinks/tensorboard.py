@@ -1,61 +1,77 @@
 """TensorBoard scalars under Megatron-LM's tags, each also over consumed samples ("... vs samples")."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
-TRAIN_TAGS = {
-    "loss": "lm loss",
-    "learning_rate": "learning-rate",
-    "grad_norm": "grad-norm",
-    "global_batch_size": "batch-size",
-    "loss_scale": "loss-scale",
-    "iteration_time_s": "iteration-time",
-    "params_norm": "params-norm",
-    "tokens_per_s": "throughput/tokens-per-s",
-    "tflops_per_rank": "throughput/model-tflops-per-rank",
-    "data_wait_s": "data/wait-s",
-    "memory_bytes": "mem-max-allocated-bytes",
-}
-VALIDATION_TAGS = {"validation_loss": "lm loss validation", "validation_ppl": "lm loss validation ppl"}
-_OVER_SAMPLES = {"loss", "learning_rate", "grad_norm", "global_batch_size", "loss_scale", *VALIDATION_TAGS}
+from megalm.config.output import LoggingConfig
+from megalm.monitor.names import is_over_samples, tag_of
+from megalm.monitor.sinks.base import EVERY_STEP, Cadence, RunFacts
 
 
-class TensorBoard:
-    """Writes metric rows (see monitor.metrics) as scalars; what an earlier start wrote past the resume point vanishes.
+class TensorBoardSink:
+    """Writes rows as scalars; what an earlier start wrote past the resume point vanishes.
 
     The "vs samples" twins are in a folder of their own, since a purge drops all points past one number: step 5 would
-    take the samples 8, 16, ... with it.
+    take the samples 8, 16, ... with it. TensorBoard is imported with the first point, so that the first step does not
+    wait for it.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int, resume_samples: int, queue_size: int) -> None:
-        options = {"max_queue": queue_size, "flush_secs": 10}
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1, **options)
-        twins = str(folder / "vs_samples")
-        self._samples_writer = SummaryWriter(twins, purge_step=resume_samples + 1, **options)
+    def __init__(
+        self, folder: Path, *, resume_step: int, resume_samples: int, queue_size: int, cadence: Cadence = EVERY_STEP
+    ) -> None:
+        self.cadence = cadence
+        self._folder, self._queue_size = folder, queue_size
+        self._purge_step, self._purge_samples = resume_step + 1, resume_samples + 1
+        self._writers: tuple[Any, Any] | None = None
+        self._config: str | None = None
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Add one point for each known metric in `row`; "loss/NAME" is the loss of one dataset, tag "lm loss NAME"."""
-        tags = TRAIN_TAGS | VALIDATION_TAGS
-        for full_name, value in row.items():
-            name, _, dataset = full_name.partition("/")
-            if name not in tags:
+    @classmethod
+    def build(cls, config: LoggingConfig, facts: RunFacts) -> "TensorBoardSink | None":
+        """The sink of a run with a folder, or with --tensorboard-dir."""
+        folder = config.tensorboard_dir or (facts.folder / "tensorboard" if facts.folder else None)
+        if folder is None:
+            return None
+        return cls(
+            Path(folder),
+            resume_step=facts.resume_step,
+            resume_samples=facts.resume_samples,
+            queue_size=config.tensorboard_queue_size,
+            cadence=Cadence(config.tensorboard_log_interval),
+        )
+
+    def row(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add one point for each known metric; "loss/NAME" is the loss of one dataset, tag "lm loss NAME"."""
+        over_steps, over_samples = self._open()
+        for key, value in values.items():
+            tag = tag_of(key)
+            if tag is None:
                 continue
-            tag = f"{tags[name]} {dataset}" if dataset else tags[name]
-            self._writer.add_scalar(tag, value, row["step"])
-            if name in _OVER_SAMPLES:
-                self._samples_writer.add_scalar(f"{tag} vs samples", value, row["consumed_samples"])
+            over_steps.add_scalar(tag, value, step)
+            if is_over_samples(key):
+                over_samples.add_scalar(f"{tag} vs samples", value, values["consumed_samples"])
 
-    def write_config(self, text: str) -> None:
-        """Show the run's configuration in the Text tab."""
-        self._writer.add_text("config", "```yaml\n" + text + "\n```")
-
-    def write_text(self, tag: str, text: str, step: int) -> None:
-        """Show text in the Text tab."""
-        self._writer.add_text(tag, text, step)
+    def text(self, name: str, text: str, step: int) -> None:
+        """Show text in the Text tab; the configuration comes with the first point."""
+        if name == "config":
+            self._config = text
+        else:
+            self._open()[0].add_text(name, text, step)
 
     def close(self) -> None:
         """Write what is still queued."""
-        self._writer.close()
-        self._samples_writer.close()
+        for writer in self._writers or ():
+            writer.close()
+
+    def _open(self) -> tuple[Any, Any]:
+        if self._writers is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            options = {"max_queue": self._queue_size, "flush_secs": 10}
+            self._writers = (
+                SummaryWriter(str(self._folder), purge_step=self._purge_step, **options),
+                SummaryWriter(str(self._folder / "vs_samples"), purge_step=self._purge_samples, **options),
+            )
+            if self._config is not None:
+                self._writers[0].add_text("config", "```yaml\n" + self._config + "\n```")
+        return self._writers

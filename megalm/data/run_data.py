@@ -1,0 +1,114 @@
+"""The data of a run: its datasets, its objective, and this rank's micro-batches of them."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from megalm.config.sections import RunConfig
+from megalm.data.loader import MicroBatchIterator, Transform, build_loader
+from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
+from megalm.data.samples.build import build_datasets
+from megalm.data.samples.gpt_dataset import SampleDataset
+from megalm.data.tokenizers import Tokenizer
+from megalm.errors import DataError
+from megalm.objectives.causal import CausalObjective
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """The datasets of a run (None: not used), the objective that turns a sample into a batch row, and the rank's share.
+
+    `rank` of `size` data-parallel ranks.
+    """
+
+    config: RunConfig
+    rank: int
+    size: int
+    pin_memory: bool
+    objective: Transform
+    train: SampleDataset | None
+    valid: dict[str, SampleDataset]
+    """Validation sets by name; "" for the only one."""
+    test: SampleDataset | None
+    train_names: tuple[str, ...] = ()
+    """Names of the datasets that the training samples come from."""
+
+    @classmethod
+    def build(
+        cls,
+        config: RunConfig,
+        tokenizer: Tokenizer | None,
+        *,
+        rank: int,
+        size: int,
+        pin_memory: bool,
+        trained_samples: int,
+        record: OrderRecord | None,
+    ) -> "RunData":
+        """The datasets, each with as many samples as the run draws from it: `trained_samples` for training.
+
+        `record` is the order of the training samples up to the checkpoint that the run goes on from.
+
+        Raises:
+            DataError, CheckpointError: as `build_datasets`; or an epoch is less than one global batch.
+        """
+        training, global_batch_size = config.training, config.batch.global_size(size)
+        assert config.model.vocab_size is not None, "complete_model fills it in"
+        evaluated = training.eval_iters * global_batch_size
+        built = build_datasets(
+            config.data,
+            seq_length=config.batch.seq_length,
+            num_samples=(
+                0 if training.skip_train else trained_samples,
+                None if config.data.full_validation and evaluated else evaluated,
+                evaluated,
+            ),
+            seed=training.seed,
+            vocab_size=config.model.vocab_size,
+            tokenizer_identity=tokenizer.identity if tokenizer else None,
+            record=record,
+        )
+        if isinstance(built.train, BlendedDataset) and built.train.samples_per_epoch < global_batch_size:
+            raise DataError(
+                f"the training data has {built.train.samples_per_epoch} samples of {config.batch.seq_length} tokens in "
+                f"one epoch, less than one global batch of {global_batch_size}; give more data, or a smaller "
+                "--global-batch-size or --seq-length"
+            )
+        objective = CausalObjective(
+            eod=tokenizer.eod if tokenizer else None,
+            eod_mask_loss=config.data.eod_mask_loss,
+            reset_position_ids=config.data.reset_position_ids,
+            reset_attention_mask=config.data.reset_attention_mask,
+        )
+        return cls(
+            config=config,
+            rank=rank,
+            size=size,
+            pin_memory=pin_memory,
+            objective=objective,
+            train=built.train,
+            valid=built.valid,
+            test=built.test,
+            train_names=built.train_names,
+        )
+
+    def order(self, consumed_samples: int) -> dict[str, Any] | None:
+        """What a checkpoint records of the training samples; None where their number says all."""
+        return asdict(self.train.record(consumed_samples)) if isinstance(self.train, BlendedDataset) else None
+
+    def batches(self, dataset: SampleDataset, start: int, stop: int, *, workers: int) -> MicroBatchIterator:
+        """This rank's micro-batches of samples start..stop of all ranks."""
+        blended = isinstance(dataset, BlendedDataset) and dataset.num_datasets > 1 and dataset is self.train
+        batch = self.config.batch
+        return build_loader(
+            dataset,
+            self.objective,
+            micro_batch_size=batch.micro_size,
+            global_batch_size=batch.global_size(self.size),
+            start_sample=start,
+            stop_sample=stop,
+            rank=self.rank,
+            size=self.size,
+            num_workers=workers,
+            pin_memory=self.pin_memory,
+            dataset_of=self.train.dataset_of if blended and isinstance(self.train, BlendedDataset) else None,
+        )

@@ -1,0 +1,63 @@
+"""What is measured between steps: the loss on validation and test sets, and a sample of what the model writes."""
+
+import math
+from itertools import islice
+from typing import Any
+
+import torch
+
+from megalm.assembly import Run
+from megalm.data.batch import to_device
+from megalm.data.samples.gpt_dataset import SampleDataset
+from megalm.data.samples.source import Padded
+
+
+def evaluate(run: Run, sets: dict[str, SampleDataset], name: str) -> None:
+    """Report the loss on each of `sets`, on the same samples every time, and on all of them together."""
+    if not sets or run.config.training.eval_iters == 0:
+        return
+    run.metric_logger.pause()
+    row: dict[str, Any] = {"step": run.progress.step, "consumed_samples": run.progress.consumed_samples}
+    total = torch.zeros(2, dtype=torch.float64, device=run.context.device)
+    for own_name, dataset in sets.items():
+        sums = evaluation_sums(run, dataset, whole=run.config.data.full_validation and name == "validation")
+        if own_name:
+            row |= loss_and_perplexity(run.engine.mean_over_ranks(sums.clone()), name, f"/{own_name}")
+        total += sums
+    run.metric_logger.evaluation(row | loss_and_perplexity(run.engine.mean_over_ranks(total), name))
+    run.evaluated_step = run.progress.step
+    run.metric_logger.resume()
+
+
+def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.Tensor:
+    """This rank's (sum of losses, tokens) over the first eval_iters batches of a dataset, or the `whole` of it."""
+    size = run.global_batch_size
+    if whole or len(dataset) < run.config.training.eval_iters * size:
+        dataset = Padded(dataset, size)
+    samples = len(dataset) if whole else min(len(dataset), run.config.training.eval_iters * size)
+    sums = torch.zeros(2, dtype=torch.float64, device=run.context.device)
+    batches = run.data.batches(dataset, 0, samples, workers=0)
+    while parts := list(islice(batches, run.accumulation)):
+        sums += run.engine.eval_step([to_device(part, run.context.device) for part in parts])
+    return sums
+
+
+def loss_and_perplexity(loss: float, name: str, suffix: str = "") -> dict[str, float]:
+    """What is reported of one evaluation."""
+    return {f"{name}_loss{suffix}": loss, f"{name}_ppl{suffix}": math.exp(min(loss, 20.0))}
+
+
+def evaluate_at_end(run: Run) -> None:
+    """The last evaluation, on validation and test sets."""
+    if run.evaluated_step != run.progress.step:
+        evaluate(run, run.data.valid, "validation")
+        show_sample(run)
+    evaluate(run, {} if run.data.test is None else {"": run.data.test}, "test")
+
+
+def show_sample(run: Run) -> None:
+    """Report how the model continues --sample-prompt."""
+    if run.sampler is not None:
+        run.metric_logger.pause()
+        run.metric_logger.text("sample", run.sampler.text(run.engine), run.progress.step)
+        run.metric_logger.resume()

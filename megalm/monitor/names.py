@@ -1,0 +1,46 @@
+"""Names of metrics: the keys of rows, and Megatron-LM's tags for them.
+
+A row is a dict with `step`, `consumed_samples` and any of these keys. "loss" is the loss that is trained on, and
+"loss/NAME" that of one dataset of a blend; further named losses of an objective are "NAME_loss". An evaluation of the
+set SET has "validation_loss", "validation_ppl", "validation_loss/SET" and so on.
+"""
+
+import re
+
+TAGS = {
+    "loss": "lm loss",
+    "learning_rate": "learning-rate",
+    "grad_norm": "grad-norm",
+    "global_batch_size": "batch-size",
+    "loss_scale": "loss-scale",
+    "iteration_time_s": "iteration-time",
+    "params_norm": "params-norm",
+    "tokens_per_s": "throughput/tokens-per-s",
+    "tflops_per_rank": "throughput/model-tflops-per-rank",
+    "data_wait_s": "data/wait-s",
+    "memory_bytes": "mem-max-allocated-bytes",
+    "validation_loss": "lm loss validation",
+    "validation_ppl": "lm loss validation ppl",
+}
+"""Key of a row -> tag."""
+_OVER_SAMPLES = {
+    *("loss", "learning_rate", "grad_norm", "global_batch_size", "loss_scale"),
+    *("validation_loss", "validation_ppl"),
+}
+_NAMED_LOSS = re.compile(r"(validation_)?(\w+)_loss")
+NOT_A_NAMED_LOSS = {"validation_loss", "test_loss"}
+
+
+def tag_of(key: str) -> str | None:
+    """The tag of a key of a row; None for what is not shown as a curve."""
+    name, _, part = key.partition("/")
+    tag = TAGS.get(name)
+    if tag is None and name not in NOT_A_NAMED_LOSS and (match := _NAMED_LOSS.fullmatch(name)):
+        tag = f"{match[2]} loss" + (" validation" if match[1] else "")
+    return tag if tag is None or not part else f"{tag} {part}"
+
+
+def is_over_samples(key: str) -> bool:
+    """Whether the curve has a twin over consumed samples."""
+    name = key.partition("/")[0]
+    return name in _OVER_SAMPLES or (name not in TAGS and tag_of(key) is not None)
