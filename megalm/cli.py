@@ -25,6 +25,10 @@ _COMMANDS = {
     "generate": ("megalm.commands.generate", "continue a prompt with a trained model"),
     "plan": ("megalm.planner.command", "say what a run needs: memory, communication, pipeline bubble; starts nothing"),
     "kernels": ("megalm.kernels.command", "build the fused kernels, or say what a run would use"),
+    "shipped": (
+        "megalm.shipped",
+        "print the folder of what comes with megalm: recipes, DeepSpeed JSONs, launch scripts, kernels' sources",
+    ),
     "report": ("megalm.commands.report", "say how a run went: losses, checkpoint, a sample, how to continue"),
 }
 """Command -> (module with add_arguments and run, one line of help)."""

@@ -133,7 +133,7 @@ def build(folder: Path | None = None, cxx: str | None = None) -> Path:
     """
     folder = folder or default_cache()
     if not SOURCES.is_dir():
-        raise BuildError(f"the kernels' sources are not at {SOURCES} (they come with a checkout)")
+        raise BuildError(f"the kernels' sources are not at {SOURCES}; they come with megalm: install it again")
     toolchain = Toolchain.find(cxx)
     key = toolchain.key()
     library = folder / f"libmegalm-{key}.so"

@@ -3,8 +3,10 @@
 import shutil
 from pathlib import Path
 
-SOURCES = Path(__file__).resolve().parents[2] / "csrc"
-"""The kernels' sources: beside the package in a checkout."""
+from megalm.shipped import shipped_folder
+
+SOURCES = shipped_folder() / "csrc"
+"""The kernels' sources."""
 _COMPILERS = ("c++", "g++", "clang++")
 
 

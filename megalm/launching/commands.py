@@ -28,7 +28,7 @@ def commands(launcher: str, job: Job, hosts: Hosts, mpi: str = "openmpi") -> lis
     Raises:
         ConfigError: the launcher needs to know more.
     """
-    training = job.training_command(job.elements[0])
+    training = job.training_command(job.elements[0], "--module" if launcher == "deepspeed" else "-m")
     if launcher == "srun":
         return [_srun(job, training)]
     if launcher == "deepspeed":

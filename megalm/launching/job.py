@@ -28,6 +28,7 @@ class Job:
     """A training command and the nodes that it asks for."""
 
     script: str
+    """A file, or a module's name."""
     flags: tuple[str, ...]
     """Of the training command, without --save and --fresh."""
     nodes: int
@@ -49,6 +50,8 @@ class Job:
     array_limit: int | None = None
     cpus_per_task: int | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    is_module: bool = False
+    """What `script` is."""
     command: str = ""
     """The command that describes this job, for the script's first lines."""
 
@@ -62,11 +65,15 @@ class Job:
         """The interpreter: this one, or the container's."""
         return "python" if self.site.container_image else sys.executable
 
-    def training_command(self, element: Element) -> list[str]:
+    def training_script(self, module_flag: str = "-m") -> list[str]:
+        """The words that name what is run; `module_flag` is the launcher's word before a module."""
+        return [module_flag, self.script] if self.is_module else [self.script]
+
+    def training_command(self, element: Element, module_flag: str = "-m") -> list[str]:
         """The training command of one run as it is typed without a launcher."""
         fresh = ["--fresh"] if self.fresh else []
         save = ["--save", str(element.run)] if element.run != Path() else []
-        return [self.script, *self.flags, *element.flags, *save, *fresh]
+        return [*self.training_script(module_flag), *self.flags, *element.flags, *save, *fresh]
 
 
 def program(name: str) -> str:

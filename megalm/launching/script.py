@@ -191,7 +191,7 @@ def srun_options(job: Job) -> list[str]:
 
 def _rank_command(job: Job) -> str:
     """What one task runs, before the flags."""
-    command = shlex.join([job.python, "-u", job.script])
+    command = shlex.join([job.python, "-u", *job.training_script()])
     site = job.site
     if site.container_image and site.container_runtime == "apptainer":
         binds = shlex.quote(",".join(_mounts(job)))

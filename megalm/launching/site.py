@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from megalm.config.base import Section
 from megalm.config.merging.suggest import did_you_mean
 from megalm.errors import ConfigError
+from megalm.shipped import shipped_hint
 
 
 class Site(Section):
@@ -73,7 +74,9 @@ def _parse(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"--site {path} cannot be read: {error.strerror}; correct the path") from None
+        raise ConfigError(
+            f"--site {path} cannot be read: {error.strerror}; correct the path{shipped_hint(path)}"
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"--site {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict | None):

@@ -1,6 +1,7 @@
 """`megalm submit`: a training command as a SLURM job, or by another launcher. All is checked first."""
 
 import argparse
+import importlib.util
 import itertools
 import os
 import shlex
@@ -25,6 +26,9 @@ from megalm.storage.durable import replace_text
 
 TAKES_RUN_FLAGS = True
 """What this command does not know itself it hands to the training script."""
+_SCRIPT = "launch/pretrain_gpt.py"
+_MODULE = f"megalm.{Path(_SCRIPT).stem}"
+"""What the ranks run where there is no checkout; it does the same."""
 _SITE_OPTIONS = (
     "partition", "account", "qos", "constraint", "sbatch", "network_interface", "container_image", "container_mounts",
     "container_runtime",
@@ -40,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("--config", action="append", default=[], metavar="FILE", help="recipe of the run, as for the training script")
-    add("--script", default="launch/pretrain_gpt.py", metavar="FILE", help="training script (default: %(default)s)")
+    add("--script", default=_SCRIPT if Path(_SCRIPT).is_file() else _MODULE, metavar="FILE", help="training script, or "
+        f"the name of a module (default: {_SCRIPT} where it exists, else {_MODULE})")  # fmt: skip
     add("--launcher", choices=LAUNCHERS, default="slurm", help="slurm submits a batch script; the others start the "
         "ranks now, by one command, which is printed (default: %(default)s)")  # fmt: skip
     add("--dry-run", action="store_true", help="print the batch script or the command, and do nothing")
@@ -137,8 +142,9 @@ def describe(arguments: argparse.Namespace, run_flags: list[str]) -> Job:
     """
     if arguments.ntasks_per_node is None:
         arguments.ntasks_per_node = arguments.gpus_per_node or 1
-    if not Path(arguments.script).is_file():
-        raise ConfigError(f"--script {arguments.script} does not exist; run in the checkout, or name the script")
+    is_module = not Path(arguments.script).is_file()
+    if is_module and not _is_importable(arguments.script):
+        raise ConfigError(f"--script {arguments.script} does not exist; name a training script, or a module: {_MODULE}")
     submits = arguments.launcher == "slurm"
     flags = _training_flags(arguments, run_flags)
     elements, config = _elements(arguments, flags)
@@ -169,9 +175,18 @@ def describe(arguments: argparse.Namespace, run_flags: list[str]) -> Job:
         array_limit=arguments.array_limit,
         cpus_per_task=arguments.cpus_per_task,
         environment=captured_environment(),
+        is_module=is_module,
         command=shlex.join(["megalm", *(word for word in arguments.words if word != "--dry-run")]),
     )
     return job
+
+
+def _is_importable(name: str) -> bool:
+    """Whether this is a module's name; imports the packages above it."""
+    try:
+        return all(map(str.isidentifier, name.split("."))) and importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
 
 
 def _site(arguments: argparse.Namespace) -> Site:

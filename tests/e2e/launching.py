@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -64,6 +65,18 @@ def run(
         output, _ = process.communicate()
         raise AssertionError(f"{command} did not end within {timeout} s:\n{output}") from None
     return Finished(process.returncode, output)
+
+
+def copy_repository(folder: Path) -> None:
+    """Copy the repository's files as git sees them into `folder`."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in listed.splitlines():
+        if (REPOSITORY / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, folder / name)
 
 
 def free_port() -> int:

@@ -234,6 +234,34 @@ def test_commands_of_several_nodes(capsys: pytest.CaptureFixture[str], tmp_path:
     assert [line.split("--node-rank ")[1][0] for line in torchrun] == ["0", "1"]
 
 
+@pytest.mark.parametrize(
+    ("launcher", "words"),
+    [
+        ("slurm", "-u -m megalm.pretrain_gpt "), ("srun", "-u -m megalm.pretrain_gpt --config"),
+        ("deepspeed", "--num_accelerators 2 --module megalm.pretrain_gpt --config"),
+        ("torchrun", " -m megalm.pretrain_gpt --config"), ("mpirun", "-u -m megalm.pretrain_gpt --config"),
+        ("local", "--nproc-per-node 2 -m megalm.pretrain_gpt --config"),
+    ],
+)  # fmt: skip
+def test_without_a_checkout_ranks_run_the_module(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ("--launcher", launcher, "--ntasks-per-node", "2", "--time", "10")
+    code, said, errors = submit(capsys, tmp_path, *asked)
+    assert code == 0, errors
+    assert words in said
+
+
+def test_any_module_can_be_the_training_script(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = submit(capsys, tmp_path, "--launcher", "deepspeed", "--script", "megalm.pretrain_gpt")[1]
+    assert "--module megalm.pretrain_gpt --config" in said
+    for wrong in ("megalm.pretrain_bart", "no_such_package.pretrain"):
+        code, _, errors = submit(capsys, tmp_path, "--launcher", "deepspeed", "--script", wrong)
+        assert code == 2
+        assert f"--script {wrong} does not exist; name a training script, or a module: megalm.pretrain_gpt" in errors
+
+
 @pytest.mark.parametrize("line", ["n1", "n1 slots=x", "-oProxyCommand=x slots=1", "n1 slots=1 more"])
 def test_hostfiles_are_checked(line: str, tmp_path: Path) -> None:
     path = tmp_path / "hosts"

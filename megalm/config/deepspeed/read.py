@@ -13,6 +13,7 @@ from typing import Any
 from megalm.config.deepspeed.vocabulary import REMOVED, UNSUPPORTED_JSON, VOCABULARY
 from megalm.config.merging.settings import Given
 from megalm.config.merging.suggest import did_you_mean
+from megalm.shipped import shipped_hint
 
 KeyPath = tuple[str, ...]
 
@@ -50,7 +51,7 @@ def read_deepspeed_json(path: str) -> DeepSpeedJson:
         return document
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        document.problems.append(f"deepspeed_config={path} cannot be read: {reason}")
+        document.problems.append(f"deepspeed_config={path} cannot be read: {reason}{shipped_hint(path)}")
         return document
     if not isinstance(data, dict):
         document.problems.append(f"{path}: a DeepSpeed configuration is a JSON object {{...}}")

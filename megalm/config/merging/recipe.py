@@ -11,6 +11,7 @@ import yaml
 from megalm.config.merging.names import IMPLIED, RENAMED, unsupported_text
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given
 from megalm.config.merging.suggest import did_you_mean
+from megalm.shipped import shipped_hint
 
 KeyPath = tuple[str, ...]
 
@@ -71,7 +72,7 @@ def _parse(path: str, recipe: Recipe) -> dict[Any, Any]:
         loader = RecipeLoader(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.reader.ReaderError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
-        recipe.problems.append(f"--config {path} cannot be read: {reason}")
+        recipe.problems.append(f"--config {path} cannot be read: {reason}{shipped_hint(path)}")
         return {}
     try:
         node = loader.get_single_node()
