@@ -10,7 +10,6 @@ from megalm.data.samples.build import build_datasets
 from megalm.data.samples.gpt_dataset import SampleDataset
 from megalm.data.tokenizers import Tokenizer
 from megalm.errors import DataError
-from megalm.objectives.causal import CausalObjective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +36,7 @@ class RunData:
         cls,
         config: RunConfig,
         tokenizer: Tokenizer | None,
+        objective: Transform,
         *,
         rank: int,
         size: int,
@@ -73,12 +73,6 @@ class RunData:
                 f"one epoch, less than one global batch of {global_batch_size}; give more data, or a smaller "
                 "--global-batch-size or --seq-length"
             )
-        objective = CausalObjective(
-            eod=tokenizer.eod if tokenizer else None,
-            eod_mask_loss=config.data.eod_mask_loss,
-            reset_position_ids=config.data.reset_position_ids,
-            reset_attention_mask=config.data.reset_attention_mask,
-        )
         return cls(
             config=config,
             rank=rank,
