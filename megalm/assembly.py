@@ -10,10 +10,10 @@ from megalm.checkpoint.run_folder import lock_run_folder, prepare_run_folder, se
 from megalm.config import RunConfig, engine_json
 from megalm.config.model import ModelConfig
 from megalm.continuation import ResumePoint
-from megalm.data.loader import MicroBatchIterator, Transform, build_loader
+from megalm.data.loader import MicroBatchIterator, build_loader
 from megalm.data.samples.blended_dataset import BlendedDataset
 from megalm.data.samples.build import build_datasets
-from megalm.data.samples.gpt_dataset import SampleDataset
+from megalm.data.samples.sample import SampleDataset
 from megalm.data.tokenizers import Tokenizer
 from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.distributed.context import RankContext
@@ -27,7 +27,7 @@ from megalm.kernels.choice import FUSED, REFERENCE, Kernels
 from megalm.models.blocks.layers import use_kernels
 from megalm.models.dtypes import DTYPES
 from megalm.models.gpt.model import GPT
-from megalm.objectives.causal import CausalObjective
+from megalm.objectives import Objective, build_objective
 from megalm.parallel.materialize import materialize
 from megalm.parallel.pipeline.chunks import TIED, ModelChunks, build_chunks
 from megalm.parallel.pipeline.plan import PipelinePlan
@@ -44,7 +44,7 @@ class Data:
     valid: dict[str, SampleDataset]
     """Validation sets by name; "" for the only one."""
     test: SampleDataset | None
-    objective: Transform
+    objective: Objective
     train_names: tuple[str, ...] = ()
     """Names of the datasets that the training samples come from."""
 
@@ -62,9 +62,11 @@ def build_data(
     evaluated = training.eval_iters * global_batch_size
     steps = training.total_iters(global_batch_size, point.step, point.consumed_samples) - point.step
     trained = point.consumed_samples + max(0, steps) * global_batch_size
+    objective = build_objective(config, tokenizer)
     built = build_datasets(
         config.data,
-        seq_length=config.batch.seq_length,
+        seq_length=objective.sample_tokens(config.batch.seq_length) - objective.shared_tokens,
+        extra_tokens=objective.shared_tokens,
         num_samples=(
             0 if training.skip_train else trained,
             None if config.data.full_validation and evaluated else evaluated,
@@ -81,21 +83,14 @@ def build_data(
             f"epoch, less than one global batch of {global_batch_size}; give more data, or a smaller "
             "--global-batch-size or --seq-length"
         )
-    objective = CausalObjective(
-        eod=tokenizer.eod if tokenizer else None,
-        eod_mask_loss=config.data.eod_mask_loss,
-        reset_position_ids=config.data.reset_position_ids,
-        reset_attention_mask=config.data.reset_attention_mask,
-    )
     return Data(built.train, built.valid, built.test, objective, built.train_names)
 
 
 def loader(
     config: RunConfig, data: Data, dataset: SampleDataset, context: RankContext, start: int, stop: int, workers: int
 ) -> MicroBatchIterator:
-    """This rank's micro-batches of samples start..stop."""
-    dp = context.mesh.size(Axis.DP)
-    blended = isinstance(dataset, BlendedDataset) and dataset.num_datasets > 1 and dataset is data.train
+    """This rank's micro-batches of samples start..stop; those of training have seeds."""
+    dp, trains = context.mesh.size(Axis.DP), dataset is data.train
     return build_loader(
         dataset,
         data.objective,
@@ -107,7 +102,9 @@ def loader(
         size=dp,
         num_workers=workers,
         pin_memory=context.device.type == "cuda",
-        dataset_of=data.train.dataset_of if blended and isinstance(data.train, BlendedDataset) else None,
+        dataset_ids=trains and len(data.train_names) > 1,
+        fields=data.objective.fields(config.batch.seq_length),
+        seed=config.training.seed if trains else None,
     )
 
 
@@ -206,15 +203,6 @@ def open_run_folder(config: RunConfig, context: RankContext) -> TextIO | None:
     if config.checkpoint.fresh:
         on_all_ranks(context.device, lambda: set_aside(folder) if context.rank == 0 else None)
     return lock
-
-
-ON_HOST = frozenset({"cu_seqlens"})
-"""Parts of a batch that the model reads on the host, where a copy on the device would make it wait."""
-
-
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch on `device`, but for what stays on the host."""
-    return {name: tensor if name in ON_HOST else tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def identity(tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from megalm.assembly import Data
 from megalm.config import RunConfig
 from megalm.continuation import Progress
-from megalm.data.samples.gpt_dataset import SampleDataset
+from megalm.data.samples.sample import SampleDataset
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Axis
 from megalm.engine.engine import Engine

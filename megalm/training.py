@@ -18,7 +18,8 @@ from megalm.commands.generate import Sampler
 from megalm.config import RunConfig, dump_config
 from megalm.config.rules.completion import complete_model
 from megalm.continuation import Progress, ResumePoint, restore, save
-from megalm.data.samples.gpt_dataset import SampleDataset
+from megalm.data.batch import Batch
+from megalm.data.samples.sample import SampleDataset
 from megalm.data.samples.source import Padded
 from megalm.data.tokenizers import open_tokenizer
 from megalm.distributed.collectives import on_all_ranks
@@ -30,7 +31,6 @@ from megalm.errors import NonFiniteError
 from megalm.models.gpt.flops import training_flops_per_token
 from megalm.monitor.logger import MetricLogger
 from megalm.monitor.throughput import peak_memory_bytes
-from megalm.randomness import stable_seed
 from megalm.resilience.signals import StopRequest
 from megalm.run_summary import describe_run
 
@@ -155,20 +155,15 @@ def train(run: Run) -> bool:
     return True
 
 
-def step_once(run: Run, micro_batches: Iterator[dict[str, torch.Tensor]]) -> None:
+def step_once(run: Run, micro_batches: Iterator[Batch]) -> None:
     """One optimizer step: fetch, train, count, report."""
     batch, dp = run.config.batch, run.context.mesh.size(Axis.DP)
     begin = time.monotonic()
     parts = list(islice(micro_batches, batch.accumulation(dp)))
     wait_s = time.monotonic() - begin
-    first = run.progress.consumed_samples + run.context.dp_rank * batch.micro_size
-    seeds = [
-        stable_seed(run.config.training.seed, "dropout", first + number * batch.micro_size * dp)
-        for number in range(len(parts))
-    ]
     lr = learning_rate(run.progress.step + 1, run.config.optimizer, run.total_iters)
-    parts = [assembly.to_device(part, run.context.device) for part in parts]
-    result = run.engine.train_step(parts, seeds, lr)
+    parts = [part.to(run.context.device) for part in parts]
+    result = run.engine.train_step(parts, lr)
     run.progress.count(result.loss, result.skipped, run.global_batch_size)
     run.metric_logger.step(step_row(run, result, lr), run.global_batch_size * batch.seq_length, wait_s)
     if run.progress.bad_in_a_row >= MAX_BAD_STEPS and not run.config.precision.fp16:
@@ -245,7 +240,7 @@ def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.T
     sums = torch.zeros(2, dtype=torch.float64, device=run.context.device)
     batches = assembly.loader(run.config, run.data, dataset, run.context, 0, samples, workers=0)
     while parts := list(islice(batches, run.config.batch.accumulation(run.context.mesh.size(Axis.DP)))):
-        sums += run.engine.eval_step([assembly.to_device(part, run.context.device) for part in parts])
+        sums += run.engine.eval_step([part.to(run.context.device) for part in parts])
     return sums
 
 

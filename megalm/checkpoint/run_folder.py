@@ -1,8 +1,6 @@
 """The run folder (`--save`): made, probed, or set aside."""
 
-import fcntl
 import os
-import socket
 import tempfile
 from pathlib import Path
 from typing import TextIO
@@ -10,6 +8,7 @@ from typing import TextIO
 from megalm.checkpoint.format import LATEST
 from megalm.errors import CheckpointError
 from megalm.storage.durable import replace_text
+from megalm.storage.lock import HeldError, hold
 
 _ENTRIES = ("config.yaml", "metrics.jsonl", "tensorboard", "logs", LATEST)
 
@@ -36,19 +35,12 @@ def lock_run_folder(run: Path) -> TextIO:
     Raises:
         CheckpointError: another job holds it.
     """
-    stream = open(run / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.seek(0)
+        return hold(run / ".lock")
+    except HeldError as holder:
         raise CheckpointError(
-            f"--save {run} is in use by another job ({stream.read().strip()}); wait for it, end it, or choose another "
-            "folder"
+            f"--save {run} is in use by another job ({holder}); wait for it, end it, or choose another folder"
         ) from None
-    stream.truncate(0)
-    stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    stream.flush()
-    return stream
 
 
 def set_aside(run: Path) -> Path | None:
