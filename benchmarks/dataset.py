@@ -134,7 +134,7 @@ def measure_stream(prefix: str, num_documents: int) -> dict[str, Any]:
     indexed.check_token_range(50257)
     indexed.fingerprint()
     dataset = StreamDataset(indexed, range(num_documents), SEQ_LENGTH, None, SEED)
-    length = len(dataset[len(dataset) // 3])
+    length = len(dataset[len(dataset) // 3].tokens)
     seconds = time.perf_counter() - begin
     assert length == SEQ_LENGTH + 1, "a whole sample"
     return {"seconds": seconds, "peak_mb": (memory("VmHWM") - before) / 2**20, "tokens": indexed.num_tokens}

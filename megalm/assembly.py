@@ -30,7 +30,7 @@ from megalm.models.gpt.flops import training_flops_per_token
 from megalm.models.gpt.model import GPT
 from megalm.monitor.logger import MetricLogger
 from megalm.monitor.sinks import RunFacts, build_sinks
-from megalm.objectives.causal import CausalObjective
+from megalm.objectives import build_objective
 from megalm.parallel.materialize import materialize
 from megalm.parallel.pipeline.chunks import TIED, ModelChunks, build_chunks
 from megalm.parallel.pipeline.plan import PipelinePlan
@@ -114,12 +114,7 @@ def build_data(
     """The datasets of the run; training samples go on from `point`."""
     dp = context.mesh.size(Axis.DP)
     steps = max(0, total_iters - point.step)
-    objective = CausalObjective(
-        eod=tokenizer.eod if tokenizer else None,
-        eod_mask_loss=config.data.eod_mask_loss,
-        reset_position_ids=config.data.reset_position_ids,
-        reset_attention_mask=config.data.reset_attention_mask,
-    )
+    objective = build_objective(config, tokenizer)
     return RunData.build(
         config,
         tokenizer,

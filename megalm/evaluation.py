@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from megalm.assembly import Run
-from megalm.data.batch import to_device
-from megalm.data.samples.gpt_dataset import SampleDataset
+from megalm.data.samples.sample import SampleDataset
 from megalm.data.samples.source import Padded
 
 
@@ -38,7 +37,7 @@ def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.T
     sums = torch.zeros(2, dtype=torch.float64, device=run.context.device)
     batches = run.data.batches(dataset, 0, samples, workers=0)
     while parts := list(islice(batches, run.accumulation)):
-        sums += run.engine.eval_step([to_device(part, run.context.device) for part in parts])
+        sums += run.engine.eval_step([part.to(run.context.device) for part in parts])
     return sums
 
 

@@ -8,7 +8,7 @@ from megalm.assembly import Run
 from megalm.config import RunConfig
 from megalm.continuation import Progress
 from megalm.data.run_data import RunData
-from megalm.data.samples.gpt_dataset import SampleDataset
+from megalm.data.samples.sample import SampleDataset
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Axis
 from megalm.kernels import library

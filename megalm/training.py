@@ -11,15 +11,13 @@ import torch.distributed as dist
 from megalm.assembly import Run, build_run
 from megalm.config import RunConfig
 from megalm.continuation import save
-from megalm.data.batch import to_device
+from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
-from megalm.distributed.mesh import Axis
 from megalm.engine.engine import StepResult
 from megalm.engine.lr_schedule import learning_rate
 from megalm.errors import NonFiniteError
 from megalm.evaluation import evaluate, evaluate_at_end, show_sample
 from megalm.monitor.throughput import peak_memory_bytes
-from megalm.randomness import stable_seed
 from megalm.resilience.signals import StopRequest
 from megalm.run_summary import describe_run
 
@@ -78,20 +76,15 @@ def train(run: Run) -> bool:
     return True
 
 
-def step_once(run: Run, micro_batches: Iterator[dict[str, torch.Tensor]]) -> None:
+def step_once(run: Run, micro_batches: Iterator[Batch]) -> None:
     """One optimizer step: fetch, train, count, report."""
-    batch, dp = run.config.batch, run.context.mesh.size(Axis.DP)
+    batch = run.config.batch
     begin = time.monotonic()
     parts = list(islice(micro_batches, run.accumulation))
     wait_s = time.monotonic() - begin
-    first = run.progress.consumed_samples + run.context.dp_rank * batch.micro_size
-    seeds = [
-        stable_seed(run.config.training.seed, "dropout", first + number * batch.micro_size * dp)
-        for number in range(len(parts))
-    ]
     lr = learning_rate(run.progress.step + 1, run.config.optimizer, run.total_iters)
-    parts = [to_device(part, run.context.device) for part in parts]
-    result = run.engine.train_step(parts, seeds, lr)
+    parts = [part.to(run.context.device) for part in parts]
+    result = run.engine.train_step(parts, lr)
     run.progress.count(result.loss, result.skipped, run.global_batch_size)
     run.metric_logger.step(step_row(run, result, lr), run.global_batch_size * batch.seq_length, wait_s)
     if run.progress.bad_in_a_row >= MAX_BAD_STEPS and not run.config.precision.fp16:

@@ -1,9 +1,7 @@
 """The run folder (`--save`): made, probed, locked, or set aside."""
 
 import contextlib
-import fcntl
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from megalm.distributed.collectives import on_all_ranks
 from megalm.distributed.context import RankContext
 from megalm.errors import CheckpointError
 from megalm.storage.durable import replace_text
+from megalm.storage.lock import HeldError, hold
 
 _ENTRIES = ("config.yaml", "metrics.jsonl", "tensorboard", "logs", LATEST)
 
@@ -62,19 +61,12 @@ def lock_run_folder(run: Path) -> TextIO:
     Raises:
         CheckpointError: another job holds it.
     """
-    stream = open(run / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.seek(0)
+        return hold(run / ".lock")
+    except HeldError as holder:
         raise CheckpointError(
-            f"--save {run} is in use by another job ({stream.read().strip()}); wait for it, end it, or choose another "
-            "folder"
+            f"--save {run} is in use by another job ({holder}); wait for it, end it, or choose another folder"
         ) from None
-    stream.truncate(0)
-    stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    stream.flush()
-    return stream
 
 
 def set_aside(run: Path) -> Path | None:

@@ -140,8 +140,9 @@ class Sampler:
 
     def text(self, engine: "Engine") -> str:
         """The prompt with its continuation; every rank calls it."""
-        new = continue_greedily(engine.next_logits, self.tokens, self.count, self.tokenizer.eod, engine.device)
-        return self.tokenizer.decode(self.tokens + [token for token in new if token != self.tokenizer.eod])
+        eod = self.tokenizer.special("eod")
+        new = continue_greedily(engine.next_logits, self.tokens, self.count, eod, engine.device)
+        return self.tokenizer.decode(self.tokens + [token for token in new if token != eod])
 
 
 def sample_text(
@@ -154,17 +155,15 @@ def sample_text(
     Raises:
         ConfigError: no prompt, and the tokenizer has no end-of-document token that could begin a text.
     """
-    tokens = tokenizer.encode(prompt)
+    tokens, eod = tokenizer.encode(prompt), tokenizer.special("eod")
     if not tokens:
-        if tokenizer.eod is None:
+        if eod is None:
             raise ConfigError("the tokenizer has no end-of-document token to begin with; give --prompt TEXT")
-        tokens = [tokenizer.eod]
+        tokens = [eod]
     if not max_new_tokens:
         learned = model.config.position_embedding_type == "learned_absolute"
         room = (model.config.max_position_embeddings or 0) - len(tokens)
         max_new_tokens = max(1, min(128, room)) if learned else 128
-    continuations = generate(
-        model, tokens, max_new_tokens, num_samples=num_samples, stop_token=tokenizer.eod, **options
-    )
-    kept = [[token for token in new if token != tokenizer.eod] for new in continuations]
+    continuations = generate(model, tokens, max_new_tokens, num_samples=num_samples, stop_token=eod, **options)
+    kept = [[token for token in new if token != eod] for new in continuations]
     return [tokenizer.decode((tokens if prompt else []) + new) for new in kept]

@@ -4,23 +4,23 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from megalm.config.base import Section
+from megalm.config.base import OpenChoice, Section
 from megalm.config.merging.names import VALUE_ALIASES
 
-TokenizerType = Literal[
+TOKENIZER_TYPES = (
     "GPTSentencePieceTokenizer", "SentencePieceTokenizer", "Llama2Tokenizer", "HFTokenizer", "GPT2BPETokenizer",
     "TikTokenizer", "ByteLevelTokenizer", "NullTokenizer",
-]  # fmt: skip
+)  # fmt: skip
 
 
 class TokenizerConfig(Section):
     """Which tokenizer turns text into ids."""
 
-    tokenizer_type: TokenizerType | None = None
+    tokenizer_type: Annotated[str | None, OpenChoice(TOKENIZER_TYPES)] = None
     """Kind of tokenizer. Default: told from its files."""
     tokenizer_model: str | None = None
     """Tokenizer file: a sentencepiece .model, a Hugging Face tokenizer.json, a tiktoken vocabulary; or its folder."""
@@ -51,7 +51,7 @@ class TokenizerConfig(Section):
         """Takes Megatron's names of the same tokenizers, in any case."""
         if not isinstance(word, str):
             return word
-        known = {name.lower(): name for name in get_args(TokenizerType)}
+        known = {name.lower(): name for name in TOKENIZER_TYPES}
         aliases = known | VALUE_ALIASES["tokenizer_type"]
         return aliases.get(word.lower(), word)
 

@@ -47,6 +47,8 @@ class TrainingConfig(Section):
     """Optimizer steps of the whole run."""
     train_samples: int | None = Field(None, ge=1)
     """Samples of the whole run, in place of --train-iters."""
+    objective: Annotated[str, OpenChoice(("causal",))] = "causal"
+    """What the model is trained to predict: causal is the next token."""
     eval_interval: int | None = Field(None, ge=1)
     """Steps between two evaluations on the validation set. Default: only at the end of the run."""
     eval_iters: int = Field(100, ge=0)

@@ -32,8 +32,3 @@ class Batch:
         """The batch on `device`, but for what stays on the host."""
         moved = {name: x if name in ON_HOST else x.to(device, non_blocking=True) for name, x in self.tensors.items()}
         return replace(self, tensors=moved)
-
-
-def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on `device`, but for what stays on the host."""
-    return {name: tensor if name in ON_HOST else tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -1,4 +1,4 @@
-"""Micro-batches of one data-parallel rank, in an order that depends on sample numbers only.
+"""Micro-batches of one data-parallel rank; their order and their seeds depend on sample numbers only.
 
 Each micro-step takes micro_batch_size x size consecutive sample numbers, and rank r the slice
 [r x micro_batch_size, (r + 1) x micro_batch_size) of them (Megatron's dataloader_type "single").
@@ -7,7 +7,8 @@ Each micro-step takes micro_batch_size x size consecutive sample numbers, and ra
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -15,13 +16,17 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from megalm.data.samples.gpt_dataset import Sample, SampleDataset
+from megalm.data.batch import Batch
+from megalm.data.samples.sample import Sample, SampleDataset
 from megalm.errors import ConfigError, DataError, MegalmError, PlatformError
 from megalm.processes import follow_parent
+from megalm.randomness import stable_seed
 
-Transform = Callable[[Sample], dict[str, npt.NDArray[Any]]]
-MicroBatch = dict[str, torch.Tensor]
-_Stacked = dict[str, npt.NDArray[Any]]
+_Arrays = dict[str, npt.NDArray[Any]]
+Transform = Callable[[Sample], _Arrays]
+"""An objective, as the loader sees it."""
+Fields = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]
+"""(shape, dtype) of each array of an example."""
 
 _WORKER_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PREFETCH = 4
@@ -40,16 +45,23 @@ def build_loader(
     size: int,
     num_workers: int,
     pin_memory: bool = False,
-    dataset_of: Callable[[int], int] | None = None,
+    dataset_ids: bool = False,
+    fields: Fields | None = None,
+    seed: int | None = None,
 ) -> "MicroBatchIterator":
     """An iterator of the micro-batches of samples start_sample .. stop_sample for data-parallel `rank` of `size`.
 
-    Yields dicts of tensors [micro_batch_size, ...], global_batch_size / (micro_batch_size x size) of them per global
-    batch; a last global batch that is not full is dropped. The order does not depend on `num_workers`. With
-    `dataset_of` (sample number -> dataset number) there is also `dataset_id`, int64 [micro_batch_size].
+    Yields batches of tensors [micro_batch_size, ...], global_batch_size / (micro_batch_size x size) of them per global
+    batch; a last global batch that is not full is dropped. The order does not depend on `num_workers`.
+
+    Args:
+        dataset_ids: batches also hold `dataset_id`, int64 [micro_batch_size]: which dataset each sample comes from.
+        fields: what the examples of `transform` must hold; checked on the first one that each process makes.
+        seed: the run's; each batch has its own seed of it for what the model draws. None: nothing is drawn.
 
     Raises:
-        ConfigError: micro_batch_size x size does not divide global_batch_size.
+        ConfigError: micro_batch_size x size does not divide global_batch_size. While iterating: an example has other
+            fields than `fields`.
         DataError: the dataset has fewer samples than stop_sample. While iterating: what dataset or transform raise.
         PlatformError (while iterating): a worker process died.
     """
@@ -74,7 +86,7 @@ def build_loader(
     # (follow_parent). forkserver would not be safer: SIGTERM to the process group kills the server, which ends
     # all workers, and then the checkpoint that the signal asked for is never written.
     loader: DataLoader[Any] = DataLoader(
-        _Rows(dataset, transform, dataset_of),
+        _Rows(dataset, transform, fields, dataset_ids=dataset_ids),
         batch_sampler=sampler,
         collate_fn=_stack,
         num_workers=num_workers,
@@ -82,7 +94,7 @@ def build_loader(
         worker_init_fn=_WorkerStart(os.getpid()),
         multiprocessing_context="fork" if num_workers else None,
     )
-    return MicroBatchIterator(loader, len(sampler), pin_memory=pin_memory)
+    return MicroBatchIterator(loader, len(sampler), pin_memory=pin_memory, seed=seed)
 
 
 class MicroBatchSampler(Sampler[list[int]]):
@@ -100,11 +112,11 @@ class MicroBatchSampler(Sampler[list[int]]):
             yield list(range(first, first + self._micro_batch_size))
 
 
-class MicroBatchIterator(Iterator[MicroBatch]):
+class MicroBatchIterator(Iterator[Batch]):
     """Micro-batches as tensors. Its workers live until it is exhausted, closed or garbage."""
 
-    def __init__(self, loader: DataLoader[Any], num_batches: int, *, pin_memory: bool) -> None:
-        self._num_left, self._pin_memory = num_batches, pin_memory
+    def __init__(self, loader: DataLoader[Any], num_batches: int, *, pin_memory: bool, seed: int | None) -> None:
+        self._num_left, self._pin_memory, self._seed = num_batches, pin_memory, seed
         # A signal that comes while workers start must not kill them: they inherit the mask and keep it (follow_parent).
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WORKER_SIGNALS)
         child_handler = signal.getsignal(signal.SIGCHLD)
@@ -121,10 +133,10 @@ class MicroBatchIterator(Iterator[MicroBatch]):
         """Micro-batches still to come."""
         return self._num_left
 
-    def __next__(self) -> MicroBatch:
+    def __next__(self) -> Batch:
         """The next micro-batch; errors of a worker come out as they were raised there."""
         try:
-            batch = next(self._batches)
+            stacked = next(self._batches)
         except StopIteration:
             self.close()
             raise
@@ -137,12 +149,16 @@ class MicroBatchIterator(Iterator[MicroBatch]):
             )
             died.local = True
             raise died from error
-        if isinstance(batch, MegalmError):
+        if isinstance(stacked, MegalmError):
             self.close()
-            raise batch
+            raise stacked
         self._num_left -= 1
-        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        return {name: tensor.pin_memory() for name, tensor in tensors.items()} if self._pin_memory else tensors
+        tensors = {name: torch.from_numpy(array) for name, array in stacked.arrays.items()}
+        if self._pin_memory:
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        # by the first sample, so that it depends on the run's seed and on how far the run is, on no layout
+        seed = None if self._seed is None else stable_seed(self._seed, "dropout", stacked.numbers[0])
+        return Batch(tensors=tensors, numbers=stacked.numbers, seed=seed)
 
     def close(self) -> None:
         """Ends the workers; the iterator is then exhausted."""
@@ -155,30 +171,74 @@ class MicroBatchIterator(Iterator[MicroBatch]):
         self.close()
 
 
+@dataclass(frozen=True)
+class _Row:
+    """One sample's part of a micro-batch."""
+
+    number: int
+    arrays: _Arrays
+
+
+@dataclass(frozen=True)
+class _Stacked:
+    """A micro-batch as a worker sends it."""
+
+    numbers: tuple[int, ...]
+    arrays: _Arrays
+
+
 class _Rows(Dataset[Any]):
     """Sample number -> batch row; an expected error is returned, since torch would wrap a raised one."""
 
-    def __init__(self, dataset: SampleDataset, transform: Transform, dataset_of: Callable[[int], int] | None) -> None:
-        self._dataset, self._transform, self._dataset_of = dataset, transform, dataset_of
+    def __init__(
+        self, dataset: SampleDataset, transform: Transform, fields: Fields | None, *, dataset_ids: bool
+    ) -> None:
+        self._dataset, self._transform, self._dataset_ids = dataset, transform, dataset_ids
+        self._unchecked = fields
 
-    def __getitem__(self, number: int) -> _Stacked | MegalmError:
+    def __getitem__(self, number: int) -> _Row | MegalmError:
         try:
-            row = self._transform(self._dataset[number])
+            sample = self._dataset[number]
+            arrays = self._transform(sample)
+            if self._unchecked is not None:
+                _check_fields(self._transform, arrays, self._unchecked)
+                self._unchecked = None
         except MegalmError as error:
             return error
-        if self._dataset_of is not None:
-            row["dataset_id"] = np.asarray(self._dataset_of(number), dtype=np.int64)
-        return row
+        if self._dataset_ids:
+            arrays["dataset_id"] = np.asarray(sample.dataset, dtype=np.int64)
+        return _Row(number, arrays)
 
 
-def _stack(rows: list[_Stacked | MegalmError]) -> _Stacked | MegalmError:
+def _check_fields(transform: Transform, arrays: _Arrays, fields: Fields) -> None:
+    """Checks that an example is what its objective says of it.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    stated = {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in fields.items()}
+    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    for name in stated | found:
+        if stated.get(name) != found.get(name):
+            raise ConfigError(
+                f"{type(transform).__name__} gives {_shown(found.get(name))} as {name} where its `fields` say "
+                f"{_shown(stated.get(name))}; correct one of them"
+            )
+
+
+def _shown(field: tuple[tuple[int, ...], np.dtype[Any]] | None) -> str:
+    return "nothing" if field is None else f"{field[1].name} {list(field[0])}"
+
+
+def _stack(rows: list[_Row | MegalmError]) -> _Stacked | MegalmError:
     """One array per name. Arrays, not tensors: they come through the pipe, so no shared memory can leak or run out."""
-    arrays: list[_Stacked] = []
+    good: list[_Row] = []
     for row in rows:
         if isinstance(row, MegalmError):
             return row
-        arrays.append(row)
-    return {name: np.stack([row[name] for row in arrays]) for name in arrays[0]}
+        good.append(row)
+    arrays = {name: np.stack([row.arrays[name] for row in good]) for name in good[0].arrays}
+    return _Stacked(tuple(row.number for row in good), arrays)
 
 
 class _WorkerStart:

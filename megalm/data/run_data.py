@@ -1,15 +1,34 @@
 """The data of a run: its datasets, its objective, and this rank's micro-batches of them."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import numpy.typing as npt
 
 from megalm.config.sections import RunConfig
-from megalm.data.loader import MicroBatchIterator, Transform, build_loader
+from megalm.data.loader import Fields, MicroBatchIterator, build_loader
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.build import build_datasets
-from megalm.data.samples.gpt_dataset import SampleDataset
+from megalm.data.samples.sample import Sample, SampleDataset
 from megalm.data.tokenizers import Tokenizer
 from megalm.errors import DataError
+
+
+class Objective(Protocol):
+    """An objective, as the data see it."""
+
+    @property
+    def shared_tokens(self) -> int:
+        """How many tokens of a sample are also the first ones of the next."""
+
+    def sample_tokens(self, seq_length: int) -> int:
+        """How many tokens of the data an example takes where the model gets `seq_length`."""
+
+    def fields(self, seq_length: int) -> Fields:
+        """(shape, dtype) of each array of an example."""
+
+    def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of one batch row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +42,7 @@ class RunData:
     rank: int
     size: int
     pin_memory: bool
-    objective: Transform
+    objective: Objective
     train: SampleDataset | None
     valid: dict[str, SampleDataset]
     """Validation sets by name; "" for the only one."""
@@ -36,7 +55,7 @@ class RunData:
         cls,
         config: RunConfig,
         tokenizer: Tokenizer | None,
-        objective: Transform,
+        objective: Objective,
         *,
         rank: int,
         size: int,
@@ -56,7 +75,8 @@ class RunData:
         evaluated = training.eval_iters * global_batch_size
         built = build_datasets(
             config.data,
-            seq_length=config.batch.seq_length,
+            seq_length=objective.sample_tokens(config.batch.seq_length) - objective.shared_tokens,
+            extra_tokens=objective.shared_tokens,
             num_samples=(
                 0 if training.skip_train else trained_samples,
                 None if config.data.full_validation and evaluated else evaluated,
@@ -90,9 +110,8 @@ class RunData:
         return asdict(self.train.record(consumed_samples)) if isinstance(self.train, BlendedDataset) else None
 
     def batches(self, dataset: SampleDataset, start: int, stop: int, *, workers: int) -> MicroBatchIterator:
-        """This rank's micro-batches of samples start..stop of all ranks."""
-        blended = isinstance(dataset, BlendedDataset) and dataset.num_datasets > 1 and dataset is self.train
-        batch = self.config.batch
+        """This rank's micro-batches of samples start..stop of all ranks; those of training have seeds."""
+        batch, trains = self.config.batch, dataset is self.train
         return build_loader(
             dataset,
             self.objective,
@@ -104,5 +123,7 @@ class RunData:
             size=self.size,
             num_workers=workers,
             pin_memory=self.pin_memory,
-            dataset_of=self.train.dataset_of if blended and isinstance(self.train, BlendedDataset) else None,
+            dataset_ids=trains and len(self.train_names) > 1,
+            fields=self.objective.fields(batch.seq_length),
+            seed=self.config.training.seed if trains else None,
         )

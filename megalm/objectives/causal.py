@@ -3,12 +3,16 @@
 Shapes: T sequence, N = T + 1 room for cumulative document lengths.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from megalm.config import RunConfig
 from megalm.errors import ConfigError
+from megalm.objectives.base import Example, Field, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,9 @@ class CausalObjective:
         ConfigError: an option that needs document ends, without an `eod`.
     """
 
+    special_tokens: ClassVar[tuple[str, ...]] = ("eod",)
+    shared_tokens: ClassVar[int] = 1
+
     eod: int | None = None
     eod_mask_loss: bool = False
     reset_position_ids: bool = False
@@ -38,10 +45,38 @@ class CausalObjective:
                 flag = "--" + option.replace("_", "-")
                 raise ConfigError(f"{option} needs a tokenizer with an end-of-document token; drop {flag}")
 
-    def __call__(self, sample: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.generic]]:
+    @classmethod
+    def build(cls, config: RunConfig, special: Mapping[str, int | None]) -> Self:
+        """The objective that the run's flags ask for."""
+        data = config.data
+        return cls(
+            eod=special["eod"],
+            eod_mask_loss=data.eod_mask_loss,
+            reset_position_ids=data.reset_position_ids,
+            reset_attention_mask=data.reset_attention_mask,
+        )
+
+    def sample_tokens(self, seq_length: int) -> int:
+        """The input, and one token more: the last label."""
+        return seq_length + 1
+
+    def fields(self, seq_length: int) -> Mapping[str, Field]:
+        """The fields of every example, in their order."""
+        found = {
+            "tokens": Field((seq_length,), np.int64),
+            "labels": Field((seq_length,), np.int64),
+            "loss_mask": Field((seq_length,), np.float32),
+        }
+        if self.reset_position_ids:
+            found["position_ids"] = Field((seq_length,), np.int64)
+        if self.reset_attention_mask:
+            found["cu_seqlens"] = Field((seq_length + 1,), np.int32)
+        return found
+
+    def __call__(self, sample: Sample) -> Example:
         """The arrays of one batch row; `sample` is not changed, but `tokens` and `labels` may be views of it."""
-        tokens, labels = sample[:-1], sample[1:]
-        if sample[-1] == self.pad:  # padding is at the end
+        tokens, labels = sample.tokens[:-1], sample.tokens[1:]
+        if sample.tokens[-1] == self.pad:  # padding is at the end
             loss_mask = (labels != self.pad).astype(np.float32)
             inputs, targets = np.where(tokens == self.pad, 0, tokens), np.where(labels == self.pad, 0, labels)
         else:
@@ -49,7 +84,7 @@ class CausalObjective:
             inputs, targets = tokens, labels  # views: the loader copies when it stacks rows
         if self.eod_mask_loss:
             loss_mask[tokens == self.eod] = 0.0
-        row: dict[str, npt.NDArray[np.generic]] = {
+        row: Example = {
             "tokens": inputs,
             "labels": targets,
             "loss_mask": loss_mask,

@@ -1,14 +1,15 @@
 """Files that appear under their final name complete and durable, or not at all."""
 
 import contextlib
-import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from megalm.errors import DataError
 from megalm.storage.durable import sync_folder
+from megalm.storage.lock import is_still, take
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -31,27 +32,18 @@ def open_locked(path: Path) -> BinaryIO:
         partial.parent.mkdir(parents=True, exist_ok=True)
         while True:
             stream = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not take(stream):
                 stream.close()
                 raise DataError(
                     f"{partial} is being written by another process; wait for it, or write to another place"
-                ) from None
+                )
             # A writer that has just finished renames the file that we opened: then it is no longer ours to empty.
-            if _is_same_file(stream, partial):
+            if is_still(stream, partial):
                 stream.truncate(0)
                 return stream
             stream.close()
     except OSError as error:
         raise DataError(f"cannot write {partial}: {error.strerror}; choose a folder that can be written") from error
-
-
-def _is_same_file(stream: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def flush_to_disk(stream: BinaryIO) -> None:
@@ -63,6 +55,29 @@ def flush_to_disk(stream: BinaryIO) -> None:
 def publish(path: Path) -> None:
     """Gives the temporary file of `path` its final name; the rename survives a power cut."""
     os.replace(partial_path(path), path)
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_write_by_any(path: Path) -> Iterator[BinaryIO]:
+    """As `atomic_write`, for files that several processes and nodes may write at once, all with the same content.
+
+    The temporary file's name is its writer's own, so that they do not meet.
+
+    Raises:
+        OSError: the folder of `path` cannot be written, or the disk is full.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            flush_to_disk(stream)
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep other users of a shared folder out
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
     sync_folder(path.parent)
 
 

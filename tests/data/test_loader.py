@@ -13,11 +13,13 @@ import torch
 
 from megalm.data.loader import build_loader
 from megalm.data.samples.gpt_dataset import MockDataset
+from megalm.data.samples.sample import Sample
 from megalm.errors import ConfigError, DataError, PlatformError
+from megalm.randomness import stable_seed
 
 
 class Numbers:
-    """Sample k is [k, k]; sample 13 is broken when asked for."""
+    """Sample k is [k, k], of dataset k % 3; sample 13 is broken when asked for."""
 
     def __init__(self, broken: bool = False) -> None:
         self.broken = broken
@@ -28,11 +30,11 @@ class Numbers:
     def __getitem__(self, number: int) -> Any:
         if self.broken and number == 13:
             raise DataError("sample 13 cannot be read; copy the data again")
-        return np.asarray([number, number])
+        return Sample(number, number % 3, np.asarray([number, number]))
 
 
 def as_row(sample: Any) -> dict[str, Any]:
-    return {"tokens": sample[:1], "pid": np.int64(os.getpid())}
+    return {"tokens": sample.tokens[:1], "pid": np.int64(os.getpid())}
 
 
 def loader(dataset: Any = None, transform: Any = as_row, **changes: Any) -> Any:
@@ -82,7 +84,7 @@ def test_rows_are_stacked_to_tensors() -> None:
     from megalm.objectives.causal import CausalObjective
 
     batch = next(loader(MockDataset(100, 16, 1, 50), CausalObjective(), num_workers=1))
-    assert {name: (tensor.shape, tensor.dtype) for name, tensor in batch.items()} == {
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in batch.tensors.items()} == {
         "tokens": (torch.Size([2, 16]), torch.int64),
         "labels": (torch.Size([2, 16]), torch.int64),
         "loss_mask": (torch.Size([2, 16]), torch.float32),
@@ -161,14 +163,15 @@ def alive(process: int) -> bool:
 HANGING = """
 import numpy as np, time
 from megalm.data.loader import build_loader
+from megalm.data.samples.sample import Sample
 
 class Numbers:
     def __len__(self): return 1000
     def __getitem__(self, number):
         time.sleep(3600 * (number > 0))
-        return np.asarray([number])
+        return Sample(number, 0, np.asarray([number]))
 
-batches = build_loader(Numbers(), lambda s: {"n": s}, micro_batch_size=1, global_batch_size=1, start_sample=0,
+batches = build_loader(Numbers(), lambda s: {"n": s.tokens}, micro_batch_size=1, global_batch_size=1, start_sample=0,
     stop_sample=1000, rank=0, size=1, num_workers=1)
 next(batches)
 """
@@ -176,10 +179,11 @@ next(batches)
 ORPHAN = """
 import os, signal, numpy as np
 from megalm.data.loader import build_loader
+from megalm.data.samples.sample import Sample
 
 class Numbers:
     def __len__(self): return 1000
-    def __getitem__(self, number): return np.asarray([number])
+    def __getitem__(self, number): return Sample(number, 0, np.asarray([number]))
 
 batches = build_loader(Numbers(), lambda s: {"pid": np.int64(os.getpid())}, micro_batch_size=1, global_batch_size=1,
     start_sample=0, stop_sample=1000, rank=0, size=1, num_workers=1)
@@ -199,9 +203,38 @@ def test_workers_end_within_seconds_when_their_parent_is_killed() -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_batches_hold_the_dataset_of_each_sample(num_workers: int) -> None:
-    batches = list(loader(dataset_of=lambda number: number % 3, num_workers=num_workers))
+    batches = list(loader(dataset_ids=True, num_workers=num_workers))
     assert [batch["dataset_id"].tolist() for batch in batches] == [
         [number % 3 for number in row] for row in numbers(batches)
     ]
     assert batches[0]["dataset_id"].dtype == torch.int64
-    assert "dataset_id" not in next(loader())
+    assert next(loader()).get("dataset_id") is None
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_know_their_samples_and_have_seeds_by_the_first_one(num_workers: int) -> None:
+    batches = list(loader(rank=1, start_sample=8, seed=5, num_workers=num_workers))
+    assert [list(batch.numbers) for batch in batches] == numbers(batches) == [[10, 11], [14, 15], [18, 19], [22, 23]]
+    assert [batch.seed for batch in batches] == [stable_seed(5, "dropout", first) for first in (10, 14, 18, 22)]
+    assert next(loader()).seed is None, "an evaluation draws nothing"
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"pid": ((), "int64")}, r"function gives int64 \[1\] as tokens where its `fields` say nothing"),
+        (
+            {"tokens": ((2,), "int64"), "pid": ((), "int64")},
+            r"int64 \[1\] as tokens where its .* int64 \[2\]",
+        ),
+        ({"tokens": ((1,), "int64"), "pid": ((), "int32")}, "int64 .* as pid where its `fields` say int32"),
+        ({"tokens": ((1,), "int64"), "pid": ((), "int64"), "mask": ((1,), "bool")}, "gives nothing as mask"),
+    ],
+)
+def test_an_example_that_is_not_what_its_objective_states_is_an_error(
+    fields: Any, message: str, num_workers: int
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        next(loader(fields=fields, num_workers=num_workers))
+    assert len(list(loader(fields={"tokens": ((1,), np.int64), "pid": ((), np.int64)}, num_workers=num_workers))) == 6

@@ -14,6 +14,7 @@ from spawner import run_on_ranks
 
 from megalm.assembly import build_model_and_engine
 from megalm.config import RunConfig, check_layout, load_config
+from megalm.data.samples.sample import Sample
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.engine.cpu_adam import build_cpu_adam
@@ -66,7 +67,7 @@ def global_batch(config: RunConfig, generator: torch.Generator) -> dict[str, tor
     mask = (torch.rand(SAMPLES, SEQ, generator=generator) > torch.rand(SAMPLES, 1, generator=generator)).float()
     options = ("eod_mask_loss", "reset_position_ids", "reset_attention_mask")
     objective = CausalObjective(eod=EOD, **{name: getattr(config.data, name) for name in options})
-    rows = [objective(sample) for sample in tokens.numpy()]
+    rows = [objective(Sample(number, 0, row)) for number, row in enumerate(tokens.numpy())]
     batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
     return batch | {"loss_mask": batch["loss_mask"] * mask}
 

@@ -12,6 +12,7 @@ from megalm.data.preprocess.pool import local_workers
 from megalm.data.text.formats import MAX_LINE_BYTES, Reading
 from megalm.data.tokenizers.arguments import add_tokenizer_arguments, tokenizer_config
 from megalm.errors import ConfigError
+from megalm.tables import import_modules
 
 PEER_FLAGS = {
     "--partitions": "the input is shared out by itself: give --workers, or start MPI ranks with --mpi",
@@ -118,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         DataError: input, tokenizer or output that cannot be used.
         PlatformError: a worker process died, or a package is missing.
     """
+    import_modules(arguments.import_module)  # on every rank: each builds the tokenizer
     if arguments.mpi:
         communicator = mpi.world()
         with mpi.rank_workers(communicator) as executor:

@@ -49,6 +49,11 @@ class PreprocessOptions:
         return f"{self.output_prefix}_{key}_{self.level}"
 
     @property
+    def prefixes(self) -> list[str]:
+        """Prefixes of the datasets of all keys."""
+        return [self.prefix_of(key) for key in self.reading.keys]
+
+    @property
     def parts(self) -> Path:
         """Folder of what is finished of a run that is not."""
         return Path(f"{self.output_prefix}.parts")
@@ -59,15 +64,15 @@ class PreprocessOptions:
         Raises:
             DataError: a special token that the tokenizer has not, or sets itself.
         """
-        if self.append_eod and tokenizer.eod is None:
+        if self.append_eod and tokenizer.special("eod") is None:
             raise DataError(
                 "--append-eod needs a tokenizer with an end-of-document token; give --eod-token, or drop it"
             )
-        if self.prepend_bos and tokenizer.bos is None:
+        if self.prepend_bos and tokenizer.special("bos") is None:
             raise DataError(
                 "--prepend-bos needs a tokenizer with a begin-of-sequence token; this one has none: drop it"
             )
-        if self.prepend_bos and tokenizer.encode("a")[:1] == [tokenizer.bos]:
+        if self.prepend_bos and tokenizer.encode("a")[:1] == [tokenizer.special("bos")]:
             raise DataError(
                 f"--prepend-bos: {type(tokenizer).__name__} begins each text with its begin-of-sequence token itself, "
                 "and there would be two; drop it"

@@ -6,10 +6,8 @@ the same command; a shard counts when it has its final name, and is found by wha
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -21,17 +19,18 @@ from typing import BinaryIO
 
 import numpy as np
 
-from megalm.data.indexed.manifest import manifest_bytes, manifest_path, read_manifest
-from megalm.data.indexed.writer import BuiltFiles
-from megalm.data.preprocess import assemble, shuffle
+from megalm.data.indexed.manifest import manifest_bytes, manifest_path
+from megalm.data.indexed.writer import BuiltFiles, IndexedDatasetBuilder
+from megalm.data.preprocess import shuffle
 from megalm.data.preprocess.filters import dedup
 from megalm.data.preprocess.options import PreprocessOptions
+from megalm.data.preprocess.parts import check_output, is_complete, locked_parts, publishing_marker
 from megalm.data.preprocess.pool import UNITS_PER_WORKER, in_order
 from megalm.data.preprocess.report import Outcome, manifest_of, summary
 from megalm.data.preprocess.shards import Batch, Fault, read_batches, read_faults
 from megalm.data.preprocess.spec import ProcessingSpec
 from megalm.data.preprocess.units import Planner, Unit
-from megalm.data.preprocess.work import Report, file_sha256, finished, process_unit, shard_path
+from megalm.data.preprocess.work import Report, finished, process_unit, shard_path
 from megalm.data.progress import Progress
 from megalm.data.text.formats import Document, Rejected
 from megalm.data.text.input_file import InputFile
@@ -40,7 +39,7 @@ from megalm.data.tokenizers import Tokenizer
 from megalm.data.tokenizers.encode import choose_encoder, tokenizer_of
 from megalm.errors import DataError
 from megalm.storage.atomic import atomic_write
-from megalm.storage.durable import replace_text
+from megalm.storage.durable import replace_text, sha256_of
 
 SAMPLE_BYTES = 1 << 18
 """Input on which the fast encoder is compared with the library."""
@@ -58,12 +57,12 @@ def preprocess(options: PreprocessOptions, executor: Executor, num_workers: int)
     inputs = expand(options.inputs)
     files = [InputFile(path) for path in inputs.files]
     fingerprint = _fingerprint(options, spec.digest(tokenizer), files)
-    if not options.overwrite and _is_complete(options, fingerprint):
-        with contextlib.suppress(DataError), _locked_parts(options):
+    if not options.overwrite and is_complete(options, fingerprint):
+        with contextlib.suppress(DataError), locked_parts(options):
             pass  # what a run that was killed while it cleaned up has left
-        return f"{', '.join(_prefixes(options))}: complete already, made from the same input with the same options"
-    with _disk_named(options), _locked_parts(options):
-        _check_output(options, fingerprint)
+        return f"{', '.join(options.prefixes)}: complete already, made from the same input with the same options"
+    with _disk_named(options), locked_parts(options):
+        check_output(options, fingerprint)
         choice = choose_encoder(options.tokenizer, _sample(files, spec)) if options.use_gigatoken else None
         spec = replace(spec, fast=choice is not None and choice.fast)
         run = _Run(options, spec, tokenizer, files, fingerprint)
@@ -85,10 +84,6 @@ def _disk_named(options: PreprocessOptions) -> Iterator[None]:
         ) from error
 
 
-def _prefixes(options: PreprocessOptions) -> list[str]:
-    return [options.prefix_of(key) for key in options.reading.keys]
-
-
 class _Run:
     """One run: the units in order, what they gave, and the datasets made of them."""
 
@@ -102,7 +97,7 @@ class _Run:
         files: list[InputFile],
         fingerprint: str,
     ) -> None:
-        self._options, self._recipe, self._tokenizer, self._files = options, spec, tokenizer, files
+        self._options, self._spec, self._tokenizer, self._files = options, spec, tokenizer, files
         self._fingerprint = fingerprint
         self._shards: list[Path] = []
         self._totals = Report()
@@ -113,7 +108,7 @@ class _Run:
 
     def encode(self, executor: Executor, num_workers: int) -> None:
         """Makes the shard of every unit; afterwards `_shards` has them in order."""
-        spec, parts = self._recipe, self._options.parts
+        spec, parts = self._spec, self._options.parts
         stop = not self._options.skip_bad
         planner = Planner(self._files, spec.reading, spec.digest(self._tokenizer))
         work = functools.partial(_work, spec, str(parts), stop)
@@ -123,7 +118,7 @@ class _Run:
             yield from ((unit, finished(parts, unit)) for unit in planner.units())
             # the last units are under way: workers that have none left hash the input
             known = [file.path for file in self._files if file.is_regular and not _is_streamed(file)]
-            digests.extend((path, executor.submit(file_sha256, path)) for path in known)
+            digests.extend((path, executor.submit(sha256_of, path)) for path in known)
 
         lines = _LineCounter()
         with contextlib.ExitStack() as stack:
@@ -171,13 +166,13 @@ class _Run:
         built = []
         with contextlib.ExitStack() as stack:
             writers = []
-            for number, prefix in enumerate(_prefixes(self._options)):
+            for number, prefix in enumerate(self._options.prefixes):
                 own = scratch / str(number)
                 own.mkdir(parents=True)
-                writer = stack.enter_context(assemble.DatasetWriter(prefix, np.dtype(self._recipe.dtype), own))
+                writer = stack.enter_context(IndexedDatasetBuilder(prefix, self._spec.dtype, overwrite=True))
                 with writer.writing():
                     for batch in self._batches(number, own):
-                        writer.add(batch)
+                        writer.add_documents(batch.tokens, batch.lengths, batch.counts)
                 if writer.num_sequences == 0:
                     for shard in self._shards:
                         shard.unlink()  # nothing to go on from
@@ -185,7 +180,7 @@ class _Run:
                 built.append(writer.prepare())
                 writers.append(writer)
             # From here on files under the final names are this run's own.
-            replace_text(_publishing(self._options.parts), self._fingerprint)
+            replace_text(publishing_marker(self._options.parts), self._fingerprint)
             outcome = self.outcome()
             for key, writer, files in zip(self._options.reading.keys, writers, built, strict=True):
                 path = manifest_path(writer.prefix)
@@ -198,7 +193,7 @@ class _Run:
     def _batches(self, key: int, scratch: Path) -> Iterator[Batch]:
         """The documents of one key as they are to be written."""
         batches = self._stored(key)
-        token_bytes = self._totals.tokens * np.dtype(self._recipe.dtype).itemsize
+        token_bytes = self._totals.tokens * np.dtype(self._spec.dtype).itemsize
         if self._options.dedup:
             num_documents = sum(len(batch.counts) for batch in self._stored(key))
             flags = dedup.duplicates(self._stored(key), num_documents, scratch / "dedup")
@@ -210,7 +205,7 @@ class _Run:
 
     def _stored(self, key: int) -> Iterator[Batch]:
         for path in self._shards:
-            yield from read_batches(path, len(self._recipe.reading.keys), key, np.dtype(self._recipe.dtype))
+            yield from read_batches(path, len(self._spec.reading.keys), key, np.dtype(self._spec.dtype))
 
     def _nothing_left(self, prefix: str) -> str:
         totals = self._totals
@@ -224,7 +219,7 @@ class _Run:
     def outcome(self) -> Outcome:
         """What manifest and summary tell."""
         return Outcome(
-            spec=self._recipe,
+            spec=self._spec,
             tokenizer=self._tokenizer,
             inputs=[(file.path, file.size, self._sha256[file.path]) for file in self._files],
             totals=self._totals,
@@ -277,81 +272,10 @@ def _sample(files: list[InputFile], spec: ProcessingSpec) -> list[str]:
     return texts
 
 
-def _fingerprint(options: PreprocessOptions, recipe_digest: str, files: list[InputFile]) -> str:
+def _fingerprint(options: PreprocessOptions, spec_digest: str, files: list[InputFile]) -> str:
     """Digest of all that the datasets are made from; "" when the input cannot be read twice."""
     if not all(file.is_regular for file in files):
         return ""
     asked = [options.dedup, options.shuffle, options.seed if options.shuffle else None, options.skip_bad]
     sources = [(file.path, file.size, file.modified_ns) for file in files]
-    return hashlib.sha256(repr([recipe_digest, asked, sources]).encode()).hexdigest()
-
-
-def _is_complete(options: PreprocessOptions, fingerprint: str) -> bool:
-    """Whether the datasets are there already, made of the same input in the same way."""
-    for prefix in _prefixes(options):
-        try:
-            manifest = read_manifest(manifest_path(prefix)) or {}
-        except DataError:
-            return False
-        sizes = [(f"{prefix}.{kind}", manifest.get(kind, {}).get("bytes")) for kind in ("bin", "idx")]
-        if not fingerprint or manifest.get("fingerprint") != fingerprint:
-            return False
-        if any(not os.path.isfile(path) or os.path.getsize(path) != size for path, size in sizes):
-            return False
-    return True
-
-
-def _publishing(parts: Path) -> Path:
-    return parts / "publishing"
-
-
-@contextlib.contextmanager
-def _locked_parts(options: PreprocessOptions) -> Iterator[None]:
-    """The folder of parts, for this process alone; removed at the end when it is of no more use.
-
-    Raises:
-        DataError: another run has it, or it cannot be made.
-    """
-    parts = options.parts
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-        lock = open(parts / "lock", "ab")  # noqa: SIM115 (closed below, after the folder is gone)
-    except OSError as error:
-        raise DataError(f"cannot write {parts}: {error.strerror}; choose a folder that can be written") from error
-    with lock:
-        _take(lock, parts)
-        try:
-            for left in parts.glob("*.partial"):
-                left.unlink()
-            yield
-        except BaseException:
-            shutil.rmtree(parts / "assembly", ignore_errors=True)
-            if not any(parts.glob("*.shard")):
-                shutil.rmtree(parts, ignore_errors=True)
-            raise
-        shutil.rmtree(parts, ignore_errors=True)
-
-
-def _check_output(options: PreprocessOptions, fingerprint: str) -> None:
-    """Checks that no dataset is there, but for what this very run has published before it was killed."""
-    marker = _publishing(options.parts)
-    if fingerprint and marker.is_file() and marker.read_text() == fingerprint:
-        return
-    existing = [name for prefix in _prefixes(options) for name in assemble.exists(prefix)]
-    if existing and not options.overwrite:
-        raise DataError(f"{' and '.join(existing)} exist already; give --overwrite, or another prefix")
-    marker.unlink(missing_ok=True)
-
-
-def _take(lock: BinaryIO, parts: Path) -> None:
-    """Locks for this process: its workers must not hold the lock on when it is killed, so no `flock`.
-
-    A run that has just finished has removed the file that was opened: then there is nothing to lock.
-    """
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock.fileno()), os.stat(parts / "lock")):
-            return
-    except (BlockingIOError, PermissionError, FileNotFoundError):
-        pass
-    raise DataError(f"{parts} is being written by another process; wait for it, or write to another place")
+    return hashlib.sha256(repr([spec_digest, asked, sources]).encode()).hexdigest()

@@ -54,7 +54,7 @@ def manifest_of(key: str, options: PreprocessOptions, outcome: Outcome, files: B
             "type": type(tokenizer).__name__,
             "identity": tokenizer.identity,
             "vocab_size": tokenizer.vocab_size,
-            "eod": tokenizer.eod,
+            "eod": tokenizer.special("eod"),
         },
         "documents": files.num_documents,
         "sequences": files.num_sequences,

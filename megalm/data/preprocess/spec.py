@@ -54,8 +54,8 @@ class ProcessingSpec:
         return found
 
     def digest(self, tokenizer: Tokenizer) -> str:
-        """SHA-256 that is equal for recipes that give equal tokens."""
+        """SHA-256 that is equal for those that give equal tokens."""
         content = asdict(replace(self, tokenizer=TokenizerConfig(), fast=False))
         del content["tokenizer"]
-        special = (tokenizer.identity, tokenizer.eod, tokenizer.bos, tokenizer.vocab_size)
+        special = (tokenizer.identity, tokenizer.special("eod"), tokenizer.special("bos"), tokenizer.vocab_size)
         return hashlib.sha256(json.dumps([content, special, dict(self.versions())]).encode()).hexdigest()

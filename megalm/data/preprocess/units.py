@@ -67,8 +67,8 @@ class Planner:
     `sha256` has the digests of the files that the planner has read to the end.
     """
 
-    def __init__(self, files: list[InputFile], reading: Reading, recipe_digest: str) -> None:
-        self._files, self._reading, self._recipe_digest = files, reading, recipe_digest
+    def __init__(self, files: list[InputFile], reading: Reading, spec_digest: str) -> None:
+        self._files, self._reading, self._spec_digest = files, reading, spec_digest
         self.sha256: dict[str, str] = {}
         self._segments: list[Segment] = []
         self._sources: list[str] = []
@@ -120,7 +120,7 @@ class Planner:
         self.sha256[file.path] = file.sha256
 
     def _packed(self) -> Unit:
-        source = hashlib.sha256("\0".join([self._recipe_digest, *self._sources]).encode()).hexdigest()
+        source = hashlib.sha256("\0".join([self._spec_digest, *self._sources]).encode()).hexdigest()
         unit = Unit(self._number, tuple(self._segments), source, self._input_bytes)
         self._segments, self._sources, self._text_bytes, self._input_bytes = [], [], 0, 0
         self._number += 1

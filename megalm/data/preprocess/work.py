@@ -1,7 +1,6 @@
 """The work of one preprocessing worker: a unit of input in, a shard of token ids out."""
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -197,8 +196,8 @@ def _with_special(
     last = np.cumsum(counts[counts > 0]) - 1
     first = last - counts[counts > 0] + 1
     for wanted, token, sequences, offset in (
-        (spec.append_eod, tokenizer.eod, last, 1),
-        (spec.prepend_bos, tokenizer.bos, first, 0),
+        (spec.append_eod, tokenizer.special("eod"), last, 1),
+        (spec.prepend_bos, tokenizer.special("bos"), first, 0),
     ):
         if wanted and len(sequences):
             assert token is not None, "checked before the workers start"
@@ -207,11 +206,3 @@ def _with_special(
             lengths = lengths.copy()
             lengths[sequences] += 1
     return tokens, lengths
-
-
-def file_sha256(path: str) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb", buffering=0) as stream:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megalm.data.samples.blend import Blend, BlendSizes, normalize
-from megalm.data.samples.gpt_dataset import Sample
 from megalm.data.samples.index_cache import IndexCache
+from megalm.data.samples.sample import Sample
 from megalm.data.samples.source import Layout, Request, Source
 from megalm.errors import CheckpointError, DataError
 
@@ -132,18 +132,14 @@ class BlendedDataset:
         return self.start + len(self._blend)
 
     def __getitem__(self, number: int) -> Sample:
-        """The tokens of sample `number`, int64 [seq_length + 1].
+        """Sample `number`, with the position of the dataset that it comes from.
 
         Raises:
             IndexError: no such sample, or one before the record.
             DataError: the files changed or cannot be read.
         """
         dataset, inside = self._locate(number)
-        return self._layouts[dataset][inside]
-
-    def dataset_of(self, number: int) -> int:
-        """The position of the dataset that sample `number` comes from."""
-        return self._locate(number)[0]
+        return Sample(number, dataset, self._layouts[dataset][inside].tokens)
 
     def record(self, consumed: int) -> OrderRecord:
         """What a checkpoint after `consumed` samples holds."""

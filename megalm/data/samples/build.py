@@ -10,9 +10,10 @@ from megalm.config.data import DataConfig
 from megalm.data.indexed.manifest import check_tokenizer
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
-from megalm.data.samples.gpt_dataset import MockDataset, SampleDataset
+from megalm.data.samples.gpt_dataset import MockDataset
 from megalm.data.samples.gpt_index import split_bounds
 from megalm.data.samples.index_cache import IndexCache
+from megalm.data.samples.sample import SampleDataset
 from megalm.data.samples.source import Sampling, Source
 from megalm.errors import DataError
 
@@ -46,6 +47,7 @@ def build_datasets(
     data: DataConfig,
     *,
     seq_length: int,
+    extra_tokens: int = 1,
     num_samples: tuple[int, int | None, int],
     seed: int,
     vocab_size: int,
@@ -57,6 +59,8 @@ def build_datasets(
     A split has none when its share of --split is 0, when its path is not given, or when 0 samples are asked for.
 
     Args:
+        seq_length: tokens from the start of one sample to that of the next.
+        extra_tokens: tokens of a sample beyond them, which it shares with the next one.
         num_samples: samples that the run draws from each split; None is one epoch, without --mock-data.
         tokenizer_identity: the run's tokenizer; checked against the one that the data was made with, if known.
         record: the order of the training samples up to the checkpoint that the run goes on from.
@@ -67,10 +71,10 @@ def build_datasets(
         CheckpointError: other datasets than the record's.
     """
     if data.mock_data:
-        return _mock_datasets(vocab_size, seq_length, seed, num_samples)
+        return _mock_datasets(vocab_size, seq_length, extra_tokens, seed, num_samples)
     opened: dict[str, IndexedDataset] = {}
     cache = IndexCache(data.data_cache_path) if data.data_cache_path else None
-    sampling = Sampling(seq_length=seq_length, seed=seed, order=data.sampling, cache=cache)
+    sampling = Sampling(seq_length=seq_length, extra_tokens=extra_tokens, seed=seed, order=data.sampling, cache=cache)
     wishes = [_Wish(name=name, num_samples=count) for name, count in zip(SPLITS, num_samples, strict=True)]
     blends = _blends(data, wishes, opened)
     for indexed in opened.values():
@@ -100,9 +104,11 @@ def build_datasets(
     )
 
 
-def _mock_datasets(vocab_size: int, seq_length: int, seed: int, num_samples: tuple[int, int | None, int]) -> Datasets:
+def _mock_datasets(
+    vocab_size: int, seq_length: int, extra_tokens: int, seed: int, num_samples: tuple[int, int | None, int]
+) -> Datasets:
     train, valid, test = (
-        MockDataset(vocab_size, seq_length, seed, count, split=split) if count else None
+        MockDataset(vocab_size, seq_length, seed, count, split=split, extra_tokens=extra_tokens) if count else None
         for split, count in enumerate(num_samples)
     )
     return Datasets(train=train, valid={} if valid is None else {"": valid}, test=test)

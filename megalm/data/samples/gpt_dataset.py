@@ -1,40 +1,26 @@
-"""Numbered samples for causal language models: number k -> int64 tokens [seq_length + 1], a pure function."""
+"""Numbered samples in Megatron's shuffled order, or generated: number k -> int64 tokens, a pure function."""
 
 from dataclasses import asdict
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.samples.gpt_index import EpochPlan, SampleIndex, build_document_index, build_shuffle_index, plan_epochs
 from megalm.data.samples.index_cache import Arrays, IndexCache
+from megalm.data.samples.sample import PAD, Sample
 from megalm.errors import DataError
-
-Sample = npt.NDArray[np.int64]
-
-PAD = -1
-"""Fills a sample that the data does not fill; never a token id, so no real token is taken for padding."""
-
-
-class SampleDataset(Protocol):
-    """Numbered samples: what a loader reads."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-
-    def __getitem__(self, number: int) -> Sample:
-        """The tokens of one sample."""
+from megalm.randomness import purpose_number
 
 
 class GPTDataset:
     """Documents of an indexed dataset, shuffled, laid end to end and cut into samples; equal to Megatron-LM's order.
 
-    `dataset[k]` is int64 [seq_length + 1] (seq_length without `add_extra_token`), padded with -1 at the end of the
-    stream. The indices are built in memory, or mapped from `cache`. Picklable; workers reopen the files.
+    `dataset[k]` has int64 tokens [seq_length + extra_tokens], padded with -1 at the end of the stream. The indices are
+    built in memory, or mapped from `cache`. Picklable; workers reopen the files.
 
     Args:
         documents: sequence numbers of this split, neighbours.
+        extra_tokens: tokens that a sample shares with the next one (1: the last label of a causal model).
         num_samples: samples that the run will draw (more epochs are laid end to end); None is one epoch.
         keep_last_partial: keep a last sample that needs padding.
         cache: where built indices are kept.
@@ -51,21 +37,21 @@ class GPTDataset:
         num_samples: int | None,
         seed: int,
         *,
-        add_extra_token: bool = True,
+        extra_tokens: int = 1,
         keep_last_partial: bool = False,
         cache: IndexCache | None = None,
     ) -> None:
         self.indexed = indexed
-        extra, lengths = int(add_extra_token), indexed.sequence_lengths
-        self.sample_tokens = seq_length + extra
+        lengths = indexed.sequence_lengths
+        self.sample_tokens = seq_length + extra_tokens
         self.plan = plan = self.plan_for(
-            indexed, documents, seq_length, num_samples, extra, keep_last_partial=keep_last_partial
+            indexed, documents, seq_length, num_samples, extra_tokens, keep_last_partial=keep_last_partial
         )
 
         def build() -> Arrays:
             random = np.random.RandomState(seed)
             document_index = build_document_index(documents, plan, random)
-            sample_index = SampleIndex(lengths, document_index, plan, seq_length, extra)
+            sample_index = SampleIndex(lengths, document_index, plan, seq_length, extra_tokens)
             return {
                 "document_index": document_index,
                 "block_starts": sample_index.block_starts,
@@ -76,10 +62,10 @@ class GPTDataset:
             arrays = build()
         else:
             key = {"data": indexed.fingerprint(), "documents": [documents.start, documents.stop], **asdict(plan)}
-            arrays = cache.get(key | {"seq_length": seq_length, "extra_token": extra, "seed": seed}, build)
+            arrays = cache.get(key | {"seq_length": seq_length, "extra_token": extra_tokens, "seed": seed}, build)
         self.document_index, self.shuffle_index = arrays["document_index"], arrays["shuffle_index"]
         self.sample_index = SampleIndex(
-            lengths, self.document_index, plan, seq_length, extra, block_starts=arrays["block_starts"]
+            lengths, self.document_index, plan, seq_length, extra_tokens, block_starts=arrays["block_starts"]
         )
 
     @staticmethod
@@ -88,7 +74,7 @@ class GPTDataset:
         documents: range,
         seq_length: int,
         num_samples: int | None,
-        extra_token: int = 1,
+        extra_tokens: int = 1,
         *,
         keep_last_partial: bool = False,
     ) -> EpochPlan:
@@ -99,20 +85,20 @@ class GPTDataset:
         """
         lengths = indexed.sequence_lengths[documents.start : documents.stop]
         tokens_per_epoch = int(lengths.sum(dtype=np.int64))
-        if tokens_per_epoch < (1 + extra_token if keep_last_partial else seq_length + extra_token):
+        if tokens_per_epoch < (1 + extra_tokens if keep_last_partial else seq_length + extra_tokens):
             raise DataError(
                 f"{indexed.prefix}: {len(documents)} documents with {tokens_per_epoch} tokens are less than one "
-                f"sample of {seq_length + extra_token} tokens (seq_length={seq_length}); "
+                f"sample of {seq_length + extra_tokens} tokens (seq_length={seq_length}); "
                 "give more data, another --split or a smaller --seq-length"
             )
-        return plan_epochs(tokens_per_epoch, num_samples, seq_length, extra_token, keep_last_partial=keep_last_partial)
+        return plan_epochs(tokens_per_epoch, num_samples, seq_length, extra_tokens, keep_last_partial=keep_last_partial)
 
     def __len__(self) -> int:
         """Samples of all epochs; at least the `num_samples` asked for."""
         return len(self.shuffle_index)
 
     def __getitem__(self, number: int) -> Sample:
-        """The tokens of sample `number`.
+        """Sample `number`.
 
         Raises:
             IndexError: no such sample.
@@ -122,10 +108,10 @@ class GPTDataset:
             raise IndexError(f"sample {number} of {len(self)} in {self.indexed.prefix}")
         tokens = self.indexed.gather(self.sample_index.pieces(int(self.shuffle_index[number])))
         if len(tokens) == self.sample_tokens:
-            return tokens.astype(np.int64)
-        sample = np.full(self.sample_tokens, PAD, dtype=np.int64)
-        sample[: len(tokens)] = tokens
-        return sample
+            return Sample(number, 0, tokens.astype(np.int64))
+        padded = np.full(self.sample_tokens, PAD, dtype=np.int64)
+        padded[: len(tokens)] = tokens
+        return Sample(number, 0, padded)
 
 
 class MockDataset:
@@ -138,11 +124,13 @@ class MockDataset:
 
     PROBABILITIES = (0.7, 0.15, 0.1, 0.05)
 
-    def __init__(self, vocab_size: int, seq_length: int, seed: int, num_samples: int, *, split: int = 0) -> None:
+    def __init__(
+        self, vocab_size: int, seq_length: int, seed: int, num_samples: int, *, split: int = 0, extra_tokens: int = 1
+    ) -> None:
         self._key = (seed, split)
         self._num_samples = num_samples
-        self._sample_tokens = seq_length + 1
-        ring = np.random.default_rng([seed, _purpose("mock-ring")])
+        self._sample_tokens = seq_length + extra_tokens
+        ring = np.random.default_rng([seed, purpose_number("mock-ring")])
         self._ids = ring.permutation(vocab_size)[:512].astype(np.int64)
         strides = np.arange(1, max(len(self._ids), len(self.PROBABILITIES) + 1))
         self._strides = ring.choice(strides, size=len(self.PROBABILITIES), replace=False)
@@ -157,20 +145,14 @@ class MockDataset:
         return self._num_samples
 
     def __getitem__(self, number: int) -> Sample:
-        """The tokens of sample `number`, int64 [seq_length + 1].
+        """Sample `number`, with int64 tokens [seq_length + extra_tokens].
 
         Raises:
             IndexError: no such sample.
         """
         if not 0 <= number < self._num_samples:
             raise IndexError(f"sample {number} of {self._num_samples} mock samples")
-        draw = np.random.default_rng([*self._key, _purpose("mock-walk"), number])
+        draw = np.random.default_rng([*self._key, purpose_number("mock-walk"), number])
         steps = self._strides[draw.choice(len(self._strides), size=self._sample_tokens, p=self.PROBABILITIES)]
         steps[0] = draw.integers(len(self._ids))
-        walk: Sample = self._ids[np.cumsum(steps) % len(self._ids)]
-        return walk
-
-
-def _purpose(name: str) -> int:
-    """A purpose as part of a seed: its bytes as one integer, so that different purposes never draw the same."""
-    return int.from_bytes(name.encode(), "little")
+        return Sample(number, 0, self._ids[np.cumsum(steps) % len(self._ids)])

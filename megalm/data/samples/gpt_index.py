@@ -1,7 +1,7 @@
 """Which tokens make up sample number k: pure integer functions, equal to megatron-core's arrays for equal settings.
 
 The documents of a split are repeated for as many epochs as needed, shuffled, laid end to end and cut into samples
-of `seq_length` tokens, which share one token with their neighbour when an extra token is drawn (`extra_token` 1: the
+of `seq_length` tokens, which share one token with their neighbour when an extra token is drawn (`extra_tokens` 1: the
 last label). The samples are shuffled again. "Rule n" below are the steps of Megatron's GPTDataset; one legacy
 `RandomState(seed)` is used for all of it, first for the documents and then for the samples.
 """
@@ -48,7 +48,7 @@ def plan_epochs(
     tokens_per_epoch: int,
     num_samples: int | None,
     seq_length: int,
-    extra_token: int = 1,
+    extra_tokens: int = 1,
     *,
     keep_last_partial: bool = False,
 ) -> EpochPlan:
@@ -63,14 +63,14 @@ def plan_epochs(
     """
     if tokens_per_epoch <= 0:
         raise ValueError("an epoch needs at least one token")
-    wanted = 0 if num_samples is None else num_samples * seq_length + extra_token
+    wanted = 0 if num_samples is None else num_samples * seq_length + extra_tokens
     num_epochs = max(1, -(-wanted // tokens_per_epoch))
-    total = num_epochs * tokens_per_epoch - extra_token
+    total = num_epochs * tokens_per_epoch - extra_tokens
     separate, before_last = False, 0
     if num_epochs > 1:
         assert num_samples is not None, "more than one epoch only for a requested number"
-        before_last = ((num_epochs - 1) * tokens_per_epoch - extra_token) // seq_length
-        per_epoch = (tokens_per_epoch - extra_token) // seq_length
+        before_last = ((num_epochs - 1) * tokens_per_epoch - extra_tokens) // seq_length
+        per_epoch = (tokens_per_epoch - extra_tokens) // seq_length
         # int of a float64 product, as Megatron computes it, so that the decision is the same for every size
         separate = num_samples - before_last < int(0.80 * per_epoch)
     return EpochPlan(
@@ -128,10 +128,10 @@ class SampleIndex:
         document_index: npt.NDArray[np.integer[Any]],
         plan: EpochPlan,
         seq_length: int,
-        extra_token: int = 1,
+        extra_tokens: int = 1,
         block_starts: Int64s | None = None,
     ) -> None:
-        self.seq_length, self.extra_token = seq_length, extra_token
+        self.seq_length, self.extra_tokens = seq_length, extra_tokens
         self.num_samples = plan.num_samples
         self._lengths, self._document_index = lengths, document_index
         self.block_starts = _block_starts(lengths, document_index, self.BLOCK) if block_starts is None else block_starts
@@ -142,7 +142,7 @@ class SampleIndex:
     def token_range(self, position: int) -> tuple[int, int]:
         """Half-open range of stream tokens of sample `position`; shorter at the end of the stream."""
         start = position * self.seq_length
-        return start, min(start + self.seq_length + self.extra_token, self.num_tokens)
+        return start, min(start + self.seq_length + self.extra_tokens, self.num_tokens)
 
     def pieces(self, position: int) -> list[tuple[int, int, int]]:
         """(document, offset, number of tokens) of each part of sample `position`, in order; none is empty."""
@@ -175,14 +175,14 @@ class SampleIndex:
         np.cumsum(self._lengths[self._document_index], dtype=np.int64, out=starts[1:])
         numbers = np.arange(start, self.num_samples + 1 if stop is None else stop, dtype=np.int64)
         wanted = numbers * self.seq_length
-        end = self.num_tokens - self.extra_token
-        side: Literal["left", "right"] = "right" if self.extra_token else "left"
+        end = self.num_tokens - self.extra_tokens
+        side: Literal["left", "right"] = "right" if self.extra_tokens else "left"
         position = np.searchsorted(starts, np.minimum(wanted, end), side=side).astype(np.int64) - 1
         offset = np.minimum(wanted, end) - starts[np.maximum(position, 0)]
         # a partial last sample ends in the last document, even when that one is empty
         beyond = wanted > end
         position[beyond] = len(starts) - 2
-        offset[beyond] = starts[-1] - starts[-2] - self.extra_token
+        offset[beyond] = starts[-1] - starts[-2] - self.extra_tokens
         first = numbers == 0
         position[first] = offset[first] = 0
         return np.stack([position, offset], axis=1)

@@ -7,12 +7,11 @@ files.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megalm.errors import DataError
-from megalm.storage.durable import sha256_of, sync_folder
+from megalm.storage.atomic import atomic_write_by_any
+from megalm.storage.durable import sha256_of
+from megalm.storage.lock import take
 
 log = logging.getLogger("megalm")
 
@@ -86,38 +87,16 @@ class IndexCache:
         entry: dict[str, Any] = {"key": json.loads(text), "arrays": {}}
         for array, values in arrays.items():
             path = self.folder / f"{name}-{array}.npy"
-            with self._publishing(path) as temporary, open(temporary, "wb") as stream:
+            with atomic_write_by_any(path) as stream:
                 np.save(stream, values, allow_pickle=False)
-                stream.flush()
-                os.fsync(stream.fileno())
             entry["arrays"][array] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        with self._publishing(self.folder / f"{name}.json") as temporary, open(temporary, "w") as text_stream:
-            json.dump(entry, text_stream, indent=1)
-            text_stream.flush()
-            os.fsync(text_stream.fileno())
-
-    @contextlib.contextmanager
-    def _publishing(self, path: Path) -> Iterator[str]:
-        """A temporary file that becomes `path` when the block ends and vanishes when it raises.
-
-        Its name is its writer's own: builders on several nodes do not meet.
-        """
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.folder)
-        os.close(handle)
-        try:
-            yield temporary
-            os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep other users of a shared folder out
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-        sync_folder(self.folder)
+        with atomic_write_by_any(self.folder / f"{name}.json") as stream:
+            stream.write(json.dumps(entry, indent=1).encode())
 
     @contextlib.contextmanager
     def _only_builder(self, name: str) -> Iterator[None]:
         """Waits for other builders of the same entry; it spares work and memory, correctness does not need it."""
         with open(self.folder / f".{name}.lock", "w") as stream:
             with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(stream, fcntl.LOCK_EX)
+                take(stream, math.inf)
             yield

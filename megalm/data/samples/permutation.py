@@ -5,8 +5,9 @@ with left < a and right < b for a x b >= n, a about b; each round adds a keyed f
 its size, which can be undone whatever the function is. A result of n or more is sent through again until it is below n.
 """
 
-import hashlib
 import math
+
+from megalm.randomness import stable_words
 
 _ROUNDS = 8
 _MASK = 2**64 - 1
@@ -20,9 +21,7 @@ class KeyedPermutation:
         self.size = size
         self._a = math.isqrt(size - 1) + 1
         self._b = -(-size // self._a)
-        name = "/".join(str(part) for part in key).encode()
-        digest = hashlib.shake_256(name).digest(8 * _ROUNDS)
-        self._keys = [int.from_bytes(digest[8 * r : 8 * r + 8], "little") for r in range(_ROUNDS)]
+        self._keys = stable_words(_ROUNDS, *key)
 
     def __len__(self) -> int:
         """How many numbers there are."""

@@ -1,7 +1,6 @@
 """One dataset of a run: documents of an indexed dataset, and the samples that are laid out from them."""
 
 import bisect
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +9,11 @@ from typing import Literal
 import numpy as np
 
 from megalm.data.indexed.reader import IndexedDataset
-from megalm.data.samples.gpt_dataset import PAD, GPTDataset, Sample, SampleDataset
+from megalm.data.samples.gpt_dataset import GPTDataset
 from megalm.data.samples.index_cache import IndexCache
+from megalm.data.samples.sample import PAD, Sample, SampleDataset
 from megalm.data.samples.stream import StreamDataset
+from megalm.randomness import stable_seed_32
 
 Request = int | None
 """Samples that a layout was built for; None is one epoch. It decides the order of the samples (see `plan_epochs`)."""
@@ -23,6 +24,9 @@ class Sampling:
     """How samples are cut and ordered; equal for all datasets of a run."""
 
     seq_length: int
+    """Tokens from the start of one sample to that of the next."""
+    extra_tokens: int = 1
+    """Tokens of a sample beyond them, which it shares with the next one (1: the last label of a causal model)."""
     seed: int
     order: Literal["shuffle", "stream"] = "shuffle"
     cache: IndexCache | None = None
@@ -76,20 +80,25 @@ class Source:
         """Samples of the layout for one request, without building it."""
         if self.sampling.order == "stream":
             return len(self._stream(request))
-        return GPTDataset.plan_for(self.indexed, self.documents, self.sampling.seq_length, request).num_samples
+        sampling = self.sampling
+        plan = GPTDataset.plan_for(self.indexed, self.documents, sampling.seq_length, request, sampling.extra_tokens)
+        return plan.num_samples
 
     def _stream(self, num_samples: int | None) -> StreamDataset:
-        return StreamDataset(self.indexed, self.documents, self.sampling.seq_length, num_samples, self.sampling.seed)
+        sampling = self.sampling
+        return StreamDataset(
+            self.indexed, self.documents, sampling.seq_length, num_samples, sampling.seed,
+            extra_tokens=sampling.extra_tokens,
+        )  # fmt: skip
 
     def _shuffled(self, request: Request, number: int) -> GPTDataset:
         sampling = self.sampling
-        seed = sampling.seed if number == 0 else _seed_of_layout(sampling.seed, number)
-        return GPTDataset(self.indexed, self.documents, sampling.seq_length, request, seed, cache=sampling.cache)
-
-
-def _seed_of_layout(seed: int, number: int) -> int:
-    """Another 32-bit seed for each further layout: the first one has the run's own, as in Megatron."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/layout/{number}".encode()).digest()[:4], "little")
+        # another one for each further layout: the first one has the run's own, as in Megatron
+        seed = sampling.seed if number == 0 else stable_seed_32(sampling.seed, "layout", number)
+        return GPTDataset(
+            self.indexed, self.documents, sampling.seq_length, request, seed,
+            extra_tokens=sampling.extra_tokens, cache=sampling.cache,
+        )  # fmt: skip
 
 
 class Layout:
@@ -104,7 +113,7 @@ class Layout:
         return self._ends[-1]
 
     def __getitem__(self, number: int) -> Sample:
-        """The tokens of sample `number`.
+        """Sample `number`.
 
         Raises:
             IndexError: no such sample, or one of a layout that is used up.
@@ -114,7 +123,7 @@ class Layout:
         dataset = self.parts[part] if part < len(self.parts) else None
         if dataset is None:
             raise IndexError(f"sample {number} of {len(self)}, of which the first may be used up")
-        return dataset[number - (self._ends[part - 1] if part else 0)]
+        return Sample(number, 0, dataset[number - (self._ends[part - 1] if part else 0)].tokens)
 
 
 class Padded:
@@ -132,7 +141,7 @@ class Padded:
         return self._num_samples
 
     def __getitem__(self, number: int) -> Sample:
-        """The tokens of sample `number`, all -1 beyond the dataset."""
+        """Sample `number`, all -1 beyond the dataset."""
         if number < len(self._dataset):
             return self._dataset[number]
-        return np.full_like(self._dataset[0], PAD)
+        return Sample(number, 0, np.full_like(self._dataset[0].tokens, PAD))

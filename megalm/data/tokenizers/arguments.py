@@ -1,30 +1,43 @@
 """The tokenizer's flags, the same for every command."""
 
 import argparse
-from typing import get_args
 
 from pydantic import ValidationError
 
-from megalm.config.data import TokenizerConfig, TokenizerType
-from megalm.config.merging.suggest import did_you_mean
+from megalm.config.data import TokenizerConfig
+from megalm.data.tokenizers.build import TOKENIZERS
+from megalm.errors import ConfigError
+from megalm.tables import import_modules
 
 
 def add_tokenizer_arguments(parser: argparse._ActionsContainer) -> None:
-    """Adds a flag for each field of TokenizerConfig, with Megatron's names."""
+    """Adds a flag for each field of TokenizerConfig, with Megatron's names, and --import-module."""
     for name, info in TokenizerConfig.model_fields.items():
         kind = int if info.annotation == (int | None) else str
         aliases = ["--vocab-size"] if name == "tokenizer_vocab_size" else []
         parser.add_argument("--" + name.replace("_", "-"), *aliases, type=kind, metavar="X", help=info.description)
+    parser.add_argument(
+        "--import-module", action="append", default=[], metavar="M", help="Module that adds a tokenizer (repeatable)."
+    )
 
 
 def tokenizer_config(arguments: argparse.Namespace, problems: list[str]) -> TokenizerConfig:
-    """The settings that the flags give; what is wrong with them is added to `problems`."""
+    """The settings that the flags give; what is wrong with them is added to `problems`.
+
+    Raises:
+        ConfigError: a module of --import-module cannot be imported.
+    """
+    import_modules(arguments.import_module)
     given = {name: getattr(arguments, name) for name in TokenizerConfig.model_fields}
     try:
-        return TokenizerConfig(**given)
+        config = TokenizerConfig(**given)
+        if config.tokenizer_type is not None:
+            TOKENIZERS[config.tokenizer_type]
+        return config
     except ValidationError as error:
-        kinds = get_args(TokenizerType)
         for problem in error.errors():
-            flag, value = "--" + str(problem["loc"][0]).replace("_", "-"), problem["input"]
-            problems.append(f"{flag} {value}: {problem['msg']}{did_you_mean(str(value), kinds)}")
-        return TokenizerConfig()
+            flag = "--" + str(problem["loc"][0]).replace("_", "-")
+            problems.append(f"{flag} {problem['input']}: {problem['msg']}")
+    except ConfigError as error:
+        problems += error.problems
+    return TokenizerConfig()

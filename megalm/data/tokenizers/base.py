@@ -1,45 +1,114 @@
-"""What every tokenizer offers, and what they share: reading files, identities, errors."""
+"""What every tokenizer offers, and what they share: special tokens, reading files, identities, errors."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol, Self
 
+from megalm.config.data import TokenizerConfig
 from megalm.config.merging.suggest import did_you_mean
 from megalm.errors import DataError
 
+SPECIAL_NAMES: Mapping[str, tuple[str, ...]] = {
+    "eod": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]"),
+    "bos": ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]"),
+    "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
+    "pad": ("<pad>", "[PAD]", "<|pad|>"),
+    "unk": ("<unk>", "[UNK]"),
+    "mask": ("<mask>", "[MASK]", "<MASK>"),
+    "cls": ("<cls>", "[CLS]", "<CLS>"),
+    "sep": ("<sep>", "[SEP]", "<SEP>"),
+}
+"""What a special token is asked for by: end of document, begin and end of sequence, padding, unknown, mask, first of a
+text, between texts; and the tokens that are taken for it, the first that a vocabulary has."""
+
 
 class Tokenizer(Protocol):
-    """Text to ids and back. `vocab_size` counts all ids, special ones too; None stands for a token that is absent."""
+    """Text to ids and back; the class is an entry of `TOKENIZERS`."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids: 0 .. vocab_size - 1."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Settings of TokenizerConfig that mean something to it; with another one given it is an error, never ignored."""
 
-    @property
-    def eod(self) -> int | None:
-        """End of document."""
+    vocab_size: int
+    """Number of ids: 0 .. vocab_size - 1, special ones too."""
+    identity: str
+    """SHA-256 of type and files: equal for tokenizers that give equal ids."""
+    special_ids: dict[str, int]
+    """Ids of the special tokens that it has, by their names in SPECIAL_NAMES."""
 
-    @property
-    def bos(self) -> int | None:
-        """Begin of sequence."""
+    @classmethod
+    def build(cls, config: TokenizerConfig) -> Self:
+        """The tokenizer that the settings describe.
 
-    @property
-    def pad(self) -> int | None:
-        """Padding."""
+        Raises:
+            DataError: a setting or file is missing or broken.
+        """
 
-    @property
-    def identity(self) -> str:
-        """SHA-256 of type and files: equal for tokenizers that give equal ids."""
+    @classmethod
+    def recognises(cls, path: str) -> bool:
+        """Whether the file `path`, given as tokenizer_model without a type, is one of this kind."""
+        return False
+
+    def special(self, name: str) -> int | None:
+        """The id of a special token ("eod", "mask", ...); None if there is none."""
+        return self.special_ids.get(name)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of several texts, in one thread (worker processes are the parallelism)."""
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens give no text."""
+
+
+def special_tokens(
+    id_of: Callable[[str], int | None], names: Iterable[str], first: Mapping[str, str | None] | None = None
+) -> dict[str, int]:
+    """The ids of the special tokens `names` in a vocabulary: of the token that `first` names, else of SPECIAL_NAMES."""
+    found = {}
+    for name in names:
+        tokens = ((first or {}).get(name), *SPECIAL_NAMES[name])
+        ids = (id_of(token) for token in tokens if token is not None)
+        number = next((i for i in ids if i is not None), None)
+        if number is not None:
+            found[name] = number
+    return found
+
+
+class AddedTokens:
+    """Tokens by name that a tokenizer has besides its vocabulary: those that this lacks take the ids after it.
+
+    Args:
+        id_of: the vocabulary's own id of a token; None if it has none.
+    """
+
+    def __init__(self, vocab_size: int, id_of: Callable[[str], int | None]) -> None:
+        self.vocab_size = vocab_size
+        """Ids with those that were added."""
+        self.ids: dict[str, int] = {}
+        self._id_of = id_of
+
+    def add(self, token: str) -> int:
+        """The id of `token`, which is the next one if nobody has the token yet."""
+        if token not in self.ids:
+            own = self._id_of(token)
+            self.ids[token] = self.vocab_size if own is None else own
+            self.vocab_size += own is None
+        return self.ids[token]
+
+
+def model_file(config: TokenizerConfig, kind: str, what: str) -> str:
+    """The file of --tokenizer-model, which a tokenizer of this kind needs.
+
+    Raises:
+        DataError: it is not given.
+    """
+    if config.tokenizer_model is None:
+        raise DataError(f"tokenizer_type={kind} needs a file; give --tokenizer-model with {what}")
+    return config.tokenizer_model
 
 
 def read_file(path: str, setting: str = "tokenizer_model") -> bytes:

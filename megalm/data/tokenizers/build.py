@@ -2,34 +2,21 @@
 
 from pathlib import Path
 
-from megalm.config.data import TokenizerConfig, TokenizerType
-from megalm.data.tokenizers.base import Tokenizer, read_file
+from megalm.config.data import TokenizerConfig
+from megalm.data.tokenizers.base import Tokenizer
 from megalm.data.tokenizers.hugging_face import GPT2BPETokenizer, HFTokenizer
 from megalm.data.tokenizers.plain import ByteLevelTokenizer, NullTokenizer
 from megalm.data.tokenizers.sentence_piece import GPTSentencePieceTokenizer, Llama2Tokenizer, SentencePieceTokenizer
-from megalm.data.tokenizers.tik_token import TikTokenizer, looks_like_tiktoken
+from megalm.data.tokenizers.tik_token import TikTokenizer
 from megalm.errors import DataError
+from megalm.tables import Table
 
-_MODEL_FILES: dict[TokenizerType, str] = {
-    "GPTSentencePieceTokenizer": "a sentencepiece .model file",
-    "SentencePieceTokenizer": "a sentencepiece .model file",
-    "Llama2Tokenizer": "a sentencepiece .model file",
-    "HFTokenizer": "a tokenizer.json",
-    "TikTokenizer": "a tiktoken vocabulary",
-}
-"""Types that need --tokenizer-model, and what it must be."""
-
-_TAKES: dict[str, tuple[TokenizerType, ...]] = {
-    "tokenizer_model": tuple(_MODEL_FILES),
-    "vocab_file": ("GPT2BPETokenizer",),
-    "merge_file": ("GPT2BPETokenizer",),
-    "tokenizer_vocab_size": ("NullTokenizer", "TikTokenizer"),
-    "vocab_extra_ids": ("SentencePieceTokenizer",),
-    "eod_token": (*_MODEL_FILES, "GPT2BPETokenizer"),
-    "tiktoken_pattern": ("TikTokenizer",),
-    "tiktoken_num_special_tokens": ("TikTokenizer",),
-}
-"""Setting -> the types that it means something to; with another type it is an error, never ignored."""
+_KINDS: tuple[type[Tokenizer], ...] = (
+    GPTSentencePieceTokenizer, SentencePieceTokenizer, Llama2Tokenizer, HFTokenizer, NullTokenizer, TikTokenizer,
+    GPT2BPETokenizer, ByteLevelTokenizer,
+)  # fmt: skip
+TOKENIZERS: Table[type[Tokenizer]] = Table("tokenizer_type", {kind.__name__: kind for kind in _KINDS})
+"""Value of --tokenizer-type -> the tokenizer. Without a type it is the first one that recognises the file."""
 
 
 def open_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
@@ -42,51 +29,22 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
 
     Raises:
         DataError: nothing tells which tokenizer, a setting does not fit its type, or a file is missing or broken.
+        ConfigError: there is no such type.
     """
     config = _with_files_of_folder(config)
-    kind = config.tokenizer_type or _kind_of(config)
-    for setting, kinds in _TAKES.items():
+    name = config.tokenizer_type or _kind_of(config)
+    kind = TOKENIZERS[name]
+    for setting in TokenizerConfig.model_fields:
         value = getattr(config, setting)
-        if value and kind not in kinds:
+        if value and setting != "tokenizer_type" and setting not in kind.settings:
+            kinds = " and ".join(other for other in TOKENIZERS if setting in TOKENIZERS[other].settings)
             flag = "--" + setting.replace("_", "-")
-            raise DataError(
-                f"{setting}={value} says nothing to {kind}, only to {' and '.join(kinds)}; leave out {flag}"
-            )
-    if kind in _MODEL_FILES:
-        if config.tokenizer_model is None:
-            raise DataError(f"tokenizer_type={kind} needs a file; give --tokenizer-model with {_MODEL_FILES[kind]}")
-        return _of_model_file(kind, config.tokenizer_model, config)
-    if kind == "ByteLevelTokenizer":
-        return ByteLevelTokenizer()
-    if kind == "NullTokenizer":
-        if config.tokenizer_vocab_size is None:
-            raise DataError("NullTokenizer needs the number of its ids; give --tokenizer-vocab-size")
-        return NullTokenizer(config.tokenizer_vocab_size)
-    if config.vocab_file is None or config.merge_file is None:
-        raise DataError("GPT2BPETokenizer needs two files; give --vocab-file vocab.json and --merge-file merges.txt")
-    return GPT2BPETokenizer(config.vocab_file, config.merge_file, config.eod_token)
-
-
-def _of_model_file(kind: TokenizerType, path: str, config: TokenizerConfig) -> Tokenizer:
-    if kind == "GPTSentencePieceTokenizer":
-        return GPTSentencePieceTokenizer(path, config.eod_token)
-    if kind == "Llama2Tokenizer":
-        return Llama2Tokenizer(path, config.eod_token)
-    if kind == "SentencePieceTokenizer":
-        return SentencePieceTokenizer(path, config.eod_token, config.vocab_extra_ids or 0)
-    if kind == "HFTokenizer":
-        return HFTokenizer(path, config.eod_token)
-    return TikTokenizer(
-        path,
-        config.eod_token,
-        vocab_size=config.tokenizer_vocab_size,
-        pattern=config.tiktoken_pattern,
-        num_special=1000 if config.tiktoken_num_special_tokens is None else config.tiktoken_num_special_tokens,
-    )
+            raise DataError(f"{setting}={value} says nothing to {name}, only to {kinds}; leave out {flag}")
+    return kind.build(config)
 
 
 def _with_files_of_folder(config: TokenizerConfig) -> TokenizerConfig:
-    """`config` with the file in the folder `tokenizer_model` in its place."""
+    """`config` with the file in the folder `tokenizer_model` instead of the folder."""
     if config.tokenizer_model is None or not Path(config.tokenizer_model).is_dir():
         return config
     folder = Path(config.tokenizer_model)
@@ -103,21 +61,18 @@ def _with_files_of_folder(config: TokenizerConfig) -> TokenizerConfig:
     raise DataError(f"the folder {folder} holds no tokenizer.json and no tokenizer.model; give the file itself")
 
 
-def _kind_of(config: TokenizerConfig) -> TokenizerType:
+def _kind_of(config: TokenizerConfig) -> str:
     path = config.tokenizer_model
     if path is None and (config.vocab_file or config.merge_file):
-        return "GPT2BPETokenizer"
+        return GPT2BPETokenizer.__name__
     if path is None:
         raise DataError(
             "no tokenizer is given; give --tokenizer-model FILE (a sentencepiece .model or a Hugging Face "
             "tokenizer.json), or --tokenizer-type ByteLevelTokenizer, which needs no file"
         )
-    if path.endswith(".tiktoken"):
-        return "TikTokenizer"
-    if path.endswith(".model"):
-        return "TikTokenizer" if looks_like_tiktoken(read_file(path)) else "GPTSentencePieceTokenizer"
-    if path.endswith(".json"):
-        return "TikTokenizer" if read_file(path).lstrip()[:1] == b"[" else "HFTokenizer"
+    for name, kind in TOKENIZERS.items():
+        if kind.recognises(path):
+            return name
     raise DataError(
         f"cannot tell the kind of tokenizer_model={path} from its name (.model, .json or .tiktoken); "
         "give --tokenizer-type GPTSentencePieceTokenizer, HFTokenizer or TikTokenizer"

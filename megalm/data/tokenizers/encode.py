@@ -124,7 +124,8 @@ def _gigatokens(tokenizer: Tokenizer) -> Any:
         return Model.from_json(tokenizer.to_json())
     if isinstance(tokenizer, GPTSentencePieceTokenizer):
         return Model.from_sentencepiece(tokenizer.path)
-    assert isinstance(tokenizer, TikTokenizer), "the tokenizers without a library are not asked for"
+    if not isinstance(tokenizer, TikTokenizer):
+        raise TypeError(f"it is told nothing of {type(tokenizer).__name__}")
     return Model.from_tiktoken(tokenizer.path, tokenizer.pattern, {})
 
 

@@ -3,29 +3,37 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from megalm.data.tokenizers.base import first_line, identity_of, no_such_token, read_file
+from megalm.config.data import TokenizerConfig
+from megalm.data.tokenizers.base import (
+    SPECIAL_NAMES,
+    Tokenizer,
+    first_line,
+    identity_of,
+    model_file,
+    no_such_token,
+    read_file,
+    special_tokens,
+)
 from megalm.errors import DataError
 
 if TYPE_CHECKING:
     import tokenizers
 
-EOD_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]")
-PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
 
-
-class HFTokenizer:
+class HFTokenizer(Tokenizer):
     """A Hugging Face `tokenizer.json`; needs no network.
 
     End of document is `eod_token`, else the eos_token of a tokenizer_config.json beside the file, else the first of
-    `EOD_NAMES` that it holds; likewise begin of sequence and padding. Added tokens are found in a text, as
+    `SPECIAL_NAMES["eod"]` that it holds; likewise the other special tokens. Added tokens are found in a text, as
     `transformers` does.
 
     Raises:
         DataError: the file is missing or not a tokenizer, or it lacks `eod_token`.
     """
+
+    settings: ClassVar[tuple[str, ...]] = ("tokenizer_model", "eod_token")
 
     def __init__(self, path: str, eod_token: str | None = None) -> None:
         import tokenizers
@@ -42,19 +50,26 @@ class HFTokenizer:
         self.identity = identity_of("HFTokenizer", content)
         self.vocab_size = _vocab_size(self._model)
         beside = _read_names(Path(path).with_name("tokenizer_config.json"))
-        self.eod = self._first((eod_token,) if eod_token is not None else (beside.get("eos_token"), *EOD_NAMES))
-        self.bos = self._first((beside.get("bos_token"), *BOS_NAMES))
-        self.pad = self._first((beside.get("pad_token"), *PAD_NAMES))
-        if eod_token is not None and self.eod is None:
-            raise no_such_token(eod_token, path)
+        self.special_ids = special_tokens(self._model.token_to_id, SPECIAL_NAMES, beside)
+        if eod_token is not None:
+            chosen = self._model.token_to_id(eod_token)
+            if chosen is None:
+                raise no_such_token(eod_token, path)
+            self.special_ids["eod"] = chosen
+
+    @classmethod
+    def build(cls, config: TokenizerConfig) -> Self:
+        """The tokenizer of the file."""
+        return cls(model_file(config, cls.__name__, "a tokenizer.json"), config.eod_token)
+
+    @classmethod
+    def recognises(cls, path: str) -> bool:
+        """Every .json that is not one of tiktoken's, a list."""
+        return path.endswith(".json") and read_file(path).lstrip()[:1] != b"["
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
         return self._model.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of several texts, in one thread."""
-        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
@@ -64,20 +79,15 @@ class HFTokenizer:
         """The content of a tokenizer.json that gives the same ids."""
         return self._model.to_str()
 
-    def _first(self, names: Sequence[str | None]) -> int | None:
-        found = (self._model.token_to_id(name) for name in names if name is not None)
-        return next((i for i in found if i is not None), None)
 
-
-class GPT2BPETokenizer:
+class GPT2BPETokenizer(Tokenizer):
     """GPT-2's byte-level BPE from its vocab.json and merges.txt; end of document is <|endoftext|> or `eod_token`.
 
     Raises:
         DataError: a file is missing or broken, they do not belong together, or there is no end of document.
     """
 
-    bos: int | None = None
-    pad: int | None = None
+    settings: ClassVar[tuple[str, ...]] = ("vocab_file", "merge_file", "eod_token")
 
     def __init__(self, vocab_file: str, merge_file: str, eod_token: str | None = None) -> None:
         vocab_content, merge_content = read_file(vocab_file, "vocab_file"), read_file(merge_file, "merge_file")
@@ -91,19 +101,28 @@ class GPT2BPETokenizer:
             raise no_such_token(eod_token, vocab_file)
         if eod is None:
             raise DataError(f'vocab_file={vocab_file} has no "<|endoftext|>"; name its end of document: --eod-token')
-        self.eod: int | None = eod
+        self.special_ids = special_tokens(vocab.get, ("unk", "mask", "cls", "sep")) | {"eod": eod}
+
+    @classmethod
+    def build(cls, config: TokenizerConfig) -> Self:
+        """The tokenizer of the two files.
+
+        Raises:
+            DataError: one is not given.
+        """
+        if config.vocab_file is None or config.merge_file is None:
+            raise DataError(
+                "GPT2BPETokenizer needs two files; give --vocab-file vocab.json and --merge-file merges.txt"
+            )
+        return cls(config.vocab_file, config.merge_file, config.eod_token)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
         return self._model.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of several texts, in one thread."""
-        return [self.encode(text) for text in texts]
-
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; end of document gives none."""
-        return self._model.decode([int(i) for i in ids if i != self.eod], skip_special_tokens=False)
+        return self._model.decode([int(i) for i in ids if i != self.special_ids["eod"]], skip_special_tokens=False)
 
     def to_json(self) -> str:
         """The content of a tokenizer.json that gives the same ids."""
@@ -168,7 +187,9 @@ def _vocab_size(model: "tokenizers.Tokenizer") -> int:
 
 
 def _read_names(path: Path) -> dict[str, str]:
-    """The special tokens that a tokenizer_config.json names; none if there is no such file.
+    """The special tokens that a tokenizer_config.json names, by name; none if there is no such file.
+
+    Its eos_token ends documents.
 
     Raises:
         DataError: the file is broken.
@@ -177,8 +198,9 @@ def _read_names(path: Path) -> dict[str, str]:
         return {}
     try:
         content: Any = json.loads(path.read_bytes())
-        named = {key: content[key] for key in ("eos_token", "bos_token", "pad_token") if content.get(key)}
-        return {key: token if isinstance(token, str) else token["content"] for key, token in named.items()}
+        keys = {name: f"{name}_token" for name in SPECIAL_NAMES} | {"eod": "eos_token"}
+        named = {name: content[key] for name, key in keys.items() if content.get(key)}
+        return {name: token if isinstance(token, str) else token["content"] for name, token in named.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise DataError(f"{path} is broken ({first_line(error)}); copy it again, or remove it") from error
 

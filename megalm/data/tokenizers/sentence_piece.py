@@ -2,18 +2,31 @@
 
 import re
 from collections.abc import Sequence
+from typing import ClassVar, Self
 
-from megalm.data.tokenizers.base import first_line, identity_of, no_such_token, read_file
+from megalm.config.data import TokenizerConfig
+from megalm.data.tokenizers.base import (
+    AddedTokens,
+    Tokenizer,
+    first_line,
+    identity_of,
+    model_file,
+    no_such_token,
+    read_file,
+    special_tokens,
+)
 from megalm.data.tokenizers.tik_token import looks_like_tiktoken
 from megalm.errors import DataError
 
 
-class GPTSentencePieceTokenizer:
+class GPTSentencePieceTokenizer(Tokenizer):
     """The model as it is: its pieces are all ids, and its end of sentence ends documents.
 
     Raises:
         DataError: the file is missing or not a sentencepiece model, or it lacks `eod_token`.
     """
+
+    settings: ClassVar[tuple[str, ...]] = ("tokenizer_model", "eod_token")
 
     def __init__(self, path: str, eod_token: str | None = None) -> None:
         import sentencepiece
@@ -28,11 +41,19 @@ class GPTSentencePieceTokenizer:
         self.path = path
         self.identity = identity_of(type(self).__name__, content)
         self.vocab_size = int(self._model.GetPieceSize())
-        self.eod = _optional_id(self._model.eos_id())
-        self.bos = _optional_id(self._model.bos_id())
-        self.pad = _optional_id(self._model.pad_id())
+        self.special_ids = self._own_special()
         if eod_token is not None:
-            self.eod = self._id_of(eod_token)
+            self.special_ids["eod"] = self._id_of(eod_token)
+
+    @classmethod
+    def build(cls, config: TokenizerConfig) -> Self:
+        """The tokenizer of the model file."""
+        return cls(model_file(config, cls.__name__, "a sentencepiece .model file"), config.eod_token)
+
+    @classmethod
+    def recognises(cls, path: str) -> bool:
+        """Every .model that is not one of tiktoken's."""
+        return path.endswith(".model") and not looks_like_tiktoken(read_file(path))
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
@@ -49,9 +70,21 @@ class GPTSentencePieceTokenizer:
         text: str = self._model.Decode([int(i) for i in ids])
         return text
 
-    def _id_of(self, token: str) -> int:
+    def _own_special(self) -> dict[str, int]:
+        """What the model says of itself, and pieces that are named as special tokens are."""
+        model = self._model
+        own = {"eod": model.eos_id(), "eos": model.eos_id(), "bos": model.bos_id(), "pad": model.pad_id()}
+        own |= {"unk": model.unk_id()}
+        return {name: int(i) for name, i in own.items() if i >= 0} | special_tokens(self._piece, ("mask", "cls", "sep"))
+
+    def _piece(self, token: str) -> int | None:
+        """The id of a piece; None if the model has no such piece."""
         found = int(self._model.PieceToId(token))
-        if self._model.IdToPiece(found) != token:
+        return found if found >= 0 and self._model.IdToPiece(found) == token else None
+
+    def _id_of(self, token: str) -> int:
+        found = self._piece(token)
+        if found is None:
             raise no_such_token(token, self.path)
         return found
 
@@ -65,9 +98,9 @@ class Llama2Tokenizer(GPTSentencePieceTokenizer):
 
     def __init__(self, path: str, eod_token: str | None = None) -> None:
         super().__init__(path, eod_token)
-        if self.bos is None:
+        if "bos" not in self.special_ids:
             raise DataError(f"{path} has no begin of sentence; use --tokenizer-type GPTSentencePieceTokenizer")
-        self._begin = [self.bos]
+        self._begin = [self.special_ids["bos"]]
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, begin of sentence first."""
@@ -90,22 +123,29 @@ class SentencePieceTokenizer(GPTSentencePieceTokenizer):
         DataError: as GPTSentencePieceTokenizer.
     """
 
+    settings: ClassVar[tuple[str, ...]] = ("tokenizer_model", "vocab_extra_ids", "eod_token")
+
     def __init__(self, path: str, eod_token: str | None = None, extra_ids: int = 0) -> None:
         super().__init__(path)
-        self._special: dict[str, int] = {}
-        for name in ("<CLS>", "<SEP>", "<EOD>", "<MASK>"):
-            self._add(name)
-        self.pad, self.bos, _ = (
-            self._add(name if own is None else self._model.IdToPiece(own))
-            for name, own in (("<PAD>", self.pad), ("<BOS>", self.bos), ("<EOS>", self.eod))
-        )
+        added, own = AddedTokens(self.vocab_size, self._piece), self.special_ids
+        special = {name: added.add(f"<{name.upper()}>") for name in ("cls", "sep", "eod", "mask")}
+        for name in ("pad", "bos", "eos"):
+            special[name] = added.add(self._model.IdToPiece(own[name]) if name in own else f"<{name.upper()}>")
         for number in range(extra_ids):
-            self._add(f"<extra_id_{number}>")
-        self.eod = self._special["<EOD>"] if eod_token is None else self._id_of(eod_token)
+            added.add(f"<extra_id_{number}>")
+        self._special, self.vocab_size, self.special_ids = added.ids, added.vocab_size, own | special
+        if eod_token is not None:
+            self.special_ids["eod"] = self._id_of(eod_token)
         # an alternation finds the leftmost name and, of several there, the one that was added first
         self._names = re.compile("|".join(map(re.escape, self._special)))
         if extra_ids:
             self.identity = identity_of(self.identity, str(extra_ids).encode())
+
+    @classmethod
+    def build(cls, config: TokenizerConfig) -> Self:
+        """The tokenizer of the model file, with --vocab-extra-ids."""
+        path = model_file(config, cls.__name__, "a sentencepiece .model file")
+        return cls(path, config.eod_token, config.vocab_extra_ids or 0)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
@@ -131,20 +171,5 @@ class SentencePieceTokenizer(GPTSentencePieceTokenizer):
         special = set(self._special.values())
         return super().decode([i for i in ids if i not in special])
 
-    def _add(self, name: str) -> int:
-        found = int(self._model.PieceToId(name))
-        if name in self._special:
-            return self._special[name]
-        if found >= 0 and self._model.IdToPiece(found) == name:
-            self._special[name] = found
-        else:
-            self._special[name] = self.vocab_size
-            self.vocab_size += 1
-        return self._special[name]
-
     def _id_of(self, token: str) -> int:
         return self._special[token] if token in self._special else super()._id_of(token)
-
-
-def _optional_id(number: int) -> int | None:
-    return number if number >= 0 else None

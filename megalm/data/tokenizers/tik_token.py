@@ -5,9 +5,18 @@ import binascii
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
-from megalm.data.tokenizers.base import first_line, identity_of, no_such_token, read_file
+from megalm.config.data import TokenizerConfig
+from megalm.data.tokenizers.base import (
+    Tokenizer,
+    first_line,
+    identity_of,
+    model_file,
+    no_such_token,
+    read_file,
+    special_tokens,
+)
 from megalm.errors import DataError, PlatformError
 
 _CASED_WORDS = (
@@ -53,7 +62,7 @@ _MAX_VOCAB = 2**17
 _Ranks = dict[bytes, int]
 
 
-class TikTokenizer:
+class TikTokenizer(Tokenizer):
     """A tiktoken BPE vocabulary of one of two layouts; the names of special tokens in a text are text.
 
     Megatron's JSON, a list of {"rank", "token_bytes" (base64), "token_str"}: ids start with `num_special` special
@@ -67,6 +76,10 @@ class TikTokenizer:
         PlatformError: `tiktoken` is not installed.
     """
 
+    settings: ClassVar[tuple[str, ...]] = (
+        "tokenizer_model", "tokenizer_vocab_size", "eod_token", "tiktoken_pattern", "tiktoken_num_special_tokens",
+    )  # fmt: skip
+
     def __init__(
         self,
         path: str,
@@ -79,23 +92,41 @@ class TikTokenizer:
         content = read_file(path)
         if content.lstrip()[:1] == b"[":
             ranks, special, self.vocab_size = _megatron_vocabulary(path, content, vocab_size, num_special)
-            eod, bos, pad, pattern = "</s>", "<s>", "<pad>", pattern or "v2"
+            eod, pattern = "</s>", pattern or "v2"
         else:
             ranks = _bpe_ranks(path, content)
             known = _known(path, ranks, pattern)
             special, self.vocab_size, pattern = known.special, known.vocab_size, known.pattern
             eod = next(name for name in ("<|endoftext|>", "<|end_of_text|>") if name in special)
-            bos, pad = "<|begin_of_text|>", ""
         self.path, self.pattern = path, pattern
         self._model = _encoding(path, ranks, special, PATTERNS[pattern])
         if eod_token is not None and eod_token not in special:
             raise no_such_token(eod_token, path)
         self._special = frozenset(special.values())
-        self.eod: int | None = special[eod if eod_token is None else eod_token]
-        self.bos, self.pad = special.get(bos), special.get(pad)
+        self.special_ids = special_tokens(special.get, ("bos", "eos", "pad", "unk", "mask", "cls", "sep"))
+        self.special_ids["eod"] = special[eod if eod_token is None else eod_token]
         self.identity = identity_of(
             "TikTokenizer", content, f"{pattern} {self.vocab_size} {min(ranks.values())}".encode()
         )
+
+    @classmethod
+    def build(cls, config: TokenizerConfig) -> Self:
+        """The tokenizer of the vocabulary file."""
+        special = config.tiktoken_num_special_tokens
+        return cls(
+            model_file(config, cls.__name__, "a tiktoken vocabulary"),
+            config.eod_token,
+            vocab_size=config.tokenizer_vocab_size,
+            pattern=config.tiktoken_pattern,
+            num_special=1000 if special is None else special,
+        )
+
+    @classmethod
+    def recognises(cls, path: str) -> bool:
+        """A .tiktoken, a .model of lines "base64 rank", a .json that is a list."""
+        if path.endswith(".model"):
+            return looks_like_tiktoken(read_file(path))
+        return path.endswith(".tiktoken") or (path.endswith(".json") and read_file(path).lstrip()[:1] == b"[")
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""

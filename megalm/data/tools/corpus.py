@@ -20,6 +20,7 @@ from megalm import __version__
 from megalm.data.indexed.manifest import manifest_bytes, read_manifest
 from megalm.errors import DataError
 from megalm.storage.atomic import atomic_write
+from megalm.storage.durable import sha256_of
 
 EXCLUDED = ("site-packages", "dist-packages", "lib-dynload", "encodings", "topics.py", "_sysconfigdata", "config-")
 """Starts of file and folder names: other packages, tables of characters, the topics as a source, and what is written
@@ -112,8 +113,7 @@ def is_up_to_date(output: Path, request: dict[str, Any]) -> bool:
         return False
     if manifest is None or manifest.get("request") != request or not output.is_file():
         return False
-    with open(output, "rb") as stream:
-        return bool(hashlib.file_digest(stream, "sha256").hexdigest() == manifest.get("sha256"))
+    return bool(sha256_of(output) == manifest.get("sha256"))
 
 
 def write_manifest(output: Path, request: dict[str, Any], sha256: str) -> None:

@@ -129,7 +129,7 @@ def first_documents(indexed: IndexedDataset, tokenizer: Tokenizer | None, count:
         length = int(indexed.sequence_lengths[first:last].sum(dtype=np.int64))
         ids = next(indexed.blocks(first, last, SHOWN_TOKENS), np.empty(0, dtype=np.int64)).tolist()
         shown = " ".join(map(str, ids)) if tokenizer is None else _printable(tokenizer.decode(ids))
-        ends = tokenizer is not None and len(ids) == length > 0 and ids[-1] == tokenizer.eod
+        ends = tokenizer is not None and len(ids) == length > 0 and ids[-1] == tokenizer.special("eod")
         more = " ..." if len(ids) < length else " [end of document]" if ends else ""
         lines.append(f"document {number}, {length:,} tokens: {shown}{more}")
     if tokenizer is None and lines:

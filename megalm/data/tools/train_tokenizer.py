@@ -18,6 +18,7 @@ from megalm.data.text.inputs import expand
 from megalm.data.tools.corpus import is_up_to_date, write_manifest
 from megalm.errors import DataError
 from megalm.storage.atomic import atomic_write
+from megalm.storage.durable import sha256_of
 
 TRAINING_BYTES = {"bpe": 24_000_000, "unigram": 2_000_000}
 """Characters to learn from at most, spread over the input: about 5 s on two cores with either."""
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise DataError("--input must name files, which are read twice; write standard input to a file first")
     request = {
         "megalm": __version__,
-        "inputs": [_sha256(file.path) for file in inputs],
+        "inputs": [sha256_of(file.path) for file in inputs],
         "json_key": arguments.json_key,
         "vocab_size": arguments.vocab_size,
         "model_type": arguments.model_type,
@@ -161,8 +162,3 @@ def _texts(file: InputFile, key: str) -> Iterator[str]:
         if isinstance(found, Rejected):
             raise DataError(f"{found}; correct the line")
         yield found.texts[0]
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -57,7 +57,7 @@ class _Tokens:
     largest: int
     sha256: str
     first_bad: tuple[int, int] | None
-    """Place in `.bin` and value of the first id out of range."""
+    """Number in `.bin` and value of the first id out of range."""
 
 
 def verify(prefix: str, vocab_size: int | None = None) -> str:
@@ -96,8 +96,9 @@ def layout_problems(indexed: IndexedDataset) -> list[str]:
         begins = ends - part * indexed.dtype.itemsize
         bad = np.flatnonzero(pointers[start : start + STEP] != begins)
         if len(bad):
-            place, number = start + int(bad[0]), int(bad[0])
-            found.append(f"sequence {place} must start at byte {begins[number]}, its offset is {pointers[place]}")
+            number = int(bad[0])
+            sequence = start + number
+            found.append(f"sequence {sequence} must start at byte {begins[number]}, its offset is {pointers[sequence]}")
             break
         expected = int(ends[-1])
     for start in range(0, len(boundaries) - 1, STEP):
@@ -135,10 +136,10 @@ def _read_all(indexed: IndexedDataset, vocab_size: int | None) -> _Tokens:
 def _range_problems(indexed: IndexedDataset, tokens: _Tokens, vocab_size: int | None) -> list[str]:
     if tokens.first_bad is None:
         return []
-    place, value = tokens.first_bad
-    byte = place * indexed.dtype.itemsize
+    position, value = tokens.first_bad
+    byte = position * indexed.dtype.itemsize
     sequence = int(np.searchsorted(indexed.sequence_pointers, byte, side="right")) - 1
-    offset = place - int(indexed.sequence_pointers[sequence]) // indexed.dtype.itemsize
+    offset = position - int(indexed.sequence_pointers[sequence]) // indexed.dtype.itemsize
     rule = f"0 .. {vocab_size - 1}" if vocab_size else "0 and up"
     return [f"token id {value} at position {offset} of sequence {sequence} is outside {rule}"]
 

@@ -220,7 +220,7 @@ def test_texts_that_are_too_short_or_too_long_are_left_out(tmp_path: Path) -> No
 
 
 def test_bos_and_eod_stand_around_each_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ByteLevelTokenizer, "bos", 255)
+    monkeypatch.setattr(ByteLevelTokenizer, "special", lambda self, name: {"eod": 256, "bos": 255}.get(name))
     write_lines(tmp_path / "in.jsonl", ["ab", "", "c"])
     run(tmp_path, "--append-eod --prepend-bos")
     data = IndexedDataset(tmp_path / "out_text_document")

@@ -123,7 +123,7 @@ def test_flags_of_other_programs_and_mistyped_ones_are_named(
 
 def test_append_eod_needs_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lines(tmp_path / "in.jsonl", ["one"])
-    monkeypatch.setattr(ByteLevelTokenizer, "eod", None)
+    monkeypatch.setattr(ByteLevelTokenizer, "special", lambda self, name: None)
     with pytest.raises(DataError, match="--append-eod needs a tokenizer with an end-of-document token"):
         run(tmp_path, "--append-eod")
 
@@ -252,7 +252,8 @@ def test_an_id_outside_the_vocabulary_is_named_with_its_text(tmp_path: Path, mon
 def test_a_tokenizer_that_begins_texts_itself_does_not_get_a_second_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ByteLevelTokenizer, "bos", ord("a"))  # as if its encoding of "a" began with it
+    # as if its encoding of "a" began with it
+    monkeypatch.setattr(ByteLevelTokenizer, "special", lambda self, name: ord("a") if name == "bos" else None)
     write_lines(tmp_path / "in.jsonl", ["x"])
     with pytest.raises(DataError, match="there would be two"):
         run(tmp_path, "--prepend-bos")

@@ -25,9 +25,10 @@ MOMENTS = int(os.environ.get("MEGALM_TEST_KILLS", "20"))
 """How many runs are killed and started again, over all parameters together."""
 SERVER = """
 import os, sys
-from megalm.data import readers
-from megalm.data.preprocess import dedup, shuffle, units
-readers.CHUNK_BYTES, units.MIN_UNIT_BYTES = 4096, 1 << 15
+from megalm.data.text import formats
+from megalm.data.preprocess import shuffle, units
+from megalm.data.preprocess.filters import dedup
+formats.CHUNK_BYTES, units.MIN_UNIT_BYTES = 4096, 1 << 15
 shuffle.BUCKET_BYTES, dedup.PARTITION_BYTES = 1 << 16, 1 << 12
 from megalm.cli import main
 for line in sys.stdin:

@@ -179,15 +179,15 @@ def test_the_training_and_validation_samples_are_megatrons(megatron: Any, prefix
     for mine, his in ((ours.train, theirs[0]), (ours.valid[""], theirs[1])):
         assert len(mine) == len(his)
         for number in range(len(his)):
-            np.testing.assert_array_equal(mine[number][1:], his[number]["labels"].numpy())
+            np.testing.assert_array_equal(mine[number].tokens[1:], his[number]["labels"].numpy())
             if form != "P":
-                assert mine.dataset_of(number) == his[number]["dataset_id"]
+                assert mine[number].dataset == his[number]["dataset_id"]
 
 
 def test_whole_validation_sets_without_weights_are_exhausted(prefixes: list[str]) -> None:
     data = DataConfig(train_data_path=prefixes[0], valid_data_path=prefixes)
     valid = build(data, num_samples=(5, None, 0)).valid[""]
-    assert Counter(valid.dataset_of(k) for k in range(len(valid))) == {
+    assert Counter(valid[k].dataset for k in range(len(valid))) == {
         dataset: (176 * (dataset + 1) - 1) // 8 for dataset in range(3)
     }
 

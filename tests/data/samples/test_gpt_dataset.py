@@ -19,20 +19,20 @@ def test_samples_are_the_shuffled_documents_end_to_end_and_share_one_token(make_
     stream = np.concatenate([indexed[int(document)] for document in data.document_index])
     for k in range(len(data)):
         start = int(data.shuffle_index[k]) * 4
-        assert data[k].dtype == np.int64
-        np.testing.assert_array_equal(data[k], stream[start : start + 5])
+        assert data[k].tokens.dtype == np.int64
+        np.testing.assert_array_equal(data[k].tokens, stream[start : start + 5])
 
 
 def test_the_seed_decides_the_order_alone(make_dataset: Any) -> None:
     indexed = make_dataset([30] * 40)
     first, again, other = (GPTDataset(indexed, range(40), 8, 300, seed) for seed in (1, 1, 2))
-    assert all(np.array_equal(first[k], again[k]) for k in range(300))
-    assert any(not np.array_equal(first[k], other[k]) for k in range(300))
+    assert all(np.array_equal(first[k].tokens, again[k].tokens) for k in range(300))
+    assert any(not np.array_equal(first[k].tokens, other[k].tokens) for k in range(300))
 
 
 def test_a_kept_partial_sample_is_padded_with_minus_one(make_dataset: Any) -> None:
     data = GPTDataset(make_dataset([6]), range(1), 4, None, 0, keep_last_partial=True)
-    samples = sorted(data[k].tolist() for k in range(len(data)))
+    samples = sorted(data[k].tokens.tolist() for k in range(len(data)))
     assert samples == [[0, 1, 2, 3, 4], [4, 5, -1, -1, -1]]
 
 
@@ -52,22 +52,22 @@ def test_numbers_beyond_the_dataset_are_refused(make_dataset: Any) -> None:
 def test_a_pickled_dataset_gives_the_same_samples(make_dataset: Any) -> None:
     data = GPTDataset(make_dataset([20, 30]), range(2), 4, 50, 0)
     copy = pickle.loads(pickle.dumps(data))
-    assert all(np.array_equal(data[k], copy[k]) for k in range(len(data)))
+    assert all(np.array_equal(data[k].tokens, copy[k].tokens) for k in range(len(data)))
 
 
 def test_mock_samples_depend_on_seed_split_and_number_only() -> None:
     data = MockDataset(1000, 64, 1, 100)
-    assert np.array_equal(data[7], MockDataset(1000, 64, 1, 10**9)[7])
-    assert not np.array_equal(data[7], data[8])
-    assert not np.array_equal(data[7], MockDataset(1000, 64, 2, 100)[7])
-    assert not np.array_equal(data[7], MockDataset(1000, 64, 1, 100, split=1)[7])
+    assert np.array_equal(data[7].tokens, MockDataset(1000, 64, 1, 10**9)[7].tokens)
+    assert not np.array_equal(data[7].tokens, data[8].tokens)
+    assert not np.array_equal(data[7].tokens, MockDataset(1000, 64, 2, 100)[7].tokens)
+    assert not np.array_equal(data[7].tokens, MockDataset(1000, 64, 1, 100, split=1)[7].tokens)
     with pytest.raises(IndexError):
         data[100]
 
 
 @pytest.mark.parametrize("vocab_size", [1, 2, 3, 5, 100, 50257])
 def test_mock_tokens_fit_the_vocabulary(vocab_size: int) -> None:
-    sample = MockDataset(vocab_size, 512, 5, 3)[2]
+    sample = MockDataset(vocab_size, 512, 5, 3)[2].tokens
     assert sample.shape == (513,)
     assert sample.dtype == np.int64
     assert 0 <= sample.min() <= sample.max() < vocab_size
@@ -77,7 +77,7 @@ def test_mock_tokens_are_predictable_to_their_entropy() -> None:
     data = MockDataset(300, 2000, 11, 40)
     counts = np.zeros((300, 300))
     for k in range(40):
-        np.add.at(counts, (data[k][:-1], data[k][1:]), 1)
+        np.add.at(counts, (data[k].tokens[:-1], data[k].tokens[1:]), 1)
     share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     bits = -(counts * np.log(np.where(share > 0, share, 1))).sum() / counts.sum()
     assert bits == pytest.approx(data.entropy, abs=0.05)
@@ -119,7 +119,7 @@ def test_paths_per_split_use_their_whole_datasets(make_dataset: Any) -> None:
 def test_mock_data_gives_three_different_datasets() -> None:
     built = build(DataConfig(mock_data=True))
     assert (len(built.train), len(built.valid[""]), len(built.test)) == (20, 5, 5)
-    assert not np.array_equal(built.train[0], built.valid[""][0])
+    assert not np.array_equal(built.train[0].tokens, built.valid[""][0].tokens)
 
 
 def test_a_split_that_rounds_to_no_documents_is_an_error(make_dataset: Any) -> None:

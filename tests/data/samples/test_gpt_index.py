@@ -71,7 +71,7 @@ def test_all_arrays_and_samples_equal_megatrons(
     options = {"sequence_length": 16, "random_seed": 1234, "add_extra_token_to_sequence": bool(extra)}
     indices = np.arange(2, 15, dtype=np.int32)
     theirs = megatron_dataset(megatron, indexed.prefix, indices, num_samples, tmp_path / "cache", **options)
-    ours = GPTDataset(indexed, documents, 16, num_samples, 1234, add_extra_token=bool(extra))
+    ours = GPTDataset(indexed, documents, 16, num_samples, 1234, extra_tokens=extra)
     assert (ours.plan.num_epochs, ours.plan.separate_last_epoch) == (epochs, separate)
     assert len(ours) == len(theirs)
     for mine, his in [
@@ -82,9 +82,9 @@ def test_all_arrays_and_samples_equal_megatrons(
         assert mine.dtype == his.dtype
         np.testing.assert_array_equal(mine, his)
     for k in range(len(ours)):
-        np.testing.assert_array_equal(ours[k][:16], theirs[k]["tokens"].numpy())
+        np.testing.assert_array_equal(ours[k].tokens[:16], theirs[k]["tokens"].numpy())
         if extra:
-            np.testing.assert_array_equal(ours[k][1:], theirs[k]["labels"].numpy())
+            np.testing.assert_array_equal(ours[k].tokens[1:], theirs[k]["labels"].numpy())
 
 
 lengths_and_docs = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(lambda x: sum(x) > 0)

@@ -19,7 +19,7 @@ from megalm.errors import DataError
 
 
 def same(one: Any, other: Any) -> bool:
-    return len(one) == len(other) and all(np.array_equal(one[k], other[k]) for k in range(len(one)))
+    return len(one) == len(other) and all(np.array_equal(one[k].tokens, other[k].tokens) for k in range(len(one)))
 
 
 def entries(folder: Path) -> list[str]:
@@ -68,7 +68,7 @@ def test_everything_that_decides_the_order_is_in_the_key(indexed: Any, make_data
     for number, other in enumerate(
         [
             lambda: with_cache(indexed, folder, seed=2),
-            lambda: with_cache(indexed, folder, add_extra_token=False),
+            lambda: with_cache(indexed, folder, extra_tokens=0),
             lambda: GPTDataset(indexed, range(1, 40), 8, 150, 1, cache=IndexCache(folder)),
             lambda: GPTDataset(indexed, range(40), 9, 150, 1, cache=IndexCache(folder)),
             lambda: GPTDataset(indexed, range(40), 8, 1500, 1, cache=IndexCache(folder)),
@@ -120,7 +120,7 @@ def test_a_damaged_entry_is_built_again(
 def test_a_killed_builder_leaves_nothing_that_is_taken_for_an_entry(tmp_path: Path) -> None:
     code = f"""
 import os, signal, numpy as np
-from megalm.data import index_cache
+from megalm.data.samples import index_cache
 save = np.save
 def dying(stream, values, **options):
     save(stream, values, **options)

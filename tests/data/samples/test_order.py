@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
+from megalm.data.samples.sample import Sample
 from megalm.data.samples.source import Padded, Sampling, Source
 from megalm.errors import CheckpointError
 
@@ -41,7 +42,9 @@ def through_json(record: OrderRecord) -> OrderRecord:
 
 def drawn(dataset: Any, start: int, stop: int) -> list[tuple[int, int]]:
     """(dataset, first token) of the samples start .. stop."""
-    return [(dataset.dataset_of(number), int(dataset[number][0])) for number in range(start, stop)]
+    samples = [dataset[number] for number in range(start, stop)]
+    assert [sample.number for sample in samples] == list(range(start, stop))
+    return [(sample.dataset, int(sample.tokens[0])) for sample in samples]
 
 
 @pytest.mark.parametrize("order", ["shuffle", "stream"])
@@ -67,7 +70,7 @@ def test_a_longer_run_keeps_the_order_and_finishes_the_epochs_it_has_begun(sourc
     assert rest[:3] == drawn(first, 12, 15)
     if order == "shuffle":
         laid_out = len(first)
-        starts = sorted((0, int(first[number][0])) for number in range(laid_out))
+        starts = sorted((0, int(first[number].tokens[0])) for number in range(laid_out))
         assert sorted(begun + rest[: laid_out - 12]) == starts, "each sample of the first layout once"
     else:
         assert Counter(Counter(begun + rest[:10]).values()) == {2: 11}, "each sample once an epoch"
@@ -108,7 +111,7 @@ def test_each_dataset_goes_on_where_it_was_whatever_changes(sources: Any, phases
     for number, source in enumerate(used):
         # 11, 19 and 19 samples an epoch; a layout holds whole epochs
         layout = source.lay_out(record.datasets[number].requests, len(seen[number]))
-        assert seen[number] == [int(layout[k][0]) for k in range(len(seen[number]))]
+        assert seen[number] == [int(layout[k].tokens[0]) for k in range(len(seen[number]))]
         per_epoch = source.num_samples(None)
         if len(seen[number]) <= per_epoch and order == "stream":
             assert len(set(seen[number])) == len(seen[number])
@@ -136,7 +139,7 @@ def test_another_dataset_is_refused_unless_allowed(sources: Any, make_dataset: A
     assert [(d.base, d.consumed) for d in changed.record(10).datasets] == [(5, 5), (0, 0)]
     assert drawn(changed, 10, 20)
     alone = BlendedDataset([a], None, 20, record=record, allow_changed=True)
-    assert int(alone[10][0]) == int(a.lay_out([11], 6)[5][0])
+    assert int(alone[10].tokens[0]) == int(a.lay_out([11], 6)[5].tokens[0])
 
 
 def test_edited_data_is_another_dataset(make_dataset: Any) -> None:
@@ -164,8 +167,8 @@ def test_padding_fills_a_batch_without_tokens() -> None:
             return 3
 
         def __getitem__(self, number: int) -> Any:
-            return np.asarray([number, number], dtype=np.int64)
+            return Sample(number, 0, np.asarray([number, number], dtype=np.int64))
 
     padded = Padded(Three(), 4)
-    assert [padded[k].tolist() for k in range(len(padded))] == [[0, 0], [1, 1], [2, 2], [-1, -1]]
+    assert [padded[k].tokens.tolist() for k in range(len(padded))] == [[0, 0], [1, 1], [2, 2], [-1, -1]]
     assert len(Padded(Three(), 3)) == 3

@@ -43,14 +43,14 @@ def test_every_sample_of_an_epoch_comes_once_in_file_order_inside(make_dataset: 
     indexed = make_dataset([17, 0, 30, 5, 60, 9], dtype="int32", vocab_size=10**6)
     data = StreamDataset(indexed, range(1, 5), 8, 30, seed=3)
     assert data.samples_per_epoch == 11  # 95 tokens from token 17 on
-    firsts = [int(data[k][0]) for k in range(30)]
+    firsts = [int(data[k].tokens[0]) for k in range(30)]
     assert sorted(firsts[:11]) == [17 + 8 * k for k in range(11)] == sorted(firsts[11:22])
     assert firsts[:11] != firsts[11:22], "each epoch has its own order"
     for k in (0, 12, 29):
-        assert data[k].tolist() == list(range(firsts[k], firsts[k] + 9))
-        assert data[k].dtype == np.int64
-    assert firsts == [int(StreamDataset(indexed, range(1, 5), 8, 10**9, seed=3)[k][0]) for k in range(30)]
-    assert np.array_equal(pickle.loads(pickle.dumps(data))[7], data[7])
+        assert data[k].tokens.tolist() == list(range(firsts[k], firsts[k] + 9))
+        assert data[k].tokens.dtype == np.int64
+    assert firsts == [int(StreamDataset(indexed, range(1, 5), 8, 10**9, seed=3)[k].tokens[0]) for k in range(30)]
+    assert np.array_equal(pickle.loads(pickle.dumps(data))[7].tokens, data[7].tokens)
     with pytest.raises(IndexError):
         data[30]
 
@@ -64,8 +64,8 @@ def test_a_run_streams_its_splits(make_dataset: Any) -> None:
     prefix = make_dataset([10] * 100).prefix
     data = DataConfig(data_path=prefix, split="90,10,0", sampling="stream")
     built = build_datasets(data, seq_length=8, num_samples=(300, 5, 5), seed=1, vocab_size=1000)
-    assert sorted({int(built.train[k][0]) for k in range(112)}) == list(range(0, 896, 8))
-    assert all(built.valid[""][k][0] >= 900 for k in range(5))
+    assert sorted({int(built.train[k].tokens[0]) for k in range(112)}) == list(range(0, 896, 8))
+    assert all(built.valid[""][k].tokens[0] >= 900 for k in range(5))
     assert built.test is None
 
 
@@ -95,7 +95,7 @@ def test_the_quick_fingerprint_sees_an_edit_of_either_file(make_dataset: Any) ->
 
 
 def test_a_trillion_tokens_open_with_little_memory(tmp_path: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
     try:
         import dataset as benchmark
     finally:

@@ -41,15 +41,15 @@ def test_ids_equal_those_of_transformers(folder: Path) -> None:
     assert isinstance(ours, GPT2BPETokenizer)
     assert ours.encode_batch(TEXTS) == [peer(text)["input_ids"] for text in TEXTS]
     assert [ours.decode(ours.encode(text)) for text in TEXTS] == TEXTS
-    assert (ours.vocab_size, ours.eod) == (len(peer), peer.eos_token_id)
+    assert (ours.vocab_size, ours.special("eod")) == (len(peer), peer.eos_token_id)
 
 
 def test_the_name_of_the_end_of_document_in_a_text_is_text(folder: Path) -> None:
     ours = built(folder)
     ids = ours.encode("a<|endoftext|>b")
-    assert ours.eod not in ids
+    assert ours.special("eod") not in ids
     assert ours.decode(ids) == "a<|endoftext|>b"
-    assert ours.decode([*ids, ours.eod or 0]) == "a<|endoftext|>b"
+    assert ours.decode([*ids, ours.special("eod") or 0]) == "a<|endoftext|>b"
 
 
 def test_a_folder_with_both_files_needs_no_type(folder: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_folder_with_both_files_needs_no_type(folder: Path) -> None:
 
 
 def test_eod_can_be_chosen(folder: Path) -> None:
-    assert built(folder, eod_token="!").eod == json.loads((folder / "vocab.json").read_text())["!"]
+    assert built(folder, eod_token="!").special("eod") == json.loads((folder / "vocab.json").read_text())["!"]
     with pytest.raises(DataError, match='eod_token="<none>" is no token of'):
         built(folder, eod_token="<none>")
 
@@ -97,4 +97,4 @@ def test_a_vocabulary_without_an_end_of_document_says_what_to_give(folder: Path,
     (tmp_path / "merges.txt").write_bytes((folder / "merges.txt").read_bytes())
     with pytest.raises(DataError, match="--eod-token"):
         built(tmp_path)
-    assert built(tmp_path, eod_token="\u010a").eod == vocab["\u010a"]
+    assert built(tmp_path, eod_token="\u010a").special("eod") == vocab["\u010a"]

@@ -33,6 +33,11 @@ TEXTS = [
 ]
 
 
+def special(tokenizer: Any) -> tuple[Any, ...]:
+    """End of document, begin of sequence and padding."""
+    return tuple(tokenizer.special(name) for name in ("eod", "bos", "pad"))
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small sentencepiece model."""
@@ -65,13 +70,13 @@ def test_bytes_round_trip(text: str) -> None:
 
 def test_bytes_need_no_file_and_have_257_ids() -> None:
     tokenizer = build_tokenizer(TokenizerConfig(tokenizer_type="ByteLevelTokenizer"))
-    assert (tokenizer.vocab_size, tokenizer.eod, tokenizer.bos, tokenizer.pad) == (257, 256, None, None)
+    assert (tokenizer.vocab_size, *special(tokenizer)) == (257, 256, None, None)
     assert tokenizer.decode([0xE6, 256]) == "\ufffd"
 
 
 def test_sentencepiece_round_trip_and_special_ids(model: Path) -> None:
     tokenizer = build_tokenizer(TokenizerConfig(tokenizer_model=str(model)))
-    assert (tokenizer.vocab_size, tokenizer.eod, tokenizer.bos, tokenizer.pad) == (400, 2, 1, None)
+    assert (tokenizer.vocab_size, *special(tokenizer)) == (400, 2, 1, None)
     batch = tokenizer.encode_batch(TEXTS)
     assert batch == [tokenizer.encode(text) for text in TEXTS]
     assert [tokenizer.decode(ids) for ids in batch] == TEXTS
@@ -82,7 +87,7 @@ def test_hugging_face_round_trip_and_special_ids(tokenizer_json: Path) -> None:
     tokenizer = build_tokenizer(TokenizerConfig(tokenizer_model=str(tokenizer_json)))
     stored = json.loads(tokenizer_json.read_text())
     ids = {token["content"]: token["id"] for token in stored["added_tokens"]}
-    assert tokenizer.eod == ids["<|endoftext|>"]
+    assert tokenizer.special("eod") == ids["<|endoftext|>"]
     assert tokenizer.vocab_size == max(*ids.values(), *stored["model"]["vocab"].values()) + 1
     batch = tokenizer.encode_batch(TEXTS)
     assert max(len(row) for row in batch) > 5, "a truncation stored in the file would cut documents"
@@ -91,8 +96,8 @@ def test_hugging_face_round_trip_and_special_ids(tokenizer_json: Path) -> None:
 
 def test_eod_can_be_chosen(tokenizer_json: Path, model: Path) -> None:
     chosen = HFTokenizer(str(tokenizer_json), "<|other|>")
-    assert chosen.eod == HFTokenizer(str(tokenizer_json)).eod + 1  # type: ignore[operator]
-    assert build_tokenizer(TokenizerConfig(tokenizer_model=str(model), eod_token="<s>")).eod == 1
+    assert chosen.special("eod") == HFTokenizer(str(tokenizer_json)).special("eod") + 1  # type: ignore[operator]
+    assert build_tokenizer(TokenizerConfig(tokenizer_model=str(model), eod_token="<s>")).special("eod") == 1
     for path in (tokenizer_json, model):
         with pytest.raises(DataError, match='eod_token="<nope>" is no token of'):
             build_tokenizer(TokenizerConfig(tokenizer_model=str(path), eod_token="<nope>"))
@@ -100,7 +105,7 @@ def test_eod_can_be_chosen(tokenizer_json: Path, model: Path) -> None:
 
 def test_ids_as_text() -> None:
     tokenizer = build_tokenizer(TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=100))
-    assert (tokenizer.vocab_size, tokenizer.eod) == (101, 100)
+    assert (tokenizer.vocab_size, tokenizer.special("eod")) == (101, 100)
     assert tokenizer.encode("7 99\n0") == [7, 99, 0]
     assert tokenizer.decode([7, 99, 100]) == "7 99"
     for text in ("7 x", "-1", "101", "²"):
@@ -132,8 +137,9 @@ def test_names_beside_a_tokenizer_json_count(tokenizer_json: Path, tmp_path: Pat
     names = {"eos_token": {"content": "<|other|>"}, "pad_token": "<|endoftext|>", "bos_token": None}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
     found, plain = HFTokenizer(str(tmp_path / "tokenizer.json")), HFTokenizer(str(tokenizer_json))
-    assert (found.eod, found.bos, found.pad) == (plain.eod + 1, None, plain.eod)  # type: ignore[operator]
-    assert HFTokenizer(str(tmp_path / "tokenizer.json"), "<|endoftext|>").eod == plain.eod
+    (end, *_) = special(plain)
+    assert special(found) == (end + 1, None, end)
+    assert HFTokenizer(str(tmp_path / "tokenizer.json"), "<|endoftext|>").special("eod") == plain.special("eod")
     (tmp_path / "tokenizer_config.json").write_text("[")
     with pytest.raises(DataError, match=r"tokenizer_config\.json is broken"):
         HFTokenizer(str(tmp_path / "tokenizer.json"))
@@ -182,7 +188,7 @@ def test_sentencepiece_with_special_tokens_equals_megatrons(
     ours = build_tokenizer(config)
     texts = [*TEXTS, "a<EOD>b", "<EOD>", "</s> <s><pad><SEP>x<MASK><CLS>", "<extra_id_2><extra_id_9>", "<EOD", "<unk>"]
     assert ours.vocab_size == peer.vocab_size
-    assert (ours.eod, ours.pad) == (
+    assert (ours.special("eod"), ours.special("pad")) == (
         peer.special["<EOD>"],
         peer.special["<PAD>" if "pad_id" not in options else "<pad>"],
     )
@@ -199,8 +205,8 @@ def test_the_flavours_of_one_model_are_told_apart(model: Path) -> None:
     assert llama.encode_batch(TEXTS) == [[1, *ids] if ids else [] for ids in plain.encode_batch(TEXTS)]
     assert [llama.encode(text) for text in TEXTS] == llama.encode_batch(TEXTS)
     assert [llama.decode(llama.encode(text)) for text in TEXTS] == TEXTS
-    assert SentencePieceTokenizer(str(model), "<SEP>").eod == 401
-    assert SentencePieceTokenizer(str(model), "</s>").eod == 2
+    assert SentencePieceTokenizer(str(model), "<SEP>").special("eod") == 401
+    assert SentencePieceTokenizer(str(model), "</s>").special("eod") == 2
 
 
 @pytest.mark.parametrize(
@@ -264,3 +270,54 @@ def test_commands_start_without_torch() -> None:
     import subprocess
 
     subprocess.run([sys.executable, "-c", SOURCES], check=True, timeout=60)
+
+
+def test_special_tokens_have_their_names(model: Path, tokenizer_json: Path) -> None:
+    names = ("eod", "bos", "eos", "pad", "unk", "mask", "cls", "sep", "no such")
+    plain, megatrons = build_tokenizer(TokenizerConfig(tokenizer_model=str(model))), SentencePieceTokenizer(str(model))
+    assert [plain.special(name) for name in names] == [2, 1, 2, None, 0, None, None, None, None]
+    assert [megatrons.special(name) for name in names] == [402, 1, 2, 404, 0, 403, 400, 401, None]
+    assert [ByteLevelTokenizer().special(name) for name in names] == [256, *[None] * 8]
+    end = HFTokenizer(str(tokenizer_json)).special("eod")
+    assert [HFTokenizer(str(tokenizer_json)).special(name) for name in ("eos", "mask")] == [end, None]
+    chosen = HFTokenizer(str(tokenizer_json), "<|other|>")
+    assert chosen.special("eos") == end != chosen.special("eod"), "what ends documents may be another token"
+
+
+UPPER = """
+from megalm.data.tokenizers import TOKENIZERS, ByteLevelTokenizer
+
+class UpperTokenizer(ByteLevelTokenizer):
+    settings = ("tokenizer_model",)
+
+    @classmethod
+    def recognises(cls, path):
+        return path.endswith(".upper")
+
+    def encode(self, text):
+        return super().encode(text.upper())
+
+TOKENIZERS.add("UpperTokenizer", UpperTokenizer)
+"""
+
+
+@pytest.mark.parametrize("flags", ["--tokenizer-type UpperTokenizer", "--tokenizer-model any.upper"])
+def test_a_module_from_outside_adds_a_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
+    import numpy as np
+
+    from megalm.cli import main
+    from megalm.data.indexed.reader import IndexedDataset
+    from megalm.data.tokenizers import TOKENIZERS
+
+    (tmp_path / "my_upper.py").write_text(UPPER)
+    (tmp_path / "in.jsonl").write_text('{"text": "abc"}\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    words = f"preprocess --input in.jsonl --output-prefix out --append-eod {flags}".split()
+    monkeypatch.setattr(TOKENIZERS, "_entries", dict(TOKENIZERS))
+    assert main(words) != 0, "nobody knows of it yet"
+    try:
+        assert main([*words, "--import-module", "my_upper"]) == 0
+    finally:
+        sys.modules.pop("my_upper", None)
+    assert np.array_equal(IndexedDataset("out_text_document")[0], [*b"ABC", 256])

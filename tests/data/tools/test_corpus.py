@@ -111,7 +111,7 @@ def test_a_trained_tokenizer_is_lossless_on_python_source(text_file: Path, tmp_p
     options = ("--input", text_file, "--output-prefix", tmp_path / "t", "--vocab-size", 1000)
     assert run(train_tokenizer, *options, "--model-type", model_type) == 0
     tokenizer = build_tokenizer(TokenizerConfig(tokenizer_model=str(tmp_path / "t.model")))
-    assert (tokenizer.vocab_size, tokenizer.eod) == (1000, 2)
+    assert (tokenizer.vocab_size, tokenizer.special("eod")) == (1000, 2)
     texts = [document["text"] for document in records(text_file)][::5]
     texts += ["\t\tx\r\n\n   y  \n", "日本語 🙂", " ", "\n", "", "<s></s>", "a\0b"]
     assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts)] == texts

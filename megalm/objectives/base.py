@@ -1,0 +1,65 @@
+"""What an objective is: a pure function of a numbered sample, with what loader and model must know of its examples."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from megalm.config import RunConfig
+
+Example = dict[str, npt.NDArray[Any]]
+"""One batch row: arrays by the names of `Objective.fields`."""
+
+
+class Field(NamedTuple):
+    """What every example holds under one name."""
+
+    shape: tuple[int, ...]
+    """Without the batch: [B, *shape] in a batch."""
+    dtype: npt.DTypeLike
+
+
+class Sample(Protocol):
+    """Some consecutive tokens of a dataset."""
+
+    @property
+    def number(self) -> int:
+        """Its number in the run: all that is drawn for it follows from this and the seed."""
+
+    @property
+    def dataset(self) -> int:
+        """Which dataset of a blend it comes from."""
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int64]:
+        """[sample_tokens], -1 where the data does not fill it."""
+
+
+class Objective(Protocol):
+    """Turns samples into examples; frozen and picklable."""
+
+    special_tokens: ClassVar[tuple[str, ...]]
+    """Names of the tokenizer's special tokens that `build` gets the ids of ("eod", "mask", ...)."""
+    shared_tokens: ClassVar[int]
+    """How many tokens of a sample are also the first ones of the next (1 for a label beyond the input)."""
+
+    @classmethod
+    def build(cls, config: RunConfig, special: Mapping[str, int | None]) -> Self:
+        """The objective of a run; `special` holds the ids of `special_tokens`, None for what the tokenizer lacks.
+
+        Raises:
+            ConfigError: settings that do not fit it, or a token that it needs and the tokenizer lacks.
+        """
+
+    def sample_tokens(self, seq_length: int) -> int:
+        """How many tokens of the data an example takes where the model gets `seq_length`."""
+
+    def fields(self, seq_length: int) -> Mapping[str, Field]:
+        """What an example holds, by name: what loader, planner and pipeline know of it."""
+
+    def __call__(self, sample: Sample) -> Example:
+        """The arrays of one batch row; `sample` is not changed, but they may be views of it.
+
+        The same sample gives the same example in every process.
+        """
