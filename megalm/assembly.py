@@ -1,6 +1,6 @@
 """The parts of a run, built from its configuration in the order in which the data flows."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -9,7 +9,7 @@ import torch
 from megalm.checkpoint.run_folder import lock_run_folder, prepare_run_folder, set_aside
 from megalm.config import RunConfig, engine_json
 from megalm.config.model import ModelConfig
-from megalm.continuation import ResumePoint
+from megalm.continuation import SampleOrder
 from megalm.data.loader import MicroBatchIterator, Transform, build_loader
 from megalm.data.samples.blended_dataset import BlendedDataset
 from megalm.data.samples.build import build_datasets
@@ -18,7 +18,7 @@ from megalm.data.tokenizers import Tokenizer
 from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Axis
-from megalm.distributed.shards import Box, ShardSpec
+from megalm.distributed.shards import ShardSpec
 from megalm.engine.engine import Engine
 from megalm.engine.pipeline_gradients import PipelineSpec
 from megalm.errors import DataError, PlatformError
@@ -48,20 +48,16 @@ class Data:
     train_names: tuple[str, ...] = ()
     """Names of the datasets that the training samples come from."""
 
-    def order(self, consumed_samples: int) -> dict[str, Any] | None:
-        """What a checkpoint records of the training samples; None where their number says all."""
-        return asdict(self.train.record(consumed_samples)) if isinstance(self.train, BlendedDataset) else None
-
 
 def build_data(
-    config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None, global_batch_size: int, point: ResumePoint
+    config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None, global_batch_size: int, order: SampleOrder
 ) -> Data:
-    """The datasets, each with as many samples as the run draws from it; training samples go on from `point`."""
-    training = config.training
+    """The datasets, each with as many samples as the run draws from it; training samples go on as `order` says."""
+    training, progress = config.training, order.progress
     assert model.vocab_size is not None
     evaluated = training.eval_iters * global_batch_size
-    steps = training.total_iters(global_batch_size, point.step, point.consumed_samples) - point.step
-    trained = point.consumed_samples + max(0, steps) * global_batch_size
+    steps = training.total_iters(global_batch_size, progress.step, progress.consumed_samples) - progress.step
+    trained = progress.consumed_samples + max(0, steps) * global_batch_size
     built = build_datasets(
         config.data,
         seq_length=config.batch.seq_length,
@@ -73,7 +69,7 @@ def build_data(
         seed=training.seed,
         vocab_size=model.vocab_size,
         tokenizer_identity=tokenizer.identity if tokenizer else None,
-        record=point.order,
+        record=order.record,
     )
     if isinstance(built.train, BlendedDataset) and built.train.samples_per_epoch < global_batch_size:
         raise DataError(
@@ -117,7 +113,7 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, context: RankC
 
     tensor_parallel = TensorParallel.build(context.groups, model, config.parallel.sequence_parallel)
     plan = PipelinePlan.of(config.parallel, model, config.batch.seq_length)
-    rank = context.groups.axis_rank(Axis.PP)
+    rank = context.groups.pipeline.rank
     chunks = build_chunks(plan, rank, model, tensor_parallel)
     shard_specs = whole_model_elsewhere(model)
     kernels = choose_kernels(config, context)
@@ -159,8 +155,7 @@ def whole_model_elsewhere(model: ModelConfig) -> dict[str, ShardSpec]:
     """Every parameter of the whole model, as a rank sees it that holds nothing of it."""
     with torch.device("meta"):
         whole = GPT(model, model.vocab_size)
-    nothing = Box((0, 0), (0, 0))
-    return {name: ShardSpec(tuple(p.shape), nothing, is_owner=False) for name, p in whole.named_parameters()}
+    return {name: ShardSpec.elsewhere(tuple(p.shape)) for name, p in whole.named_parameters()}
 
 
 def stage_by_stage(
@@ -176,7 +171,7 @@ def stage_by_stage(
         seq_length=batch.seq_length,
         dtype=DTYPES[config.precision.dtype],
         device=context.device,
-        group=context.groups.group(Axis.PP),
+        group=context.groups.pipeline.group,
         num_micro_batches=batch.accumulation(context.mesh.size(Axis.DP)),
     )
     if not plan.has_copy(model):
@@ -184,7 +179,7 @@ def stage_by_stage(
     ends = context.groups.subgroup(Axis.PP, plan.ends)
     if ends is None:
         return PipelineSpec(pipeline=pipeline)
-    names = dict(chunks[0 if context.groups.axis_rank(Axis.PP) == plan.ends[0] else -1].named_parameters())
+    names = dict(chunks[0 if context.groups.pipeline.rank == plan.ends[0] else -1].named_parameters())
     return PipelineSpec(pipeline=pipeline, shared=(names[TIED],), shared_over=ends)
 
 
@@ -218,5 +213,5 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
 
 
 def identity(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """What a checkpoint remembers of the run's inputs, to refuse others on resume (the data: see `Data.order`)."""
+    """What a checkpoint remembers of the run's inputs, to refuse others on resume (the data: see `SampleOrder`)."""
     return {"tokenizer": tokenizer.identity if tokenizer else None}

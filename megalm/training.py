@@ -17,7 +17,7 @@ from megalm.checkpoint.run_folder import write_config
 from megalm.commands.generate import Sampler
 from megalm.config import RunConfig, dump_config
 from megalm.config.rules.completion import complete_model
-from megalm.continuation import Progress, ResumePoint, restore, save
+from megalm.continuation import Progress, ResumePoint, SampleOrder, Stateful, restore, save
 from megalm.data.samples.gpt_dataset import SampleDataset
 from megalm.data.samples.source import Padded
 from megalm.data.tokenizers import open_tokenizer
@@ -52,6 +52,8 @@ class Run:
     engine: Engine
     metric_logger: MetricLogger
     progress: Progress
+    states: list[Stateful]
+    """What a checkpoint holds besides tensors."""
     stop: StopRequest
     started: float
     identity: dict[str, Any]
@@ -103,11 +105,16 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     identity = assembly.identity(tokenizer)
     point = on_all_ranks(context.device, lambda: ResumePoint.of(config, identity))
     sampler = on_all_ranks(context.device, lambda: Sampler.of(config, tokenizer))
-    data = on_all_ranks(context.device, lambda: assembly.build_data(config, model, tokenizer, global_batch_size, point))
+    progress = Progress()
+    order = SampleOrder(progress)
+    point.load(progress, order)
+    data = on_all_ranks(context.device, lambda: assembly.build_data(config, model, tokenizer, global_batch_size, order))
+    order.dataset = data.train
     engine = assembly.build_model_and_engine(config, model, context)
     if len(data.train_names) > 1:
         engine.count_by_dataset(len(data.train_names))
-    progress = on_all_ranks(context.device, lambda: restore(engine, config, point))
+    on_all_ranks(context.device, lambda: restore(engine, config, point))
+    states = [progress, order, engine.scalars]
     if folder is not None and context.rank == 0:
         write_config(folder, dump_config(config))
     metric_logger = MetricLogger(
@@ -122,7 +129,9 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     )
     metric_logger.show_config(dump_config(config))
     saved_step = progress.step if point.same_run else -1
-    run = Run(config, context, data, engine, metric_logger, progress, stop, started, identity, saved_step, sampler)
+    run = Run(
+        config, context, data, engine, metric_logger, progress, states, stop, started, identity, saved_step, sampler
+    )
     log.info(describe_run(run.config, context, data, engine, progress, point.origin))
     return run
 
@@ -276,8 +285,8 @@ def save_now(run: Run) -> None:
         return
     run.metric_logger.pause()
     begin = time.monotonic()
-    order = run.data.order(run.progress.consumed_samples)
-    path = save(run.engine, run.config, run.identity, run.progress, order, str(run.context.mesh), run.context.device)
+    context, step = run.context, run.progress.step
+    path = save(run.engine, run.config, run.identity, step, run.states, str(context.mesh), context.device)
     run.saved_step = run.progress.step
     log.info("saved %s in %.1f s", path, time.monotonic() - begin)
     run.metric_logger.resume()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from megalm.distributed.groups import MeshGroups
-from megalm.distributed.mesh import Axis, Mesh
+from megalm.distributed.mesh import Mesh
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class RankContext:
     @property
     def rank(self) -> int:
         """Rank in the job."""
-        return self.groups.rank
+        return self.groups.global_rank
 
     @property
     def dp_rank(self) -> int:
-        """Rank on the data-parallel axis."""
-        return self.groups.axis_rank(Axis.DP)
+        """Rank among those with other samples."""
+        return self.groups.data.rank
