@@ -12,13 +12,13 @@ from megalm.commands.generate import Sampler
 from megalm.config import RunConfig, dump_config, engine_json
 from megalm.config.model import ModelConfig
 from megalm.config.rules.completion import complete_model
-from megalm.continuation import Progress, ResumePoint, restore
+from megalm.continuation import Progress, ResumePoint, SampleOrder, Stateful, restore
 from megalm.data.run_data import RunData
 from megalm.data.tokenizers import Tokenizer, open_tokenizer
 from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Axis
-from megalm.distributed.shards import Box, ShardSpec
+from megalm.distributed.shards import ShardSpec
 from megalm.engine.engine import Engine
 from megalm.engine.pipeline_gradients import PipelineSpec
 from megalm.errors import PlatformError
@@ -50,6 +50,8 @@ class Run:
     engine: Engine
     metric_logger: MetricLogger
     progress: Progress
+    states: list[Stateful]
+    """What a checkpoint holds besides tensors."""
     sampler: Sampler | None
     """Continues --sample-prompt."""
     stop: StopRequest
@@ -84,13 +86,17 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     identity = {"tokenizer": tokenizer.identity if tokenizer else None}
     point = on_all_ranks(device, lambda: ResumePoint.of(config, identity))
     sampler = on_all_ranks(device, lambda: Sampler.of(config, tokenizer))
-    global_batch_size = config.batch.global_size(context.mesh.size(Axis.DP))
-    total_iters = config.training.total_iters(global_batch_size, point.step, point.consumed_samples)
-    data = on_all_ranks(device, lambda: build_data(config, context, tokenizer, point, total_iters))
+    progress = Progress()
+    order = SampleOrder(progress)
+    point.load(progress, order)
+    global_batch_size = config.batch.global_size(context.groups.data.size)
+    total_iters = config.training.total_iters(global_batch_size, progress.step, progress.consumed_samples)
+    data = on_all_ranks(device, lambda: build_data(config, context, tokenizer, order, total_iters))
+    order.dataset = data.train
     engine = build_model_and_engine(config, model, context)
     if len(data.train_names) > 1:
         engine.count_by_dataset(len(data.train_names))
-    progress = on_all_ranks(device, lambda: restore(engine, config, point))
+    on_all_ranks(device, lambda: restore(engine, config, point))
     return Run(
         config=config,
         context=context,
@@ -98,6 +104,7 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
         engine=engine,
         metric_logger=build_metric_logger(config, context, progress, total_iters),
         progress=progress,
+        states=[progress, order, engine.scalars],
         sampler=sampler,
         stop=stop,
         identity=identity,
@@ -109,11 +116,11 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
 
 
 def build_data(
-    config: RunConfig, context: RankContext, tokenizer: Tokenizer | None, point: ResumePoint, total_iters: int
+    config: RunConfig, context: RankContext, tokenizer: Tokenizer | None, order: SampleOrder, total_iters: int
 ) -> RunData:
-    """The datasets of the run; training samples go on from `point`."""
-    dp = context.mesh.size(Axis.DP)
-    steps = max(0, total_iters - point.step)
+    """The datasets of the run; training samples go on as `order` says."""
+    dp, progress = context.groups.data.size, order.progress
+    steps = max(0, total_iters - progress.step)
     objective = build_objective(config, tokenizer)
     return RunData.build(
         config,
@@ -122,8 +129,8 @@ def build_data(
         rank=context.dp_rank,
         size=dp,
         pin_memory=context.device.type == "cuda",
-        trained_samples=point.consumed_samples + steps * config.batch.global_size(dp),
-        record=point.order,
+        trained_samples=progress.consumed_samples + steps * config.batch.global_size(dp),
+        record=order.record,
     )
 
 
@@ -155,7 +162,7 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, context: RankC
 
     tensor_parallel = TensorParallel.build(context.groups, model, config.parallel.sequence_parallel)
     plan = PipelinePlan.of(config.parallel, model, config.batch.seq_length)
-    rank = context.groups.axis_rank(Axis.PP)
+    rank = context.groups.pipeline.rank
     chunks = build_chunks(plan, rank, model, tensor_parallel)
     shard_specs = whole_model_elsewhere(model)
     kernels = choose_kernels(config, context)
@@ -197,8 +204,7 @@ def whole_model_elsewhere(model: ModelConfig) -> dict[str, ShardSpec]:
     """Every parameter of the whole model, as a rank sees it that holds nothing of it."""
     with torch.device("meta"):
         whole = GPT(model, model.vocab_size)
-    nothing = Box((0, 0), (0, 0))
-    return {name: ShardSpec(tuple(p.shape), nothing, is_owner=False) for name, p in whole.named_parameters()}
+    return {name: ShardSpec.elsewhere(tuple(p.shape)) for name, p in whole.named_parameters()}
 
 
 def stage_by_stage(
@@ -214,7 +220,7 @@ def stage_by_stage(
         seq_length=batch.seq_length,
         dtype=DTYPES[config.precision.dtype],
         device=context.device,
-        group=context.groups.group(Axis.PP),
+        group=context.groups.pipeline.group,
         num_micro_batches=batch.accumulation(context.mesh.size(Axis.DP)),
     )
     if not plan.has_copy(model):
@@ -222,5 +228,5 @@ def stage_by_stage(
     ends = context.groups.subgroup(Axis.PP, plan.ends)
     if ends is None:
         return PipelineSpec(pipeline=pipeline)
-    names = dict(chunks[0 if context.groups.axis_rank(Axis.PP) == plan.ends[0] else -1].named_parameters())
+    names = dict(chunks[0 if context.groups.pipeline.rank == plan.ends[0] else -1].named_parameters())
     return PipelineSpec(pipeline=pipeline, shared=(names[TIED],), shared_over=ends)

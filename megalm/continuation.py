@@ -1,10 +1,11 @@
-"""Where a run stands, and how it is saved and continued: the engine's state to and from a checkpoint."""
+"""How a run is saved and continued. A checkpoint is the engine's tensors and the states of all that is `Stateful`."""
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -14,17 +15,33 @@ from megalm.checkpoint.restore import restore_slices, restore_weights
 from megalm.checkpoint.resume import check_same_run
 from megalm.checkpoint.writer import save_checkpoint
 from megalm.config import RunConfig
-from megalm.data.samples.blended_dataset import OrderRecord
+from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
+from megalm.data.samples.sample import SampleDataset
 from megalm.engine.engine import Engine
 from megalm.errors import CheckpointError
 
 log = logging.getLogger("megalm")
 
 
+class Stateful(Protocol):
+    """What has state, besides tensors, that outlives a step: who is one is saved and continued with the run."""
+
+    @property
+    def name(self) -> str:
+        """Under which the checkpoint keeps its state."""
+
+    def state(self) -> dict[str, Any]:
+        """What JSON can hold of it."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+
+
 @dataclass
 class Progress:
     """How far a run is."""
 
+    name: ClassVar[str] = "progress"
     step: int = 0
     """Optimizer steps done, skipped ones included."""
     consumed_samples: int = 0
@@ -44,6 +61,37 @@ class Progress:
         self.nan_iterations += not math.isfinite(loss)
         self.bad_in_a_row = self.bad_in_a_row + 1 if skipped else 0
 
+    def state(self) -> dict[str, Any]:
+        """All counters."""
+        return asdict(self)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        for counter, value in state.items():
+            setattr(self, counter, value)
+
+
+@dataclass
+class SampleOrder:
+    """How the training samples are drawn. What was saved of it decides how the data is laid out, and so comes first."""
+
+    name: ClassVar[str] = "order"
+    progress: Progress
+    record: OrderRecord | None = None
+    """How the samples were drawn up to the checkpoint."""
+    dataset: SampleDataset | None = None
+    """The samples, laid out accordingly."""
+
+    def state(self) -> dict[str, Any]:
+        """The record of the samples that are used; empty where their number says all."""
+        if not isinstance(self.dataset, BlendedDataset):
+            return {}
+        return asdict(self.dataset.record(self.progress.consumed_samples))
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The record that the dataset is to be built by."""
+        self.record = OrderRecord.from_json(state) if state else None
+
 
 @dataclass(frozen=True)
 class ResumePoint:
@@ -53,10 +101,8 @@ class ResumePoint:
     """The checkpoint, if any; with --finetune only its weights count."""
     same_run: bool = False
     """The checkpoint is this very run's, of --save."""
-    step: int = 0
-    consumed_samples: int = 0
-    order: OrderRecord | None = None
-    """How the training samples were drawn up to here."""
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The checkpoint's, by name; none where the run starts its own."""
 
     @classmethod
     def of(cls, config: RunConfig, identity: dict[str, Any]) -> "ResumePoint":
@@ -71,14 +117,13 @@ class ResumePoint:
         manifest = Manifest.read(origin)
         for change in check_same_run(manifest, config.model_dump(mode="json"), identity):
             log.info("changed since step %d: %s", manifest.step, change)
-        order = manifest.scalars.get("order")
-        return cls(
-            origin,
-            same_run,
-            manifest.step,
-            manifest.consumed_samples,
-            None if order is None else OrderRecord.from_json(order),
-        )
+        return cls(origin, same_run, manifest.states)
+
+    def load(self, *states: Stateful) -> None:
+        """Give each its state; one that the checkpoint does not know stays as it is."""
+        for stateful in states:
+            if stateful.name in self.states:
+                stateful.load(self.states[stateful.name])
 
 
 def start_place(config: RunConfig) -> tuple[Path | None, bool]:
@@ -105,69 +150,53 @@ def start_place(config: RunConfig) -> tuple[Path | None, bool]:
     return found, False
 
 
-def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> Progress:
-    """Put the checkpoint's state into the engine; the progress from which to go on.
+def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> None:
+    """Put the checkpoint's weights into the engine, and its optimizer's state unless another is to begin.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or of another model.
+        CheckpointError: the checkpoint is damaged, of another model or of another optimizer.
     """
     if point.origin is None:
-        return Progress()
+        return
     reader, same_run = CheckpointReader(point.origin), point.same_run
     weights_only = config.checkpoint.finetune and not same_run
     # asked for, and not needlessly: the same run with its optimizer state always goes on exactly
-    new_optimizer = config.checkpoint.no_load_optim and (not same_run or not reader.has("exp_avg"))
+    new_optimizer = config.checkpoint.no_load_optim and (not same_run or not reader.has_optimizer_state)
     with_moments = not weights_only and not new_optimizer
     parameters = {name: parameter for parameter, name in engine.names.items()}
     restore_weights(reader, parameters, engine.shard_specs, engine.set_weight)
     restore_slices(reader, engine.state_slices(), with_moments=with_moments)
     if with_moments:
-        engine.load_scalar_state(reader.manifest.scalars["optimizer"])
-    if weights_only:
-        return Progress()
-    counters = reader.manifest.scalars["progress"]
-    return Progress(step=reader.manifest.step, consumed_samples=reader.manifest.consumed_samples, **counters)
+        point.load(engine.scalars)
 
 
 def save(
     engine: Engine,
     config: RunConfig,
     identity: dict[str, Any],
-    progress: Progress,
-    order: dict[str, Any] | None,
+    step: int,
+    states: Sequence[Stateful],
     layout: str,
     device: torch.device,
 ) -> Path:
-    """Write the checkpoint of `progress` into the run folder; `order` is what the data says of its samples.
+    """Write the checkpoint of `step` into the run folder: the engine's tensors and `states`.
 
     Raises:
         CheckpointError: it could not be written; the earlier ones are untouched.
     """
     assert config.checkpoint.save is not None, "only a run with a folder saves"
-    with_moments = not config.checkpoint.no_save_optim
-    slices = engine.owned_slices()
     header = {
-        "step": progress.step,
-        "consumed_samples": progress.consumed_samples,
+        "step": step,
         "layout": f"{layout}, ZeRO {engine.stage}",
         "config": config.model_dump(mode="json"),
         "identity": identity,
-        "scalars": {
-            "kinds": ["weight", "exp_avg", "exp_avg_sq"] if with_moments else ["weight"],
-            "optimizer": engine.scalar_state(),
-            "progress": {
-                "skipped_iterations": progress.skipped_iterations,
-                "nan_iterations": progress.nan_iterations,
-                "bad_in_a_row": progress.bad_in_a_row,
-            },
-            "order": order,
-        },
+        "states": {stateful.name: stateful.state() for stateful in states},
     }
     return save_checkpoint(
         Path(config.checkpoint.save),
-        slices,
+        engine.owned_slices(),
         header=header,
-        with_moments=with_moments,
+        with_moments=not config.checkpoint.no_save_optim,
         keep=config.checkpoint.keep_checkpoints,
         device=device,
     )

@@ -141,8 +141,8 @@ def save_now(run: Run) -> None:
         return
     run.metric_logger.pause()
     begin = time.monotonic()
-    order = run.data.order(run.progress.consumed_samples)
-    path = save(run.engine, run.config, run.identity, run.progress, order, str(run.context.mesh), run.context.device)
+    context, step = run.context, run.progress.step
+    path = save(run.engine, run.config, run.identity, step, run.states, str(context.mesh), context.device)
     run.saved_step = run.progress.step
     log.info("saved %s in %.1f s", path, time.monotonic() - begin)
     run.metric_logger.resume()

@@ -8,9 +8,8 @@ import pytest
 
 from megalm import assembly
 from megalm.config import load_config
-from megalm.continuation import ResumePoint
+from megalm.continuation import Progress, SampleOrder
 from megalm.data.indexed.writer import IndexedDatasetBuilder
-from megalm.distributed.mesh import Mesh
 from megalm.errors import DataError
 
 FLAGS = (
@@ -27,12 +26,15 @@ def prefix(tmp_path: Any) -> str:
     return str(tmp_path / "data")
 
 
-def build(prefix: str, flags: str, point: ResumePoint | None = None) -> Any:
+def build(prefix: str, flags: str, order: SampleOrder | None = None) -> Any:
     config = load_config([*FLAGS.split(), "--train-data-path", prefix, *flags.split()])
-    point = point or ResumePoint()
-    total_iters = config.training.total_iters(config.batch.global_size(1), point.step, point.consumed_samples)
-    one_rank: Any = SimpleNamespace(mesh=Mesh(), dp_rank=0, device=SimpleNamespace(type="cpu"))
-    return assembly.build_data(config, one_rank, None, point, total_iters), config
+    order = order or SampleOrder(Progress())
+    progress = order.progress
+    total_iters = config.training.total_iters(config.batch.global_size(1), progress.step, progress.consumed_samples)
+    one_rank: Any = SimpleNamespace(
+        groups=SimpleNamespace(data=SimpleNamespace(size=1)), dp_rank=0, device=SimpleNamespace(type="cpu")
+    )
+    return assembly.build_data(config, one_rank, None, order, total_iters), config
 
 
 def test_less_data_than_a_global_batch_is_an_error_with_numbers(prefix: str) -> None:
@@ -43,16 +45,14 @@ def test_less_data_than_a_global_batch_is_an_error_with_numbers(prefix: str) -> 
 
 def test_another_batch_size_on_resume_continues_the_samples(prefix: str) -> None:
     first, _ = build(prefix, "--train-iters 10 --global-batch-size 2")
-    order = first.train.record(8)
-    point = ResumePoint(step=4, consumed_samples=8, order=order)
-    data, _ = build(prefix, "--train-iters 10 --global-batch-size 6", point)
+    order = SampleOrder(Progress(step=4, consumed_samples=8), first.train.record(8))
+    data, _ = build(prefix, "--train-iters 10 --global-batch-size 6", order)
     assert len(data.train) >= 8 + 6 * 6
     for number in range(8, 18):
         np.testing.assert_array_equal(data.train[number].tokens, first.train[number].tokens)
 
 
 def test_train_samples_are_counted_over_a_change_of_batch_size(prefix: str) -> None:
-    point = ResumePoint(step=4, consumed_samples=8)
     _, config = build(prefix, "--train-samples 24 --global-batch-size 4")
-    assert config.training.total_iters(4, point.step, point.consumed_samples) == 4 + 16 // 4
+    assert config.training.total_iters(4, 4, 8) == 4 + 16 // 4
     assert config.training.total_iters(4) == 6

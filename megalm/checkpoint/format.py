@@ -1,16 +1,17 @@
 """The manifest of a checkpoint: what `step_N/manifest.json` holds.
 
-    {"sha256": (of the rest), "format": 2, "megalm": "0.1.0", "step": 20, "consumed_samples": 320,
-     "layout": "world 2 = ...", "config": {...}, "identity": {"tokenizer": ..., "data": ...}, "scalars": {...},
+    {"sha256": (of the rest), "format": 3, "megalm": "0.1.0", "step": 20, "layout": "world 2 = ...",
+     "config": {...}, "identity": {"tokenizer": ...},
+     "states": {"progress": {"step": 20, "consumed_samples": 320, ...}, "optimizer": {...}, "order": {...}},
      "files": {"rank_00000.safetensors": {"bytes": ..., "sha256": ..., "rank": 0}, ...},
-     "tensors": {"layers.0.mlp.w_up.weight": {"shape": [64, 16], "slices": {"weight": [
-         {"file": "rank_00000.safetensors", "rows": [0, 32], "columns": [0, 16], "start": 0, "stop": 512}, ...],
-         "exp_avg": [...], "exp_avg_sq": [...]}}}}
+     "tensors": {"layers.0.mlp.w_up.weight": {
+         "shape": [64, 16], "kinds": ["weight", "exp_avg", "exp_avg_sq"], "slices": [
+             {"file": "rank_00000.safetensors", "offsets": [0, 0], "sizes": [32, 16], "start": 0, "stop": 512}, ...]}}}
 
-A tensor is seen as a matrix, its first dim by all the others laid flat. A slice is elements start..stop (row-major) of
-the part of it that `rows` and `columns` cut out, one-dimensional, fp32, under the key `<kind>/<name>` of its file.
-Shapes are those of the whole model without vocabulary padding. In format 1 slices had no rows and columns, the part
-being the whole tensor, and vocabulary tables were stored with their padding.
+A slice is elements start..stop (row-major) of the box of the tensor that has `sizes` elements from `offsets` on, in
+every dim. Its file holds it once for each kind, that is the weight and whatever the optimizer keeps of this tensor:
+one-dimensional, fp32, under the key `<kind>/<name>`. Shapes are those of the whole model without vocabulary padding.
+`states` holds, by name, what else outlives a step (`continuation.Stateful`). Earlier formats: `upgrade`.
 """
 
 import hashlib
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from megalm import __version__
+from megalm.checkpoint.upgrade import upgraded
 from megalm.errors import CheckpointError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 LATEST = "latest"
 _STEP_FOLDER = re.compile(r"step_(\d+)")
@@ -34,11 +36,10 @@ class Manifest:
     """Everything about a checkpoint but the tensors' values."""
 
     step: int
-    consumed_samples: int
     layout: str
     config: dict[str, Any]
     identity: dict[str, Any]
-    scalars: dict[str, Any]
+    states: dict[str, dict[str, Any]]
     files: dict[str, dict[str, Any]]
     tensors: dict[str, dict[str, Any]]
     format: int = FORMAT
@@ -51,7 +52,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """The manifest of a checkpoint folder.
+        """The manifest of a checkpoint folder, of this format or an earlier one.
 
         Raises:
             CheckpointError: it is missing, unreadable, or of a newer format.
@@ -66,7 +67,7 @@ class Manifest:
                 )
             if values.pop("sha256") != _digest(values):
                 raise ValueError("another SHA-256 than was written")
-            return cls(**values)
+            return cls(**(values if values["format"] == FORMAT else upgraded(values)))
         except FileNotFoundError:
             raise CheckpointError(
                 f"{folder} is no complete checkpoint: it has no {MANIFEST}; load another step"

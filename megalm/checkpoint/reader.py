@@ -11,8 +11,6 @@ from megalm.distributed.shards import Box
 from megalm.errors import CheckpointError
 from megalm.storage.durable import sha256_of
 
-_VOCABULARY = ("embedding.tokens.weight", "head.weight")
-
 
 class CheckpointReader:
     """A verified checkpoint.
@@ -54,53 +52,48 @@ class CheckpointReader:
         """Shape of a global tensor."""
         return tuple(self.manifest.tensors[name]["shape"])
 
-    def has(self, kind: str) -> bool:
-        """Whether the checkpoint holds "weight", "exp_avg" or "exp_avg_sq"."""
-        return kind in self.manifest.scalars["kinds"]
+    def kinds(self, name: str) -> list[str]:
+        """What is kept of a global tensor: "weight" and what its optimizer had."""
+        kinds: list[str] = self.manifest.tensors[name]["kinds"]
+        return kinds
 
-    def fits(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether a global tensor has this shape, the vocabulary padding of old checkpoints aside."""
-        stored = self.shape(name)
-        padded = self.manifest.format == 1 and stored[1:] == shape[1:] and stored[0] > shape[0]
-        return stored == shape or (padded and name in _VOCABULARY)
+    @property
+    def has_optimizer_state(self) -> bool:
+        """Whether there is more than weights."""
+        return any(kind != "weight" for name in self.names for kind in self.kinds(name))
 
     def read(
-        self, name: str, kind: str, part: Box | None = None, start: int = 0, stop: int | None = None
+        self, name: str, kind: str, box: Box | None = None, start: int = 0, stop: int | None = None
     ) -> torch.Tensor:
-        """Elements start..stop of a part of a global tensor laid flat, fp32 (default: all of the whole tensor).
+        """Elements start..stop of a box of a global tensor laid flat, fp32 (default: all of the whole tensor).
 
         Raises:
             CheckpointError: no shard holds some of them.
         """
-        part = Box.whole(self.shape(name)) if part is None else part
-        stop = part.size if stop is None else stop
+        box = Box.whole(self.shape(name)) if box is None else box
+        stop = box.numel if stop is None else stop
         result = torch.empty(stop - start)
         filled = 0
-        for offset, wanted in part.of_range(start, stop):
-            target = result[offset : offset + wanted.size].view(wanted.height, wanted.width)
-            for piece in self.manifest.tensors[name]["slices"][kind]:
+        for offset, wanted in box.of_range(start, stop):
+            target = result[offset : offset + wanted.numel].view(wanted.sizes)
+            for piece in self.manifest.tensors[name]["slices"]:
                 filled += self._fill(target, wanted, piece, f"{kind}/{name}")
         if filled != stop - start:
             raise CheckpointError(f"{self.folder} lacks {stop - start - filled} elements of {kind} {name}")
         return result
 
     def _fill(self, target: torch.Tensor, wanted: Box, piece: dict[str, Any], key: str) -> int:
-        """Copy what a stored slice has of the rectangle `wanted` into `target`; the number of elements."""
-        stored_part = Box.whole(self.shape(key.partition("/")[2]))
-        if "rows" in piece:
-            stored_part = Box(tuple(piece["rows"]), tuple(piece["columns"]))
+        """Copy what a stored slice has of the box `wanted` into `target`; the number of elements."""
         filled = 0
-        for offset, held in stored_part.of_range(piece["start"], piece["stop"]):
+        stored_box = Box(tuple(piece["offsets"]), tuple(piece["sizes"]))
+        for offset, held in stored_box.of_range(piece["start"], piece["stop"]):
             common = wanted.intersection(held)
-            if common.size == 0:
+            if common.numel == 0:
                 continue
-            first = offset + (common.rows[0] - held.rows[0]) * held.width
-            stored = self._shard(piece["file"]).get_slice(key)[first : first + common.height * held.width]
-            rows = stored.view(common.height, held.width)
-            target[_within(common.rows, wanted.rows), _within(common.columns, wanted.columns)] = rows[
-                :, _within(common.columns, held.columns)
-            ]
-            filled += common.size
+            first, last = (offset + position for position in held.span(common))
+            stored = self._shard(piece["file"]).get_slice(key)[first:last]
+            target[common.index(wanted)].copy_(stored.as_strided(common.sizes, held.strides))
+            filled += common.numel
         return filled
 
     def _shard(self, name: str) -> Any:
@@ -112,8 +105,3 @@ class CheckpointReader:
     def read_tensor(self, name: str, kind: str = "weight") -> torch.Tensor:
         """A whole global tensor in its shape, fp32."""
         return self.read(name, kind).view(self.shape(name))
-
-
-def _within(inner: tuple[int, int], outer: tuple[int, int]) -> slice:
-    """A range as a slice of the range in which it lies."""
-    return slice(inner[0] - outer[0], inner[1] - outer[0])

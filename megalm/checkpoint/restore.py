@@ -26,7 +26,7 @@ def restore_weights(
     problems += [
         f"{name} is {reader.shape(name)} in the checkpoint, {shard_specs[name].shape} here"
         for name in shard_specs
-        if name in reader.names and not reader.fits(name, shard_specs[name].shape)
+        if name in reader.names and reader.shape(name) != shard_specs[name].shape
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -35,21 +35,35 @@ def restore_weights(
             "that wrote it (its config.yaml)"
         )
     for name, parameter in parameters.items():
-        set_weight(parameter, reader.read(name, "weight", shard_specs[name].part))
+        set_weight(parameter, reader.read(name, "weight", shard_specs[name].box))
 
 
 def restore_slices(reader: CheckpointReader, slices: Sequence[StateSlice], *, with_moments: bool) -> None:
-    """Fill this rank's fp32 weights, and Adam's moments if asked.
+    """Fill this rank's fp32 weights, and what its optimizer keeps of them if asked.
 
     Raises:
-        CheckpointError: moments are asked for and the checkpoint was written with --no-save-optim.
+        CheckpointError: moments are asked for, and the checkpoint was written with --no-save-optim or by another
+            optimizer.
     """
     with torch.no_grad():
         for piece in slices:
+            if with_moments:
+                _check_kinds(reader, piece)
             for kind, view in piece.tensors(with_moments).items():
-                if not reader.has(kind):
-                    raise CheckpointError(
-                        f"{reader.folder} holds no optimizer state (--no-save-optim); give --no-load-optim or "
-                        "--finetune to start the optimizer anew"
-                    )
-                view.copy_(reader.read(piece.name, kind, piece.shard_spec.part, piece.start, piece.stop))
+                view.copy_(reader.read(piece.name, kind, piece.shard_spec.box, piece.start, piece.stop))
+
+
+def _check_kinds(reader: CheckpointReader, piece: StateSlice) -> None:
+    stored, wanted = reader.kinds(piece.name), list(piece.tensors())
+    if set(stored) == set(wanted):
+        return
+    if not reader.has_optimizer_state:
+        raise CheckpointError(
+            f"{reader.folder} holds no optimizer state (--no-save-optim); give --no-load-optim or "
+            "--finetune to start the optimizer anew"
+        )
+    raise CheckpointError(
+        f"{reader.folder} holds {', '.join(stored)} of {piece.name}, and this run's optimizer keeps "
+        f"{', '.join(wanted)}; use the optimizer of the run that wrote it, or start anew from its weights: another "
+        "--save, and --load with --no-load-optim"
+    )

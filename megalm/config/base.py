@@ -1,6 +1,8 @@
 """What every configuration section shares: frozen, keyword-only, checked when built, help text under each field."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +22,18 @@ def as_list(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+@dataclass(frozen=True)
+class FixedOnResume:
+    """A setting that decides what the weights or the samples mean: a run that goes on from a checkpoint must keep it.
+
+    Stands in the annotation of a field: `Annotated[int, FixedOnResume()]`. A section of which all fields are so says
+    it once, by `fixed_on_resume`.
+    """
+
+    meaning: Callable[[Any], Any] = lambda value: value
+    """Values of the same meaning are the same."""
+
+
 class Section(BaseModel):
     """One section of the run configuration.
 
@@ -34,3 +48,11 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+    fixed_on_resume: ClassVar[FixedOnResume | None] = None
+    """Holds for every field that does not say otherwise; None: the fields may change."""
+
+    @classmethod
+    def resume_rule(cls, field: str) -> FixedOnResume | None:
+        """What a run that goes on from a checkpoint must keep of a field; None: it may change."""
+        rules = [rule for rule in cls.model_fields[field].metadata if isinstance(rule, FixedOnResume)]
+        return rules[0] if rules else cls.fixed_on_resume

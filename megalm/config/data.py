@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from megalm.config.base import OpenChoice, Section
+from megalm.config.base import FixedOnResume, OpenChoice, Section
 from megalm.config.merging.names import VALUE_ALIASES
 
 TOKENIZER_TYPES = (
@@ -105,12 +105,28 @@ def _as_words(value: object) -> object:
     return value
 
 
+def split_shares(split: str) -> tuple[float, float, float]:
+    """The three shares of a text as "969, 30, 1", summing to 1 (missing ones are 0).
+
+    Raises:
+        ValueError: no number in it, more than three, or their sum is 0.
+    """
+    numbers = [float(text) for text in re.findall(r"\d+(?:\.\d+)?|\.\d+", split)]
+    if not 1 <= len(numbers) <= 3 or sum(numbers) <= 0:
+        raise ValueError(f'split="{split}" must hold one to three shares with a positive sum, as "969, 30, 1"')
+    numbers += [0.0] * (3 - len(numbers))
+    total = sum(numbers)
+    train, valid, test = (number / total for number in numbers)
+    return train, valid, test
+
+
 Paths = Annotated[tuple[str, ...], BeforeValidator(_as_words), Field(min_length=1)]
 
 
 class DataConfig(Section):
     """The datasets and the order of their samples."""
 
+    # on resume paths may change: the record of the order knows the data
     data_path: Paths | None = None
     """Prefix of an indexed dataset (PREFIX.bin and PREFIX.idx, as `megalm preprocess` writes them), or several to
     blend: `WEIGHT PREFIX WEIGHT PREFIX`, or `PREFIX PREFIX` in proportion to their sizes, one epoch of each."""
@@ -124,9 +140,9 @@ class DataConfig(Section):
     """Each prefix of --valid-data-path is a validation set of its own, reported by its name, in place of a blend."""
     full_validation: bool = False
     """Evaluate on the whole validation set (one epoch), in place of --eval-iters batches of it."""
-    split: str = "969, 30, 1"
+    split: Annotated[str, FixedOnResume(meaning=split_shares)] = "969, 30, 1"
     """Shares of --data-path for training, validation and test, by position."""
-    sampling: Literal["shuffle", "stream"] = "shuffle"
+    sampling: Annotated[Literal["shuffle", "stream"], FixedOnResume()] = "shuffle"
     """Order of samples: shuffle is Megatron-LM's (documents and samples shuffled by an index); stream cuts the
     documents in file order and permutes the samples by a formula, so that any size opens at once."""
     data_cache_path: str | None = None
@@ -134,13 +150,13 @@ class DataConfig(Section):
     rank builds them in memory."""
     allow_changed_data: bool = False
     """Continue a run although datasets were added, dropped or replaced; those that stay go on where they were."""
-    mock_data: bool = False
+    mock_data: Annotated[bool, FixedOnResume()] = False
     """Train on generated tokens instead of a dataset."""
     reset_position_ids: bool = False
     """Positions start again at 0 after each end-of-document token."""
     reset_attention_mask: bool = False
     """Documents in one sample do not see each other."""
-    eod_mask_loss: bool = False
+    eod_mask_loss: Annotated[bool, FixedOnResume()] = False
     """No loss on end-of-document tokens."""
     num_workers: int = Field(2, ge=0)
     """Background processes that prepare batches; 0 prepares them in the training process."""
@@ -193,15 +209,5 @@ class DataConfig(Section):
         return BlendSpec.parse(words) if words else None
 
     def split_shares(self) -> tuple[float, float, float]:
-        """The three shares of `split`, summing to 1 (missing ones are 0).
-
-        Raises:
-            ValueError: no number in `split`, more than three, or their sum is 0.
-        """
-        numbers = [float(text) for text in re.findall(r"\d+(?:\.\d+)?|\.\d+", self.split)]
-        if not 1 <= len(numbers) <= 3 or sum(numbers) <= 0:
-            raise ValueError(f'split="{self.split}" must hold one to three shares with a positive sum, as "969, 30, 1"')
-        numbers += [0.0] * (3 - len(numbers))
-        total = sum(numbers)
-        train, valid, test = (number / total for number in numbers)
-        return train, valid, test
+        """The three shares of `split`: see the function."""
+        return split_shares(self.split)

@@ -1,10 +1,10 @@
 """The shape of the Transformer: GPT-2 style and Llama style from the same fields."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from megalm.config.base import Section
+from megalm.config.base import FixedOnResume, Section
 
 PositionEmbedding = Literal["learned_absolute", "rope", "none"]
 Normalization = Literal["LayerNorm", "RMSNorm"]
@@ -12,6 +12,8 @@ Normalization = Literal["LayerNorm", "RMSNorm"]
 
 class ModelConfig(Section):
     """Sizes and variants of the model."""
+
+    fixed_on_resume: ClassVar = FixedOnResume()
 
     num_layers: int = Field(ge=1)
     """Number of Transformer layers."""

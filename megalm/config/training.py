@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megalm.config.base import OpenChoice, Section
+from megalm.config.base import FixedOnResume, OpenChoice, Section
 
 DecayStyle = Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"]
 WsdDecayStyle = Literal["linear", "exponential", "cosine", "minus_sqrt"]
@@ -13,7 +13,7 @@ WsdDecayStyle = Literal["linear", "exponential", "cosine", "minus_sqrt"]
 class BatchConfig(Section):
     """The sizes of samples and batches."""
 
-    seq_length: int = Field(ge=1)
+    seq_length: Annotated[int, FixedOnResume()] = Field(ge=1)
     """Tokens of one sample."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Samples that one data-parallel rank takes through the model at once. Default: what follows from
@@ -64,7 +64,7 @@ class TrainingConfig(Section):
     """Save and exit when the step number is a multiple of this."""
     exit_duration_in_mins: float | None = Field(None, gt=0)
     """Save and exit after this many minutes."""
-    seed: int = Field(1234, ge=0)
+    seed: Annotated[int, FixedOnResume()] = Field(1234, ge=0)
     """Seed of initial values, sample order and dropout."""
 
     def total_iters(self, global_batch_size: int, step: int = 0, consumed_samples: int = 0) -> int:

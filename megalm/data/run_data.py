@@ -1,6 +1,6 @@
 """The data of a run: its datasets, its objective, and this rank's micro-batches of them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -104,10 +104,6 @@ class RunData:
             test=built.test,
             train_names=built.train_names,
         )
-
-    def order(self, consumed_samples: int) -> dict[str, Any] | None:
-        """What a checkpoint records of the training samples; None where their number says all."""
-        return asdict(self.train.record(consumed_samples)) if isinstance(self.train, BlendedDataset) else None
 
     def batches(self, dataset: SampleDataset, start: int, stop: int, *, workers: int) -> MicroBatchIterator:
         """This rank's micro-batches of samples start..stop of all ranks; those of training have seeds."""

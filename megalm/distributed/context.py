@@ -7,7 +7,7 @@ import torch
 from megalm.config.parallel import ParallelConfig
 from megalm.distributed.environment import LaunchEnvironment, choose_accelerator
 from megalm.distributed.groups import MeshGroups
-from megalm.distributed.mesh import Axis, Mesh
+from megalm.distributed.mesh import Mesh
 from megalm.distributed.process_group import default_backend, rank_device, start_process_group
 
 
@@ -31,12 +31,12 @@ class RankContext:
     @property
     def rank(self) -> int:
         """Rank in the job."""
-        return self.groups.rank
+        return self.groups.global_rank
 
     @property
     def dp_rank(self) -> int:
-        """Rank on the data-parallel axis."""
-        return self.groups.axis_rank(Axis.DP)
+        """Rank among those with other samples."""
+        return self.groups.data.rank
 
 
 def join_job(parallel: ParallelConfig, environment: LaunchEnvironment) -> RankContext:

@@ -85,19 +85,12 @@ class Mesh:
             rank = rank * self.size(axis) + coordinate[axis]
         return rank
 
-    def groups(self, axis: Axis) -> list[list[int]]:
-        """The groups of ranks that differ only along `axis`; every rank is in one of them."""
-        return self._grouped_by([other for other in Axis if other is not axis])
-
-    def model_copies(self) -> list[list[int]]:
-        """The groups of ranks that together hold one copy of the model; every rank is in one of them."""
-        return self._grouped_by([Axis.DP])
-
-    def _grouped_by(self, fixed: list[Axis]) -> list[list[int]]:
+    def groups(self, *axes: Axis) -> list[list[int]]:
+        """The groups of ranks that differ only along `axes`; every rank is in one of them, and they are ascending."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for rank in range(self.world_size):
             coordinate = self.coordinate(rank)
-            groups.setdefault(tuple(coordinate[axis] for axis in fixed), []).append(rank)
+            groups.setdefault(tuple(coordinate[axis] for axis in Axis if axis not in axes), []).append(rank)
         return list(groups.values())
 
     def __str__(self) -> str:

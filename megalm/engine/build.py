@@ -56,7 +56,7 @@ def build_engine(
     pipeline_spec: PipelineSpec | None = None,
     kernels: Kernels = REFERENCE,
 ) -> Engine:
-    """The engine around `model`, which it moves to `device` and casts; ZeRO spreads over the dp axis of `groups`.
+    """The engine around `model`, which it moves to `device` and casts; ZeRO spreads over `groups.weights`.
 
     `shard_specs` says of every parameter of the whole model, by name, which part of it is here. With `pipeline_spec`,
     `model` holds this rank's stages of a pipeline. `engine_json` is the final DeepSpeed configuration
@@ -73,7 +73,7 @@ def build_engine(
     if stage == 0:
         uncounted = {parameter for name, parameter in model.named_parameters() if not shard_specs[name].is_owner}
         optimizer = _build_replicated(
-            decay_groups, optimizer_config, precision, uncounted, groups.model_parallel_group, kernels
+            decay_groups, optimizer_config, precision, uncounted, groups.model_copy.group, kernels
         )
     else:
         optimizer = _build_optimizer(decay_groups, engine_json, optimizer_config, kernels)

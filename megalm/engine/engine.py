@@ -12,8 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megalm.distributed.groups import MeshGroups
-from megalm.distributed.mesh import Axis
+from megalm.distributed.groups import MeshGroups, RankGroup
 from megalm.distributed.shards import ShardSpec, StateSlice
 from megalm.engine import state
 from megalm.engine.host_memory import FreedMemory
@@ -63,6 +62,7 @@ class Engine:
         )
         self.names = names
         self.shard_specs = shard_specs
+        self.scalars = state.OptimizerScalars(ds_engine, stage)
         self.device = device
         self.groups = groups
         self._by_dataset: DatasetSums | None = None
@@ -86,8 +86,8 @@ class Engine:
             group["lr"] = learning_rate
         scale = self.loss_scale
         tokens = self._sum_over_data(sum(token_count(batch["loss_mask"]) for batch in micro_batches))
-        # DeepSpeed averages gradients over the dp axis; the sum over it is wanted
-        grad_scale = self.groups.size(Axis.DP) / max(tokens, 1.0)
+        # DeepSpeed averages gradients over the ranks with the same weights; the sum over them is wanted
+        grad_scale = self.groups.weights.size / max(tokens, 1.0)
         loss_total, dataset_losses = self._loss_over_ranks(self._accumulate(micro_batches, seeds, grad_scale))
         self._update()
         self._freed_memory.after_step()
@@ -167,7 +167,7 @@ class Engine:
                 return self._pipeline.next_logits(tokens_BT).float()
         length, model = tokens_BT.shape[1], self.ds_engine.module
         # sequence parallelism needs equal parts; what comes after a token does not change its logits
-        logits_BTV = self.ds_engine(F.pad(tokens_BT, (0, -length % self.groups.size(Axis.TP))))
+        logits_BTV = self.ds_engine(F.pad(tokens_BT, (0, -length % self.groups.tensor.size)))
         return logits_BTV[:, length - 1, : model.config.vocab_size].float()  # type: ignore[no-any-return]
 
     def mean_over_ranks(self, sums: Tensor) -> float:
@@ -186,19 +186,11 @@ class Engine:
         return base if base == outer else f"{base} in DeepSpeed's {outer}"
 
     def owned_slices(self) -> list[StateSlice]:
-        """The slices that this rank is to write: those that it counts; at stage 0, where the dp axis holds the same,
-        every n-th of them.
+        """The slices that this rank is to write: those that it counts; at stage 0, where all ranks with the same
+        weights hold the same, every n-th of them.
         """
-        slices, groups = [piece for piece in self.state_slices() if piece.shard_spec.is_owner], self.groups
-        return slices[groups.axis_rank(Axis.DP) :: groups.size(Axis.DP)] if self.stage == 0 else slices
-
-    def scalar_state(self) -> dict[str, Any]:
-        """The optimizer's state that is not a tensor: step count and loss scaler."""
-        return state.scalar_state(self.ds_engine, self.stage)
-
-    def load_scalar_state(self, values: dict[str, Any]) -> None:
-        """Inverse of `scalar_state`."""
-        state.load_scalar_state(self.ds_engine, self.stage, values)
+        slices, weights = [piece for piece in self.state_slices() if piece.shard_spec.is_owner], self.groups.weights
+        return slices[weights.rank :: weights.size] if self.stage == 0 else slices
 
     def set_weight(self, parameter: nn.Parameter, part: Tensor) -> None:
         """Give the model its working copy of one parameter; `part` holds the fp32 elements of its shard_spec."""
@@ -218,9 +210,8 @@ class Engine:
             if piece.shard_spec.is_owner:
                 total += piece.weight.double().square().sum().to(self.device)
         if self.stage > 0:
-            self._all_reduce(total)
-        if dist.get_world_size(self.groups.model_parallel_group) > 1:
-            dist.all_reduce(total, group=self.groups.model_parallel_group)
+            _all_reduce(total, self.groups.weights)
+        _all_reduce(total, self.groups.model_copy)
         return float(total.sqrt())
 
     def _summed_loss(self, batch: Batch, seed: int | None) -> Tensor:
@@ -240,19 +231,20 @@ class Engine:
 
     def _sum_over_data(self, value: Tensor | int) -> float:
         total = torch.as_tensor(value, dtype=torch.float64, device=self.device)
-        self._all_reduce(total)
+        _all_reduce(total, self.groups.data)
         return float(total)
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        """Sum of `value`, which only ranks with the last stage have, over the axes along which it differs."""
-        self._all_reduce(value)
-        self._all_reduce(value, Axis.PP)
+        """Sum of `value`, of which every rank with the last stage has its samples' part, the others nothing."""
+        _all_reduce(value, self.groups.weights)
+        _all_reduce(value, self.groups.pipeline)
         return value
 
-    def _all_reduce(self, value: Tensor, axis: Axis = Axis.DP) -> None:
-        """Sum `value` in place over one axis."""
-        if self.groups.size(axis) > 1:
-            dist.all_reduce(value, group=self.groups.group(axis))
+
+def _all_reduce(value: Tensor, ranks: RankGroup) -> None:
+    """Sum `value` in place."""
+    if ranks.size > 1:
+        dist.all_reduce(value, group=ranks.group)
 
 
 def _grow_after_step(scaler: Any) -> Callable[[bool], None]:

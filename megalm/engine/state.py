@@ -30,7 +30,7 @@ def state_slices(
         if located is None:
             continue
         flat, offset, start, stop = located
-        count = min(stop, shard_specs[name].part.size) - start
+        count = min(stop, shard_specs[name].box.numel) - start
         if count <= 0:
             continue
         moments = _moments(base, flat)
@@ -95,31 +95,30 @@ def set_weight(parameter: Any, shard_spec: ShardSpec, part: Tensor) -> None:
             parameter.data.copy_(full)
 
 
-def scalar_state(ds_engine: Any, stage: int) -> dict[str, Any]:
-    """Adam's step count, and the loss scaler's counters if there is a scaler."""
-    steps = {int(entry["step"]) for entry in ds_engine.basic_optimizer.state.values() if "step" in entry}
-    assert len(steps) <= 1, f"every parameter has taken the same number of steps, not {sorted(steps)}"
-    scaler = _scaler(ds_engine, stage)
-    fields = {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)} if scaler else {}
-    return {"optimizer_steps": steps.pop() if steps else 0, "loss_scaler": fields}
+class OptimizerScalars:
+    """The optimizer's state that is not a tensor: step count, and the loss scaler's counters if there is a scaler."""
 
+    name = "optimizer"
 
-def load_scalar_state(ds_engine: Any, stage: int, values: dict[str, Any]) -> None:
-    """Inverse of `scalar_state`; call after `state_slices` has created the moments."""
-    for entry in ds_engine.basic_optimizer.state.values():
-        if "step" not in entry:
-            continue
-        if isinstance(entry["step"], Tensor):
-            entry["step"].fill_(values["optimizer_steps"])
-        else:
-            entry["step"] = values["optimizer_steps"]
-    scaler = _scaler(ds_engine, stage)
-    for name, value in values["loss_scaler"].items():
-        if scaler is not None and hasattr(scaler, name):
-            setattr(scaler, name, value)
+    def __init__(self, ds_engine: Any, stage: int) -> None:
+        self._optimizer = ds_engine.basic_optimizer
+        fp16 = stage > 0 and ds_engine.fp16_enabled()
+        self._scaler = ds_engine.optimizer.scaler if stage == 0 else ds_engine.optimizer.loss_scaler if fp16 else None
 
+    def state(self) -> dict[str, Any]:
+        """Both, as JSON can hold them."""
+        steps = {int(entry["step"]) for entry in self._optimizer.state.values() if "step" in entry}
+        assert len(steps) <= 1, f"every parameter has taken the same number of steps, not {sorted(steps)}"
+        counters = {name: getattr(self._scaler, name) for name in _SCALER_FIELDS if hasattr(self._scaler, name)}
+        return {"optimizer_steps": steps.pop() if steps else 0, "loss_scaler": counters}
 
-def _scaler(ds_engine: Any, stage: int) -> Any:
-    if stage == 0:
-        return ds_engine.optimizer.scaler
-    return ds_engine.optimizer.loss_scaler if ds_engine.fp16_enabled() else None
+    def load(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`; call after `state_slices` has created the moments."""
+        for entry in self._optimizer.state.values():
+            if isinstance(entry.get("step"), Tensor):
+                entry["step"].fill_(state["optimizer_steps"])
+            elif "step" in entry:
+                entry["step"] = state["optimizer_steps"]
+        for name, value in state["loss_scaler"].items():
+            if hasattr(self._scaler, name):
+                setattr(self._scaler, name, value)

@@ -41,11 +41,11 @@ class TensorParallel:
     @classmethod
     def build(cls, groups: MeshGroups, config: ModelConfig, sequence_parallel: bool) -> "TensorParallel":
         """This rank's place; every rank of the job calls it, once."""
-        size = groups.size(Axis.TP)
+        size = groups.tensor.size
         copies = max(1, size // config.num_kv_heads)
         return cls(
-            group=groups.group(Axis.TP),
-            rank=groups.axis_rank(Axis.TP),
+            group=groups.tensor.group,
+            rank=groups.tensor.rank,
             size=size,
             kv_copies=copies,
             kv_group=groups.neighbours(Axis.TP, copies),

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from megalm.config.model import ModelConfig
-from megalm.distributed.shards import Box, ShardSpec
+from megalm.distributed.shards import ShardSpec
 from megalm.models.blocks.attention import CausalAttention
 from megalm.models.blocks.layers import Dropout, FullLogits, TokenLoss
 from megalm.parallel.randomness import OwnDropout
@@ -46,10 +46,9 @@ class Shards:
         self, name: str, shape: tuple[int, ...], part: int, parts: int, *, gradient_group: ProcessGroup | None = None
     ) -> None:
         """Note run `part` of `parts` of the rows of a tensor; with a `gradient_group`, its first rank counts it."""
-        rows = _run(shape[0], part, parts)
         is_owner = gradient_group is None or self.tp.rank % self.tp.kv_copies == 0
-        shard_spec = ShardSpec(shape, Box(rows, Box.whole(shape).columns), is_owner)
-        self.add(name, shard_spec, gradient_group)
+        start, stop = _run(shape[0], part, parts)
+        self.add(name, ShardSpec.of_dim(shape, 0, start, stop, is_owner=is_owner), gradient_group)
 
 
 Style = Callable[[nn.Module, str, Shards], nn.Module]
@@ -96,13 +95,13 @@ def row(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Input channels spread over the ranks, bias on all of them."""
     assert isinstance(module, nn.Linear)
     tp, outputs, inputs = shards.tp, module.out_features, module.in_features
-    part = Box((0, outputs), _run(inputs, tp.rank, tp.size))
-    shards.add(f"{name}.weight", ShardSpec((outputs, inputs), part))
+    start, stop = _run(inputs, tp.rank, tp.size)
+    shards.add(f"{name}.weight", ShardSpec.of_dim((outputs, inputs), 1, start, stop))
     if module.bias is not None:
         shards.add_whole(f"{name}.bias", (outputs,), same_work=not tp.sequence_parallel)
     if tp.size == 1:
         return module
-    return RowParallelLinear(tp, part.width, outputs, bias=module.bias is not None)
+    return RowParallelLinear(tp, stop - start, outputs, bias=module.bias is not None)
 
 
 def vocabulary(module: nn.Module, name: str, shards: Shards) -> nn.Module:
@@ -173,7 +172,7 @@ def _add_vocabulary(name: str, padded_rows: int, width: int, shards: Shards) -> 
     vocab_size, tp = shards.config.vocab_size, shards.tp
     assert vocab_size is not None, "vocab_size is filled from the tokenizer before the model is built"
     start, stop = (min(edge, vocab_size) for edge in _run(padded_rows, tp.rank, tp.size))
-    shards.add(name, ShardSpec((vocab_size, width), Box((start, stop), (0, width))))
+    shards.add(name, ShardSpec.of_dim((vocab_size, width), 0, start, stop))
 
 
 def _run(size: int, part: int, parts: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from megalm.checkpoint.format import Manifest
 from megalm.config import RunConfig, load_config
 from megalm.continuation import Progress, ResumePoint, restore, save
 from megalm.distributed.context import RankContext
-from megalm.distributed.mesh import Axis, Mesh
+from megalm.distributed.mesh import Mesh
 from megalm.engine.engine import Engine
 from megalm.randomness import stable_seed
 
@@ -39,10 +39,10 @@ class SmallRun:
 
     def step(self, count: int) -> None:
         """Train on the next samples, each the same whoever takes it."""
-        groups = self.engine.groups
+        data = self.engine.groups.data
         for _ in range(count):
-            first = self.progress.consumed_samples + groups.axis_rank(Axis.DP)
-            numbers = range(first, self.progress.consumed_samples + SAMPLES, groups.size(Axis.DP))
+            first = self.progress.consumed_samples + data.rank
+            numbers = range(first, self.progress.consumed_samples + SAMPLES, data.size)
             seeds = [stable_seed(1, "dropout", number) for number in numbers]
             result = self.engine.train_step([sample(number) for number in numbers], seeds, LR)
             self.steps.append((result.loss, result.grad_norm, result.loss_scale))
@@ -52,7 +52,8 @@ class SmallRun:
     def save(self) -> Path:
         """Write the checkpoint of the step reached."""
         layout = str(self.engine.groups.mesh)
-        return save(self.engine, self.config, IDENTITY, self.progress, None, layout, CPU)
+        states = [self.progress, self.engine.scalars]
+        return save(self.engine, self.config, IDENTITY, self.progress.step, states, layout, CPU)
 
 
 def sample(number: int) -> dict[str, torch.Tensor]:
@@ -65,7 +66,9 @@ def start(folder: str, flags: str = "", origin: Path | None = None) -> SmallRun:
     config = load_config([*RECIPE.split(), "--save", folder, *flags.split()])
     where = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), CPU)
     run = SmallRun(config, build_model_and_engine(config, config.model, where))
-    run.progress = restore(run.engine, config, point_of(origin))
+    point = point_of(origin)
+    point.load(run.progress)
+    restore(run.engine, config, point)
     return run
 
 
@@ -73,5 +76,4 @@ def point_of(origin: Path | None) -> ResumePoint:
     """Where a run goes on that finds its own checkpoint at `origin`."""
     if origin is None:
         return ResumePoint()
-    manifest = Manifest.read(origin)
-    return ResumePoint(origin, True, manifest.step, manifest.consumed_samples)
+    return ResumePoint(origin, True, Manifest.read(origin).states)

@@ -82,7 +82,7 @@ def test_a_manifest_comes_back_as_it_was_written(run: Path, tmp_path: Path) -> N
     manifest = Manifest.read(run / "step_2")
     (tmp_path / "manifest.json").write_text(manifest.to_json())
     assert Manifest.read(tmp_path) == manifest
-    assert (manifest.step, manifest.consumed_samples, manifest.format) == (2, 16, FORMAT)
+    assert (manifest.step, manifest.states["progress"]["consumed_samples"], manifest.format) == (2, 16, FORMAT)
 
 
 def test_a_newer_format_is_refused_with_both_versions(run: Path) -> None:

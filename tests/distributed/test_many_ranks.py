@@ -64,7 +64,9 @@ def join(rank: int, answers: Any) -> None:
     mesh = Mesh.of(environment.world_size, pp=4, cp=2, tp=4)
     groups = MeshGroups.build(mesh)
     places: list[Any] = [None] * RANKS
-    dist.all_gather_object(places, {axis.value: place for axis, place in mesh.coordinate(groups.rank).items()})
-    members = {axis.value: dist.get_process_group_ranks(groups.group(axis)) for axis in Axis if mesh.size(axis) > 1}
+    dist.all_gather_object(places, {axis.value: place for axis, place in mesh.coordinate(groups.global_rank).items()})
+    members = {
+        axis.value: dist.get_process_group_ranks(groups.by_axis[axis].group) for axis in Axis if mesh.size(axis) > 1
+    }
     stop_process_group()
     answers.put((rank, (places, members)))

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megalm.distributed.groups import DATA, MODEL_COPY, WEIGHTS
 from megalm.distributed.mesh import Axis, Mesh
 from megalm.errors import ConfigError, LayoutError
 
@@ -32,6 +33,25 @@ def test_ranks_of_a_group_differ_only_along_its_axis_and_stand_in_its_order(mesh
         coordinates = [mesh.coordinate(rank) for rank in group]
         assert [coordinate[axis] for coordinate in coordinates] == list(range(mesh.size(axis)))
         assert len({tuple(coordinate[other] for other in Axis if other is not axis) for coordinate in coordinates}) == 1
+
+
+@given(MESHES)
+def test_ranks_with_the_same_weights_and_ranks_of_one_copy_meet_in_one_rank(mesh: Mesh) -> None:
+    same_weights, copies = mesh.groups(*WEIGHTS), mesh.groups(*MODEL_COPY)
+    assert {len(ranks) for ranks in same_weights} == {mesh.dp * mesh.cp}
+    assert {len(ranks) for ranks in copies} == {mesh.pp * mesh.tp}, "no part of a copy twice"
+    assert all(len(set(one) & set(other)) == 1 for one in same_weights for other in copies)
+    for groups in (same_weights, copies):
+        assert sorted(rank for ranks in groups for rank in ranks) == list(range(mesh.world_size))
+        assert all(ranks == sorted(ranks) for ranks in groups)
+
+
+def test_context_parallel_ranks_have_the_same_samples_and_weights() -> None:
+    mesh = Mesh(pp=2, dp=1, cp=2, tp=2)
+    assert mesh.groups(*DATA) == [[rank] for rank in range(8)]
+    assert mesh.groups(*WEIGHTS) == [[0, 2], [1, 3], [4, 6], [5, 7]]
+    assert mesh.groups(*MODEL_COPY) == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    assert Mesh(pp=1, dp=2, cp=2, tp=2).groups(*WEIGHTS) == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
 def test_tensor_parallel_ranks_are_neighbours_and_pipeline_stages_are_far_apart() -> None:

@@ -46,7 +46,7 @@ def blend(folder: Path, **weights: float) -> list[str]:
 
 
 def order(save: Path, step: int) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((save / f"step_{step}" / "manifest.json").read_text())["scalars"]["order"]
+    record: dict[str, Any] = json.loads((save / f"step_{step}" / "manifest.json").read_text())["states"]["order"]
     return record
 
 

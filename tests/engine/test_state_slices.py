@@ -58,7 +58,7 @@ def held(rows: list[tuple[int, int, str]]) -> list[Held]:
         for _ in range(steps):
             engine.train_step(batches(), [0] * len(batches()), 0.01)
         owned = [clone(piece) for piece in engine.owned_slices()]
-        found.append(Held(shapes_of(engine), owned, model_weights(engine), engine.scalar_state()))
+        found.append(Held(shapes_of(engine), owned, model_weights(engine), engine.scalars.state()))
     return found
 
 

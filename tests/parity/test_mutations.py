@@ -18,7 +18,6 @@ from torch import nn
 
 from megalm.distributed import functional
 from megalm.distributed.groups import MeshGroups
-from megalm.distributed.mesh import Axis
 from megalm.engine import build, engine, optimizer
 from megalm.engine import pipeline_gradients as stages
 from megalm.engine.mpu import DeepSpeedMpu
@@ -85,7 +84,7 @@ def kv_without_sum() -> None:
 
 
 def kv_over_all_ranks() -> None:
-    MeshGroups.neighbours = lambda self, axis, _count: self.group(axis)
+    MeshGroups.neighbours = lambda self, axis, _count: self.by_axis[axis].group
 
 
 def norms_without_sum() -> None:
@@ -133,9 +132,9 @@ def norm_without_reduce() -> None:
 
 
 def norm_over_tensor_ranks_only() -> None:
-    DeepSpeedMpu.get_model_parallel_group = lambda self: self._groups.group(Axis.TP)
-    DeepSpeedMpu.get_model_parallel_rank = lambda self: self._groups.axis_rank(Axis.TP)
-    DeepSpeedMpu.get_model_parallel_world_size = lambda self: self._groups.size(Axis.TP)
+    DeepSpeedMpu.get_model_parallel_group = lambda self: self._groups.tensor.group
+    DeepSpeedMpu.get_model_parallel_rank = lambda self: self._groups.tensor.rank
+    DeepSpeedMpu.get_model_parallel_world_size = lambda self: self._groups.tensor.size
 
 
 def no_data_parallel_average() -> None:
@@ -149,8 +148,7 @@ def tokens_of_own_rank() -> None:
 
 
 def loss_of_own_stage() -> None:
-    reduce = engine.Engine._all_reduce
-    engine.Engine._all_reduce = lambda self, value, axis=Axis.DP: None if axis == Axis.PP else reduce(self, value, axis)
+    engine.Engine._sum_over_ranks = lambda _self, value: value
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,8 @@ def whole_weights(engine) -> dict[str, torch.Tensor]:
     """Every fp32 weight, put together from the ranks' slices."""
     whole = {name: torch.zeros(shard_spec.shape) for name, shard_spec in engine.shard_specs.items()}
     for piece in engine.owned_slices():
-        matrix = whole[piece.name].view(piece.shard_spec.shape[0], -1)
-        for offset, part in piece.shard_spec.part.of_range(piece.start, piece.stop):
-            values = piece.weight[offset : offset + part.size].view(part.height, part.width)
-            matrix[slice(*part.rows), slice(*part.columns)] += values
+        for offset, box in piece.shard_spec.box.of_range(piece.start, piece.stop):
+            whole[piece.name][box.index()] += piece.weight[offset : offset + box.numel].view(box.sizes)
     for tensor in whole.values():
         dist.all_reduce(tensor)
     return whole
