@@ -19,7 +19,6 @@ from megalm.kernels import (
     norm,
     optimizer,
     rotary,
-    softmax,
 )
 from megalm.kernels.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
 
@@ -176,9 +175,9 @@ def norms(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def rotations(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
-    """Rotary embedding, into new tensors with a gradient, and in place."""
+    """Rotary embedding of the queries."""
     length = 2048
-    q, k = torch.randn(2, s.tokens // length, length, s.heads, s.width // s.heads).to(dtype)
+    q = torch.randn(s.tokens // length, length, s.heads, s.width // s.heads).to(dtype)
     cos, sin = rotary.rotary_tables(torch.arange(length)[None], s.width // s.heads, 10000.0)
     both = sides(
         s,
@@ -186,53 +185,15 @@ def rotations(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
         lambda x: rotary.apply_rotary(x, cos, sin),
     )
     yield from with_gradient("rotary", both, (q,), kept=0)
-    in_place = compiled(rotate_in_place)
-    yield Case(
-        "rotary of q and k in place",
-        2 * size_of((q, k)),
-        {
-            "megalm": lambda: rotary.fused_rotary_(q, k, cos, sin),
-            "torch": lambda: rotate_in_place(q, k, cos, sin),
-            "compiled": lambda: in_place(q, k, cos, sin),
-        },
-    )
-
-
-def rotate_in_place(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """The formula, stored where it came from."""
-    q.copy_(rotary.apply_rotary(q, cos, sin))
-    k.copy_(rotary.apply_rotary(k, cos, sin))
 
 
 def activations(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     """Gated and plain activations of the MLP."""
     gate, up = torch.randn(2, s.tokens, s.ffn).to(dtype)
-    bias = torch.randn(s.ffn).to(dtype)
     yield from with_gradient(
         "SwiGLU", sides(s, activation.fused_swiglu, activation.swiglu, {"Liger": liger("liger_swiglu")}), (gate, up)
     )
-    yield from with_gradient("GeGLU", sides(s, activation.fused_geglu, activation.geglu), (gate, up))
-    kind = activation.Activation.GELU_TANH
-    bias_gelu = sides(
-        s,
-        lambda x, b: activation.fused_bias_activation(x, b, kind),
-        lambda x, b: activation.bias_activation(x, b, kind),
-    )
-    yield from with_gradient("bias + GELU tanh", bias_gelu, (gate, bias))
     yield from with_gradient("GELU tanh", sides(s, activation.fused_gelu_tanh, activation.gelu_tanh), (gate,))
-
-
-def softmaxes(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
-    """Causal softmax of attention scores."""
-    scores = torch.randn(max(1, s.tokens // 8192), s.heads, 1024, 1024).to(dtype)
-    both = sides(
-        s,
-        lambda x: softmax.fused_masked_softmax(x, 0.125, causal=True),
-        lambda x: softmax.masked_softmax(x, 0.125, causal=True),
-    )
-    half = size_of((scores,)) // 2  # the other half is hidden, and only written
-    for case in with_gradient("causal softmax", both, (scores,), kept=half):
-        yield Case(case.name, case.moved - half * (1 + 2 * case.name.endswith("backward")), case.sides)
 
 
 def attentions(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
@@ -272,15 +233,14 @@ def losses(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def residuals(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
-    """Bias, dropout and the residual."""
+    """Dropout and the residual."""
     x, residual = torch.randn(2, s.tokens, s.width).to(dtype)
-    bias = torch.randn(s.width).to(dtype)
     both = sides(
         s,
-        lambda x, b, r: dropout.fused_bias_dropout_add(x, b, r, 0.1, True),
-        lambda x, b, r: dropout.bias_dropout_add(x, b, r, 0.1, True),
+        lambda x, r: dropout.fused_dropout_add(x, r, 0.1),
+        lambda x, r: dropout.dropout_add(x, r, 0.1),
     )
-    yield from with_gradient("bias + dropout + residual", both, (x, bias, residual), kept=0)
+    yield from with_gradient("dropout + residual", both, (x, residual), kept=0)
 
 
 def embeddings(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
@@ -293,7 +253,7 @@ def embeddings(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def optimizers(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
-    """AdamW on float32 masters with the model's copy, the norm of gradients, and their scaling."""
+    """AdamW on float32 masters with the model's copy, and the norm of gradients."""
     shapes = [(s.weights // 8,)] * 8
     state = [[torch.rand(shape) for shape in shapes] for _ in range(4)]
     models = [torch.zeros(shape, dtype=dtype) for shape in shapes]
@@ -311,7 +271,7 @@ def optimizers(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
     moved = sum(map(size_of, state)) + sum(map(size_of, state[:3])) + size_of(models)
     yield Case("AdamW with the model's copy", moved, adam)
     grads = state[3]
-    norm_compiled, scale_compiled = compiled(optimizer.l2_norm), compiled(optimizer.scale_tensors)
+    norm_compiled = compiled(optimizer.l2_norm)
     yield Case(
         "L2 norm",
         size_of(grads),
@@ -319,15 +279,6 @@ def optimizers(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
             "megalm": lambda: optimizer.fused_l2_norm(grads),
             "torch": lambda: optimizer.l2_norm(grads),
             "compiled": lambda: norm_compiled(grads),
-        },
-    )
-    yield Case(
-        "scaling",
-        2 * size_of(grads),
-        {
-            "megalm": lambda: optimizer.fused_scale_tensors(grads, 0.999),
-            "torch": lambda: optimizer.scale_tensors(grads, 0.999),
-            "compiled": lambda: scale_compiled(grads, 0.999),
         },
     )
 
@@ -363,7 +314,6 @@ OPERATORS = {
     "norm": norms,
     "rotary": rotations,
     "activation": activations,
-    "softmax": softmaxes,
     "attention": attentions,
     "loss": losses,
     "residual": residuals,

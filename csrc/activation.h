@@ -1,28 +1,28 @@
-// Activations of the MLP with their derivatives: of x + bias, or of a gate times another input.
+// Activations of the MLP with their derivatives, and SwiGLU.
 #pragma once
 #include "common.h"
 
 namespace megalm {
 
-enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kSquaredRelu };
+enum class Activation : int32_t { kGelu, kGeluTanh, kSquaredRelu };
 
-struct Gated {  // y = f(gate) up
-  const void *gate, *up, *grad;  // (rows, cols); grad is null in the forward
+struct SwiGLU {  // y = silu(gate) up
+  const void *gate, *up, *grad;  // (rows, cols) by row strides; grad is null in the forward
   void *y, *grad_gate, *grad_up;  // contiguous
   int64_t rows, cols, gate_stride, up_stride, grad_stride;
+  Dtype dtype;
+};
+
+struct Elementwise {  // y = f(x)
+  const void *x, *grad;  // (rows, cols) by row strides; grad is null in the forward
+  void* y;  // contiguous: the output, or the gradient of x
+  int64_t rows, cols, x_stride, grad_stride;
   Activation kind;
   Dtype dtype;
 };
 
-struct BiasActivation {  // y = f(x + bias)
-  const void *x, *grad;  // (rows, cols); grad is null in the forward
-  const float* bias;  // (cols), or null
-  void* y;  // contiguous: the output, or the gradient of x
-  float *partial_bias, *grad_bias;  // (chunks, cols) work space and (cols), or null
-  int64_t rows, cols, chunks, x_stride, grad_stride;
-  Activation kind;
-  Dtype dtype;
-};
+MEGALM_KERNEL(swiglu, SwiGLU)
+MEGALM_KERNEL(activation, Elementwise)
 
 inline namespace MEGALM_ISA {
 
@@ -49,12 +49,15 @@ struct ValueAndSlope {
 };
 
 // f(x) and f'(x)
+template <class F>
+MEGALM_HD ValueAndSlope<F> silu(F x) {
+  const F s = sigmoid(x);
+  return {x * s, s * (x * (1.0f - s) + 1.0f)};
+}
+
 template <Activation kind, class F>
-MEGALM_HD ValueAndSlope<F> activation(F x) {
-  if constexpr (kind == Activation::kSilu) {
-    const F s = sigmoid(x);
-    return {x * s, s * (x * (1.0f - s) + 1.0f)};
-  } else if constexpr (kind == Activation::kGelu) {
+MEGALM_HD ValueAndSlope<F> value_and_slope(F x) {
+  if constexpr (kind == Activation::kGelu) {
     const F cdf = normal_cdf(x);
     return {x * cdf, cdf + x * exp_(x * x * -0.5f) * 0.39894228f};
   } else if constexpr (kind == Activation::kGeluTanh) {
@@ -73,7 +76,6 @@ MEGALM_HD ValueAndSlope<F> activation(F x) {
 
 #define MEGALM_DISPATCH_ACTIVATION(kind, name, ...)                                                             \
   switch (kind) {                                                                                               \
-    case ::megalm::Activation::kSilu: { constexpr auto name = ::megalm::Activation::kSilu; __VA_ARGS__; break; }               \
     case ::megalm::Activation::kGelu: { constexpr auto name = ::megalm::Activation::kGelu; __VA_ARGS__; break; }               \
     case ::megalm::Activation::kGeluTanh: { constexpr auto name = ::megalm::Activation::kGeluTanh; __VA_ARGS__; break; }       \
     case ::megalm::Activation::kSquaredRelu: { constexpr auto name = ::megalm::Activation::kSquaredRelu; __VA_ARGS__; break; } \

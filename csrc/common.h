@@ -13,6 +13,15 @@
 #define MEGALM_HD inline __attribute__((always_inline))
 #endif
 
+// <op>.h states each of its kernels by MEGALM_KERNEL(name, Arguments). What that declares depends on who reads it: for
+// kernels of the CPU the copy at hand, for others see cuda.h and dispatch.h, which come before.
+#ifndef MEGALM_KERNEL
+#define MEGALM_KERNEL(name, Arguments) \
+  inline namespace MEGALM_ISA {        \
+  void name(const Arguments& arguments); \
+  }
+#endif
+
 // Sources are compiled once for each instruction set; the inline namespace keeps the linker from mixing the copies.
 #ifndef MEGALM_ISA
 #define MEGALM_ISA device

@@ -3,5 +3,4 @@
 #pragma once
 #include "simd.h"
 
-#include "kernels.h"
 #include "parallel.h"

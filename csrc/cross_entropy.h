@@ -19,19 +19,18 @@ struct CrossEntropyBackward {
   const float *logsumexp, *scale;  // (rows): over the whole vocabulary; incoming gradient
   void* grad;  // (rows, width); may be the logits
   int64_t rows, cols, width, stride, grad_stride, start;  // columns cols..width are padding: gradient 0
-  float z_loss;
   Dtype dtype;
 };
 
+MEGALM_KERNEL(cross_entropy_forward, CrossEntropyForward)
+MEGALM_KERNEL(cross_entropy_backward, CrossEntropyBackward)
+
 inline namespace MEGALM_ISA {
 
-// d(loss)/d(logit) without the label's -1: softmax (1 + 2 z logsumexp), times the incoming gradient.
+// d(loss)/d(logit) without the label's -1: softmax times the incoming gradient.
 template <class F>
-MEGALM_HD F cross_entropy_grad(F logit, float logsumexp, float factor) {
-  return exp_(logit - logsumexp) * factor;
-}
-MEGALM_HD float cross_entropy_factor(float scale, float logsumexp, float z_loss) {
-  return scale * (1.0f + 2.0f * z_loss * logsumexp);
+MEGALM_HD F cross_entropy_grad(F logit, float logsumexp, float scale) {
+  return exp_(logit - logsumexp) * scale;
 }
 
 }  // inline namespace MEGALM_ISA

@@ -39,16 +39,16 @@ template <class T>
 void backward_row(const CrossEntropyBackward& a, int64_t row) {
   const T* logits = static_cast<const T*>(a.logits) + row * a.stride;
   T* grad = static_cast<T*>(a.grad) + row * a.grad_stride;
-  const float logsumexp = a.logsumexp[row], factor = cross_entropy_factor(a.scale[row], logsumexp, a.z_loss);
+  const float logsumexp = a.logsumexp[row], scale = a.scale[row];
   const int64_t column = a.labels[row] - a.start;
   const bool here = column >= 0 && column < a.cols;
-  const float label = here ? cross_entropy_grad(to_float(logits[column]), logsumexp, factor) - a.scale[row] : 0.0f;
-  if (a.scale[row] == 0.0f) {  // a masked token
+  const float label = here ? cross_entropy_grad(to_float(logits[column]), logsumexp, scale) - scale : 0.0f;
+  if (scale == 0.0f) {  // a masked token
     memset(grad, 0, a.width * sizeof(T));
     return;
   }
   for_lanes(a.cols, [&](int64_t i, int n) {
-    store(grad + i, cross_entropy_grad(load(logits + i, n), logsumexp, factor), n);
+    store(grad + i, cross_entropy_grad(load(logits + i, n), logsumexp, scale), n);
   });
   memset(grad + a.cols, 0, (a.width - a.cols) * sizeof(T));
   if (here) grad[column] = from_float<T>(label);

@@ -62,12 +62,11 @@ __global__ void __launch_bounds__(kMaxThreads) backward_kernel(CrossEntropyBackw
   const T* logits = row_of<T>(a.logits, row, a.stride);
   T* grad = row_of<T>(a.grad, row, a.grad_stride);
   const float logsumexp = a.logsumexp[row], scale = a.scale[row];
-  const float factor = cross_entropy_factor(scale, logsumexp, a.z_loss);
   for_packs<N>(member, static_cast<int>(a.width), [&](int i) {
     Floats<N> x = load<N>(logits + i);
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      const float value = cross_entropy_grad(x.at[k], logsumexp, factor) - (i + k == column ? scale : 0.0f);
+      const float value = cross_entropy_grad(x.at[k], logsumexp, scale) - (i + k == column ? scale : 0.0f);
       x.at[k] = i + k < cols && scale != 0.0f ? value : 0.0f;  // padding, and masked tokens
     }
     store(grad + i, x);

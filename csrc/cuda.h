@@ -14,17 +14,28 @@
 #include <string>
 #include <utility>
 
-#include "kernels.h"
+// The launcher of a kernel; under the emulator also found by its name.
+#if defined(MEGALM_EMULATOR)
+#define MEGALM_KERNEL(name, Arguments)                                         \
+  inline namespace MEGALM_ISA {                                                \
+  void name(const Arguments& arguments, void* stream);                         \
+  }                                                                            \
+  static const ::emulator::Launcher name##_launcher(#name, [](const void* a) { \
+    name(*static_cast<const Arguments*>(a), nullptr);                          \
+  });
+#else
+#define MEGALM_KERNEL(name, Arguments)                 \
+  inline namespace MEGALM_ISA {                        \
+  void name(const Arguments& arguments, void* stream); \
+  }
+#endif
+#include "common.h"
 
 namespace megalm {
 
 using Stream = void*;  // a cudaStream_t
 
 inline namespace MEGALM_ISA {
-#define MEGALM_DECLARE(name, Arguments) void name(const Arguments& arguments, Stream stream);
-MEGALM_KERNELS(MEGALM_DECLARE)
-#undef MEGALM_DECLARE
-
 namespace {
 
 constexpr int kWarp = 32;

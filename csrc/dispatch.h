@@ -1,6 +1,47 @@
-// Chooses the copy of a kernel: the device of the tensors, and on CPUs the widest instruction set of this processor.
+// What a <op>_bindings.cpp includes first: MEGALM_KERNEL makes run::name(tensor, arguments), which calls the copy of a
+// kernel for the tensor's device, and on CPUs for the widest instruction set of this processor.
 #pragma once
-#include "kernels.h"
+#define MEGALM_ISA any
+
+#define MEGALM_COPY(isa, name, Arguments) \
+  namespace isa {                         \
+  void name(const Arguments& arguments);  \
+  }
+#if defined(__x86_64__)
+#define MEGALM_COPIES(name, Arguments)      \
+  MEGALM_COPY(generic, name, Arguments)     \
+  MEGALM_COPY(avx2, name, Arguments)        \
+  MEGALM_COPY(avx512, name, Arguments)      \
+  MEGALM_COPY(avx512_bf16, name, Arguments) \
+  constexpr CpuKernel<Arguments> name##_copies[] = {generic::name, avx2::name, avx512::name, avx512_bf16::name};
+#else
+#define MEGALM_COPIES(name, Arguments)  \
+  MEGALM_COPY(generic, name, Arguments) \
+  constexpr CpuKernel<Arguments> name##_copies[] = {generic::name};
+#endif
+
+#if defined(MEGALM_WITH_CUDA)
+#define MEGALM_KERNEL(name, Arguments)                                    \
+  MEGALM_COPIES(name, Arguments)                                          \
+  namespace device {                                                      \
+  void name(const Arguments& arguments, void* stream);                    \
+  }                                                                       \
+  namespace run {                                                         \
+  inline void name(const Tensor& on, const Arguments& arguments) {        \
+    if (!on.is_cuda()) return run_on_cpu(#name, name##_copies, arguments); \
+    run_on_device(on, device::name, arguments);                           \
+  }                                                                       \
+  }
+#else
+#define MEGALM_KERNEL(name, Arguments)                             \
+  MEGALM_COPIES(name, Arguments)                                   \
+  namespace run {                                                  \
+  inline void name(const Tensor&, const Arguments& arguments) {    \
+    run_on_cpu(#name, name##_copies, arguments);                   \
+  }                                                                \
+  }
+#endif
+
 #include "tensors.h"
 #if defined(MEGALM_WITH_CUDA)
 #include <torch/csrc/stable/accelerator.h>
@@ -8,24 +49,20 @@
 
 namespace megalm {
 
-enum class InstructionSet { kGeneric, kAvx2, kAvx512, kAvx512Bf16 };
-
-#define MEGALM_DECLARE(name, Arguments) void name(const Arguments& arguments);
-#define MEGALM_ENTRY(name, Arguments) name,
-#define MEGALM_COPY(isa)                                        \
-  namespace isa {                                               \
-  MEGALM_KERNELS(MEGALM_DECLARE)                                \
-  constexpr KernelTable table = {MEGALM_KERNELS(MEGALM_ENTRY)}; \
-  }
-MEGALM_COPY(generic)
-#if defined(__x86_64__)
-MEGALM_COPY(avx2)
-MEGALM_COPY(avx512)
-MEGALM_COPY(avx512_bf16)
+// `m.def` gives an operator's signature in MEGALM_SCHEMA; `m.impl` its function in MEGALM_IMPLEMENT, which is for CPU
+// tensors and, where the library has kernels for them, for CUDA's.
+#define MEGALM_SCHEMA(m) STABLE_TORCH_LIBRARY_FRAGMENT(megalm, m)
+#if defined(MEGALM_WITH_CUDA)
+#define MEGALM_IMPLEMENT(op, m)                                                      \
+  static void implement_##op(torch::stable::detail::StableLibrary& m);               \
+  STABLE_TORCH_LIBRARY_IMPL(megalm, CPU, library) { implement_##op(library); }       \
+  STABLE_TORCH_LIBRARY_IMPL(megalm, CUDA, library) { implement_##op(library); }      \
+  static void implement_##op(torch::stable::detail::StableLibrary& m)
+#else
+#define MEGALM_IMPLEMENT(op, m) STABLE_TORCH_LIBRARY_IMPL(megalm, CPU, m)
 #endif
-#undef MEGALM_COPY
-#undef MEGALM_ENTRY
-#undef MEGALM_DECLARE
+
+enum class InstructionSet { kGeneric, kAvx2, kAvx512, kAvx512Bf16 };
 
 // What this processor has.
 inline InstructionSet widest_instruction_set() {
@@ -41,47 +78,37 @@ inline InstructionSet widest_instruction_set() {
 #endif
 }
 
-inline const KernelTable* kernels_of(InstructionSet set) {
-#if defined(__x86_64__)
-  if (set == InstructionSet::kAvx512Bf16) return &avx512_bf16::table;
-  if (set == InstructionSet::kAvx512) return &avx512::table;
-  if (set == InstructionSet::kAvx2) return &avx2::table;
-#endif
-  (void)set;
-  return &generic::table;
+// The copies in use.
+inline InstructionSet& instruction_set() {
+  static InstructionSet chosen = widest_instruction_set();
+  return chosen;
 }
 
-// The table in use.
-inline const KernelTable*& cpu_kernels() {
-  static const KernelTable* table = kernels_of(widest_instruction_set());
-  return table;
+// Finds a kernel by name: how the tests run the CUDA sources on CPU tensors. Null: the CPU's own kernels run.
+using FindKernel = void (*(*)(const char* name))(const void* arguments);
+inline FindKernel& emulator() {
+  static FindKernel find = nullptr;
+  return find;
+}
+
+template <class Arguments>
+using CpuKernel = void (*)(const Arguments& arguments);
+
+template <class Arguments>
+void run_on_cpu(const char* name, const CpuKernel<Arguments>* copies, const Arguments& arguments) {
+  if (emulator()) return emulator()(name)(&arguments);
+  copies[static_cast<int>(instruction_set())](arguments);
 }
 
 #if defined(MEGALM_WITH_CUDA)
-namespace device {
-#define MEGALM_DECLARE(name, Arguments) void name(const Arguments& arguments, void* stream);
-MEGALM_KERNELS(MEGALM_DECLARE)
-#undef MEGALM_DECLARE
-}  // namespace device
-
 // The device of a tensor, made current, runs a kernel on torch's current stream.
-#define MEGALM_RUN(name, Arguments)                                               \
-  inline void name(const Tensor& on, const Arguments& arguments) {                \
-    if (!on.is_cuda()) return cpu_kernels()->name(arguments);                     \
-    namespace accelerator = torch::stable::accelerator;                           \
-    const auto index = static_cast<int32_t>(on.get_device_index());               \
-    const accelerator::DeviceGuard guard(index);                                  \
-    device::name(arguments, accelerator::getCurrentStream(index).nativeHandle()); \
-  }
-#else
-#define MEGALM_RUN(name, Arguments) \
-  inline void name(const Tensor&, const Arguments& arguments) { cpu_kernels()->name(arguments); }
-#endif
-
-// Every kernel by name, where `on` lives.
-namespace run {
-MEGALM_KERNELS(MEGALM_RUN)
+template <class Arguments>
+void run_on_device(const Tensor& on, void (*kernel)(const Arguments&, void*), const Arguments& arguments) {
+  namespace accelerator = torch::stable::accelerator;
+  const auto index = static_cast<int32_t>(on.get_device_index());
+  const accelerator::DeviceGuard guard(index);
+  kernel(arguments, accelerator::getCurrentStream(index).nativeHandle());
 }
-#undef MEGALM_RUN
+#endif
 
 }  // namespace megalm

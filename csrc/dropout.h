@@ -1,12 +1,11 @@
-// residual + dropout(x + bias), each term optional but x. The mask is drawn again in the backward from the seed, never stored.
+// residual + dropout(x), the residual optional. The mask is drawn again in the backward from the seed, never stored.
 #pragma once
 #include "common.h"
 
 namespace megalm {
 
-struct BiasDropoutAdd {
+struct DropoutAdd {
   const void* x;  // (rows, cols) by row stride: the branch, or in the backward the gradient of the result
-  const float* bias;  // (cols), or null
   const void* residual;  // or null, as in the backward
   void* y;  // contiguous
   const int64_t* seed;  // one number, on the device
@@ -16,6 +15,8 @@ struct BiasDropoutAdd {
   int64_t run, run_stride, first;
   Dtype dtype;
 };
+
+MEGALM_KERNEL(dropout_add, DropoutAdd)
 
 inline namespace MEGALM_ISA {
 
@@ -46,7 +47,7 @@ MEGALM_HD void philox(int64_t seed, U low, U high, U out[4]) {
 }
 
 // Number of the first element of a row in the tensor whose mask it is.
-MEGALM_HD int64_t mask_start(const BiasDropoutAdd& a, int64_t row) {
+MEGALM_HD int64_t mask_start(const DropoutAdd& a, int64_t row) {
   const int64_t run = row < a.run ? 0 : row / a.run;  // GPUs divide slowly
   return (a.first + run * a.run_stride + row - run * a.run) * a.cols;
 }

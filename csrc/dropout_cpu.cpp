@@ -26,7 +26,7 @@ void draw(int64_t seed, int64_t counter, uint32_t numbers[4 * kLanes]) {
 }
 
 // Scales of elements first .. first + count, 0 or 1 / (1 - p): element e takes number e % 4 of Philox counter e / 4.
-void mask(const BiasDropoutAdd& a, int64_t first, int64_t count, float* scales) {
+void mask(const DropoutAdd& a, int64_t first, int64_t count, float* scales) {
   const uint32_t bound = drop_below(a.probability);
   const float keep = 1.0f / (1.0f - a.probability);
   uint32_t numbers[4 * kLanes];
@@ -39,11 +39,9 @@ void mask(const BiasDropoutAdd& a, int64_t first, int64_t count, float* scales) 
 }
 
 template <class T>
-void add_block(const BiasDropoutAdd& a, const T* x, const float* bias, const T* residual, const float* scales, T* y,
-               int64_t size) {
+void add_block(const DropoutAdd& a, const T* x, const T* residual, const float* scales, T* y, int64_t size) {
   for_lanes(size, [&](int64_t i, int n) {
     Vec value = load(x + i, n);
-    if (bias) value += load(bias + i, n);
     if (a.probability > 0) value *= load(scales + i, n);
     if (residual) value += load(residual + i, n);
     store(y + i, value, n);
@@ -51,7 +49,7 @@ void add_block(const BiasDropoutAdd& a, const T* x, const float* bias, const T* 
 }
 
 template <class T>
-void add_row(const BiasDropoutAdd& a, int64_t row) {
+void add_row(const DropoutAdd& a, int64_t row) {
   const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
   const T* residual = static_cast<const T*>(a.residual);
   if (residual) residual += row * a.residual_stride;
@@ -61,13 +59,13 @@ void add_row(const BiasDropoutAdd& a, int64_t row) {
   for (int64_t i = 0; i < a.cols; i += kBlock) {
     const int64_t size = a.cols - i < kBlock ? a.cols - i : kBlock;
     if (a.probability > 0) mask(a, start + i, size, scales);
-    add_block(a, x + i, a.bias ? a.bias + i : nullptr, residual ? residual + i : nullptr, scales, y + i, size);
+    add_block(a, x + i, residual ? residual + i : nullptr, scales, y + i, size);
   }
 }
 
 }  // namespace
 
-void bias_dropout_add(const BiasDropoutAdd& a) {
+void dropout_add(const DropoutAdd& a) {
   parallel_for(a.rows, grain_rows(a.cols), [&](int64_t start, int64_t stop) {
     for (int64_t row = start; row < stop; ++row) MEGALM_DISPATCH(a.dtype, T, add_row<T>(a, row));
   });

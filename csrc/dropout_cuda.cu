@@ -29,7 +29,7 @@ __device__ __forceinline__ void drop(Floats<N>& x, int64_t seed, int64_t first, 
 constexpr int kAhead = 2;  // packs of a thread whose loads are under way at once
 
 template <class T, int N>
-__global__ void __launch_bounds__(kMaxThreads) add_kernel(BiasDropoutAdd a, int threads) {
+__global__ void __launch_bounds__(kMaxThreads) add_kernel(DropoutAdd a, int threads) {
   const Member member(threads);
   const int64_t row = member.row(), seed = *a.seed;
   if (row >= a.rows) return;
@@ -53,11 +53,6 @@ __global__ void __launch_bounds__(kMaxThreads) add_kernel(BiasDropoutAdd a, int 
       const int i = first + k * step;
       if (i >= cols) break;
       Floats<N> value = floats(raw[k]);
-      if (a.bias) {
-        const Floats<N> bias = load<N>(a.bias + i);
-#pragma unroll
-        for (int j = 0; j < N; ++j) value.at[j] += bias.at[j];
-      }
       if (a.probability > 0) drop(value, seed, start + i, bound, keep);
       if (residual) {
         const Floats<N> other = floats(raw_other[k]);
@@ -71,9 +66,9 @@ __global__ void __launch_bounds__(kMaxThreads) add_kernel(BiasDropoutAdd a, int 
 
 }  // namespace
 
-void bias_dropout_add(const BiasDropoutAdd& a, Stream stream) {
+void dropout_add(const DropoutAdd& a, Stream stream) {
   MEGALM_DISPATCH(a.dtype, T, {
-    if (aligned<T>({a.x, a.bias, a.residual, a.y}, {a.cols, a.x_stride, a.residual_stride})) {
+    if (aligned<T>({a.x, a.residual, a.y}, {a.cols, a.x_stride, a.residual_stride})) {
       launch_rows(add_kernel<T, kPack<T>>, a.rows, a.cols, 4 * kPack<T>, stream, a);
     } else {
       launch_rows(add_kernel<T, 1>, a.rows, a.cols, 1, stream, a);

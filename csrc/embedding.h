@@ -13,6 +13,8 @@ struct EmbeddingBackward {
   Dtype dtype;
 };
 
+MEGALM_KERNEL(embedding_backward, EmbeddingBackward)
+
 inline namespace MEGALM_ISA {
 
 // First place in the sorted ids whose id is at least `id`.

@@ -6,7 +6,7 @@ namespace megalm {
 
 struct NormForward {
   const void *x, *residual;  // (rows, cols); residual may be null
-  const float *weight, *bias;  // (cols); bias may be null
+  const float *weight, *bias;  // (cols); bias is null for RMSNorm
   void *y, *sum;  // contiguous; sum = x + residual where there is one
   float *mean, *rstd;  // (rows); mean only if center
   int64_t rows, cols, x_stride, residual_stride;
@@ -19,12 +19,15 @@ struct NormBackward {
   const void *grad, *grad_sum, *x;  // grad_sum (of the residual stream) may be null; x is what was normalized
   const float *weight, *mean, *rstd;
   void* grad_x;
-  float *partial_weight, *partial_bias;  // (chunks, cols) work space; bias may be null
+  float *partial_weight, *partial_bias;  // (chunks, cols) work space; bias only if center
   float *grad_weight, *grad_bias;  // (cols)
   int64_t rows, cols, chunks, grad_stride, grad_sum_stride, x_stride;
   bool center;
   Dtype dtype;
 };
+
+MEGALM_KERNEL(norm_forward, NormForward)
+MEGALM_KERNEL(norm_backward, NormBackward)
 
 inline namespace MEGALM_ISA {
 

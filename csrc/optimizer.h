@@ -1,4 +1,4 @@
-// AdamW on float32 master weights, and what gradient clipping needs: sums of squares, and scaling. All take lists of
+// AdamW on float32 master weights, and the sums of squares that gradient clipping needs. Both take lists of
 // tensors, which lie on the host.
 #pragma once
 #include "common.h"
@@ -36,17 +36,8 @@ struct SquareSum {
   int64_t count;
 };
 
-struct ScaleTensor {
-  void* x;
-  int64_t size;
-  Dtype dtype;
-};
-
-struct Scale {
-  const ScaleTensor* tensors;
-  int64_t count;
-  float factor;
-};
+MEGALM_KERNEL(adamw_step, AdamW)
+MEGALM_KERNEL(square_sum, SquareSum)
 
 // Elements that one partial sum covers: fixed, so that the result does not depend on the number of threads.
 constexpr int64_t kSquareBlock = 65536;

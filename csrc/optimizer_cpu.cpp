@@ -52,14 +52,5 @@ void square_sum(const SquareSum& a) {
   });
 }
 
-void scale(const Scale& a) {
-  parallel_for_blocks(a.tensors, a.count, kSquareBlock, [&](int64_t t, int64_t start, int64_t stop) {
-    MEGALM_DISPATCH(a.tensors[t].dtype, T, {
-      T* x = static_cast<T*>(a.tensors[t].x) + start;
-      for_lanes(stop - start, [&](int64_t i, int n) { store(x + i, load(x + i, n) * a.factor, n); });
-    });
-  });
-}
-
 }  // inline namespace MEGALM_ISA
 }  // namespace megalm

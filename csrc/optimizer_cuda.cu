@@ -100,20 +100,6 @@ __global__ void __launch_bounds__(kThreads) square_sum_kernel(const __grid_const
   if (threadIdx.x == 0) batch.at[t].partial[block] = sum;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__ Batch<ScaleTensor> batch,
-                                                         float factor) {
-  constexpr int N = kElements;
-  const int t = batch.tensor_of(blockIdx.x);
-  T* const x = static_cast<T*>(batch.at[t].x);
-  for_elements(blockIdx.x - batch.first_block[t], batch.at[t].size, [&](int64_t i, int64_t n) {
-    Floats<N> value = read<N>(x + i, n);
-#pragma unroll
-    for (int k = 0; k < N; ++k) value.at[k] *= factor;
-    write<N>(x + i, n, value);
-  });
-}
-
 }  // namespace
 
 void adamw_step(const AdamW& a, Stream stream) {
@@ -129,13 +115,6 @@ void square_sum(const SquareSum& a, Stream stream) {
   const auto kind = [](const SquareSumTensor& x) { return x.dtype; };
   in_batches(a.tensors, a.count, kSquareBlock, kind, [&](const Batch<SquareSumTensor>& batch) {
     MEGALM_DISPATCH(batch.at[0].dtype, T, launch(square_sum_kernel<T>, grid_of(batch), stream, batch));
-  });
-}
-
-void scale(const Scale& a, Stream stream) {
-  const auto kind = [](const ScaleTensor& x) { return x.dtype; };
-  in_batches(a.tensors, a.count, kBlock, kind, [&](const Batch<ScaleTensor>& batch) {
-    MEGALM_DISPATCH(batch.at[0].dtype, T, launch(scale_kernel<T>, grid_of(batch), stream, batch, a.factor));
   });
 }
 

@@ -6,7 +6,7 @@ namespace megalm {
 
 struct Rotary {
   const void* x;  // (batch, length, heads, width) by strides, channels adjacent
-  void* y;  // the same with its own strides; may be x
+  void* y;  // the same with its own strides
   const float *cos, *sin;  // (batch or 1, length, half), contiguous
   int64_t batch, length, heads, width, half;
   int64_t x_strides[3], y_strides[3];
@@ -14,6 +14,8 @@ struct Rotary {
   bool inverse;  // turn back: the gradient
   Dtype dtype;
 };
+
+MEGALM_KERNEL(rotary, Rotary)
 
 inline namespace MEGALM_ISA {
 

@@ -14,7 +14,7 @@ void rotate_head(const Rotary& a, const T* x, T* y, const float* cos, const floa
     store(y + i, first, n);
     store(y + a.half + i, second, n);
   });
-  if (y != x && 2 * a.half < a.width) memcpy(y + 2 * a.half, x + 2 * a.half, (a.width - 2 * a.half) * sizeof(T));
+  if (2 * a.half < a.width) memcpy(y + 2 * a.half, x + 2 * a.half, (a.width - 2 * a.half) * sizeof(T));
 }
 
 template <class T>

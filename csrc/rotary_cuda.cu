@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kHeads = 4;  // heads that a thread turns with the cosines and sines that it has read
 
-// One team a token; a thread turns one pack of pairs in one head after the other, so that y may be x.
+// One team a token; a thread turns one pack of pairs in one head after the other.
 template <class T, int N>
 __global__ void __launch_bounds__(kMaxThreads) rotary_kernel(Rotary a, int threads) {
   const Member member(threads);
@@ -37,7 +37,6 @@ __global__ void __launch_bounds__(kMaxThreads) rotary_kernel(Rotary a, int threa
     store(to, first);
     store(to + half, second);
   }
-  if (y == x) return;
   const int rest = static_cast<int>(a.width) - 2 * half, others = heads * rest;
   for (int unit = member.rank; unit < others; unit += member.size) {
     const int64_t head = unit / rest, i = 2 * half + unit % rest;

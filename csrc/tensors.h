@@ -4,7 +4,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "common.h"
@@ -34,6 +36,10 @@ inline Tensor empty(const Tensor& like, const Shape& shape, ScalarType type) {
   return torch::stable::new_empty(like, shape, type);
 }
 inline Tensor empty(const Tensor& like, const Shape& shape) { return empty(like, shape, like.scalar_type()); }
+
+inline float* floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+
+inline const int64_t* integers(const Tensor& x) { return static_cast<const int64_t*>(x.const_data_ptr()); }
 
 inline Tensor packed(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
@@ -89,5 +95,9 @@ struct Rows {
     return true;
   }
 };
+
+// Parts whose sums over rows are kept apart: fixed, so that results do not depend on the number of threads. On GPUs the
+// most there can be: a kernel takes as many as run at once.
+inline int64_t num_chunks(const Tensor& x, int64_t rows) { return std::min<int64_t>(rows, x.is_cuda() ? 1024 : 32); }
 
 }  // namespace megalm

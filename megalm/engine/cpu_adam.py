@@ -1,22 +1,16 @@
 """DeepSpeed's CPU Adam, compiled once for each environment, by one process, in bounded time.
 
 DeepSpeed compiles it at first use on every rank at once, guarded by a lock file of torch's that outlives a killed
-process: every later run would wait for it for ever. Here one process compiles in a folder of its own while the others
-wait on a file lock, which the system frees when its holder dies, and the library appears under its name by a rename.
+process: every later run would wait for it for ever. Here one process compiles while the others wait.
 """
 
-import fcntl
 import hashlib
 import importlib.util
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,11 +20,15 @@ from deepspeed.ops.op_builder.builder import OpBuilder
 
 from megalm.distributed.environment import environment_with
 from megalm.errors import PlatformError
+from megalm.storage.build_once import build_once
 
 log = logging.getLogger("megalm")
 
 BUILD_TIMEOUT_S = 900.0
 """Compiling takes 70 s on two idle cores; a slow build host is no reason to fail, a stuck one is."""
+_HELD = (
+    "another process has been compiling DeepSpeedCPUAdam for {timeout_s:.0f} s and holds {path}; end it and start again"
+)
 _NAME = "cpu_adam"
 _PROGRAM = "from deepspeed.ops.op_builder import CPUAdamBuilder; CPUAdamBuilder().load(verbose=False)"
 
@@ -69,45 +67,19 @@ def _library(cache: Path) -> Path:
     parts = (torch.__version__, deepspeed.__version__, sys.prefix, torch.backends.cpu.get_cpu_capability())
     folder = cache / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     library = folder / f"{_NAME}.so"
-    if library.is_file():
-        return library
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock") as lock:
-            if not library.is_file():
-                _compile(folder / "building", library, lock)
+        build_once(library, _compile, timeout_s=BUILD_TIMEOUT_S, error=PlatformError, held=_HELD)
     except OSError as error:
         raise PlatformError(f"DeepSpeedCPUAdam cannot be kept in {folder}: {error}; make it writable") from None
     return library
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Hold the lock file; yields its descriptor."""
-    deadline = time.monotonic() + BUILD_TIMEOUT_S
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise PlatformError(
-                        f"another process has been compiling DeepSpeedCPUAdam for {BUILD_TIMEOUT_S:.0f} s and holds "
-                        f"{path}; end it and start again"
-                    ) from None
-                time.sleep(0.2)
-        yield file.fileno()
-
-
-def _compile(folder: Path, library: Path, lock: int) -> None:
-    """Compile in `folder`, which is emptied first, and put the result at `library`.
+def _compile(folder: Path, lock: int) -> Path:
+    """The library, compiled in `folder`.
 
     The compiler inherits the lock: if this process is killed, the next one waits until its compiler is gone too.
     """
     log.info("compiling DeepSpeedCPUAdam, once for this environment: one to three minutes")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
     path = f"{Path(sys.executable).parent}{os.pathsep}"  # ninja is there, even if the environment is not activated
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM],
@@ -130,8 +102,7 @@ def _compile(folder: Path, library: Path, lock: int) -> None:
             f"DeepSpeedCPUAdam, the optimizer of offload_optimizer, cannot be compiled: {_reason(output)}; install a "
             "C++ compiler and ninja, or take offload_optimizer out of the DeepSpeed JSON"
         )
-    built.replace(library)
-    shutil.rmtree(folder, ignore_errors=True)
+    return built
 
 
 def _reason(output: str) -> str:

@@ -79,9 +79,9 @@ def with_apex(kernels: Kernels) -> Kernels:
     )
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """`norm.layer_norm` by Apex; weight and bias may be wider than x."""
-    shift = torch.zeros_like(weight) if bias is None else bias.to(weight.dtype)
+    shift = bias.to(weight.dtype)
     y: Tensor = _norms().mixed_dtype_fused_layer_norm_affine(x, weight, shift, tuple(weight.shape), epsilon)
     return y.to(x.dtype)
 
@@ -93,7 +93,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def layer_norm_after_add(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """`norm.layer_norm_after_add` by Apex, whose norm does not add."""
     total = x if residual is None else x + residual

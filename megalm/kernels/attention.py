@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megalm.kernels.self_test import Check, Numbers, with_gradient
+
 
 def causal_attention(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(C)) v over the positions up to a query's own: (B, T, H, C), by torch's own kernels.
@@ -106,3 +108,17 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _backward(ctx: Any, grad_BTHC: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     grads = torch.ops.megalm.attention_backward(grad_BTHC, *ctx.saved_tensors, ctx.scale)
     return (*grads, None)
+
+
+def check_attention(numbers: Numbers, cols: int) -> tuple[Tensor, Tensor]:
+    """Our own kernel with its gradient, where it runs."""
+    x = numbers(1, 70, 3, cols // 8)
+    if x.is_cuda or x.dtype != torch.bfloat16 or not own_kernel_runs():  # torch's own runs
+        return x, x
+    return (
+        with_gradient(lambda x: own_causal_attention(x, x, x), x),
+        with_gradient(lambda x: causal_attention(x, x, x), x.float()),
+    )
+
+
+CHECKS: tuple[Check, ...] = (check_attention,)

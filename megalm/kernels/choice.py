@@ -12,9 +12,9 @@ from megalm.kernels import activation, attention, cross_entropy, dropout, embedd
 class Kernels:
     """One implementation of every operator that the models call, with the signatures of the references."""
 
-    layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor] = norm.layer_norm
+    layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor] = norm.layer_norm
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = norm.rms_norm
-    layer_norm_after_add: Callable[[Tensor, Tensor | None, Tensor, Tensor | None, float], tuple[Tensor, Tensor]] = (
+    layer_norm_after_add: Callable[[Tensor, Tensor | None, Tensor, Tensor, float], tuple[Tensor, Tensor]] = (
         norm.layer_norm_after_add
     )
     rms_norm_after_add: Callable[[Tensor, Tensor | None, Tensor, float], tuple[Tensor, Tensor]] = (
@@ -33,7 +33,7 @@ class Kernels:
     """As `cross_entropy.vocabulary_gradient`; the fused one writes over the logits."""
     cross_entropy: Callable[[Tensor, Tensor, int], Tensor] = cross_entropy.cross_entropy
     embedding: Callable[[Tensor, Tensor], Tensor] = embedding.embedding
-    bias_dropout_add: Callable[..., Tensor] = dropout.bias_dropout_add
+    dropout_add: Callable[[Tensor, Tensor | None, float, tuple[int, int]], Tensor] = dropout.dropout_add
     l2_norm: Callable[[Sequence[Tensor]], Tensor] = optimizer.l2_norm
     adamw_step: Callable[..., None] | None = None
     """As `optimizer.adamw_step`; None: torch's own fused AdamW."""
@@ -63,7 +63,7 @@ FUSED = Kernels(
     vocabulary_statistics=cross_entropy.fused_vocabulary_statistics,
     vocabulary_gradient=cross_entropy.fused_vocabulary_gradient_,
     embedding=embedding.fused_embedding,
-    bias_dropout_add=dropout.fused_bias_dropout_add,
+    dropout_add=dropout.fused_dropout_add,
     l2_norm=optimizer.fused_l2_norm,
     adamw_step=optimizer.fused_adamw_step,
 )

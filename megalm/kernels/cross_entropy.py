@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megalm.kernels.self_test import Check, Numbers, with_gradient
 from megalm.kernels.support import changed, fused_takes
 
 # Rows are taken in groups of about this many logits, so that the float32 work space stays at 16 MiB.
@@ -94,9 +95,8 @@ def vocabulary_gradient(
     scale_N: Tensor,
     start: int,
     num_classes: int,
-    z_loss: float = 0.0,
 ) -> Tensor:
-    """scale x (softmax (1 + 2 z logsumexp) - one hot) of one range of the vocabulary; dtype of the logits.
+    """scale x (softmax - one hot) of one range of the vocabulary; dtype of the logits.
 
     `logsumexp_N` is over the whole vocabulary. Padding columns get zero.
     """
@@ -105,7 +105,7 @@ def vocabulary_gradient(
     tensors = (grad_NV, logits_NV, labels_N - start, logsumexp_N, scale_N)
     for grad, rows, column, logsumexp, scale in zip(*(_chunks(tensor, logits_NV) for tensor in tensors), strict=True):
         wide = (rows[:, :num_classes].float() - logsumexp[:, None]).exp_()
-        wide *= (scale * (1 + 2 * z_loss * logsumexp))[:, None]
+        wide *= scale[:, None]
         if num_classes:
             here = (column >= 0) & (column < num_classes)
             one_hot = torch.where(here, -scale, 0.0)[:, None]
@@ -131,43 +131,35 @@ def fused_vocabulary_gradient_(
     scale_N: Tensor,
     start: int,
     num_classes: int,
-    z_loss: float = 0.0,
 ) -> Tensor:
     """`vocabulary_gradient` written over the logits, which it returns."""
     if not fused_takes(logits_NV):
-        return vocabulary_gradient(logits_NV, labels_N, logsumexp_N, scale_N, start, num_classes, z_loss)
-    torch.ops.megalm.cross_entropy_backward_(logits_NV, labels_N, logsumexp_N, scale_N, start, num_classes, z_loss)
+        return vocabulary_gradient(logits_NV, labels_N, logsumexp_N, scale_N, start, num_classes)
+    torch.ops.megalm.cross_entropy_backward_(logits_NV, labels_N, logsumexp_N, scale_N, start, num_classes)
     changed(logits_NV)
     return logits_NV
 
 
 def fused_cross_entropy(
-    logits: Tensor, labels: Tensor, num_classes: int | None = None, *, z_loss: float = 0.0, in_place: bool = False
+    logits: Tensor, labels: Tensor, num_classes: int | None = None, *, in_place: bool = False
 ) -> Tensor:
-    """`cross_entropy` in one pass over the logits, plus z_loss x logsumexp^2 for each token.
+    """`cross_entropy` in one pass over the logits.
 
     With `in_place` the backward writes the gradient over the logits: nobody may read them afterwards, and the graph
-    can be walked once only (a second backward is an error). Source of the z-loss: Chowdhery et al. 2022,
-    arXiv:2204.02311, section 5. A label outside of the vocabulary is an error.
+    can be walked once only (a second backward is an error). A label outside of the vocabulary is an error.
     """
     classes = logits.shape[-1] if num_classes is None else num_classes
     if not fused_takes(logits):
-        assert z_loss == 0.0, "the z-loss has no reference in float64 here"
         return cross_entropy(logits, labels, classes)
     flat, ids = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     if in_place and not torch.compiler.is_compiling():
         in_place_apply: Callable[..., Tensor] = _InPlaceCrossEntropy.apply
-        losses = in_place_apply(flat, ids, classes, z_loss)
+        losses = in_place_apply(flat, ids, classes)
     else:
         largest, total, target = torch.ops.megalm.cross_entropy(flat.detach(), ids, 0, classes, True)
         apply: Callable[..., Tensor] = _CrossEntropyOfStatistics.apply
-        losses = apply(flat, ids, largest + total.log(), target, classes, z_loss)
+        losses = apply(flat, ids, largest + total.log(), target, classes)
     return losses.view(labels.shape)
-
-
-def _losses(logsumexp_N: Tensor, target_N: Tensor, z_loss: float) -> Tensor:
-    losses_N = logsumexp_N - target_N
-    return losses_N + z_loss * logsumexp_N.square() if z_loss else losses_N
 
 
 class _CrossEntropyOfStatistics(torch.autograd.Function):
@@ -175,39 +167,39 @@ class _CrossEntropyOfStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits_NV: Tensor, labels_N: Tensor, logsumexp_N: Tensor, target_N: Tensor, classes: int, z: float
+        ctx: Any, logits_NV: Tensor, labels_N: Tensor, logsumexp_N: Tensor, target_N: Tensor, classes: int
     ) -> Tensor:
         ctx.save_for_backward(logits_NV, labels_N, logsumexp_N)
-        ctx.classes, ctx.z_loss = classes, z
-        return _losses(logsumexp_N, target_N, z)
+        ctx.classes = classes
+        return logsumexp_N - target_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         logits_NV, labels_N, logsumexp_N = ctx.saved_tensors
         scale_N = grads[0].contiguous()
-        grad_NV = torch.ops.megalm.cross_entropy_backward(
-            logits_NV, labels_N, logsumexp_N, scale_N, 0, ctx.classes, ctx.z_loss
-        )
-        return grad_NV, None, None, None, None, None
+        arguments = (logits_NV, labels_N, logsumexp_N, scale_N, 0, ctx.classes)
+        grad_NV: Tensor = torch.ops.megalm.cross_entropy_backward(*arguments)
+        return grad_NV, None, None, None, None
 
 
 class _InPlaceCrossEntropy(torch.autograd.Function):
     """Forward: per-row loss. Backward: the gradient over the logits themselves."""
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor, classes: int, z_loss: float) -> Tensor:
+    def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor, classes: int) -> Tensor:
         largest_N, sum_N, target_N = torch.ops.megalm.cross_entropy(logits_NV, labels_N, 0, classes, True)
         logsumexp_N = largest_N + sum_N.log()
         ctx.save_for_backward(logits_NV, labels_N, logsumexp_N)
-        ctx.classes, ctx.z_loss = classes, z_loss
-        return _losses(logsumexp_N, target_N, z_loss)
+        ctx.classes = classes
+        losses_N: Tensor = logsumexp_N - target_N
+        return losses_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         logits_NV, labels_N, logsumexp_N = ctx.saved_tensors
         scale_N = grads[0].contiguous()
-        grad_NV = fused_vocabulary_gradient_(logits_NV, labels_N, logsumexp_N, scale_N, 0, ctx.classes, ctx.z_loss)
-        return grad_NV, None, None, None
+        grad_NV = fused_vocabulary_gradient_(logits_NV, labels_N, logsumexp_N, scale_N, 0, ctx.classes)
+        return grad_NV, None, None
 
 
 def register() -> None:
@@ -221,3 +213,15 @@ def _fake(logits: Tensor, labels: Tensor, start: int, num_classes: int, whole: b
     rows = logits.shape[0]
     largest, total, target = (logits.new_empty(rows, dtype=torch.float32) for _ in range(3))
     return largest, total, target
+
+
+def check_cross_entropy(numbers: Numbers, cols: int) -> tuple[Tensor, Tensor]:
+    """With padded columns, and its gradient."""
+    x, labels = 3 * numbers(4, 40 + cols), torch.tensor([0, 3, 70, 9])
+    return (
+        with_gradient(lambda x: fused_cross_entropy(x, labels, 34 + cols), x),
+        with_gradient(lambda x: cross_entropy(x, labels, 34 + cols), x),
+    )
+
+
+CHECKS: tuple[Check, ...] = (check_cross_entropy,)

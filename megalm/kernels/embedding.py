@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megalm.kernels.self_test import Check, Numbers, with_gradient
 from megalm.kernels.support import fused_takes
 
 
@@ -44,3 +45,15 @@ def register() -> None:
     torch.library.register_fake(
         "megalm::embedding_backward", lambda grad, ids, order, rows: grad.new_empty(rows, grad.shape[-1])
     )
+
+
+def check_embedding(numbers: Numbers, cols: int) -> tuple[Tensor, Tensor]:
+    """With its gradient."""
+    table, ids = numbers(7, cols), torch.tensor([[5, 1, 5], [0, 5, 3]])
+    return (
+        with_gradient(lambda table: fused_embedding(ids, table), table),
+        with_gradient(lambda table: embedding(ids, table), table),
+    )
+
+
+CHECKS: tuple[Check, ...] = (check_embedding,)

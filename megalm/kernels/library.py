@@ -1,18 +1,7 @@
-"""The compiled kernels: built once for each machine's toolchain, checked, loaded.
-
-One process builds, the others wait for it on a file lock, which the system frees when its holder dies. The finished
-library appears under its name by a rename, so that a killed build leaves nothing that could be loaded.
-"""
+"""The compiled kernels: built once for each machine's toolchain, checked, loaded."""
 
 import ctypes
-import fcntl
 import logging
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +12,7 @@ import torch
 from megalm.errors import PlatformError
 from megalm.kernels.places import SOURCES, default_cache
 from megalm.kernels.toolchain import BuildError, Toolchain, no_cuda
+from megalm.storage.build_once import build_once
 
 log = logging.getLogger("megalm")
 
@@ -83,7 +73,7 @@ def without_cuda() -> str | None:
 @cache
 def _load_cuda_once(folder: Path) -> Library:
     """The same for CUDA devices: what was built for them must give the right numbers on this process's."""
-    from megalm.kernels import self_test
+    from megalm.kernels import registration
 
     reason = without_cuda()
     if reason is not None:
@@ -92,7 +82,7 @@ def _load_cuda_once(folder: Path) -> Library:
     if not loaded.fused:
         return loaded
     try:
-        wrong = self_test.first_failure("cuda")
+        wrong = registration.first_failure("cuda")
     except RuntimeError as error:  # no code for this device, or a driver older than nvcc's run time
         return Library(None, f"the CUDA kernels do not run: {str(error).splitlines()[0]}")
     if wrong is not None:
@@ -103,7 +93,7 @@ def _load_cuda_once(folder: Path) -> Library:
 
 def _load(folder: Path) -> Library:
     """Build if needed, load, register and check."""
-    from megalm.kernels import registration, self_test
+    from megalm.kernels import registration
 
     path = build(folder)
     try:
@@ -112,7 +102,7 @@ def _load(folder: Path) -> Library:
         raise BuildError(f"{path} does not load: {error.__cause__ or error}") from None  # torch hides the loader's word
     registration.register()
     try:
-        wrong = self_test.first_failure()
+        wrong = registration.first_failure()
     except RuntimeError as error:
         raise BuildError(f"the kernels do not run: {str(error).splitlines()[0]}") from None
     if wrong is not None:
@@ -135,59 +125,14 @@ def build(folder: Path | None = None, cxx: str | None = None) -> Path:
     if not SOURCES.is_dir():
         raise BuildError(f"the kernels' sources are not at {SOURCES}; they come with megalm: install it again")
     toolchain = Toolchain.find(cxx)
-    key = toolchain.key()
-    library = folder / f"libmegalm-{key}.so"
-    if library.is_file():
-        return library
-    started = time.time()
+    library = folder / f"libmegalm-{toolchain.key()}.so"
+
+    def make(work: Path, _: int) -> Path:
+        log.info("compiling the fused kernels with %s, once (under a minute)", toolchain.cxx)
+        return toolchain.build(work)
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / f"{key}.lock"):
-            return _build_locked(toolchain, library, started)
+        build_once(library, make, timeout_s=LOCK_TIMEOUT_S, error=BuildError)
     except OSError as error:
         raise BuildError(f"{folder} cannot be written: {error.strerror}") from None
-
-
-def _build_locked(toolchain: Toolchain, library: Path, started: float) -> Path:
-    """Build, unless the process that held the lock before has done it, or has just failed.
-
-    Each build has a folder of its own: compilers of a killed one, which go on for a while, write into theirs.
-    """
-    failure = library.with_suffix(".failed")
-    if library.is_file():
-        return library
-    if failure.is_file() and failure.stat().st_mtime > started:
-        raise BuildError(failure.read_text(encoding="utf-8"))
-    log.info("compiling the fused kernels with %s, once (under a minute)", toolchain.cxx)
-    for left in library.parent.glob(f"{library.stem}.*.build"):  # of a build that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=f"{library.stem}.", suffix=".build", dir=library.parent))
-    try:
-        os.replace(toolchain.build(work), library)
-    except BuildError as error:
-        failure.write_text(str(error), encoding="utf-8")
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    failure.unlink(missing_ok=True)
     return library
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock file; a dead holder's lock is free.
-
-    Raises:
-        BuildError: somebody else held it for LOCK_TIMEOUT_S.
-    """
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise BuildError(f"another process has held {path} for {LOCK_TIMEOUT_S:.0f} s") from None
-                time.sleep(0.1)
-        yield

@@ -32,11 +32,10 @@ def linear_cross_entropy(
     labels_N: Tensor,
     num_classes: int | None = None,
     *,
-    z_loss: float = 0.0,
     chunk: int = DEFAULT_CHUNK,
     fused: bool = False,
 ) -> Tensor:
-    """-log softmax(x weight^T)[label] of every token, float32 (N,), plus z_loss x logsumexp^2.
+    """-log softmax(x weight^T)[label] of every token, float32 (N,).
 
     Needs N x chunk logits of memory instead of N x V, and computes the logits once more in the backward. Each
     chunk's logits are rounded to the dtype of x, as a linear layer would. Rows of `weight_VD` from `num_classes` on
@@ -44,7 +43,7 @@ def linear_cross_entropy(
     """
     classes = _classes(weight_VD, labels_N, num_classes)
     apply: Callable[..., Tensor] = _LinearCrossEntropy.apply
-    return apply(x_ND, weight_VD, labels_N, classes, z_loss, chunk, fused)
+    return apply(x_ND, weight_VD, labels_N, classes, chunk, fused)
 
 
 def summed_linear_cross_entropy(
@@ -54,7 +53,6 @@ def summed_linear_cross_entropy(
     token_weights_N: Tensor,
     num_classes: int | None = None,
     *,
-    z_loss: float = 0.0,
     chunk: int = DEFAULT_CHUNK,
     fused: bool = False,
 ) -> Tensor:
@@ -75,7 +73,7 @@ def summed_linear_cross_entropy(
     weights_N = token_weights_N.detach().to(torch.float32).contiguous()
     wanted = tuple(torch.is_grad_enabled() and t.requires_grad for t in (x_ND, weight_VD))
     apply: Callable[..., Tensor] = _SummedLinearCrossEntropy.apply
-    return apply(x_ND, weight_VD, labels_N, weights_N, wanted, classes, z_loss, chunk, fused)
+    return apply(x_ND, weight_VD, labels_N, weights_N, wanted, classes, chunk, fused)
 
 
 def _classes(weight_VD: Tensor, labels_N: Tensor, num_classes: int | None) -> int:
@@ -100,7 +98,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         labels_N: Tensor,
         classes: int,
-        z_loss: float,
         chunk: int,
         fused: bool,
     ) -> Tensor:
@@ -115,13 +112,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             largest_N, target_N = merged_N, target_N + label_N
         logsumexp_N = largest_N + sum_N.log()
         ctx.save_for_backward(x_ND, weight_VD, labels_N, logsumexp_N)
-        ctx.options = (classes, z_loss, chunk, fused)
-        return logsumexp_N - target_N + z_loss * logsumexp_N.square()
+        ctx.options = (classes, chunk, fused)
+        return logsumexp_N - target_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, weight_VD, labels_N, logsumexp_N = ctx.saved_tensors
-        classes, z_loss, chunk, fused = ctx.options
+        classes, chunk, fused = ctx.options
         gradient = fused_vocabulary_gradient_ if fused else vocabulary_gradient
         scale_N = grads[0].contiguous()
         # sums over chunks stay in float32; a row of the weight belongs to one chunk
@@ -132,10 +129,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             stop = min(start + chunk, classes)
             part_VD = weight_VD[start:stop]
             logits_NV = x_ND @ part_VD.t()
-            grad_NV = gradient(logits_NV, labels_N, logsumexp_N, scale_N, start, stop - start, z_loss)
+            grad_NV = gradient(logits_NV, labels_N, logsumexp_N, scale_N, start, stop - start)
             grad_x_ND += grad_NV @ part_VD
             torch.mm(grad_NV.t(), x_ND, out=grad_weight_VD[start:stop])
-        return grad_x_ND.to(x_ND.dtype), grad_weight_VD, None, None, None, None, None
+        return grad_x_ND.to(x_ND.dtype), grad_weight_VD, None, None, None, None
 
 
 class _SummedLinearCrossEntropy(torch.autograd.Function):
@@ -153,7 +150,6 @@ class _SummedLinearCrossEntropy(torch.autograd.Function):
         token_weights_N: Tensor,
         wanted: tuple[bool, bool],
         classes: int,
-        z_loss: float,
         chunk: int,
         fused: bool,
     ) -> Tensor:
@@ -172,10 +168,10 @@ class _SummedLinearCrossEntropy(torch.autograd.Function):
             logits_MV = x_MD @ weight_VD.t()
             largest_M, total_M, target_M = statistics(logits_MV, labels_M, 0, classes)
             logsumexp_M = largest_M + total_M.log()
-            loss += ((logsumexp_M - target_M + z_loss * logsumexp_M.square()) * token_weights_N[part]).sum()
+            loss += ((logsumexp_M - target_M) * token_weights_N[part]).sum()
             if not any(wanted):
                 continue
-            grad_MV = gradient(logits_MV, labels_M, logsumexp_M, relative_N[part], 0, classes, z_loss)
+            grad_MV = gradient(logits_MV, labels_M, logsumexp_M, relative_N[part], 0, classes)
             if grad_x_ND is not None:
                 torch.mm(grad_MV, weight_VD, out=grad_x_ND[part])
             if sum_VD is not None:
@@ -189,7 +185,7 @@ class _SummedLinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         largest, grad_x_ND, grad_weight_VD = ctx.saved_tensors
         scaled = [None if x is None else _scaled(x, grads[0] * largest) for x in (grad_x_ND, grad_weight_VD)]
-        return *scaled, None, None, None, None, None, None, None
+        return *scaled, None, None, None, None, None, None
 
 
 class _WeightGradient:

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megalm.kernels.support import fused_takes, wide
+from megalm.kernels.self_test import Check, Numbers, with_gradient
+from megalm.kernels.support import fused_takes
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias over the last dim; shape and dtype of `x`.
 
     Mean, variance, scale and shift are computed in float32 and rounded once at the end.
@@ -24,8 +25,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -
     """
     if weight.dtype == x.dtype:  # torch's own kernel already keeps float32 inside
         return F.layer_norm(x, weight.shape, weight, bias, epsilon)
-    shift = None if bias is None else bias.float()
-    return F.layer_norm(x.float(), weight.shape, weight.float(), shift, epsilon).to(x.dtype)
+    return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), epsilon).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -42,7 +42,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def layer_norm_after_add(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """(`layer_norm` of the sum x + residual, the sum); None: x is the sum."""
     total = x if residual is None else x + residual
@@ -55,11 +55,11 @@ def rms_norm_after_add(x: Tensor, residual: Tensor | None, weight: Tensor, epsil
     return rms_norm(total, weight, epsilon), total
 
 
-def fused_layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+def fused_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """`layer_norm`, one pass over memory."""
     if not fused_takes(x):
         return layer_norm(x, weight, bias, epsilon)
-    y: Tensor = torch.ops.megalm.norm(x, None, weight.float(), wide(bias), epsilon, True)[0]
+    y: Tensor = torch.ops.megalm.norm(x, None, weight.float(), bias.float(), epsilon)[0]
     return y
 
 
@@ -67,17 +67,17 @@ def fused_rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """`rms_norm`, one pass over memory."""
     if not fused_takes(x):
         return rms_norm(x, weight, epsilon)
-    y: Tensor = torch.ops.megalm.norm(x, None, weight.float(), None, epsilon, False)[0]
+    y: Tensor = torch.ops.megalm.norm(x, None, weight.float(), None, epsilon)[0]
     return y
 
 
 def fused_layer_norm_after_add(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """`layer_norm_after_add`, one pass over memory."""
     if not fused_takes(x) or (residual is not None and x.dtype != residual.dtype):
         return layer_norm_after_add(x, residual, weight, bias, epsilon)
-    return _norm_after_add(x, residual, weight.float(), wide(bias), epsilon, True)
+    return _norm_after_add(x, residual, weight.float(), bias.float(), epsilon)
 
 
 def fused_rms_norm_after_add(
@@ -86,16 +86,16 @@ def fused_rms_norm_after_add(
     """`rms_norm_after_add`, one pass over memory."""
     if not fused_takes(x) or (residual is not None and x.dtype != residual.dtype):
         return rms_norm_after_add(x, residual, weight, epsilon)
-    return _norm_after_add(x, residual, weight.float(), None, epsilon, False)
+    return _norm_after_add(x, residual, weight.float(), None, epsilon)
 
 
 def _norm_after_add(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float, center: bool
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     if residual is None:
         apply: Callable[..., tuple[Tensor, Tensor]] = _NormOfSum.apply
-        return apply(x, weight, bias, epsilon, center)
-    y, total, _, _ = torch.ops.megalm.norm(x, residual, weight, bias, epsilon, center)
+        return apply(x, weight, bias, epsilon)
+    y, total, _, _ = torch.ops.megalm.norm(x, residual, weight, bias, epsilon)
     return y, total
 
 
@@ -103,11 +103,9 @@ class _NormOfSum(torch.autograd.Function):
     """Forward: (norm of the sum, the sum itself). Backward: both gradients in one pass, as where the sum is made."""
 
     @staticmethod
-    def forward(
-        ctx: Any, total: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, center: bool
-    ) -> tuple[Tensor, Tensor]:
-        y, _, mean, rstd = torch.ops.megalm.norm(total, None, weight, bias, epsilon, center)
-        ctx.center, ctx.has_bias, ctx.has_residual = center, bias is not None, True
+    def forward(ctx: Any, total: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor]:
+        y, _, mean, rstd = torch.ops.megalm.norm(total, None, weight, bias, epsilon)
+        ctx.center, ctx.has_residual = bias is not None, True
         ctx.save_for_backward(total, weight, mean, rstd)
         ctx.set_materialize_grads(False)
         return y, total
@@ -126,11 +124,11 @@ def register() -> None:
 
 
 def _fake(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float, center: bool
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = math.prod(x.shape[:-1])
     total = x.new_empty(x.shape if residual is not None else (0,))
-    mean = x.new_empty(rows if center else 0, dtype=torch.float32)
+    mean = x.new_empty(0 if bias is None else rows, dtype=torch.float32)
     return x.new_empty(x.shape), total, mean, x.new_empty(rows, dtype=torch.float32)
 
 
@@ -142,15 +140,14 @@ def _fake_backward(
     mean: Tensor,
     rstd: Tensor,
     center: bool,
-    has_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = x.shape[-1]
-    return x.new_empty(x.shape), weight.new_empty(width), weight.new_empty(width if has_bias else 0)
+    return x.new_empty(x.shape), weight.new_empty(width), weight.new_empty(width if center else 0)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, residual, weight, bias, _, ctx.center = inputs
-    ctx.has_residual, ctx.has_bias = residual is not None, bias is not None
+    x, residual, weight, bias, _ = inputs
+    ctx.has_residual, ctx.center = residual is not None, bias is not None
     ctx.save_for_backward(output[1] if ctx.has_residual else x, weight, output[2], output[3])
     ctx.set_materialize_grads(False)
 
@@ -160,8 +157,18 @@ def _backward(ctx: Any, grad: Tensor | None, grad_sum: Tensor | None, *_: Any) -
     if not ctx.has_residual:
         grad_sum = None
     if grad is None:
-        return grad_sum, grad_sum, None, None, None, None
-    grad_x, grad_weight, grad_bias = torch.ops.megalm.norm_backward(
-        grad, grad_sum, x, weight, mean, rstd, ctx.center, ctx.has_bias
+        return grad_sum, grad_sum, None, None, None
+    grad_x, grad_weight, grad_bias = torch.ops.megalm.norm_backward(grad, grad_sum, x, weight, mean, rstd, ctx.center)
+    return grad_x, grad_x if ctx.has_residual else None, grad_weight, grad_bias if ctx.center else None, None
+
+
+def check_norm(numbers: Numbers, cols: int) -> tuple[Tensor, Tensor]:
+    """LayerNorm with its gradient."""
+    x, weight = numbers(5, cols), numbers(cols).float()
+    return (
+        with_gradient(lambda x: fused_layer_norm(x, weight, weight, 1e-5), x),
+        with_gradient(lambda x: layer_norm(x, weight, weight, 1e-5), x),
     )
-    return grad_x, grad_x if ctx.has_residual else None, grad_weight, grad_bias if ctx.has_bias else None, None, None
+
+
+CHECKS: tuple[Check, ...] = (check_norm,)

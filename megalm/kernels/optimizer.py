@@ -1,10 +1,11 @@
-"""AdamW on float32 master weights, and the sums and scaling of gradient clipping, over lists of tensors."""
+"""AdamW on float32 master weights, and the norm that gradient clipping needs, over lists of tensors."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from megalm.kernels.self_test import Check, Numbers
 from megalm.kernels.support import changed
 
 
@@ -70,19 +71,28 @@ def fused_l2_norm(tensors: Sequence[Tensor]) -> Tensor:
     return total.sqrt()
 
 
-def scale_tensors(tensors: Sequence[Tensor], factor: float) -> None:
-    """Multiply contiguous tensors in place."""
-    torch._foreach_mul_(list(tensors), factor)
-
-
-def fused_scale_tensors(tensors: Sequence[Tensor], factor: float) -> None:
-    """`scale_tensors` in one call."""
-    torch.ops.megalm.scale_(list(tensors), factor)
-    changed(*tensors)
-
-
 def register() -> None:
     """Fake implementations."""
     torch.library.register_fake("megalm::adamw_", lambda *_: None)
-    torch.library.register_fake("megalm::scale_", lambda tensors, factor: None)
     torch.library.register_fake("megalm::square_sum", lambda tensors: tensors[0].new_empty((), dtype=torch.float64))
+
+
+def check_adamw(numbers: Numbers, cols: int) -> tuple[Tensor, Tensor]:
+    """Masters and moments after a step."""
+    results = []
+    start = numbers(4, cols).float().abs()
+    for step in (fused_adamw_step, adamw_step):
+        master, first, second, grad = start.clone()
+        options = {"factor": 0.5, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1, "step": 3}
+        step([master], [first], [second], [grad], [], **options)  # type: ignore[arg-type]
+        results.append(torch.cat((master, first, second)))
+    return results[0], results[1]
+
+
+def check_l2_norm(numbers: Numbers, cols: int) -> tuple[Tensor, Tensor]:
+    """Of two tensors."""
+    tensors = [numbers(size) for size in (cols, 5000)]
+    return fused_l2_norm(tensors).float(), l2_norm(tensors).float()
+
+
+CHECKS: tuple[Check, ...] = (check_adamw, check_l2_norm)

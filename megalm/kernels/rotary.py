@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megalm.kernels.support import changed, fused_takes
+from megalm.kernels.self_test import Check, Numbers, with_gradient
+from megalm.kernels.support import fused_takes
 
 
 def rotary_tables(
@@ -50,19 +51,9 @@ def fused_rotary(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
     return y
 
 
-def fused_rotary_(q_BTHC: Tensor, k_BTGC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> None:
-    """`apply_rotary` of queries and keys in place, without a gradient: for inference, and inside other backwards.
-
-    Both have adjacent channels; H and G may differ.
-    """
-    torch.ops.megalm.rotary_(q_BTHC, k_BTGC, cos_BTR, sin_BTR, False)
-    changed(q_BTHC, k_BTGC)
-
-
 def register() -> None:
     """Fake implementations and gradient."""
     torch.library.register_fake("megalm::rotary", lambda x, cos, sin, inverse: x.new_empty(x.shape))
-    torch.library.register_fake("megalm::rotary_", lambda q, k, cos, sin, inverse: None)
     torch.library.register_autograd("megalm::rotary", _backward, setup_context=_setup)
 
 
@@ -74,3 +65,16 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     cos, sin = ctx.saved_tensors
     return torch.ops.megalm.rotary(grad, cos, sin, not ctx.inverse), None, None, None
+
+
+def check_rotary(numbers: Numbers, cols: int) -> tuple[Tensor, Tensor]:
+    """Of whole heads, and of a part of them where they are odd; with its gradient."""
+    x = numbers(2, 3, 2, cols + cols % 2)
+    tables = rotary_tables(torch.arange(3)[None], x.shape[-1] - 4 * (cols % 2), 100.0)
+    return (
+        with_gradient(lambda x: fused_rotary(x, *tables), x),
+        with_gradient(lambda x: apply_rotary(x, *tables), x),
+    )
+
+
+CHECKS: tuple[Check, ...] = (check_rotary,)

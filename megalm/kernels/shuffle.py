@@ -8,10 +8,8 @@ import ctypes
 import functools
 import hashlib
 import logging
-import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megalm.kernels.places import SOURCES, default_cache, find_cxx
+from megalm.storage.build_once import build_once
 
 log = logging.getLogger("megalm")
 
@@ -28,6 +27,7 @@ MIN_SIZE = 1 << 20
 _MAX_SIZE = 1 << 32
 """Beyond it numpy draws numbers of 64 bits."""
 _COMPILE_TIMEOUT_S = 60.0
+_LOCK_TIMEOUT_S = 2 * _COMPILE_TIMEOUT_S
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fvisibility=hidden")
 
 Array = npt.NDArray[np.integer[Any]]
@@ -58,7 +58,7 @@ def _compiled() -> Function | None:
     try:
         function: Any = ctypes.CDLL(str(_library(default_cache()))).megalm_shuffle
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: this user has no home folder
-        log.info("numpy shuffles the index, which takes some seconds more for large data: %s", _reason(error))
+        log.info("numpy shuffles the index, which takes some seconds more for large data: %s", error)
         return None
     function.restype = ctypes.c_int
     function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int]
@@ -67,11 +67,6 @@ def _compiled() -> Function | None:
         return None
     compiled: Function = function
     return compiled
-
-
-def _reason(error: Exception) -> str:
-    lines = error.stderr.splitlines() if isinstance(error, subprocess.CalledProcessError) else []
-    return next((line for line in lines if "error" in line), str(error))
 
 
 def _is_numpys(function: Function) -> bool:
@@ -88,11 +83,9 @@ def _is_numpys(function: Function) -> bool:
 def _library(folder: Path) -> Path:
     """The library of this compiler, source and machine; compiled first if it is not in `folder`.
 
-    Processes that compile at the same time write equal files.
-
     Raises:
-        OSError: no compiler, no source, or a folder that cannot be written.
-        subprocess.SubprocessError: the compiler failed.
+        OSError: no compiler, no source, a compiler that fails, or a folder that cannot be written.
+        subprocess.SubprocessError: the compiler does not say its version, or takes too long.
     """
     compiler, source = find_cxx(), SOURCES / "shuffle.cpp"
     if compiler is None:
@@ -100,11 +93,15 @@ def _library(folder: Path) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S)
     made_from = [source.read_bytes(), version.stdout, " ".join(_FLAGS).encode(), platform.machine().encode()]
     library = folder / f"libmegalm-shuffle-{hashlib.sha256(b'|'.join(made_from)).hexdigest()[:24]}.so"
-    if not library.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="shuffle.", dir=folder) as work:
-            made = Path(work) / "made.so"
-            command = [compiler, *_FLAGS, str(source), "-o", str(made)]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=_COMPILE_TIMEOUT_S)
-            os.replace(made, library)
+
+    def make(work: Path, _: int) -> Path:
+        made = work / "made.so"
+        command = [compiler, *_FLAGS, str(source), "-o", str(made)]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
+        if answer.returncode:
+            default = f"{compiler} failed with exit code {answer.returncode}"
+            raise OSError(next((line for line in answer.stderr.splitlines() if "error" in line), default))
+        return made
+
+    build_once(library, make, timeout_s=_LOCK_TIMEOUT_S, error=OSError)
     return library

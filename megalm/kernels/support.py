@@ -24,8 +24,3 @@ def changed(*tensors: Tensor) -> None:
     if not torch.compiler.is_compiling():
         for tensor in tensors:
             torch.autograd.graph.increment_version(tensor)
-
-
-def wide(x: Tensor | None) -> Tensor | None:
-    """A weight in float32, as the operators read it; its gradient comes back in its own dtype."""
-    return None if x is None else x.float()

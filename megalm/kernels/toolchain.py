@@ -97,12 +97,11 @@ class Toolchain:
         if self.nvcc:
             for source in sorted(SOURCES.glob("*_cuda.cu")):
                 add([self.nvcc, *NVCC_FLAGS, "-ccbin", self.cxx], source, "device")
-        for name in ("bindings.cpp", "schema.cpp"):
-            add(
-                [self.cxx, *_FLAGS, *_QUIET, *include, *(["-DMEGALM_WITH_CUDA"] if self.nvcc else [])],
-                SOURCES / name,
-                "any",
-            )
+        # the bindings of all operators are one object: torch's headers take longer to read than they do
+        for source in sorted(SOURCES.glob("*_bindings.cpp")):
+            include += ["-include", str(source)]
+        with_cuda = ["-DMEGALM_WITH_CUDA"] if self.nvcc else []
+        add([self.cxx, *_FLAGS, *_QUIET, *with_cuda, *include], SOURCES / "library.cpp", "any")
         for label, flags in self._instruction_sets().items():
             for source in sorted(SOURCES.glob("*_cpu.cpp")):
                 add([self.cxx, *_FLAGS, *_QUIET, *flags, f"-DMEGALM_ISA={label}"], source, label)

@@ -1,1 +1,1 @@
-"""Files that survive: durable and atomic writes, locks, hashes, build-once-and-publish. Standard library only."""
+"""Files that processes share: written so that they are whole, built so that they are built once."""

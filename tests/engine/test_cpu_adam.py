@@ -1,14 +1,10 @@
 """Compiling DeepSpeed's CPU Adam: once, by one process, bounded, and nothing half-made is ever loaded.
 
-The compiler is replaced by a short program here; the rows with offload of tests/parity compile and run the real one.
+The compiler is replaced by a short program here; tests/storage has several processes that build; the rows with offload
+of tests/parity compile and run the real one.
 """
 
 import os
-import signal
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +16,6 @@ MAKE = """
 import os, pathlib, time
 folder = pathlib.Path(os.environ["TORCH_EXTENSIONS_DIR"])
 with open({log!r}, "a") as log: log.write("compiled\\n")
-time.sleep(0.5)
 (folder / "cpu_adam").mkdir()
 (folder / "cpu_adam" / "cpu_adam.so").write_text("library")
 """
@@ -34,17 +29,10 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return log
 
 
-def test_several_at_once_compile_once(compiled: Path, tmp_path: Path) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        found = set(pool.map(lambda _: cpu_adam._library(tmp_path / "cache"), range(4)))
-    assert [library.read_text() for library in found] == ["library"]
-    assert compiled.read_text() == "compiled\n"
-
-
 def test_what_a_killed_compiler_left_is_thrown_away(compiled: Path, tmp_path: Path) -> None:
     library = cpu_adam._library(tmp_path)
     library.unlink()
-    left = library.parent / "building" / "cpu_adam"
+    left = library.parent / "cpu_adam.killed.build" / "cpu_adam"
     left.mkdir(parents=True)
     (left / "lock").touch()  # torch's, for which it would wait for ever
     assert cpu_adam._library(tmp_path).read_text() == "library"
@@ -68,23 +56,3 @@ def test_a_stuck_compiler_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     if pid.exists():
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid.read_text()), 0)
-
-
-def test_the_lock_of_a_killed_process_is_free(compiled: Path, tmp_path: Path) -> None:
-    program = (
-        "import pathlib, sys, time\nfrom megalm.engine import cpu_adam\n"
-        "with cpu_adam._locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
-    )
-    library = cpu_adam._library(tmp_path)
-    library.unlink()
-    command = [sys.executable, "-c", program, str(library.parent / ".lock")]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert holder.stdout is not None
-    assert any("held" in line for line in holder.stdout)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(cpu_adam._library, tmp_path)
-        time.sleep(0.5)
-        assert not waiting.done()
-        holder.send_signal(signal.SIGKILL)
-        assert waiting.result(timeout=60).read_text() == "library"
-    holder.wait()

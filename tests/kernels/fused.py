@@ -1,5 +1,6 @@
 """The loaded library for tests of fused operators, or one skip that says why there is none."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,27 @@ needs_fused = pytest.mark.skipif(not LOADED.fused, reason=f"no fused kernels: {L
 NO_GPU = toolchain.no_cuda() if torch.cuda.is_available() else "there is no CUDA device"
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(NO_GPU is not None, reason=f"no CUDA kernels: {NO_GPU}")]
 """Marks of what runs on a GPU. Where one is, and nvcc, the kernels must load: only their absence skips."""
+
+WIDEST = library.instruction_set(LOADED.path) if LOADED.path else 0
+EMULATED = "emulated"
+COPIES = {"AVX-512-bf16": 3, "AVX-512": 2, "AVX2": 1, "generic": 0, "CUDA-emulated": EMULATED, "CUDA": "cuda"}
+"""Copies of the kernels: of the CPU's instruction sets, and of the CUDA sources on the CPU or on a GPU."""
+
+
+def on_copies(**values):
+    """Parametrizes a test by the copies of the kernels and by named lists of values.
+
+    The widest copy that this processor has, and a GPU, see every combination; the others see every value once.
+    """
+    lists = list(values.values())
+    every = list(itertools.product(*lists))
+    few = [tuple(items[i % len(items)] for items in lists) for i in range(max(map(len, lists), default=1))]
+    rows = []
+    for name, copy in COPIES.items():
+        marks = ON_GPU if copy == "cuda" else [needs_fused]
+        for case in every if copy in (WIDEST, "cuda") else few:
+            rows.append(pytest.param(copy, *case, id="-".join((name, *map(str, case))), marks=marks))
+    return pytest.mark.parametrize(("_copy", *values), rows, indirect=["_copy"])
 
 
 @contextmanager
@@ -50,3 +72,25 @@ def check(fused, reference, inputs, *, tolerance=None, atol=1e-6, grad_atol=None
         torch.testing.assert_close(
             x.grad.double(), exact.grad, rtol=4 * tolerance, atol=bound, msg=lambda m, n=number: f"input {n}: {m}"
         )
+
+
+def beside(*shape, dtype):
+    """Random numbers that start one element beside an address that wide loads can read."""
+    return torch.cat([torch.zeros(1), torch.randn(shape).flatten()]).to(dtype)[1:].view(shape)
+
+
+def check_beside(fused, reference, dtype):
+    """Results and gradients of a (5, 64) input where wide loads cannot read it, nor the gradient."""
+    x = beside(5, 64, dtype=dtype)
+    inputs, same = (x.detach().requires_grad_() for _ in range(2))
+    y, expected = fused(inputs), reference(same)
+    torch.testing.assert_close(y, expected, rtol=4 * TOLERANCE[dtype], atol=4 * TOLERANCE[dtype])
+    grad = beside(*y.shape, dtype=y.dtype)
+    y.backward(grad)
+    expected.backward(grad)
+    torch.testing.assert_close(inputs.grad, same.grad, rtol=8 * TOLERANCE[dtype], atol=8 * TOLERANCE[dtype])
+
+
+def opcheck(name, *arguments):
+    """torch's own checks of an operator: schema, fake implementation, autograd, dynamic shapes."""
+    torch.library.opcheck(getattr(torch.ops.megalm, name).default, arguments)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernels.fused import needs_fused
+from kernels.fused import needs_fused, opcheck
 
 from megalm.kernels.attention import (
     causal_attention,
@@ -174,3 +174,12 @@ def test_our_kernel_is_used_where_every_thread_has_a_key_head():
         assert own_kernel_is_faster(q, q) == (not torch.cpu.get_capabilities().get("amx_bf16"))
     finally:
         torch.set_num_threads(threads)
+
+
+@OURS
+@needs_fused
+def test_operators():
+    q, k, v = (torch.randn(2, 3, heads, 16).bfloat16().requires_grad_() for heads in (4, 2, 2))
+    opcheck("attention", q, k, v, 0.25)
+    plain = [x.detach() for x in (q, q, k, v, q)]
+    opcheck("attention_backward", *plain, torch.zeros(2, 4, 3), 0.25)

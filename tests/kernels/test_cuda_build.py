@@ -1,5 +1,6 @@
 """The CUDA sources without a GPU: nvcc compiles them for every architecture, and the library with them loads here."""
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernels.cached import cached
 
 from megalm.kernels import library, toolchain
 from megalm.kernels.toolchain import SOURCES, Toolchain, find_nvcc
@@ -42,14 +44,23 @@ def spills(log: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """{source: (exit code, log, object)} of all CUDA sources."""
-    folder = tmp_path_factory.mktemp("device")
-    sources = sorted(SOURCES.glob("*_cuda.cu"))
-    objects = [folder / f"{source.stem}.device.o" for source in sources]
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(compile_with_nvcc, sources, objects))
-    return {source.stem: (*answer, made) for source, answer, made in zip(sources, answers, objects, strict=True)}
+def compiled():
+    """A folder with object and log (exit code, what was said) of every CUDA source, and the library with them."""
+    tools = Toolchain(Toolchain.find().cxx, NVCC)
+
+    def make(folder):
+        sources = sorted(SOURCES.glob("*_cuda.cu"))
+        with ThreadPoolExecutor(2) as pool:
+            answers = pool.map(lambda x: compile_with_nvcc(x, folder / f"{x.stem}.device.o"), sources)
+            for source, answer in zip(sources, answers, strict=True):
+                (folder / f"{source.stem}.json").write_text(json.dumps(answer))
+            *others, link = [command for command in tools._commands(folder) if not command[-1].endswith(".device.o")]
+            quick = [["-O0" if word == "-O3" else word for word in command] for command in others]
+            list(pool.map(toolchain._run, quick))
+        toolchain._run(link)
+        return folder
+
+    return cached("cuda", [str(NVCC), *toolchain.NVCC_FLAGS, *STRICT, tools.key()], make)
 
 
 NAMES = sorted(source.stem for source in SOURCES.glob("*_cuda.cu"))
@@ -58,7 +69,7 @@ NAMES = sorted(source.stem for source in SOURCES.glob("*_cuda.cu"))
 @needs_nvcc
 @pytest.mark.parametrize("name", NAMES)
 def test_compiles_without_warnings_and_spills(compiled, name):
-    code, log, _ = compiled[name]
+    code, log = json.loads((compiled / f"{name}.json").read_text())
     assert code == 0, log
     for architecture in ("sm_80", "sm_90"):
         assert f"for '{architecture}'" in log
@@ -84,24 +95,15 @@ def test_spills_and_warnings_are_seen(tmp_path):
 
 
 @needs_nvcc
-def test_the_library_with_cuda_kernels_links_loads_and_registers(compiled, tmp_path, monkeypatch):
+def test_the_library_with_cuda_kernels_loads_and_registers(compiled):
     """All that a machine without CUDA can run of it: CPU numbers are right, CUDA tensors have their kernels."""
-    quick = tuple("-O0" if flag == "-O3" else flag for flag in toolchain._FLAGS)
-    monkeypatch.setattr(toolchain, "_FLAGS", quick)
-    tools = Toolchain(Toolchain.find().cxx, NVCC)
-    commands = tools._commands(tmp_path)
-    for _, _, made in compiled.values():
-        (tmp_path / made.name).symlink_to(made)
-    *compile_commands, link = [command for command in commands if not command[-1].endswith(".device.o")]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(toolchain._run, compile_commands))
-    toolchain._run(link)
     code = (
-        "import sys, torch; from megalm.kernels import registration, self_test, support\n"
+        "import sys, torch; from megalm.kernels import registration, support\n"
         "torch.ops.load_library(sys.argv[1]); registration.register()\n"
-        "print(self_test.first_failure(), support._has_cuda_kernels())"
+        "print(registration.first_failure(), support._has_cuda_kernels())"
     )
-    shown = subprocess.run([sys.executable, "-c", code, link[-1]], capture_output=True, text=True, timeout=120)
+    library = compiled / "libmegalm.so"
+    shown = subprocess.run([sys.executable, "-c", code, str(library)], capture_output=True, text=True, timeout=120)
     assert shown.stdout.split() == ["None", "True"], shown.stderr
 
 

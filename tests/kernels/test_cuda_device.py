@@ -4,8 +4,8 @@ import pytest
 import torch
 from kernels.fused import ON_GPU
 
-from megalm.kernels import library, self_test
-from megalm.kernels.activation import Activation, fused_bias_activation, fused_swiglu, swiglu
+from megalm.kernels import library, registration
+from megalm.kernels.activation import fused_squared_relu, fused_swiglu, swiglu
 from megalm.kernels.embedding import fused_embedding
 from megalm.kernels.norm import fused_layer_norm, fused_rms_norm, rms_norm
 from megalm.kernels.optimizer import adamw_step, fused_adamw_step, fused_l2_norm
@@ -22,7 +22,7 @@ def _loaded():
 def test_the_library_says_the_device():
     major, minor = torch.cuda.get_device_capability()
     assert library.load("auto", "cuda").reason == f"fused, CUDA sm_{major}{minor}"
-    assert self_test.first_failure("cuda") is None
+    assert registration.first_failure("cuda") is None
 
 
 def test_kernels_wait_for_their_stream():
@@ -65,7 +65,7 @@ def test_more_than_two_to_the_31_elements():
     x = torch.zeros(rows, cols, dtype=torch.bfloat16, device="cuda")
     x[-1] = torch.arange(cols, device="cuda") % 7 - 3
     expected = torch.relu(x[-1].float()).square().bfloat16()
-    y = fused_bias_activation(x, None, Activation.SQUARED_RELU)
+    y = fused_squared_relu(x)
     assert torch.equal(y[-1], expected)
     assert not y[:-1].any()
     assert fused_l2_norm([x]).item() == pytest.approx(x[-1].double().square().sum().sqrt().item())

@@ -3,9 +3,10 @@
 import subprocess
 
 import pytest
-from kernels.emulated import EMULATOR, FLAGS
+from kernels.cached import cached
+from kernels.emulated import FLAGS, INCLUDE
 
-from megalm.kernels.toolchain import SOURCES, BuildError, Toolchain
+from megalm.kernels.places import find_cxx
 
 # Kernels write to out[0 .. 64]; the first is right: out[t] is the next thread, around, and out[64] the sum of all.
 PROGRAM = r"""
@@ -59,27 +60,21 @@ int main(int, char** arguments) {
 RIGHT = [*((t + 1) % 64 for t in range(64)), 64 * 63 / 2]
 
 
-def compiler() -> str | None:
-    """The C++ compiler, if there is one."""
-    try:
-        return Toolchain.find().cxx
-    except BuildError:
-        return None
-
-
 @pytest.fixture(scope="module")
-def program(tmp_path_factory):
+def program():
     """The compiled program: its argument chooses the kernel."""
-    cxx = compiler()
+    cxx = find_cxx()
     if cxx is None:
         pytest.skip("there is no C++ compiler")
-    folder = tmp_path_factory.mktemp("emulator")
-    (folder / "program.cpp").write_text(PROGRAM)
-    flags = [*FLAGS, '-DMEGALM_EMULATOR="emulator.h"', "-I", str(SOURCES), "-I", str(EMULATOR)]
-    command = [cxx, *flags, str(folder / "program.cpp"), "-o", str(folder / "program")]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-    return folder / "program"
+
+    def make(folder):
+        (folder / "program.cpp").write_text(PROGRAM)
+        command = [cxx, *FLAGS, *INCLUDE, str(folder / "program.cpp"), "-o", str(folder / "program")]
+        answer = subprocess.run(command, capture_output=True, text=True)
+        assert answer.returncode == 0, answer.stderr
+        return folder / "program"
+
+    return cached("emulator", [cxx, *FLAGS, PROGRAM], make)
 
 
 def run(program, kernel: str) -> subprocess.CompletedProcess:

@@ -1,10 +1,6 @@
-"""How the library is built, cached, shared, refused and reported: real compilers, real processes."""
+"""How the library is built, cached, refused and reported; `tests/storage` has several processes that build."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
+import argparse
 from pathlib import Path
 
 import pytest
@@ -12,13 +8,13 @@ import torch
 from kernels.fused import LOADED, needs_fused
 
 from megalm.errors import PlatformError
-from megalm.kernels import library, self_test, toolchain
+from megalm.kernels import command, library, registration, rotary, toolchain
 from megalm.kernels.toolchain import BuildError, Toolchain
+from megalm.storage.build_once import locked
 
-SLOW_COMPILER = """#!/bin/sh
+COMPILER = """#!/bin/sh
 case "$*" in *--version*) echo slow 1.0; exit;; esac
 echo compiled >> {log}
-sleep {seconds}
 for last; do :; done
 echo object > "$last"
 """
@@ -29,11 +25,10 @@ def compiler(tmp_path, monkeypatch):
     """A stand-in for the C++ compiler, which notes each call; one source file is enough."""
     sources = tmp_path / "csrc"
     sources.mkdir()
-    for name in ("bindings.cpp", "schema.cpp"):
-        (sources / name).write_text("// nothing\n")
+    (sources / "library.cpp").write_text("// nothing\n")
     path = tmp_path / "bin" / "c++"
     path.parent.mkdir()
-    path.write_text(SLOW_COMPILER.format(log=tmp_path / "log", seconds=0.2))
+    path.write_text(COMPILER.format(log=tmp_path / "log"))
     path.chmod(0o755)
     monkeypatch.setattr(toolchain, "SOURCES", sources)
     monkeypatch.setattr(library, "SOURCES", sources)
@@ -47,49 +42,21 @@ def calls(tmp_path: Path) -> int:
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
-def builder(tmp_path: Path, compiler: Path) -> subprocess.Popen:
-    """A process that builds with the stand-in."""
-    code = (
-        "import sys; from pathlib import Path; from megalm.kernels import library, toolchain; "
-        "toolchain.SOURCES = library.SOURCES = Path(sys.argv[1]); toolchain._NVCC_PLACES = (); "
-        "print(library.build(Path(sys.argv[2]), sys.argv[3]))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "csrc"), str(tmp_path / "cache"), str(compiler)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def test_one_process_builds_and_the_others_wait(tmp_path, compiler):
-    processes = [builder(tmp_path, compiler) for _ in range(3)]
-    paths = {process.communicate(timeout=120)[0] for process in processes}
-    assert [process.returncode for process in processes] == [0, 0, 0]
-    assert len(paths) == 1
-    assert calls(tmp_path) == 3  # two objects and the link, once
-
-
-def test_a_killed_build_leaves_nothing_that_loads_and_its_lock_is_free(tmp_path, compiler):
-    compiler.write_text(SLOW_COMPILER.format(log=tmp_path / "log", seconds=60))
-    process = builder(tmp_path, compiler)
-    deadline = time.monotonic() + 60
-    while not calls(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert calls(tmp_path)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not list((tmp_path / "cache").glob("*.so"))
-    assert list((tmp_path / "cache").glob("*.build"))
-    compiler.write_text(SLOW_COMPILER.format(log=tmp_path / "log", seconds=0))
-    assert library.build(tmp_path / "cache", str(compiler)).is_file()
+def test_it_is_compiled_once_in_a_folder_that_goes(tmp_path, compiler):
+    path = library.build(tmp_path / "cache", str(compiler))
+    assert library.build(tmp_path / "cache", str(compiler)) == path
+    assert calls(tmp_path) == 2  # one object, which holds all bindings, and the link
     assert not list((tmp_path / "cache").glob("*.build"))
 
 
-def test_waiting_for_a_build_is_bounded(tmp_path, monkeypatch):
+def test_waiting_for_a_build_is_bounded(tmp_path, compiler, monkeypatch):
     monkeypatch.setattr(library, "LOCK_TIMEOUT_S", 0.2)
+    place = tmp_path / f"libmegalm-{Toolchain(str(compiler)).key()}.lock"
     with (
-        library._lock(tmp_path / "lock"),
-        pytest.raises(BuildError, match="another process has held"),
-        library._lock(tmp_path / "lock"),
+        locked(place, 1.0, BuildError),
+        pytest.raises(BuildError, match=f"another process has held {place} for 0 s"),
     ):
-        pytest.fail("the lock was given twice")
+        library.build(tmp_path, str(compiler))
 
 
 def test_the_key_follows_sources_and_compiler(tmp_path, compiler, monkeypatch):
@@ -99,7 +66,7 @@ def test_the_key_follows_sources_and_compiler(tmp_path, compiler, monkeypatch):
     assert Toolchain(str(compiler)).key() == keys[0], "two checkouts share what they build"
     (tmp_path / "elsewhere").rename(tmp_path / "csrc")
     monkeypatch.setattr(toolchain, "SOURCES", tmp_path / "csrc")
-    (tmp_path / "csrc" / "schema.cpp").write_text("// changed\n")
+    (tmp_path / "csrc" / "library.cpp").write_text("// changed\n")
     keys.append(Toolchain(str(compiler)).key())
     compiler.write_text(compiler.read_text().replace("slow 1.0", "slow 1.1"))
     keys.append(Toolchain(str(compiler)).key())
@@ -134,9 +101,9 @@ def test_asked_for_and_cuda_references_need_no_library(tmp_path):
 
 @needs_fused
 def test_a_wrong_kernel_is_refused(tmp_path, monkeypatch):
-    assert self_test.first_failure() is None
-    monkeypatch.setattr(self_test.rotary, "fused_rotary", lambda x, cos, sin: x * 1.001)
-    assert self_test.first_failure() == "rotary"
+    assert registration.first_failure() is None
+    monkeypatch.setattr(rotary, "fused_rotary", lambda x, cos, sin: x * 1.001)
+    assert registration.first_failure() == "rotary"
     monkeypatch.setattr(library, "build", lambda folder: LOADED.path)
     loaded = library.load("auto", cache_folder=tmp_path / "other")
     assert loaded.reason == "torch reference: the kernel rotary gives wrong numbers on this machine"
@@ -152,14 +119,11 @@ def test_a_library_that_does_not_load_says_why(tmp_path, monkeypatch):
 
 
 @needs_fused
-def test_the_command_says_what_is_live(tmp_path):
-    command = [sys.executable, "-m", "megalm.cli", "kernels"]
-    shown = subprocess.run([*command, "build"], capture_output=True, text=True, check=True, timeout=250)
-    first, *gpus = shown.stdout.splitlines()
+def test_the_command_says_what_is_live(tmp_path, monkeypatch, capsys):
+    assert command.run(argparse.Namespace(action="build", cache=None)) == 0
+    first, *gpus = capsys.readouterr().out.splitlines()
     assert first == f"kernels: {LOADED.reason} ({LOADED.path})"
     assert len(gpus) == (torch.version.cuda is not None)
-    bare = {"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    without = subprocess.run([*command, "build"], capture_output=True, text=True, env=bare, timeout=100)
-    assert without.returncode == 6
-    assert without.stderr.count("\n") == 1
-    assert "there is no C++ compiler" in without.stderr
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    with pytest.raises(PlatformError, match=r"there is no C\+\+ compiler"):
+        command.run(argparse.Namespace(action="build", cache=tmp_path))

@@ -108,8 +108,9 @@ def test_generation_and_evaluation_leave_the_logits_alone():
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("options", [LLAMA, GPT2], ids=["llama", "gpt2"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("options", "dtype"), [(LLAMA, torch.bfloat16), (GPT2, torch.float32)], ids=["llama in bfloat16", "gpt2"]
+)
 def test_the_fused_model_compiles_without_graph_breaks(options, dtype):
     config = ModelConfig(**SIZES, **options)
     model = GPT(config)
@@ -144,13 +145,13 @@ def test_the_loss_takes_a_quarter_of_the_eager_memory():
     ways = {
         "eager": lambda x, w: F.cross_entropy((x @ w.t()).float(), labels),
         "over the logits": lambda x, w: fused_cross_entropy(x @ w.t(), labels, in_place=True).mean(),
-        "in chunks": lambda x, w: linear_cross_entropy(x, w, labels, fused=True).mean(),
-        "at once": lambda x, w: summed_linear_cross_entropy(x, w, labels, equal, fused=True),
+        "in chunks": lambda x, w: linear_cross_entropy(x, w, labels, chunk=4096, fused=True).mean(),
+        "at once": lambda x, w: summed_linear_cross_entropy(x, w, labels, equal, chunk=4096, fused=True),
     }
     peaks, losses = {}, []
     for name, way in ways.items():
         torch.manual_seed(1)
-        x, weight = (torch.randn(size, 16).bfloat16().requires_grad_() for size in (256, 131072))
+        x, weight = (torch.randn(size, 16).bfloat16().requires_grad_() for size in (256, 65536))
         with TensorMemory() as memory:
             loss = way(x, weight)
             loss.backward()

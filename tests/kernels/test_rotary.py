@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from kernels.fused import DTYPES, TOLERANCE, check, check_beside, leaf, needs_fused, on_copies, opcheck
 
-from megalm.kernels.rotary import apply_rotary, rotary_tables
+from megalm.kernels.rotary import apply_rotary, fused_rotary, rotary_tables
 
 
 def test_channel_pairs_turn_by_position_times_frequency():
@@ -50,3 +51,33 @@ def test_gradient_matches_finite_differences():
     x = torch.randn(2, 3, 2, 5, dtype=torch.float64, requires_grad=True)
     tables = tuple(table.double() for table in tables)
     assert torch.autograd.gradcheck(lambda x: apply_rotary(x, *tables), (x,))
+
+
+@on_copies(sizes=[(3, 64, 64), (1, 38, 34), (2, 5, 2)], dtype=DTYPES)
+def test_fused_rotary(sizes, dtype):
+    heads, width, turned = sizes
+    positions = torch.tensor([[0, 1, 2, 0, 1], [5, 6, 7, 8, 9]])  # a document ends in the first row
+    tables = rotary_tables(positions, turned, 100.0)
+    x = leaf(2, 5, heads, width, dtype=dtype)
+    check(lambda x: fused_rotary(x, *tables), lambda x: apply_rotary(x, *(t.double() for t in tables)), (x,))
+    shared = tuple(table[:1] for table in tables)
+    strided = torch.randn(2, 5, 4 * heads, width).to(dtype)[:, :, ::2]
+    result = fused_rotary(strided, *shared)
+    torch.testing.assert_close(result, apply_rotary(strided, *shared), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@on_copies(dtype=DTYPES)
+def test_addresses_that_wide_loads_cannot_read(dtype):
+    tables = rotary_tables(torch.arange(5)[None], 16, 100.0)
+    check_beside(
+        lambda x: fused_rotary(x.view(1, 5, 4, 16), *tables),
+        lambda x: apply_rotary(x.view(1, 5, 4, 16), *tables),
+        dtype,
+    )
+
+
+@needs_fused
+@pytest.mark.usefixtures("_device")
+def test_operators():
+    tables = rotary_tables(torch.arange(3)[None], 8, 100.0)
+    opcheck("rotary", torch.randn(2, 3, 4, 8, requires_grad=True), *tables, False)

@@ -115,7 +115,7 @@ class Dropout(nn.Dropout):
         """Elements zeroed at random and the others scaled by 1 / (1 - p), when training; + residual."""
         if not self.training or self.p == 0.0:
             return x_BTD if residual_BTD is None else residual_BTD + x_BTD
-        return self.kernels.bias_dropout_add(x_BTD, None, residual_BTD, self.p, True, self.part)
+        return self.kernels.dropout_add(x_BTD, residual_BTD, self.p, self.part)
 
 
 class TokenEmbedding(nn.Embedding):

@@ -5,6 +5,7 @@
 // turns, so that a missing barrier shows as a wrong number; even blocks run before odd ones, so that a write beyond a
 // block's own share shows in a neighbour. Wide loads and stores must be aligned, as on the device.
 #pragma once
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -14,8 +15,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #define __global__ [[maybe_unused]] static
@@ -64,8 +67,11 @@ enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 constexpr int kWarp = 32;
 constexpr size_t kStackBytes = 64 * 1024;
 
+// A thread starts by its context and goes on by a jump: switching contexts would cost a system call each time.
 struct Thread {
   ucontext_t context;
+  jmp_buf place;
+  bool started = false;
   State state = State::kDone;
   unsigned shuffles = 0;  // its parity chooses the slots: a warp's next shuffle may not overwrite this one's
   alignas(8) char slots[2][8];
@@ -74,7 +80,7 @@ struct Thread {
 struct Block {
   std::vector<Thread> threads;
   char* stacks = nullptr;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   unsigned current = 0;
   const std::function<void()>* body = nullptr;
 };
@@ -82,9 +88,17 @@ inline Block block;
 inline std::mutex one_launch;
 
 inline void wait(State state) {
-  block.threads[block.current].state = state;
-  const unsigned self = block.current;
-  swapcontext(&block.threads[self].context, &block.scheduler);
+  Thread& self = block.threads[block.current];
+  self.state = state;
+  if (!_setjmp(self.place)) _longjmp(block.scheduler, 1);
+}
+
+// Runs a thread until it waits.
+__attribute__((noinline)) inline void go_on(Thread& thread) {
+  if (_setjmp(block.scheduler)) return;
+  if (thread.started) _longjmp(thread.place, 1);
+  thread.started = true;
+  setcontext(&thread.context);
 }
 
 template <class F>
@@ -122,7 +136,7 @@ inline void run_block() {
       if (block.threads[i].state != State::kReady) continue;
       block.current = static_cast<unsigned>(i);
       threadIdx = {block.current, 0, 0};
-      swapcontext(&block.scheduler, &block.threads[i].context);
+      go_on(block.threads[i]);
       moved = true;
     }
     descending = !descending;
@@ -140,6 +154,7 @@ inline void start(Thread& thread, char* stack) {
   thread.context.uc_stack.ss_size = kStackBytes;
   thread.context.uc_link = nullptr;
   thread.state = State::kReady;
+  thread.started = false;
   makecontext(&thread.context, enter, 0);
 }
 
@@ -161,6 +176,16 @@ inline void launch(unsigned blocks, unsigned threads, const std::function<void()
     run_block();
   }
 }
+
+// Launchers by the name of their kernel.
+using Launch = void (*)(const void* arguments);
+inline std::map<std::string, Launch>& launchers() {
+  static std::map<std::string, Launch> found;
+  return found;
+}
+struct Launcher {
+  Launcher(const char* name, Launch launch) { launchers()[name] = launch; }
+};
 
 }  // namespace emulator
 

@@ -1,0 +1,112 @@
+"""Built once, by one process: several at once, killed builders and their compilers, failures, bounded waiting."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from megalm.storage.build_once import build_once, locked
+
+BUILDER = """
+import os, subprocess, sys, time
+from pathlib import Path
+from megalm.storage.build_once import build_once
+target, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+def make(folder, lock):
+    with log.open("a") as lines: print(os.getpid(), file=lines)
+    (folder / "made").write_text("whole")
+    subprocess.run(["sleep", str(seconds)], pass_fds=[lock] if "inherit" in sys.argv else [])
+    if "fail" in sys.argv: raise ValueError("no such header")
+    return folder / "made"
+build_once(target, make, timeout_s=60, error=ValueError)
+"""
+
+
+def builder(folder: Path, seconds: float, *options: str) -> subprocess.Popen[str]:
+    """A process that builds `folder`/target.so with a compiler that takes so long."""
+    command = [sys.executable, "-c", BUILDER, str(folder / "target.so"), str(folder / "log"), str(seconds), *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def builds(folder: Path) -> int:
+    """How often it was compiled."""
+    log = folder / "log"
+    return len(log.read_text().split()) if log.exists() else 0
+
+
+def wait_for_a_build(folder: Path) -> None:
+    """Returns when a builder has started its compiler."""
+    deadline = time.monotonic() + 60
+    while not builds(folder) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)
+
+
+def made(folder: Path, _: int) -> Path:
+    """The content, at once."""
+    (folder / "made").write_text("again")
+    return folder / "made"
+
+
+def test_one_process_builds_and_the_others_wait(tmp_path: Path) -> None:
+    processes = [builder(tmp_path, 0.5) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert builds(tmp_path) == 1
+    assert (tmp_path / "target.so").read_text() == "whole"
+    assert {path.name for path in tmp_path.iterdir()} == {"target.so", "target.lock", "log"}
+
+
+def test_a_failure_is_not_tried_again_by_those_who_waited(tmp_path: Path) -> None:
+    processes = [builder(tmp_path, 1.0, "fail") for _ in range(2)]
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert all("ValueError: no such header" in text for text in said)
+    assert builds(tmp_path) == 1
+    build_once(tmp_path / "target.so", made, timeout_s=1, error=ValueError)  # who comes later tries again
+    assert (tmp_path / "target.so").read_text() == "again"
+    assert not (tmp_path / "target.failed").exists()
+
+
+def test_a_killed_build_leaves_nothing_that_loads_and_its_lock_is_free(tmp_path: Path) -> None:
+    process = builder(tmp_path, 60)
+    wait_for_a_build(tmp_path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "target.so").exists()
+    assert list(tmp_path.glob("*.build"))
+    build_once(tmp_path / "target.so", made, timeout_s=5, error=ValueError)
+    assert (tmp_path / "target.so").read_text() == "again"
+    assert not list(tmp_path.glob("*.build"))
+
+
+def test_the_next_one_waits_for_a_killed_builders_compiler_that_inherited_the_lock(tmp_path: Path) -> None:
+    process = builder(tmp_path, 60, "inherit")
+    wait_for_a_build(tmp_path)
+    process.kill()  # its compiler goes on
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(build_once, tmp_path / "target.so", made, timeout_s=60, error=ValueError)
+        time.sleep(0.5)
+        assert not waiting.done()
+        os.killpg(process.pid, signal.SIGKILL)
+        waiting.result(timeout=60)
+    process.communicate()
+    assert (tmp_path / "target.so").read_text() == "again"
+
+
+def test_a_folder_can_be_built(tmp_path: Path) -> None:
+    for _ in range(2):
+        build_once(tmp_path / "kit", lambda folder, lock: made(folder, lock).parent, timeout_s=1, error=ValueError)
+    assert (tmp_path / "kit" / "made").read_text() == "again"
+
+
+def test_waiting_is_bounded(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "lock", 1.0, ValueError),
+        pytest.raises(ValueError, match=r"busy for 0 s: .*lock"),
+        locked(tmp_path / "lock", 0.2, ValueError, "busy for {timeout_s:.0f} s: {path}"),
+    ):
+        pytest.fail("the lock was given twice")
