@@ -4,10 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
 from megalm.checkpoint.run_folder import lock_run_folder, prepare_run_folder, set_aside
-from megalm.config import RunConfig, engine_json
+from megalm.config import RunConfig
 from megalm.config.model import ModelConfig
 from megalm.continuation import ResumePoint
 from megalm.data.loader import MicroBatchIterator, Transform, build_loader
@@ -15,25 +13,14 @@ from megalm.data.samples.blended_dataset import BlendedDataset
 from megalm.data.samples.build import build_datasets
 from megalm.data.samples.gpt_dataset import SampleDataset
 from megalm.data.tokenizers import Tokenizer
-from megalm.distributed.collectives import gather_json, on_all_ranks
+from megalm.distributed.collectives import on_all_ranks
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Axis
-from megalm.distributed.shards import Box, ShardSpec
 from megalm.engine.engine import Engine
-from megalm.engine.pipeline_gradients import PipelineSpec
-from megalm.errors import DataError, PlatformError
-from megalm.kernels import apex, library
-from megalm.kernels.choice import FUSED, REFERENCE, Kernels
-from megalm.models.blocks.layers import use_kernels
-from megalm.models.dtypes import DTYPES
-from megalm.models.gpt.model import GPT
+from megalm.errors import DataError
 from megalm.objectives.causal import CausalObjective
-from megalm.parallel.materialize import materialize
-from megalm.parallel.pipeline.chunks import TIED, ModelChunks, build_chunks
-from megalm.parallel.pipeline.plan import PipelinePlan
-from megalm.parallel.pipeline.runner import Pipeline
-from megalm.parallel.recompute import apply_recompute
-from megalm.parallel.region import TensorParallel
+from megalm.parallel.build import build_rank_model
+from megalm.parallel.kernels import choose_kernels
 
 
 @dataclass(frozen=True)
@@ -115,77 +102,8 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, context: RankC
     """The part of the model that this rank holds, with its initial values, under DeepSpeed."""
     from megalm.engine.build import build_engine  # imports DeepSpeed (2 s): after the data is known to be good
 
-    tensor_parallel = TensorParallel.build(context.groups, model, config.parallel.sequence_parallel)
-    plan = PipelinePlan.of(config.parallel, model, config.batch.seq_length)
-    rank = context.groups.axis_rank(Axis.PP)
-    chunks = build_chunks(plan, rank, model, tensor_parallel)
-    shard_specs = whole_model_elsewhere(model)
-    kernels = choose_kernels(config, context)
-    for chunk, shards in chunks:
-        materialize(chunk, shards, config.training.seed, torch.device("cpu"))
-        use_kernels(chunk, kernels)
-        apply_recompute(chunk, config.recompute)
-        shard_specs |= shards.shard_specs
-    final_json = engine_json(config, context.mesh.size(Axis.DP))
-    settings = (final_json, config.optimizer, config.precision, context.device, context.groups)
-    if plan.num_ranks == 1:
-        return build_engine(chunks[0][0], *settings, shard_specs, kernels=kernels)
-    parts = [chunk for chunk, _ in chunks]
-    staged = stage_by_stage(config, model, context, plan, parts)
-    return build_engine(ModelChunks(parts), *settings, shard_specs, staged, kernels)
-
-
-def choose_kernels(config: RunConfig, context: RankContext) -> Kernels:
-    """The operators for model and optimizer, the same kind on every rank.
-
-    Raises:
-        PlatformError: they cannot be had, or not on every rank; or Apex is asked for and cannot.
-    """
-    if config.kernels.use_apex:
-        on_all_ranks(context.device, lambda: apex.check(context.device.type))
-    loaded = on_all_ranks(context.device, lambda: library.load(config.kernels.kernels_backend, context.device.type))
-    reasons = gather_json(None if loaded.fused else loaded.reason, context.device)
-    without = [rank for rank, reason in enumerate(reasons) if reason is not None]
-    if without and len(without) < len(reasons):
-        raise PlatformError(
-            f"fused kernels load on some ranks and not on rank {without[0]} ({reasons[without[0]]}); make the nodes "
-            "alike, or give --kernels-backend reference"
-        )
-    kernels = FUSED if loaded.fused else REFERENCE
-    return apex.with_apex(kernels) if config.kernels.use_apex else kernels
-
-
-def whole_model_elsewhere(model: ModelConfig) -> dict[str, ShardSpec]:
-    """Every parameter of the whole model, as a rank sees it that holds nothing of it."""
-    with torch.device("meta"):
-        whole = GPT(model, model.vocab_size)
-    nothing = Box((0, 0), (0, 0))
-    return {name: ShardSpec(tuple(p.shape), nothing, is_owner=False) for name, p in whole.named_parameters()}
-
-
-def stage_by_stage(
-    config: RunConfig, model: ModelConfig, context: RankContext, plan: PipelinePlan, chunks: list[GPT]
-) -> PipelineSpec:
-    """How the engine runs this rank's stages; every rank calls it."""
-    tp, batch = context.mesh.size(Axis.TP), config.batch
-    length = batch.seq_length // tp if config.parallel.sequence_parallel else batch.seq_length
-    pipeline = Pipeline(
-        plan,
-        chunks,
-        shape=(batch.micro_size, length, model.hidden_size),
-        seq_length=batch.seq_length,
-        dtype=DTYPES[config.precision.dtype],
-        device=context.device,
-        group=context.groups.group(Axis.PP),
-        num_micro_batches=batch.accumulation(context.mesh.size(Axis.DP)),
-    )
-    if not plan.has_copy(model):
-        return PipelineSpec(pipeline=pipeline)
-    ends = context.groups.subgroup(Axis.PP, plan.ends)
-    if ends is None:
-        return PipelineSpec(pipeline=pipeline)
-    names = dict(chunks[0 if context.groups.axis_rank(Axis.PP) == plan.ends[0] else -1].named_parameters())
-    return PipelineSpec(pipeline=pipeline, shared=(names[TIED],), shared_over=ends)
+    kernels = choose_kernels(config.kernels, context.device)
+    return build_engine(build_rank_model(config, model, context, kernels), config, context, kernels)
 
 
 def run_folder(config: RunConfig) -> Path | None:
@@ -206,15 +124,6 @@ def open_run_folder(config: RunConfig, context: RankContext) -> TextIO | None:
     if config.checkpoint.fresh:
         on_all_ranks(context.device, lambda: set_aside(folder) if context.rank == 0 else None)
     return lock
-
-
-ON_HOST = frozenset({"cu_seqlens"})
-"""Parts of a batch that the model reads on the host, where a copy on the device would make it wait."""
-
-
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch on `device`, but for what stays on the host."""
-    return {name: tensor if name in ON_HOST else tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def identity(tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def save(
     header = {
         "step": progress.step,
         "consumed_samples": progress.consumed_samples,
-        "layout": f"{layout}, ZeRO {engine.stage}",
+        "layout": f"{layout}, ZeRO {engine.zero_stage}",
         "config": config.model_dump(mode="json"),
         "identity": identity,
         "scalars": {

@@ -18,6 +18,7 @@ from megalm.commands.generate import Sampler
 from megalm.config import RunConfig, dump_config
 from megalm.config.rules.completion import complete_model
 from megalm.continuation import Progress, ResumePoint, restore, save
+from megalm.data.batch import Batch
 from megalm.data.samples.gpt_dataset import SampleDataset
 from megalm.data.samples.source import Padded
 from megalm.data.tokenizers import open_tokenizer
@@ -27,7 +28,7 @@ from megalm.distributed.mesh import Axis
 from megalm.engine.engine import Engine, StepResult
 from megalm.engine.lr_schedule import learning_rate
 from megalm.errors import NonFiniteError
-from megalm.models.gpt.flops import training_flops_per_token
+from megalm.models.families import FAMILIES
 from megalm.monitor.logger import MetricLogger
 from megalm.monitor.throughput import peak_memory_bytes
 from megalm.randomness import stable_seed
@@ -117,7 +118,7 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
         resume_step=progress.step,
         resume_samples=progress.consumed_samples,
         total_iters=config.training.total_iters(global_batch_size, progress.step, progress.consumed_samples),
-        flops_per_token=training_flops_per_token(model, config.batch.seq_length),
+        flops_per_token=FAMILIES[model.model_family].training_flops_per_token(model, config.batch.seq_length),
         ranks=context.mesh.world_size,
     )
     metric_logger.show_config(dump_config(config))
@@ -167,8 +168,8 @@ def step_once(run: Run, micro_batches: Iterator[dict[str, torch.Tensor]]) -> Non
         for number in range(len(parts))
     ]
     lr = learning_rate(run.progress.step + 1, run.config.optimizer, run.total_iters)
-    parts = [assembly.to_device(part, run.context.device) for part in parts]
-    result = run.engine.train_step(parts, seeds, lr)
+    batches = [Batch(tensors=part, seed=seed) for part, seed in zip(parts, seeds, strict=True)]
+    result = run.engine.train_step([batch.to(run.context.device) for batch in batches], lr)
     run.progress.count(result.loss, result.skipped, run.global_batch_size)
     run.metric_logger.step(step_row(run, result, lr), run.global_batch_size * batch.seq_length, wait_s)
     if run.progress.bad_in_a_row >= MAX_BAD_STEPS and not run.config.precision.fp16:
@@ -225,28 +226,33 @@ def evaluate(run: Run, sets: dict[str, SampleDataset], name: str) -> None:
         return
     run.metric_logger.pause()
     row: dict[str, Any] = {"step": run.progress.step, "consumed_samples": run.progress.consumed_samples}
-    total = torch.zeros(2, dtype=torch.float64, device=run.context.device)
+    total = torch.zeros(2, len(run.engine.runner.loss_weights), dtype=torch.float64, device=run.context.device)
     for own_name, dataset in sets.items():
         sums = evaluation_sums(run, dataset, whole=run.config.data.full_validation and name == "validation")
         if own_name:
-            row |= loss_and_perplexity(run.engine.mean_over_ranks(sums.clone()), name, f"/{own_name}")
+            row |= loss_and_perplexity(mean_loss(run, sums.clone()), name, f"/{own_name}")
         total += sums
-    run.metric_logger.validation(name, row | loss_and_perplexity(run.engine.mean_over_ranks(total), name))
+    run.metric_logger.validation(name, row | loss_and_perplexity(mean_loss(run, total), name))
     run.evaluated_step = run.progress.step
     run.metric_logger.resume()
 
 
 def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.Tensor:
-    """This rank's (sum of losses, tokens) over the first eval_iters batches of a dataset, or the `whole` of it."""
+    """This rank's sums and counts of losses over the first eval_iters batches of a dataset, or the `whole` of it."""
     size = run.global_batch_size
     if whole or len(dataset) < run.config.training.eval_iters * size:
         dataset = Padded(dataset, size)
     samples = len(dataset) if whole else min(len(dataset), run.config.training.eval_iters * size)
-    sums = torch.zeros(2, dtype=torch.float64, device=run.context.device)
+    sums = torch.zeros(2, len(run.engine.runner.loss_weights), dtype=torch.float64, device=run.context.device)
     batches = assembly.loader(run.config, run.data, dataset, run.context, 0, samples, workers=0)
     while parts := list(islice(batches, run.config.batch.accumulation(run.context.mesh.size(Axis.DP)))):
-        sums += run.engine.eval_step([assembly.to_device(part, run.context.device) for part in parts])
+        sums += run.engine.eval_step([Batch(tensors=part).to(run.context.device) for part in parts])
     return sums
+
+
+def mean_loss(run: Run, sums: torch.Tensor) -> float:
+    """The loss of an evaluation from every rank's sums and counts."""
+    return run.engine.total_loss(run.engine.mean_over_ranks(sums))
 
 
 def loss_and_perplexity(loss: float, name: str, suffix: str = "") -> dict[str, float]:

@@ -1,10 +1,10 @@
 """The shape of the Transformer: GPT-2 style and Llama style from the same fields."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megalm.config.base import Section
+from megalm.config.base import OpenChoice, Section
 
 PositionEmbedding = Literal["learned_absolute", "rope", "none"]
 Normalization = Literal["LayerNorm", "RMSNorm"]
@@ -13,6 +13,8 @@ Normalization = Literal["LayerNorm", "RMSNorm"]
 class ModelConfig(Section):
     """Sizes and variants of the model."""
 
+    model_family: Annotated[str, OpenChoice(("gpt",))] = "gpt"
+    """Family of the model: gpt (decoder-only, GPT-2 and Llama style)."""
     num_layers: int = Field(ge=1)
     """Number of Transformer layers."""
     hidden_size: int = Field(ge=1)
