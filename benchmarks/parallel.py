@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from batches import batch_of
 from spawner import run_on_ranks
 
 from megalm.config import RunConfig, load_config
@@ -79,8 +80,7 @@ def build(config: RunConfig):
     batches = []
     for _ in range(count):
         tokens = torch.randint(0, config.model.vocab_size or 1, (rows, length + 1), generator=generator)
-        mask = torch.ones(rows, length)
-        batches.append({"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": mask})
+        batches.append(batch_of(tokens[:, :-1], tokens[:, 1:]))
     return engine, batches
 
 
@@ -92,7 +92,7 @@ def step_times(flags: str, steps: int, threads: int) -> list[float]:
     for _ in range(steps + 2):
         torch.distributed.barrier()
         begin = time.perf_counter()
-        engine.train_step(batches, [0] * len(batches), 1e-3)
+        engine.train_step(batches, 1e-3)
         times.append(time.perf_counter() - begin)
     return times[2:]
 
@@ -104,7 +104,7 @@ def peak_and_state(flags: str) -> tuple[int, int]:
     with TensorMemory() as memory:
         engine, batches = build(configured(flags))
         for _ in range(2):
-            engine.train_step(batches, [0] * len(batches), 1e-3)
+            engine.train_step(batches, 1e-3)
             gc.collect()
     return memory.peak_bytes, memory.final_bytes
 

@@ -33,13 +33,14 @@ from kernels import machine
 from torch import Tensor
 
 from megalm.config.model import ModelConfig
+from megalm.data.batch import Batch
 from megalm.engine.host_memory import FreedMemory
 from megalm.engine.optimizer import ReplicatedAdamW, parameter_groups
 from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE, Kernels
 from megalm.kernels.cross_entropy import cross_entropy, fused_cross_entropy
 from megalm.kernels.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
-from megalm.models.blocks.layers import use_kernels
+from megalm.models.blocks.operators import use_kernels
 from megalm.models.gpt.flops import training_flops_per_token
 from megalm.models.gpt.init import initialize
 from megalm.models.gpt.model import GPT
@@ -93,7 +94,8 @@ class Trainer:
         self.model = GPT(config)
         initialize(self.model, config, 1)
         self.model.to(tokens.device, torch.bfloat16)
-        self.tokens = tokens
+        ones = torch.ones(tokens.shape, device=tokens.device)
+        self.batch = Batch(tensors={"tokens": tokens, "labels": tokens, "loss_mask": ones})
         self.optimizer = ReplicatedAdamW(
             parameter_groups(self.model, 0.1), clip_grad=1.0, accumulate_fp32=True, lr=1e-4, betas=(0.9, 0.95)
         )
@@ -107,7 +109,7 @@ class Trainer:
 
     def __call__(self) -> float:
         """One step; the loss."""
-        loss = self.model(self.tokens, labels_BT=self.tokens).mean()
+        loss = self.model(self.batch)["lm"].mean()
         loss.backward()
         self.optimizer.step()
         for parameter in self.model.parameters():

@@ -187,7 +187,7 @@ def save(
     assert config.checkpoint.save is not None, "only a run with a folder saves"
     header = {
         "step": step,
-        "layout": f"{layout}, ZeRO {engine.stage}",
+        "layout": f"{layout}, ZeRO {engine.zero_stage}",
         "config": config.model_dump(mode="json"),
         "identity": identity,
         "states": {stateful.name: stateful.state() for stateful in states},

@@ -1,6 +1,7 @@
 """What is measured between steps: the loss on validation and test sets, and a sample of what the model writes."""
 
 import math
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -17,33 +18,41 @@ def evaluate(run: Run, sets: dict[str, SampleDataset], name: str) -> None:
         return
     run.metric_logger.pause()
     row: dict[str, Any] = {"step": run.progress.step, "consumed_samples": run.progress.consumed_samples}
-    total = torch.zeros(2, dtype=torch.float64, device=run.context.device)
+    total = torch.zeros(2, len(run.engine.runner.loss_weights), dtype=torch.float64, device=run.context.device)
     for own_name, dataset in sets.items():
         sums = evaluation_sums(run, dataset, whole=run.config.data.full_validation and name == "validation")
         if own_name:
-            row |= loss_and_perplexity(run.engine.mean_over_ranks(sums.clone()), name, f"/{own_name}")
+            row |= evaluated_losses(run, sums.clone(), name, f"/{own_name}")
         total += sums
-    run.metric_logger.evaluation(row | loss_and_perplexity(run.engine.mean_over_ranks(total), name))
+    run.metric_logger.evaluation(row | evaluated_losses(run, total, name))
     run.evaluated_step = run.progress.step
     run.metric_logger.resume()
 
 
 def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.Tensor:
-    """This rank's (sum of losses, tokens) over the first eval_iters batches of a dataset, or the `whole` of it."""
+    """This rank's sums and counts of losses over the first eval_iters batches of a dataset, or the `whole` of it."""
     size = run.global_batch_size
     if whole or len(dataset) < run.config.training.eval_iters * size:
         dataset = Padded(dataset, size)
     samples = len(dataset) if whole else min(len(dataset), run.config.training.eval_iters * size)
-    sums = torch.zeros(2, dtype=torch.float64, device=run.context.device)
+    sums = torch.zeros(2, len(run.engine.runner.loss_weights), dtype=torch.float64, device=run.context.device)
     batches = run.data.batches(dataset, 0, samples, workers=0)
     while parts := list(islice(batches, run.accumulation)):
         sums += run.engine.eval_step([part.to(run.context.device) for part in parts])
     return sums
 
 
-def loss_and_perplexity(loss: float, name: str, suffix: str = "") -> dict[str, float]:
-    """What is reported of one evaluation."""
-    return {f"{name}_loss{suffix}": loss, f"{name}_ppl{suffix}": math.exp(min(loss, 20.0))}
+def evaluated_losses(run: Run, sums: torch.Tensor, name: str, suffix: str = "") -> dict[str, float]:
+    """What is reported of one evaluation, from every rank's sums and counts: the loss, and each that is part of it."""
+    losses = run.engine.mean_over_ranks(sums)
+    loss = run.engine.total_loss(losses)
+    row = {f"{name}_loss{suffix}": loss, f"{name}_ppl{suffix}": math.exp(min(loss, 20.0))}
+    return row | named_losses(losses, f"{name}_", suffix)
+
+
+def named_losses(losses: Mapping[str, float], prefix: str = "", suffix: str = "") -> dict[str, float]:
+    """The losses by their names in a row; none where the loss has one part only."""
+    return {f"{prefix}{name}_loss{suffix}": loss for name, loss in losses.items()} if len(losses) > 1 else {}
 
 
 def evaluate_at_end(run: Run) -> None:

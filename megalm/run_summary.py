@@ -10,11 +10,9 @@ from megalm.continuation import Progress
 from megalm.data.run_data import RunData
 from megalm.data.samples.sample import SampleDataset
 from megalm.distributed.context import RankContext
-from megalm.distributed.mesh import Axis
 from megalm.kernels import library
-from megalm.models.gpt.flops import num_parameters, training_flops_per_token
+from megalm.models.families import FAMILIES
 from megalm.monitor.tables import count, summary
-from megalm.parallel.pipeline.plan import PipelinePlan
 
 
 def describe_run(run: Run) -> str:
@@ -22,8 +20,8 @@ def describe_run(run: Run) -> str:
     config, context, engine = run.config, run.context, run.engine
     rows = [
         ("model", _model(config)),
-        ("layout", f"{context.mesh}, ZeRO {engine.stage}, {engine.optimizer_name}"),
-        *([("stages", _stages(config))] if context.mesh.size(Axis.PP) > 1 else []),
+        ("layout", f"{context.mesh}, ZeRO {engine.zero_stage}, {engine.optimizer_name}"),
+        *([("stages", engine.runner.stages)] if engine.runner.stages else []),
         ("device", _device(context)),
         ("precision", _precision(config)),
         ("recompute", _recompute(config)),
@@ -38,19 +36,15 @@ def describe_run(run: Run) -> str:
 
 def _model(config: RunConfig) -> str:
     model = config.model
-    flops = training_flops_per_token(model, config.batch.seq_length)
+    family = FAMILIES[model.model_family]
+    flops = family.training_flops_per_token(model, config.batch.seq_length)
     activation = "SwiGLU" if model.swiglu else "squared ReLU" if model.squared_relu else "GELU"
     return (
-        f"{count(num_parameters(model).total)} parameters, {model.num_layers} layers x {model.hidden_size}, "
+        f"{count(family.num_parameters(model))} parameters, {model.num_layers} layers x {model.hidden_size}, "
         f"{model.num_attention_heads} heads ({model.num_kv_heads} KV), {activation}, {model.normalization}, "
         f"{model.position_embedding_type}, vocabulary {model.vocab_size} (padded {model.padded_vocab_size()}), "
         f"{count(flops)}FLOP/token"
     )
-
-
-def _stages(config: RunConfig) -> str:
-    plan = PipelinePlan.of(config.parallel, config.model, config.batch.seq_length)
-    return f"{plan.schedule}; {plan}"
 
 
 def _device(context: RankContext) -> str:

@@ -16,7 +16,7 @@ from megalm.distributed.context import RankContext
 from megalm.engine.engine import StepResult
 from megalm.engine.lr_schedule import learning_rate
 from megalm.errors import NonFiniteError
-from megalm.evaluation import evaluate, evaluate_at_end, show_sample
+from megalm.evaluation import evaluate, evaluate_at_end, named_losses, show_sample
 from megalm.monitor.throughput import peak_memory_bytes
 from megalm.resilience.signals import StopRequest
 from megalm.run_summary import describe_run
@@ -109,6 +109,7 @@ def step_row(run: Run, result: StepResult, lr: float) -> dict[str, float | int]:
         "nan_iterations": run.progress.nan_iterations,
         "memory_bytes": peak_memory_bytes(run.context.device),
     }
+    row |= named_losses(result.losses)
     for name, loss in zip(run.data.train_names, result.dataset_losses, strict=False):
         if loss is not None:  # samples of this dataset were in the batch
             row[f"loss/{name}"] = loss

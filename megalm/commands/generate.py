@@ -14,8 +14,9 @@ from megalm.config.data import TokenizerConfig
 from megalm.config.model import ModelConfig
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.errors import CheckpointError, ConfigError
+from megalm.models.contract import LanguageModel
+from megalm.models.families import FAMILIES
 from megalm.models.generation import continue_greedily, generate
-from megalm.models.gpt.model import GPT
 
 if TYPE_CHECKING:
     from megalm.engine.engine import Engine  # DeepSpeed takes seconds to import
@@ -75,11 +76,11 @@ def open_checkpoint(place: str) -> CheckpointReader:
     return CheckpointReader(folder)
 
 
-def load_model(reader: CheckpointReader) -> GPT:
+def load_model(reader: CheckpointReader) -> LanguageModel:
     """The one-device model with the checkpoint's weights, fp32."""
     config = ModelConfig(**reader.manifest.config["model"])
     with torch.device("meta"):
-        model = GPT(config)
+        model = FAMILIES[config.model_family].build(config)
     model.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -146,7 +147,7 @@ class Sampler:
 
 
 def sample_text(
-    model: GPT, tokenizer: Tokenizer, prompt: str, *, num_samples: int, max_new_tokens: int, **options: Any
+    model: LanguageModel, tokenizer: Tokenizer, prompt: str, *, num_samples: int, max_new_tokens: int, **options: Any
 ) -> list[str]:
     """The prompt with each of its continuations, as text; `options` are those of `models.generation.generate`.
 

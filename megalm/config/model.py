@@ -1,10 +1,10 @@
 """The shape of the Transformer: GPT-2 style and Llama style from the same fields."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from megalm.config.base import FixedOnResume, Section
+from megalm.config.base import FixedOnResume, OpenChoice, Section
 
 PositionEmbedding = Literal["learned_absolute", "rope", "none"]
 Normalization = Literal["LayerNorm", "RMSNorm"]
@@ -15,6 +15,8 @@ class ModelConfig(Section):
 
     fixed_on_resume: ClassVar = FixedOnResume()
 
+    model_family: Annotated[str, OpenChoice(("gpt",))] = "gpt"
+    """Family of the model: gpt (decoder-only, GPT-2 and Llama style)."""
     num_layers: int = Field(ge=1)
     """Number of Transformer layers."""
     hidden_size: int = Field(ge=1)

@@ -1,11 +1,11 @@
-"""From a one-device model and a configuration to a DeepSpeed engine that trains it."""
+"""From what a rank holds of a model and a configuration to a DeepSpeed engine that trains it."""
 
 import contextlib
 import io
 import logging
 import warnings
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import deepspeed
 import torch
@@ -14,8 +14,11 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from torch import nn
 from torch.distributed import ProcessGroup
 
+from megalm.config import RunConfig, engine_json
 from megalm.config.training import OptimizerConfig, PrecisionConfig
+from megalm.distributed.context import RankContext
 from megalm.distributed.groups import MeshGroups
+from megalm.distributed.mesh import Axis
 from megalm.distributed.shards import ShardSpec
 from megalm.engine.cpu_adam import build_cpu_adam
 from megalm.engine.engine import Engine
@@ -23,8 +26,9 @@ from megalm.engine.host_memory import FreedMemory
 from megalm.engine.mpu import DeepSpeedMpu
 from megalm.engine.norm import agree_on_norm
 from megalm.engine.optimizer import ReplicatedAdamW, ShardedAdamW, adam_options, mark_owned, parameter_groups
-from megalm.engine.pipeline_gradients import PipelineSpec
-from megalm.kernels.choice import REFERENCE, Kernels
+from megalm.engine.pipeline_gradients import StageGradients
+from megalm.engine.runner import Runner, WholeModel
+from megalm.kernels.choice import Kernels
 from megalm.models.dtypes import DTYPES
 
 
@@ -45,50 +49,84 @@ def connect_deepspeed() -> None:
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
-def build_engine(
-    model: nn.Module,
-    engine_json: dict[str, Any],
-    optimizer_config: OptimizerConfig,
-    precision: PrecisionConfig,
-    device: torch.device,
-    groups: MeshGroups,
-    shard_specs: Mapping[str, ShardSpec],
-    pipeline_spec: PipelineSpec | None = None,
-    kernels: Kernels = REFERENCE,
-) -> Engine:
-    """The engine around `model`, which it moves to `device` and casts; ZeRO spreads over `groups.weights`.
+class Stages(Protocol):
+    """This rank's stages of a pipeline, and how they run."""
 
-    `shard_specs` says of every parameter of the whole model, by name, which part of it is here. With `pipeline_spec`,
-    `model` holds this rank's stages of a pipeline. `engine_json` is the final DeepSpeed configuration
-    (`config.engine_json`): its ZeRO stage decides who keeps which part of the state. The learning rate is set at every
-    step, by `Engine.train_step`.
+    @property
+    def shared(self) -> tuple[nn.Parameter, ...]:
+        """Parameters of this rank that another stage holds as well."""
+
+    @property
+    def shared_over(self) -> ProcessGroup | None:
+        """The ranks that hold them."""
+
+    def runner(self, gradients: StageGradients) -> Runner:
+        """What takes micro-batches through all stages; every rank calls it."""
+
+
+class RankModel(Protocol):
+    """What a rank holds of the model."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The whole model, or this rank's stages."""
+
+    @property
+    def shard_specs(self) -> Mapping[str, ShardSpec]:
+        """Of every parameter of the whole model, by name: which part of it is here."""
+
+    @property
+    def pipeline(self) -> Stages | None:
+        """The stages of a pipeline; None where the module is the whole model."""
+
+
+def build_engine(model: RankModel, config: RunConfig, context: RankContext, kernels: Kernels) -> Engine:
+    """The engine around `model`, which it moves to the rank's device and casts; ZeRO spreads over the dp axis.
+
+    The learning rate is set at every step, by `Engine.train_step`.
     """
     connect_deepspeed()
-    stage = int(engine_json["zero_optimization"]["stage"])
-    if stage == 0:
-        model.to(device=device, dtype=DTYPES[precision.dtype])
-        engine_json = _for_replicated(engine_json)
-    mark_owned(model, shard_specs)
-    decay_groups = parameter_groups(model, optimizer_config.weight_decay)
-    if stage == 0:
-        uncounted = {parameter for name, parameter in model.named_parameters() if not shard_specs[name].is_owner}
+    module, groups, precision = model.module, context.groups, config.precision
+    final_json = engine_json(config, context.mesh.size(Axis.DP))
+    zero_stage = int(final_json["zero_optimization"]["stage"])
+    if zero_stage == 0:
+        module.to(device=context.device, dtype=DTYPES[precision.dtype])
+        final_json = _for_replicated(final_json)
+    mark_owned(module, model.shard_specs)
+    decay_groups = parameter_groups(module, config.optimizer.weight_decay)
+    if zero_stage == 0:
+        uncounted = {p for name, p in module.named_parameters() if not model.shard_specs[name].is_owner}
         optimizer = _build_replicated(
-            decay_groups, optimizer_config, precision, uncounted, groups.model_copy.group, kernels
+            decay_groups, config.optimizer, precision, uncounted, groups.model_copy.group, kernels
         )
     else:
-        optimizer = _build_optimizer(decay_groups, engine_json, optimizer_config, kernels)
+        optimizer = _build_optimizer(decay_groups, final_json, config.optimizer, kernels)
         if isinstance(optimizer, ShardedAdamW):  # DeepSpeed knows AdamW by its exact class
-            engine_json = engine_json | {"zero_allow_untested_optimizer": True}
+            final_json = final_json | {"zero_allow_untested_optimizer": True}
     with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use line by line
         ds_engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=engine_json, mpu=DeepSpeedMpu(groups), dist_init_required=False
+            model=module, optimizer=optimizer, config=final_json, mpu=DeepSpeedMpu(groups), dist_init_required=False
         )
-    if pipeline_spec is not None and stage > 0:
-        agree_on_norm(ds_engine.optimizer, stage)
-    names = {parameter: name for name, parameter in model.named_parameters()}
     return Engine(
-        ds_engine, stage, names, shard_specs, device, groups, pipeline_spec, FreedMemory(device.type == "cpu")
+        ds_engine=ds_engine,
+        zero_stage=zero_stage,
+        runner=_build_runner(ds_engine, zero_stage, model.pipeline, groups),
+        names={parameter: name for name, parameter in module.named_parameters()},
+        shard_specs=model.shard_specs,
+        device=context.device,
+        groups=groups,
+        freed_memory=FreedMemory(context.device.type == "cpu"),
     )
+
+
+def _build_runner(ds_engine: Any, zero_stage: int, pipeline: Stages | None, groups: MeshGroups) -> Runner:
+    """How micro-batches go through the model."""
+    if pipeline is None:
+        # sequence parallelism needs equal parts
+        return WholeModel(ds_engine, zero_stage, length_multiple=groups.tensor.size)
+    if zero_stage > 0:
+        agree_on_norm(ds_engine.optimizer, zero_stage)
+    return pipeline.runner(StageGradients(ds_engine, zero_stage, pipeline.shared, pipeline.shared_over))
 
 
 def _for_replicated(engine_json: dict[str, Any]) -> dict[str, Any]:

@@ -4,128 +4,123 @@ Shapes: B micro-batch size, T sequence length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megalm.distributed.groups import MeshGroups, RankGroup
 from megalm.distributed.shards import ShardSpec, StateSlice
 from megalm.engine import state
 from megalm.engine.host_memory import FreedMemory
-from megalm.engine.pipeline_gradients import Batch, PipelineSpec, StageGradients
+from megalm.engine.loss_sums import LossSums, total, weighted
+from megalm.engine.runner import Runner
 from megalm.errors import NonFiniteError
-from megalm.models.blocks.loss import DatasetSums, summed_loss, token_count
+from megalm.models.contract import Batch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepResult:
     """What one optimizer step over a global batch gave."""
 
     loss: float
-    """Mean over the unmasked tokens of the global batch, nats."""
+    """Weighted sum of `losses`."""
+    losses: dict[str, float]
+    """Each named loss: mean over what it counts of the global batch ("lm": over its unmasked tokens, nats)."""
+    counts: dict[str, float]
+    """What each is the mean over ("lm": unmasked tokens of the global batch)."""
     grad_norm: float
     """L2 norm of the averaged gradient before clipping."""
-    tokens: int
-    """Unmasked tokens of the global batch."""
     loss_scale: float
     """Loss scale of this step; 1 without fp16."""
     skipped: bool
     """The gradients were not finite; weights and moments are as before."""
     dataset_losses: tuple[float | None, ...] = ()
-    """Loss per unmasked token of each dataset of the blend; None for one without tokens in this batch."""
+    """`loss` of each dataset of the blend; None for one that counts nothing in this batch."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Engine:
     """A model under DeepSpeed: train_step, eval_step, and its state as named slices."""
 
-    def __init__(
-        self,
-        ds_engine: Any,
-        stage: int,
-        names: dict[nn.Parameter, str],
-        shard_specs: Mapping[str, ShardSpec],
-        device: torch.device,
-        groups: MeshGroups,
-        pipeline_spec: PipelineSpec | None = None,
-        freed_memory: FreedMemory | None = None,
-    ) -> None:
-        self.ds_engine = ds_engine
-        self.stage = stage
-        self._pipeline = pipeline_spec.pipeline if pipeline_spec else None
-        self._gradients = StageGradients(ds_engine, stage, pipeline_spec) if pipeline_spec else None
-        self._grow_scale = (
-            _grow_after_step(ds_engine.optimizer.loss_scaler) if stage and ds_engine.fp16_enabled() else None
-        )
-        self.names = names
-        self.shard_specs = shard_specs
-        self.scalars = state.OptimizerScalars(ds_engine, stage)
-        self.device = device
-        self.groups = groups
-        self._by_dataset: DatasetSums | None = None
-        self._freed_memory = freed_memory or FreedMemory(False)
+    ds_engine: Any
+    zero_stage: int
+    runner: Runner
+    names: dict[nn.Parameter, str]
+    """This rank's parameters."""
+    shard_specs: Mapping[str, ShardSpec]
+    """Of every parameter of the whole model: which part of it is here."""
+    device: torch.device
+    groups: MeshGroups
+    freed_memory: FreedMemory
+    num_datasets: int = 0
+    """With more than 0, training steps also give the loss of each dataset; batches hold `dataset_id` [B] then."""
+    scalars: state.OptimizerScalars = field(init=False)
+    """What a checkpoint holds of the optimizer besides tensors."""
+    _grow_scale: Callable[[bool], None] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.scalars = state.OptimizerScalars(self.ds_engine, self.zero_stage)
+        if self.zero_stage and self.ds_engine.fp16_enabled():
+            self._grow_scale = _grow_after_step(self.ds_engine.optimizer.loss_scaler)
 
     def count_by_dataset(self, num_datasets: int) -> None:
-        """From now on training steps also give the loss of each dataset; batches hold `dataset_id` [B] then."""
-        self._by_dataset = DatasetSums(num_datasets, self.device)
+        """From now on training steps also give the loss of each dataset."""
+        self.num_datasets = num_datasets
 
-    def train_step(self, micro_batches: Sequence[Batch], seeds: Sequence[int], learning_rate: float) -> StepResult:
+    def train_step(self, batches: Sequence[Batch], learning_rate: float) -> StepResult:
         """One optimizer step over this rank's micro-batches of the global batch.
 
-        The loss is sum of losses / number of tokens over all ranks and micro-batches, not a mean of means.
-        `seeds` holds one seed per micro-batch for what the model draws (dropout).
+        Each loss is sum of losses / sum of counts over all ranks and micro-batches, not a mean of means.
 
-        Phases: count tokens, accumulate gradients, sum the loss, update.
+        Phases: count, accumulate gradients, sum the losses, update.
         """
-        ds_engine = self.ds_engine
+        ds_engine, weights = self.ds_engine, self.runner.loss_weights
         ds_engine.train()
         for group in ds_engine.basic_optimizer.param_groups:
             group["lr"] = learning_rate
-        scale = self.loss_scale
-        tokens = self._sum_over_data(sum(token_count(batch["loss_mask"]) for batch in micro_batches))
+        loss_scale, copies = self.loss_scale, self.groups.weights.size
+        counts = self._counts(batches)
         # DeepSpeed averages gradients over the ranks with the same weights; the sum over them is wanted
-        grad_scale = self.groups.weights.size / max(tokens, 1.0)
-        loss_total, dataset_losses = self._loss_over_ranks(self._accumulate(micro_batches, seeds, grad_scale))
+        scales = {name: weight * copies / max(counts[name], 1.0) for name, weight in weights.items()}
+        sums = self._loss_sums(self.num_datasets)
+        self.runner.train(batches, scales, loss_scale, sums.add)
+        losses, dataset_losses = self._means(self._sum_over_ranks(sums.values), counts)
         self._update()
-        self._freed_memory.after_step()
+        self.freed_memory.after_step()
         return StepResult(
-            loss=loss_total / max(tokens, 1.0),
+            loss=weighted(losses, weights),
+            losses=losses,
+            counts=counts,
             grad_norm=float(ds_engine.get_global_grad_norm()),
-            tokens=int(tokens),
-            loss_scale=scale,
+            loss_scale=loss_scale,
             skipped=not ds_engine.was_step_applied(),
             dataset_losses=dataset_losses,
         )
 
-    def _accumulate(self, micro_batches: Sequence[Batch], seeds: Sequence[int], grad_scale: float) -> Tensor:
-        """Gradients of the losses x `grad_scale` of all micro-batches; the sum of the losses on this rank, float64."""
-        ds_engine = self.ds_engine
-        if self._pipeline is not None and self._gradients is not None:
-            with self._gradients.collected() as collect:
-                scaled = grad_scale * self.loss_scale
-                return self._pipeline.train(micro_batches, seeds, scaled, collect, self._note_losses)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        for number, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), 1):
-            ds_engine.set_gradient_accumulation_boundary(number == len(micro_batches))
-            loss = self._summed_loss(batch, seed)
-            loss_sum += loss.detach()
-            loss = loss * grad_scale
-            ds_engine.backward(loss * self.loss_scale if self.stage == 0 else loss, scale_wrt_gas=False)
-            if number < len(micro_batches):
-                ds_engine.step()
-        return loss_sum
+    def _counts(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """The denominator of each loss, over this rank's micro-batches and all data-parallel ranks."""
+        names = tuple(self.runner.loss_weights)
+        own = [self.runner.counts(batch) for batch in batches]
+        values = torch.stack([torch.stack([total(counts[name]) for name in names]) for counts in own]).sum(0)
+        return dict(zip(names, self._sum_over_data(values).tolist(), strict=True))
 
-    def _loss_over_ranks(self, loss_sum: Tensor) -> tuple[float, tuple[float | None, ...]]:
-        """The summed loss of all ranks, and the loss per token of each dataset, in one reduction."""
-        if self._by_dataset is None:
-            return float(self._sum_over_ranks(loss_sum)), ()
-        sums = self._sum_over_ranks(torch.cat([loss_sum.view(1), self._by_dataset.take().flatten()]))
-        losses, tokens = sums[1:].view(2, -1).tolist()
-        means = tuple(loss / number if number else None for loss, number in zip(losses, tokens, strict=True))
-        return float(sums[0]), means
+    def _loss_sums(self, num_datasets: int = 0) -> LossSums:
+        return LossSums(tuple(self.runner.loss_weights), self.runner.counts, num_datasets, self.device)
+
+    def _means(self, sums: Tensor, counts: Mapping[str, float]) -> tuple[dict[str, float], tuple[float | None, ...]]:
+        """Every loss, and the weighted loss of each dataset, from the summed values of `LossSums`."""
+        weights = self.runner.loss_weights
+        totals = dict(zip(weights, sums[0, :, 0].tolist(), strict=True))
+        losses = {name: totals[name] / max(counts[name], 1.0) for name in weights}
+        by_dataset: list[float | None] = []
+        for dataset_sums, dataset_counts in zip(*sums[:, :, 1:].transpose(1, 2).tolist(), strict=True):
+            pairs = zip(weights, dataset_sums, dataset_counts, strict=True)
+            means = {name: loss / count if count else 0.0 for name, loss, count in pairs}
+            by_dataset.append(weighted(means, weights) if any(dataset_counts) else None)
+        return losses, tuple(by_dataset)
 
     def _update(self) -> None:
         try:
@@ -141,19 +136,24 @@ class Engine:
             ) from error
 
     @torch.no_grad()
-    def eval_step(self, micro_batches: Sequence[Batch]) -> Tensor:
-        """This rank's (sum of losses, number of unmasked tokens) as a float64 tensor of two.
+    def eval_step(self, batches: Sequence[Batch]) -> Tensor:
+        """This rank's sums and counts, float64 [2, number of losses]: to be added up, then for `mean_over_ranks`.
 
         Of a pipeline, only the last stage's rank has them; the others have zeros.
         """
         self.ds_engine.eval()
-        if self._pipeline is not None and self._gradients is not None:
-            with self._gradients.parameters_at_hand():
-                return self._pipeline.evaluate(micro_batches)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for batch in micro_batches:
-            sums += torch.stack([self._summed_loss(batch, None).double(), token_count(batch["loss_mask"])])
-        return sums
+        sums = self._loss_sums()
+        self.runner.evaluate(batches, sums.add)
+        return sums.values[..., 0]
+
+    def mean_over_ranks(self, sums: Tensor) -> dict[str, float]:
+        """Every loss from every rank's sum of `eval_step` results."""
+        sums, counts = self._sum_over_ranks(sums)
+        return dict(zip(self.runner.loss_weights, (sums / counts.clamp(min=1.0)).tolist(), strict=True))
+
+    def total_loss(self, losses: Mapping[str, float]) -> float:
+        """The weighted sum of named losses."""
+        return weighted(losses, self.runner.loss_weights)
 
     @torch.no_grad()
     def next_logits(self, tokens_BT: Tensor) -> Tensor:
@@ -162,22 +162,11 @@ class Engine:
         Every rank calls it with the same tokens, at most a micro-batch of samples, and has the result.
         """
         self.ds_engine.eval()
-        if self._pipeline is not None and self._gradients is not None:
-            with self._gradients.parameters_at_hand():
-                return self._pipeline.next_logits(tokens_BT).float()
-        length, model = tokens_BT.shape[1], self.ds_engine.module
-        # sequence parallelism needs equal parts; what comes after a token does not change its logits
-        logits_BTV = self.ds_engine(F.pad(tokens_BT, (0, -length % self.groups.tensor.size)))
-        return logits_BTV[:, length - 1, : model.config.vocab_size].float()  # type: ignore[no-any-return]
-
-    def mean_over_ranks(self, sums: Tensor) -> float:
-        """Loss per token from every rank's sum of `eval_step` results."""
-        total = self._sum_over_ranks(sums)
-        return float(total[0] / total[1].clamp(min=1.0))
+        return self.runner.next_logits(tokens_BT).float()
 
     def state_slices(self) -> list[StateSlice]:
         """The part of weights and moments that this rank keeps; empty moments are created as zeros."""
-        return state.state_slices(self.ds_engine, self.stage, self.names, self.shard_specs)
+        return state.state_slices(self.ds_engine, self.zero_stage, self.names, self.shard_specs)
 
     @property
     def optimizer_name(self) -> str:
@@ -190,7 +179,7 @@ class Engine:
         weights hold the same, every n-th of them.
         """
         slices, weights = [piece for piece in self.state_slices() if piece.shard_spec.is_owner], self.groups.weights
-        return slices[weights.rank :: weights.size] if self.stage == 0 else slices
+        return slices[weights.rank :: weights.size] if self.zero_stage == 0 else slices
 
     def set_weight(self, parameter: nn.Parameter, part: Tensor) -> None:
         """Give the model its working copy of one parameter; `part` holds the fp32 elements of its shard_spec."""
@@ -199,7 +188,7 @@ class Engine:
     @property
     def loss_scale(self) -> float:
         """Current loss scale."""
-        if self.stage == 0:
+        if self.zero_stage == 0:
             return float(self.ds_engine.optimizer.loss_scale)
         return float(self.ds_engine.optimizer.loss_scale) if self.ds_engine.fp16_enabled() else 1.0
 
@@ -209,30 +198,15 @@ class Engine:
         for piece in self.state_slices():
             if piece.shard_spec.is_owner:
                 total += piece.weight.double().square().sum().to(self.device)
-        if self.stage > 0:
+        if self.zero_stage > 0:
             _all_reduce(total, self.groups.weights)
         _all_reduce(total, self.groups.model_copy)
         return float(total.sqrt())
 
-    def _summed_loss(self, batch: Batch, seed: int | None) -> Tensor:
-        losses_BT = self.ds_engine(
-            batch["tokens"],
-            position_ids_BT=batch.get("position_ids"),
-            labels_BT=batch["labels"],
-            cu_seqlens_BN=batch.get("cu_seqlens"),
-            dropout_seed=seed,
-        )
-        self._note_losses(losses_BT.detach(), batch)
-        return summed_loss(losses_BT, batch["loss_mask"])
-
-    def _note_losses(self, losses_BT: Tensor, batch: Batch) -> None:
-        if self._by_dataset is not None and "dataset_id" in batch:
-            self._by_dataset.add(losses_BT, batch["loss_mask"], batch["dataset_id"])
-
-    def _sum_over_data(self, value: Tensor | int) -> float:
-        total = torch.as_tensor(value, dtype=torch.float64, device=self.device)
-        _all_reduce(total, self.groups.data)
-        return float(total)
+    def _sum_over_data(self, value: Tensor) -> Tensor:
+        """Sum of `value`, which all ranks of a pipeline have, over the ranks with other samples."""
+        _all_reduce(value, self.groups.data)
+        return value
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         """Sum of `value`, of which every rank with the last stage has its samples' part, the others nothing."""

@@ -14,65 +14,36 @@ done with it. Its two gradients of one micro-batch are ready at different times,
 until the step's last backward pass.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-Batch = dict[str, Tensor]
 OnGradients = Callable[[Iterable[nn.Parameter]], None]
-OnLosses = Callable[[Tensor, Batch], None]
-
-
-class Pipeline(Protocol):
-    """What takes micro-batches through a model whose stages stand on several ranks."""
-
-    def train(
-        self,
-        micro_batches: Sequence[Batch],
-        seeds: Sequence[int],
-        grad_scale: float,
-        on_gradients: OnGradients,
-        on_losses: OnLosses,
-    ) -> Tensor:
-        """Forward and backward of all; the sum of losses, float64, on the last stage, else 0.
-
-        Gradients are those of losses x `grad_scale`. `on_gradients` gets the parameters of a stage whenever its
-        gradients of a micro-batch are complete, `on_losses` the last stage's losses (B, T) of each.
-        """
-
-    def evaluate(self, micro_batches: Sequence[Batch]) -> Tensor:
-        """(sum of losses, number of unmasked tokens), float64, on the last stage, else zeros."""
-
-    def next_logits(self, tokens_BT: Tensor) -> Tensor:
-        """Logits (B, V) of the token after each row, without vocabulary padding, on every rank."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PipelineSpec:
-    """What the engine is told of a model whose stages stand on several ranks."""
-
-    pipeline: Pipeline
-    shared: tuple[nn.Parameter, ...] = ()
-    """Parameters of this rank that another stage holds as well."""
-    shared_over: ProcessGroup | None = None
-    """The ranks that hold them."""
 
 
 class StageGradients:
-    """Collects the gradients of a step and ends it as DeepSpeed's optimizer wants."""
+    """Collects the gradients of a step and ends it as DeepSpeed's optimizer wants.
 
-    def __init__(self, ds_engine: Any, stage: int, pipeline_spec: PipelineSpec) -> None:
-        self._wrapped = ds_engine
+    `shared` are the parameters of this rank that another stage holds as well, `shared_over` the ranks that hold them.
+    """
+
+    def __init__(
+        self,
+        ds_engine: Any,
+        zero_stage: int,
+        shared: tuple[nn.Parameter, ...] = (),
+        shared_over: ProcessGroup | None = None,
+    ) -> None:
+        self._ds_engine = ds_engine
         self._optimizer = ds_engine.optimizer
-        self._stage = stage
-        self._shared = pipeline_spec.shared
-        self._shared_over = pipeline_spec.shared_over
+        self._zero_stage = zero_stage
+        self._shared = shared
+        self._shared_over = shared_over
         self._held: dict[nn.Parameter, Tensor] = {}
         self._keeps_fp32 = hasattr(self._optimizer, "fp32_groups_gradients")  # BF16_Optimizer, at stage 1
         self._group_of = {p: number for number, g in enumerate(getattr(self._optimizer, "bit16_groups", [])) for p in g}
@@ -94,10 +65,10 @@ class StageGradients:
         DeepSpeed's trace of the order of modules, by which it fetches parameters ahead, stays off: it supposes that all
         ranks run the same modules.
         """
-        if self._stage < 3:
+        if self._zero_stage < 3:
             yield
             return
-        modules = list(self._wrapped.module.modules())
+        modules = list(self._ds_engine.module.modules())
         for module in modules:
             module._parameters._in_forward = True  # type: ignore[attr-defined]
         try:
@@ -112,11 +83,11 @@ class StageGradients:
         DeepSpeed copies the first gradients of a step and adds the later ones. Stages see their first micro-batch at
         different times, so all of them add, to zero.
         """
-        self._wrapped.set_gradient_accumulation_boundary(False)
-        if self._stage == 3:
+        self._ds_engine.set_gradient_accumulation_boundary(False)
+        if self._zero_stage == 3:
             self._optimizer.grad_partitions_flat_buffer.zero_()
             self._optimizer.micro_step_id = 1
-        elif self._stage == 2 and self._optimizer.cpu_offload:
+        elif self._zero_stage == 2 and self._optimizer.cpu_offload:
             for held in self._optimizer.accumulated_grads_in_cpu.values():
                 held.zero_()
             self._optimizer.micro_step_id = 0  # becomes 1 at the first reduction
@@ -125,12 +96,12 @@ class StageGradients:
     def _collect(self, parameters: Iterable[nn.Parameter]) -> None:
         """Put one stage's gradients of one micro-batch where they are accumulated."""
         optimizer = self._optimizer
-        if self._stage == 1:
+        if self._zero_stage == 1:
             if self._keeps_fp32:
                 optimizer.update_hp_grads(clear_lp_grads=True)
             else:
                 optimizer.backward_epilogue()
-        elif self._stage >= 2:
+        elif self._zero_stage >= 2:
             for parameter in self._shared:
                 self._hold(parameter)
             self._reduce(parameters)
@@ -147,7 +118,7 @@ class StageGradients:
     def _reduce(self, parameters: Iterable[nn.Parameter]) -> None:
         """Average the gradients over the dp axis and add them to this rank's part (ZeRO 1 to 3)."""
         optimizer = self._optimizer
-        if self._stage == 3:
+        if self._zero_stage == 3:
             for parameter in parameters:
                 if parameter.grad is not None:
                     optimizer.reduce_ready_partitions_and_remove_grads(parameter)
@@ -160,15 +131,15 @@ class StageGradients:
 
     @torch.no_grad()
     def _finish(self) -> None:
-        ds_engine, optimizer = self._wrapped, self._optimizer
+        ds_engine, optimizer = self._ds_engine, self._optimizer
         self._sum_shared()
-        if self._stage >= 2:
+        if self._zero_stage >= 2:
             self._reduce(self._shared)
             ds_engine.set_gradient_accumulation_boundary(True)
             optimizer.finalize_gradient_accumulation_boundary()
             return
         ds_engine.set_gradient_accumulation_boundary(True)
-        if self._stage == 1 and not self._keeps_fp32:
+        if self._zero_stage == 1 and not self._keeps_fp32:
             self._reduce(self._group_of)
         else:
             ds_engine.allreduce_gradients()
@@ -178,13 +149,13 @@ class StageGradients:
         for parameter in self._shared:
             total = self._accumulated(parameter)
             dist.all_reduce(total, group=self._shared_over)
-            if self._stage >= 2:
+            if self._zero_stage >= 2:
                 _set_gradient(parameter, total.to(parameter.dtype))
         self._held.clear()
 
     def _accumulated(self, parameter: nn.Parameter) -> Tensor:
         """The tensor in which this parameter's gradient has been summed up."""
-        if self._stage >= 2:
+        if self._zero_stage >= 2:
             return self._held[parameter]
         optimizer = self._optimizer
         if self._keeps_fp32:

@@ -4,6 +4,7 @@ Shapes: B samples, T sequence, V padded vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,12 +12,12 @@ from torch import Tensor
 from megalm.errors import ConfigError
 from megalm.models.blocks.attention import KVCache
 from megalm.models.blocks.randomness import named_generator
-from megalm.models.gpt.model import GPT
+from megalm.models.contract import LanguageModel
 
 
 @torch.no_grad()
 def generate(
-    model: GPT,
+    model: LanguageModel,
     prompt_tokens: Sequence[int],
     max_new_tokens: int,
     *,
@@ -109,8 +110,28 @@ def _sampler(temperature: float, top_k: int, top_p: float, num_samples: int, see
     return choose
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """The next tokens of a text, as a batch."""
+
+    tensors: dict[str, Tensor]
+    seed: int | None = None
+
+    @classmethod
+    def after(cls, cache: KVCache, tokens_BT: Tensor) -> "_Piece":
+        """Tokens whose positions follow those that `cache` holds."""
+        positions_1T = torch.arange(cache.length, cache.length + tokens_BT.shape[1], device=tokens_BT.device)[None]
+        return cls({"tokens": tokens_BT, "position_ids": positions_1T})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def get(self, name: str) -> Tensor | None:
+        return self.tensors.get(name)
+
+
 def _decode(
-    model: GPT,
+    model: LanguageModel,
     prompt_tokens: Sequence[int],
     max_new_tokens: int,
     num_samples: int,
@@ -122,7 +143,7 @@ def _decode(
     samples: list[list[int]] = [[] for _ in range(num_samples)]
     tokens_BT = torch.tensor([list(prompt_tokens)], device=device)
     for step in range(max_new_tokens):
-        logits_BV = model(tokens_BT, cache=cache)[:, -1].float()
+        logits_BV = model(_Piece.after(cache, tokens_BT), cache, wants_logits=True)[:, -1].float()
         if step == 0:  # the prompt runs once and is shared
             cache.repeat(num_samples)
             logits_BV = logits_BV.repeat(num_samples, 1)
@@ -137,7 +158,7 @@ def _decode(
 
 
 def _problems(
-    model: GPT,
+    model: LanguageModel,
     prompt_tokens: Sequence[int],
     max_new_tokens: int,
     temperature: float,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from megalm.distributed.functional import all_reduce
-from megalm.models.gpt.init import initial_value
+from megalm.models.families import FAMILIES
 from megalm.parallel.styles import Shards
 
 
@@ -19,6 +19,7 @@ def materialize(model: nn.Module, shards: Shards, seed: int, device: torch.devic
     Each parameter is drawn whole, by name, and cut.
     """
     model.to_empty(device=device)
+    initial_value = FAMILIES[shards.config.model_family].initial_value
     for name, parameter in model.named_parameters():
         shard_spec = shards.shard_specs[name]
         whole = initial_value(name, shard_spec.shape, shards.config, seed)

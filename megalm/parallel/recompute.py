@@ -8,8 +8,6 @@ operators run again on the same values, and dropout draws the same numbers.
   (Korthikanti et al. 2022, arXiv:2205.05198, section 5). Linear layers read these outputs and save them for the
   backward pass; at the end of each layer their storage is emptied, and it is filled again when the gradient arrives at
   the layer.
-
-Shapes: B batch, T sequence, D model width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +22,7 @@ from torch.utils.checkpoint import checkpoint, get_device_states, set_device_sta
 
 from megalm.config.recompute import RecomputeConfig
 from megalm.errors import ConfigError
-from megalm.models.gpt.model import GPT, LayerStep, run_in_order
+from megalm.models.contract import LanguageModel, LayerStep, Stream, run_in_order
 
 SELECTED = ("attention_norm", "attention.core", "mlp_norm")
 """Modules of a layer whose output is recomputed, besides every function called `activation` of its modules."""
@@ -32,7 +30,7 @@ OPTIONAL = ("attention.q_norm", "attention.k_norm")
 """The same, where the layer has them."""
 
 
-def apply_recompute(model: GPT, config: RecomputeConfig) -> None:
+def apply_recompute(model: LanguageModel, config: RecomputeConfig) -> None:
     """Make `model` (a whole one or a stage) recompute as `config` says, in place. Parameters keep their names.
 
     Raises:
@@ -60,11 +58,11 @@ class FullRecompute:
         self.kept = slice(self.groups[-1].stop if self.groups else 0, None)
         self.draws = draws
 
-    def __call__(self, steps: Sequence[LayerStep], x_BTD: Tensor) -> Tensor:
-        """The residual stream (B, T, D) after all `steps`."""
+    def __call__(self, steps: Sequence[LayerStep], stream: Stream) -> Stream:
+        """The stream after all `steps`."""
         for group in self.groups:
-            x_BTD = checkpoint(run_in_order, steps[group], x_BTD, use_reentrant=False, preserve_rng_state=self.draws)
-        return run_in_order(steps[self.kept], x_BTD)
+            stream = checkpoint(run_in_order, steps[group], stream, use_reentrant=False, preserve_rng_state=self.draws)
+        return run_in_order(steps[self.kept], stream)
 
 
 class CheckpointWithoutOutput:
@@ -79,13 +77,13 @@ class CheckpointWithoutOutput:
             self._outputs.append(output)
         return output
 
-    def discard_and_recompute(self, x_BTD: Tensor) -> Tensor:
-        """Drop what was noted; it comes back when the gradient of `x_BTD`, the layer's output, arrives."""
+    def discard_and_recompute(self, stream: Stream) -> Stream:
+        """Drop what was noted; it comes back when the gradient of the layer's output, last in `stream`, arrives."""
         if self._outputs:
             dropped = [_Dropped(output) for output in self._outputs]
             self._outputs = []
-            x_BTD.register_hook(partial(_restore_all, dropped))  # type: ignore[no-untyped-call]
-        return x_BTD
+            stream[-1].register_hook(partial(_restore_all, dropped))  # type: ignore[no-untyped-call]
+        return stream
 
 
 class _Dropped:
@@ -110,11 +108,11 @@ def _restore_all(dropped: list[_Dropped], _gradient: Tensor) -> None:
     dropped.clear()
 
 
-def _run_discarding(outputs: CheckpointWithoutOutput, steps: Sequence[LayerStep], x_BTD: Tensor) -> Tensor:
+def _run_discarding(outputs: CheckpointWithoutOutput, steps: Sequence[LayerStep], stream: Stream) -> Stream:
     """As `run_in_order`, and each layer drops what it noted on `outputs`."""
     for step in steps:
-        x_BTD = outputs.discard_and_recompute(step(x_BTD))
-    return x_BTD
+        stream = outputs.discard_and_recompute(step(stream))
+    return stream
 
 
 def _select(number: str, layer: nn.Module, outputs: CheckpointWithoutOutput, draws: bool) -> None:

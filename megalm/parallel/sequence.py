@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megalm.distributed.functional import own_shard
-from megalm.models.blocks.layers import Dropout
+from megalm.models.blocks.dropout import Dropout
 from megalm.parallel.region import SEQUENCE, TensorParallel
 
 

@@ -13,7 +13,8 @@ from torch.distributed import ProcessGroup
 from megalm.config.model import ModelConfig
 from megalm.distributed.shards import ShardSpec
 from megalm.models.blocks.attention import CausalAttention
-from megalm.models.blocks.layers import Dropout, FullLogits, TokenLoss
+from megalm.models.blocks.dropout import Dropout
+from megalm.models.blocks.head import FullLogits, TokenLoss
 from megalm.parallel.randomness import OwnDropout
 from megalm.parallel.region import InputHook, TensorParallel
 from megalm.parallel.sequence import SequenceParallelDropout, SequenceParallelPositions
@@ -52,6 +53,16 @@ class Shards:
 
 
 Style = Callable[[nn.Module, str, Shards], nn.Module]
+
+
+@dataclass(frozen=True)
+class ShardingPlan:
+    """Which layers of a model family get which style."""
+
+    rules: tuple[tuple[str, Style], ...]
+    """(pattern, style): patterns match a module's whole name; no two match the same module."""
+    optional: frozenset[str] = frozenset()
+    """Patterns that match nothing in some models of the family; each of the others matches something."""
 
 
 def replicated(module: nn.Module, name: str, shards: Shards) -> nn.Module:

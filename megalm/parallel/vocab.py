@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 
 from megalm.distributed.functional import all_gather_from_region, all_reduce
 from megalm.kernels.choice import REFERENCE, Kernels
-from megalm.models.blocks.layers import FullLogits
+from megalm.models.blocks.head import FullLogits, Head
 from megalm.parallel.region import TensorParallel
 
 
@@ -42,7 +42,7 @@ class VocabParallelEmbedding(nn.Module):
 
 
 class VocabParallelTokenLoss(nn.Module):
-    """Cross entropy of each token from the ranks' logits, in float32; padded vocabulary columns take no part."""
+    """Cross entropy of each token over the ranks' logits, in float32; padded vocabulary columns take no part."""
 
     def __init__(self, tp: TensorParallel, vocab_size: int) -> None:
         super().__init__()
@@ -54,8 +54,9 @@ class VocabParallelTokenLoss(nn.Module):
         """Call these kernels from now on."""
         self.kernels = kernels
 
-    def forward(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, labels_BT: Tensor, head: Head) -> Tensor:
         """Losses (B, T), float32, nats, equal on all ranks; every label must lie in [0, vocab_size)."""
+        logits_BTV = head.project(x_BTD)
         first = self.tp.rank * logits_BTV.shape[-1]
         classes = min(max(self.vocab_size - first, 0), logits_BTV.shape[-1])
         return vocab_parallel_cross_entropy(logits_BTV, labels_BT - first, classes, self.tp.group, self.kernels)

@@ -17,6 +17,7 @@ from torch.distributed.pipelining._backward import stage_backward_input, stage_b
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from megalm.data.batch import Batch
 from megalm.parallel.pipeline.stage import StageModule
 
 
@@ -114,8 +115,8 @@ class FakeRank:
     """On the meta device; they are given fake parameters."""
     batch_shape: tuple[int, int]
     """Rows of a micro-batch and the whole sequence."""
-    hidden_shape: tuple[int, int, int]
-    """The residual stream that this rank receives and sends."""
+    stream_shapes: tuple[tuple[int, ...], ...]
+    """The stream that this rank receives and sends."""
     dtype: torch.dtype
     gradient_dtype: torch.dtype
     """That of gradients that wait for the end of the step."""
@@ -135,8 +136,9 @@ def stage_bytes(rank: FakeRank, split: bool) -> list[StageBytes]:
                 parameter.grad_dtype = rank.gradient_dtype
             parameter.register_post_accumulate_grad_hook(taking)  # type: ignore[no-untyped-call]
         tokens_BT = torch.zeros(rank.batch_shape, dtype=torch.long)
-        batch = {"tokens": tokens_BT, "labels": tokens_BT, "loss_mask": torch.ones(rank.batch_shape)}
-        with LiveStorages([*modules.parameters(), *batch.values()]) as live:
+        mask_BT = torch.ones(rank.batch_shape)
+        batch = Batch(tensors={"tokens": tokens_BT, "labels": tokens_BT, "loss_mask": mask_BT})
+        with LiveStorages([*modules.parameters(), *batch.tensors.values()]) as live:
             return [
                 StageBytes(
                     first=_measured(rank, stage, batch, taking, live, split),
@@ -176,7 +178,7 @@ class _Taking:
 
 
 def _measured(
-    rank: FakeRank, stage: StageModule, batch: dict[str, Tensor], taking: _Taking, live: LiveStorages, split: bool
+    rank: FakeRank, stage: StageModule, batch: Batch, taking: _Taking, live: LiveStorages, split: bool
 ) -> PassBytes:
     """One micro-batch through one stage and back; with `split` a second one whose backward passes are apart."""
     meter = _Meter(live)
@@ -222,11 +224,13 @@ class _Meter:
 class _MicroBatch:
     """One micro-batch behind the forward pass of a stage."""
 
-    def __init__(self, rank: FakeRank, stage: StageModule, batch: dict[str, Tensor]) -> None:
+    def __init__(self, rank: FakeRank, stage: StageModule, batch: Batch) -> None:
         self._stage = stage
-        self._x = None if stage.is_first else torch.zeros(rank.hidden_shape, dtype=rank.dtype, requires_grad=True)
-        self._y: Any = stage(self._x, batch, None)
-        self._gradient: Tensor | None = None
+        shapes = () if stage.is_first else rank.stream_shapes
+        self._inputs = [torch.zeros(shape, dtype=rank.dtype, requires_grad=True) for shape in shapes]
+        outputs = stage(*self._inputs, batch=batch, scales=dict.fromkeys(stage.part.loss_weights, 1.0))
+        self._outputs: list[Tensor] = [outputs] if stage.is_last else list(outputs)
+        self._gradients: list[Tensor] | None = None
         self._groups: Any = None
 
     def backward(self) -> None:
@@ -238,8 +242,8 @@ class _MicroBatch:
         """The backward pass towards the input; the first stage has none, and torch does all in `backward_weight`."""
         self._receive()
         if not self._stage.is_first:
-            received = None if self._gradient is None else [self._gradient]
-            _, self._groups = stage_backward_input([self._y], received, [self._x], self._stage.parameters())
+            parameters = self._stage.parameters()
+            _, self._groups = stage_backward_input(self._outputs, self._gradients, self._inputs, parameters)
 
     def backward_weight(self) -> None:
         """The rest of it."""
@@ -247,11 +251,15 @@ class _MicroBatch:
             self._whole_backward()
         else:
             stage_backward_weight(self._stage.parameters(), self._groups)
-            self._x = self._y = self._gradient = self._groups = None
+            self._groups = None
+            self._release()
 
     def _receive(self) -> None:
-        self._gradient = None if self._stage.is_last else torch.zeros_like(self._y)
+        self._gradients = None if self._stage.is_last else [torch.zeros_like(y) for y in self._outputs]
 
     def _whole_backward(self) -> None:
-        self._y.backward(self._gradient)
-        self._x = self._y = self._gradient = None
+        torch.autograd.backward(self._outputs, self._gradients)
+        self._release()
+
+    def _release(self) -> None:
+        self._inputs, self._outputs, self._gradients = [], [], None

@@ -93,9 +93,11 @@ def _pipeline(layout: Layout) -> int:
 
 
 def _copied(layout: Layout) -> int:
-    """Elements of the token embedding on one rank, where both ends of a pipeline hold it."""
-    has_copy = layout.pipeline.has_copy(layout.config.model)
-    return layout.rows * layout.config.model.hidden_size if has_copy else 0
+    """Elements on one rank of what both ends of a pipeline hold: tied embeddings."""
+    if not layout.pipeline.copied:
+        return 0
+    held = dict(layout.stages(0)[0].part.named_parameters())
+    return sum(held[name].numel() for name in layout.pipeline.copied)
 
 
 def _gradient_bytes(layout: Layout) -> int:

@@ -12,10 +12,10 @@ from megalm.config.recompute import RecomputeConfig
 from megalm.distributed.mesh import Mesh
 from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE, Kernels
-from megalm.models.blocks.layers import use_kernels
+from megalm.models.blocks.operators import use_kernels
 from megalm.models.dtypes import DTYPES
+from megalm.models.families import FAMILIES
 from megalm.parallel.pipeline.chunks import build_chunks
-from megalm.parallel.pipeline.partition import PartCosts
 from megalm.parallel.pipeline.plan import PipelinePlan
 from megalm.parallel.pipeline.stage import StageModule
 from megalm.parallel.recompute import apply_recompute
@@ -74,7 +74,8 @@ class Layout:
 
     def stage_costs(self) -> list[float]:
         """Operations of each stage relative to their mean, output head counted."""
-        costs = PartCosts.of_model(self.config.model, self.config.batch.seq_length, "flops")
+        model = self.config.model
+        costs = FAMILIES[model.model_family].part_costs(model, self.config.batch.seq_length, "flops")
         of_stages = costs.of_stages(self.pipeline.layers)
         return [cost * len(of_stages) / sum(of_stages) for cost in of_stages]
 
@@ -112,7 +113,7 @@ class Layout:
         return FakeRank(
             stages=stages,
             batch_shape=(batch.micro_size, batch.seq_length),
-            hidden_shape=(batch.micro_size, length, config.model.hidden_size),
+            stream_shapes=stages[0].part.stream_shapes(batch.micro_size, length),
             dtype=dtype,
             gradient_dtype=torch.float32 if config.precision.grad_accum_dtype == "fp32" else dtype,
             keep=keep,

@@ -6,7 +6,7 @@ from typing import Any
 
 from megalm.config import RunConfig
 from megalm.config.recompute import RecomputeConfig
-from megalm.models.gpt.flops import training_flops_per_token
+from megalm.models.families import FAMILIES
 from megalm.planner.activations import StageBytes, stage_bytes
 from megalm.planner.communication import sent_bytes
 from megalm.planner.layout import Layout, parameter_sizes
@@ -73,7 +73,8 @@ def make_plan(config: RunConfig, world_size: int, times: StepTimes, modes: tuple
     ranks = [_plan_rank(layout, rank, actions, modes, known) for rank, actions in enumerate(table)]
     sent = sent_bytes(layout, max(rank.parameters for rank in ranks))
     rows = config.model.padded_vocab_size(layout.mesh.tp)
-    flops = training_flops_per_token(config.model, config.batch.seq_length, rows)
+    family = FAMILIES[config.model.model_family]
+    flops = family.training_flops_per_token(config.model, config.batch.seq_length, rows)
     return Plan(layout=layout, ranks=ranks, sent=sent, step=step, flops_per_token=flops)
 
 

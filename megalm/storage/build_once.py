@@ -4,7 +4,6 @@ They wait on a file lock, which the system frees when its holder dies. What is m
 under its name by a rename, so that a killed build leaves nothing that could be loaded.
 """
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -13,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megalm.storage.lock import take
+
 HELD = "another process has held {path} for {timeout_s:.0f} s"
 """What is said where somebody else holds the lock for too long."""
-_RETRY_S = 0.1
 
 
 def build_once(
@@ -71,14 +71,7 @@ def locked(path: Path, timeout_s: float, error: type[Exception], held: str = HEL
     Raises:
         error: somebody else held it for `timeout_s`; `held` is the text, with {path} and {timeout_s}.
     """
-    deadline = time.monotonic() + timeout_s
     with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise error(held.format(path=path, timeout_s=timeout_s)) from None
-                time.sleep(_RETRY_S)
+        if not take(file, timeout_s):
+            raise error(held.format(path=path, timeout_s=timeout_s))
         yield file.fileno()

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from batches import batch_of
 
 from megalm.assembly import build_model_and_engine
 from megalm.checkpoint.format import Manifest
 from megalm.config import RunConfig, load_config
 from megalm.continuation import Progress, ResumePoint, restore, save
+from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.engine.engine import Engine
@@ -43,8 +45,7 @@ class SmallRun:
         for _ in range(count):
             first = self.progress.consumed_samples + data.rank
             numbers = range(first, self.progress.consumed_samples + SAMPLES, data.size)
-            seeds = [stable_seed(1, "dropout", number) for number in numbers]
-            result = self.engine.train_step([sample(number) for number in numbers], seeds, LR)
+            result = self.engine.train_step([sample(number) for number in numbers], LR)
             self.steps.append((result.loss, result.grad_norm, result.loss_scale))
             self.progress.step += 1
             self.progress.consumed_samples += SAMPLES
@@ -56,9 +57,9 @@ class SmallRun:
         return save(self.engine, self.config, IDENTITY, self.progress.step, states, layout, CPU)
 
 
-def sample(number: int) -> dict[str, torch.Tensor]:
+def sample(number: int) -> Batch:
     tokens = torch.randint(0, VOCAB, (1, SEQ + 1), generator=torch.Generator().manual_seed(number))
-    return {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.ones(1, SEQ)}
+    return batch_of(tokens[:, :-1], tokens[:, 1:], seed=stable_seed(1, "dropout", number))
 
 
 def start(folder: str, flags: str = "", origin: Path | None = None) -> SmallRun:

@@ -47,9 +47,9 @@ def steps_of_a_rank(flags: list[str]) -> tuple[dict[Axis, int], list[list[Sample
     steps: list[list[Samples]] = []
     original = Engine.train_step
 
-    def recorded(engine: Engine, micro_batches: Any, *rest: Any) -> Any:
-        steps.append([[tuple(row) for row in part["tokens"].tolist()] for part in micro_batches])
-        return original(engine, micro_batches, *rest)
+    def recorded(engine: Engine, batches: Any, *rest: Any) -> Any:
+        steps.append([[tuple(row) for row in batch["tokens"].tolist()] for batch in batches])
+        return original(engine, batches, *rest)
 
     Engine.train_step = recorded  # type: ignore[method-assign]
     assert pretrain(config, context) == 0

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.distributed as dist
+from batches import batch_of
 from spawner import run_on_ranks
 
 from megalm.assembly import build_model_and_engine
 from megalm.config import load_config
+from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.distributed.shards import StateSlice
@@ -42,12 +44,12 @@ def build(flags: str) -> Engine:
     return build_model_and_engine(config, config.model, context)
 
 
-def batches() -> list[dict[str, torch.Tensor]]:
+def batches() -> list[Batch]:
     """This rank's micro-batches of one step."""
     generator = torch.Generator().manual_seed(dist.get_rank())
     tokens = torch.randint(0, 31, (2, 9), generator=generator)
     count = 12 // (2 * dist.get_world_size())
-    return [{"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.ones(2, 8)}] * count
+    return [batch_of(tokens[:, :-1], tokens[:, 1:])] * count
 
 
 def held(rows: list[tuple[int, int, str]]) -> list[Held]:
@@ -56,7 +58,7 @@ def held(rows: list[tuple[int, int, str]]) -> list[Held]:
     for stage, steps, extra in rows:
         engine = build(f"--zero-stage {stage} {extra}")
         for _ in range(steps):
-            engine.train_step(batches(), [0] * len(batches()), 0.01)
+            engine.train_step(batches(), 0.01)
         owned = [clone(piece) for piece in engine.owned_slices()]
         found.append(Held(shapes_of(engine), owned, model_weights(engine), engine.scalars.state()))
     return found
@@ -77,7 +79,7 @@ def model_weights(engine: Engine) -> dict[str, torch.Tensor]:
 
     weights = {}
     for parameter, name in engine.names.items():
-        with deepspeed.zero.GatheredParameters(parameter, enabled=engine.stage == 3):
+        with deepspeed.zero.GatheredParameters(parameter, enabled=engine.zero_stage == 3):
             weights[name] = parameter.detach().float().flatten().clone()
     return weights
 
@@ -134,7 +136,7 @@ def after_writing_through_the_views() -> list[tuple[bool, float, float]]:
         for parameter, name in engine.names.items():
             engine.set_weight(parameter, torch.full(engine.shard_specs[name].shape, 0.25))
         arrived = all(bool((weights == 0.25).all()) for weights in model_weights(engine).values())
-        result = engine.train_step(batches(), [0] * len(batches()), 0.01)
+        result = engine.train_step(batches(), 0.01)
         after = torch.cat(list(model_weights(engine).values()))
         seen.append((arrived, result.loss, float(after.double().sum())))
     return seen
@@ -159,7 +161,7 @@ def steps_with_infinite_gradients() -> list[tuple[list[bool], bool, bool]]:
         skipped, states = [], []
         for factor in (torch.ones(()), blow_up, torch.ones(())):
             with gradients_times(engine, factor):
-                skipped.append(engine.train_step(batches(), [0] * len(batches()), 0.01).skipped)
+                skipped.append(engine.train_step(batches(), 0.01).skipped)
             states.append([clone(piece) for piece in engine.owned_slices()])
         seen.append((skipped, equal(states[0], states[1]), equal(states[1], states[2])))
     return seen

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import token_losses
 from kernels.fused import ON_GPU, needs_fused
 
 from megalm.config.model import ModelConfig
@@ -12,7 +13,7 @@ from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE
 from megalm.kernels.cross_entropy import fused_cross_entropy
 from megalm.kernels.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
-from megalm.models.blocks.layers import use_kernels
+from megalm.models.blocks.operators import use_kernels
 from megalm.models.gpt.init import initialize
 from megalm.models.gpt.model import GPT
 from megalm.monitor.tensor_memory import TensorMemory
@@ -58,7 +59,7 @@ def losses_of(kernels, options, dtype, device, steps=6):
     tokens = torch.randint(0, 250, (3, 24), generator=torch.Generator().manual_seed(2)).to(device)
     found = []
     for _ in range(steps):
-        loss = model(tokens, labels_BT=tokens.roll(-1, 1)).mean()
+        loss = token_losses(model, tokens, tokens.roll(-1, 1)).mean()
         loss.backward()
         optimizer.step()
         found.append([float(loss.detach()), optimizer._global_grad_norm])
@@ -91,7 +92,7 @@ def test_recomputation_gives_the_same_bits(granularity, lengths):
         use_kernels(model, FUSED)
         if recompute:
             apply_recompute(model, RecomputeConfig(recompute_granularity=granularity))
-        loss = model(tokens, labels_BT=tokens, cu_seqlens_BN=boundaries).sum()
+        loss = token_losses(model, tokens, tokens, cu_seqlens=boundaries).sum()
         found.append((loss, *torch.autograd.grad(loss, list(model.parameters()))))
     for plain, recomputed in zip(*found, strict=True):
         assert torch.equal(plain, recomputed)
@@ -104,7 +105,7 @@ def test_generation_and_evaluation_leave_the_logits_alone():
     use_kernels(model, FUSED)
     tokens = torch.arange(12)[None]
     with torch.no_grad():
-        first, second = model(tokens, labels_BT=tokens), model(tokens, labels_BT=tokens)
+        first, second = token_losses(model, tokens, tokens), token_losses(model, tokens, tokens)
     assert torch.equal(first, second)
 
 
@@ -121,7 +122,7 @@ def test_the_fused_model_compiles_without_graph_breaks(options, dtype):
     torch._dynamo.reset()
     found = []
     for call in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
-        losses = call(tokens, labels_BT=tokens.roll(-1, 1))
+        losses = token_losses(call, tokens, tokens.roll(-1, 1))
         found.append((losses, *torch.autograd.grad(losses.sum(), list(model.parameters()))))
     for eager, compiled in zip(*found, strict=True):
         torch.testing.assert_close(eager, compiled)
@@ -133,11 +134,11 @@ def test_dropout_of_the_fused_model_follows_from_its_seed():
     initialize(model, config, 1)
     use_kernels(model, FUSED)
     tokens = torch.arange(24)[None]
-    losses = [model(tokens, labels_BT=tokens, dropout_seed=seed) for seed in (1, 1, 2)]
+    losses = [token_losses(model, tokens, tokens, seed=seed) for seed in (1, 1, 2)]
     assert torch.equal(losses[0], losses[1])
     assert not torch.equal(losses[0], losses[2])
     model.eval()
-    torch.testing.assert_close(model(tokens, labels_BT=tokens), model(tokens, labels_BT=tokens, dropout_seed=1))
+    torch.testing.assert_close(token_losses(model, tokens, tokens), token_losses(model, tokens, tokens, seed=1))
 
 
 def test_the_loss_takes_a_quarter_of_the_eager_memory():

@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import pytest
 import torch
+from batches import token_losses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -86,14 +87,15 @@ def test_a_packed_sample_is_its_documents_one_by_one(
     layout = [[5, 1, 18], [24], [11, 13]]
     tokens, labels = torch.randint(100, (3, T)), torch.randint(100, (3, T))
     positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in layout])
-    packed = model(tokens, positions, labels, cu_seqlens_BN=cumulative(layout))
+    packed = token_losses(model, tokens, labels, position_ids=positions, cu_seqlens=cumulative(layout))
     apart = torch.cat([
-        model(t[None], labels_BT=y[None])[0]
+        token_losses(model, t[None], y[None])[0]
         for row_tokens, row_labels, lengths in zip(tokens, labels, layout, strict=True)
         for t, y in zip(row_tokens.split(lengths), row_labels.split(lengths), strict=True)
     ])  # fmt: skip
     torch.testing.assert_close(packed.flatten(), apart, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(packed, model(tokens, positions, labels), rtol=1e-2), "documents must matter here"
+    joined = token_losses(model, tokens, labels, position_ids=positions)
+    assert not torch.allclose(packed, joined, rtol=1e-2), "documents must matter here"
     names, parameters = zip(*model.named_parameters(), strict=True)
     ours = torch.autograd.grad(packed.sum(), parameters)
     theirs = torch.autograd.grad(apart.sum(), parameters)
@@ -159,7 +161,7 @@ def test_recomputation_keeps_documents_apart(
     boundaries = cumulative([[5, 1, 18], [11, 13]])
     losses = []
     for model in (plain, recomputed):
-        losses.append(model(tokens, labels_BT=tokens, cu_seqlens_BN=boundaries))
+        losses.append(token_losses(model, tokens, tokens, cu_seqlens=boundaries))
         losses[-1].sum().backward()
     assert torch.equal(*losses)
     for one, other in zip(plain.parameters(), recomputed.parameters(), strict=True):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from batches import logits
 
 from megalm.errors import ConfigError
 from megalm.models.generation import continue_greedily, generate, sample_tokens, truncate_logits
@@ -13,7 +14,7 @@ def test_greedy_decode_equals_argmax_without_cache(style_config, build):
     model = build(style_config)
     tokens = list(PROMPT)
     for _ in range(12):
-        tokens.append(model(torch.tensor([tokens]))[0, -1].argmax().item())
+        tokens.append(logits(model, torch.tensor([tokens]))[0, -1].argmax().item())
     assert generate(model, PROMPT, 12, temperature=0.0) == [tokens[4:]]
 
 
@@ -21,9 +22,9 @@ def test_continuing_without_a_cache_is_greedy_decoding(config_of, build):
     model = build(config_of("llama")).eval()
     cpu = torch.device("cpu")
     expected = generate(model, PROMPT, 12, temperature=0.0)[0]
-    assert continue_greedily(lambda tokens: model(tokens)[:, -1], PROMPT, 12, None, cpu) == expected
+    assert continue_greedily(lambda tokens: logits(model, tokens)[:, -1], PROMPT, 12, None, cpu) == expected
     stop = expected[3]
-    stopped = continue_greedily(lambda tokens: model(tokens)[:, -1], PROMPT, 12, stop, cpu)
+    stopped = continue_greedily(lambda tokens: logits(model, tokens)[:, -1], PROMPT, 12, stop, cpu)
     assert stopped == expected[: expected.index(stop) + 1]
 
 

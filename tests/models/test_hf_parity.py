@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from batches import logits, token_losses
 
 SIZES = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 72, "max_position_embeddings": 24}
@@ -69,9 +70,9 @@ def assert_same_logits(hf_model, model, state):
     tokens = torch.randint(0, 100, (2, 19))
     labels = tokens.roll(-1, 1)
     expected = hf_model(tokens).logits
-    torch.testing.assert_close(model(tokens)[..., :100], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(model, tokens)[..., :100], expected, rtol=1e-5, atol=1e-5)
     losses = torch.nn.functional.cross_entropy(expected.transpose(1, 2), labels, reduction="none")
-    torch.testing.assert_close(model(tokens, labels_BT=labels), losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(token_losses(model, tokens, labels), losses, rtol=1e-5, atol=1e-5)
 
 
 def test_gpt2_logits_are_equal(config_of, build):

@@ -20,7 +20,7 @@ ROOT = Path(megalm.__file__).parents[1]
 def test_zero3_losses_equal_those_of_plain_torch(tmp_path):
     pytest.importorskip("deepspeed")
     single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    environment = os.environ | single | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | single | {"PYTHONPATH": f"{ROOT}{os.pathsep}{SCRIPT.parents[1]}"}
     command = [sys.executable, str(SCRIPT), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]

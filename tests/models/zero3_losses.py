@@ -7,6 +7,7 @@ from pathlib import Path
 import deepspeed
 import torch
 import torch.distributed as dist
+from batches import token_losses
 
 from megalm.config.model import ModelConfig
 from megalm.models.gpt.init import initialize
@@ -36,7 +37,7 @@ def plain_losses(config: ModelConfig) -> list[float]:
     model, optimizer = build(config)
     losses = []
     for tokens in batches():
-        loss = model(tokens[:, :-1], labels_BT=tokens[:, 1:]).mean()
+        loss = token_losses(model, tokens[:, :-1], tokens[:, 1:]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -49,7 +50,7 @@ def zero3_losses(config: ModelConfig) -> list[float]:
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ZERO3)
     losses = []
     for tokens in batches():
-        loss = engine(tokens[:, :-1], labels_BT=tokens[:, 1:]).mean()
+        loss = token_losses(engine, tokens[:, :-1], tokens[:, 1:]).mean()
         engine.backward(loss)
         engine.step()
         losses.append(loss.item())

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalm.config.model import ModelConfig
-from megalm.models.gpt.flops import forward_flops_per_token, num_parameters
-from megalm.parallel.pipeline.partition import PartCosts, balanced_layers, layer_ranges
+from megalm.models.contract import PartCosts
+from megalm.models.gpt.flops import forward_flops_per_token, num_parameters, part_costs
+from megalm.parallel.pipeline.partition import balanced_layers, layer_ranges
 
 COST = st.integers(0, 50)
 
@@ -50,10 +51,10 @@ def test_layout_counts_become_ranges() -> None:
 
 def test_costs_add_up_to_the_model() -> None:
     model = ModelConfig(num_layers=6, hidden_size=32, num_attention_heads=4, vocab_size=500, max_position_embeddings=64)
-    flops = PartCosts.of_model(model, 64, "flops")
+    flops = part_costs(model, 64, "flops")
     assert sum(flops.of_stages(layer_ranges([2, 4]))) == forward_flops_per_token(model, 64)
-    tied = PartCosts.of_model(model, 64, "parameters")
+    tied = part_costs(model, 64, "parameters")
     assert sum(tied.of_stages(layer_ranges([2, 4]))) == num_parameters(model).total + 512 * 32
     untied_model = model.model_copy(update={"untie_embeddings_and_output_weights": True})
-    untied = PartCosts.of_model(untied_model, 64, "parameters")
+    untied = part_costs(untied_model, 64, "parameters")
     assert sum(untied.of_stages(layer_ranges([2, 4]))) == num_parameters(untied_model).total

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from batches import batch_of, logits, token_losses
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
@@ -57,7 +58,8 @@ def tokens() -> Tensor:
 def trained(model: GPT, cu_seqlens: Tensor | None = None) -> dict[str, Tensor]:
     """Losses, gradients and the next random number of one forward and backward pass."""
     torch.manual_seed(3)
-    losses = model(tokens(), labels_BT=tokens(), cu_seqlens_BN=cu_seqlens)
+    fields = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
+    losses = token_losses(model, tokens(), tokens(), **fields)
     losses.sum().backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     return found | {"losses": losses.detach(), "next": torch.rand(4)}
@@ -115,7 +117,7 @@ def alive_after_forward(model: GPT) -> int:
 
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(tokens(), labels_BT=tokens())
+        loss = token_losses(model, tokens(), tokens())
     for tensor in kept:
         sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     del loss
@@ -134,7 +136,7 @@ def test_dropped_outputs_come_back_only_when_the_gradient_arrives() -> None:
     model = built("gpt2", SELECTIVE)
     outputs: list[Tensor] = []
     model.layers["1"].attention.core.register_forward_hook(lambda _m, _i, output: outputs.append(output))  # type: ignore[union-attr]
-    loss = model(tokens(), labels_BT=tokens()).sum()
+    loss = token_losses(model, tokens(), tokens()).sum()
     assert outputs[0].untyped_storage().nbytes() == 0
     loss.backward()
     assert outputs[0].untyped_storage().nbytes() == B * T * 32 * 4
@@ -144,7 +146,7 @@ def test_nothing_outlives_the_backward_pass() -> None:
     model = built("llama", SELECTIVE)
     inputs: list[weakref.ref[Tensor]] = []
     model.layers["1"].attention.core.register_forward_pre_hook(lambda _m, args: inputs.append(weakref.ref(args[0])))  # type: ignore[union-attr]
-    loss = model(tokens(), labels_BT=tokens()).sum()
+    loss = token_losses(model, tokens(), tokens()).sum()
     loss.backward()
     del loss
     assert inputs[0]() is None
@@ -156,7 +158,7 @@ def test_input_and_weight_gradients_may_be_asked_for_one_after_the_other() -> No
         model = built("llama", mode, dropout=0.1)
         torch.manual_seed(3)
         x = torch.randn(B, T, 32, requires_grad=True)
-        y = model.run_layers(x, torch.arange(T)[None])
+        (y,) = model.run_layers((x,), batch_of(tokens()))
         weights = list(model.layers.parameters())
         (of_input,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
         of_weights = torch.autograd.grad(y.sum(), weights)
@@ -170,7 +172,7 @@ def test_generation_and_parameter_names_do_not_change(mode: str) -> None:
     plain, changed = built("llama", {}), built("llama", MODES[mode])
     assert [n for n, _ in plain.named_parameters()] == [n for n, _ in changed.named_parameters()]
     with torch.no_grad():
-        assert torch.equal(plain(tokens()), changed(tokens()))
+        assert torch.equal(logits(plain, tokens()), logits(changed, tokens()))
 
 
 def test_a_stage_recomputes_too() -> None:
@@ -179,7 +181,7 @@ def test_a_stage_recomputes_too() -> None:
     initialize(stage, model.config, 1)
     apply_recompute(stage, RecomputeConfig.model_validate(MODES["block 2"]))
     x = torch.randn(B, T, 32, requires_grad=True)
-    stage.run_layers(x, torch.arange(T)[None]).sum().backward()
+    stage.run_layers((x,), batch_of(tokens()))[0].sum().backward()
     assert x.grad is not None
 
 

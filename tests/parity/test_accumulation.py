@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from batches import batch_of
 from layouts import LLAMA, SEQ, VOCAB, WORDS
 from spawner import run_on_ranks
 
@@ -37,8 +38,8 @@ def norms(flags: str) -> tuple[float, float]:
     found = []
     for weight in (0.0, SMALL):
         masks = [torch.ones(1, SEQ)] + [torch.full((1, SEQ), weight)] * (MICRO_BATCHES - 1)
-        batches = [{"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": mask} for mask in masks]
-        found.append(engine.train_step(batches, [0] * MICRO_BATCHES, 0.0).grad_norm)
+        batches = [batch_of(tokens[:, :-1], tokens[:, 1:], loss_mask=mask) for mask in masks]
+        found.append(engine.train_step(batches, 0.0).grad_norm)
     return found[0], found[1]
 
 

@@ -11,6 +11,7 @@ from test_parity import global_batch
 
 from megalm.assembly import build_model_and_engine
 from megalm.config import check_layout, load_config
+from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 
@@ -42,11 +43,11 @@ def skipped_steps(flags: str, bad: float) -> tuple[list[bool], list[bool], list[
     for step in range(3):
         batch = global_batch(config, generator)
         rows = [slice(first + context.dp_rank * micro, first + (context.dp_rank + 1) * micro) for first in firsts]
-        parts = [{name: array[part] for name, array in batch.items()} for part in rows]
+        parts = [Batch(tensors={name: array[part] for name, array in batch.items()}) for part in rows]
         before = [piece.weight.clone() for piece in engine.state_slices()]
         poisoned = step == 1 and context.rank == dist.get_world_size() - 1
         hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, bad)) if poisoned else None
-        result = engine.train_step(parts, [0] * len(parts), 0.01)
+        result = engine.train_step(parts, 0.01)
         if hook is not None:
             hook.remove()
         skipped.append(result.skipped)

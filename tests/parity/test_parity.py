@@ -14,6 +14,7 @@ from spawner import run_on_ranks
 
 from megalm.assembly import build_model_and_engine
 from megalm.config import RunConfig, check_layout, load_config
+from megalm.data.batch import Batch
 from megalm.data.samples.sample import Sample
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
@@ -48,11 +49,17 @@ def trained(flags: str) -> Trained:
     losses, norms, parts = [], [], []
     for step in range(STEPS):
         batch = global_batch(config, generator)
-        parts = [{name: array[first : first + micro] for name, array in batch.items()} for first in firsts]
-        result = engine.train_step(parts, [stable_seed(step, "dropout", first) for first in firsts], 0.01)
+        parts = [
+            Batch(
+                tensors={name: array[first : first + micro] for name, array in batch.items()},
+                seed=stable_seed(step, "dropout", first),
+            )
+            for first in firsts
+        ]
+        result = engine.train_step(parts, 0.01)
         losses.append(result.loss)
         norms.append(result.grad_norm)
-    evaluated = engine.mean_over_ranks(engine.eval_step(parts))
+    evaluated = engine.total_loss(engine.mean_over_ranks(engine.eval_step(parts)))
     prompt = [5, 3, 1]  # no multiple of the ranks of sequence parallelism
     logits = engine.next_logits(torch.tensor([prompt]))
     text = continue_greedily(engine.next_logits, prompt, 6, None, context.device)

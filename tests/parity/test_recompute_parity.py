@@ -4,6 +4,7 @@ and weights."""
 import pytest
 import torch
 import torch.distributed as dist
+from batches import batch_of
 from spawner import run_on_ranks
 
 from megalm.assembly import build_model_and_engine
@@ -40,10 +41,10 @@ def trained(flags: str, mode: str) -> tuple[list[float], torch.Tensor]:
     numbers = []
     for step in range(STEPS):
         parts = []
-        for _ in range(2):
+        for number in range(2):
             tokens = torch.randint(0, VOCAB, (2, SEQ + 1), generator=generator)
-            parts.append({"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.ones(2, SEQ)})
-        result = engine.train_step(parts, [100 * step + rank, 100 * step + 50 + rank], 0.01)
+            parts.append(batch_of(tokens[:, :-1], tokens[:, 1:], seed=100 * step + 50 * number + rank))
+        result = engine.train_step(parts, 0.01)
         numbers += [result.loss, result.grad_norm]
     return numbers, torch.cat([piece.weight.flatten() for piece in engine.state_slices()])
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.distributed as dist
+from batches import batch_of
 from spawner import run_on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -54,11 +55,10 @@ def measured(flags: str) -> int:
     config = loaded(flags)
     context = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), torch.device("cpu"))
     engine = build_model_and_engine(config, config.model, context)
-    batch = {name: torch.zeros(2, 32, dtype=torch.long) for name in ("tokens", "labels")}
-    batches = [batch | {"loss_mask": torch.ones(2, 32)}] * 4
-    engine.train_step(batches, [0] * 4, 0.1)
+    batches = [batch_of(torch.zeros(2, 32, dtype=torch.long))] * 4
+    engine.train_step(batches, 0.1)
     with Sent() as sent:
-        engine.train_step(batches, [0] * 4, 0.1)
+        engine.train_step(batches, 0.1)
     return sent.by_name.total()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.distributed as dist
+from batches import batch_of
 from spawner import run_on_ranks
 
 from megalm.config import load_config
@@ -42,9 +43,8 @@ def measured(flags: str) -> int:
     with TensorMemory() as memory:
         engine = build_model_and_engine(config, config.model, context)
         for _ in range(2):
-            batch = {name: torch.zeros(rows, length, dtype=torch.long) for name in ("tokens", "labels")}
             count = config.batch.accumulation(context.mesh.size(Axis.DP))
-            engine.train_step([batch | {"loss_mask": torch.ones(rows, length)}] * count, [0] * count, 0.01)
+            engine.train_step([batch_of(torch.zeros(rows, length, dtype=torch.long))] * count, 0.01)
             gc.collect()  # DeepSpeed leaves cycles, which would go away some time later
     return memory.peak_bytes
 

@@ -13,7 +13,7 @@ from megalm.config.model import ModelConfig
 from megalm.kernels.attention import torch_attention
 from megalm.kernels.choice import REFERENCE, Kernels
 from megalm.models.blocks.documents import Documents, document_attention
-from megalm.models.blocks.layers import build_norm
+from megalm.models.blocks.norm import build_norm
 
 RotaryTables = tuple[Tensor, Tensor]
 

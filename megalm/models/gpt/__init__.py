@@ -1,1 +1,21 @@
 """Decoder-only models in the style of GPT-2 and Llama: the model, its initial values, its FLOPs."""
+
+from megalm.config.model import ModelConfig
+from megalm.models.contract import Family
+from megalm.models.gpt.flops import num_parameters, part_costs, training_flops_per_token
+from megalm.models.gpt.init import initial_value
+from megalm.models.gpt.model import GPT
+
+
+def _shared_parameters(config: ModelConfig) -> tuple[str, ...]:
+    return ("embedding.tokens.weight",) if config.tied else ()
+
+
+GPT_FAMILY = Family(
+    build=GPT,
+    initial_value=initial_value,
+    num_parameters=lambda config: num_parameters(config).total,
+    training_flops_per_token=training_flops_per_token,
+    part_costs=part_costs,
+    shared_parameters=_shared_parameters,
+)

@@ -8,6 +8,8 @@ look-ups, norms, activations and softmax do not.
 from dataclasses import dataclass
 
 from megalm.config.model import ModelConfig
+from megalm.config.parallel import PartitionMethod
+from megalm.models.contract import PartCosts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,17 @@ def training_flops_per_token(
     model FLOPs utilization (PaLM, appendix B).
     """
     return 3 * forward_flops_per_token(config, seq_length, padded_vocab_size, causal)
+
+
+def part_costs(config: ModelConfig, seq_length: int, method: PartitionMethod) -> PartCosts:
+    """Parameters (with tied weights the head holds its own copy), or FLOPs of one token's forward pass."""
+    if method == "parameters":
+        count = num_parameters(config)
+        head = count.final_norm + (count.tokens if config.tied else count.head)
+        return PartCosts(embedding=count.tokens + count.positions, layer=count.layers // config.num_layers, head=head)
+    head = 2 * config.hidden_size * config.padded_vocab_size()
+    layers = forward_flops_per_token(config, seq_length) - head
+    return PartCosts(embedding=0, layer=layers // config.num_layers, head=head)
 
 
 def _layer_matrix_elements(config: ModelConfig) -> int:

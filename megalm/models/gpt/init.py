@@ -32,7 +32,7 @@ def initial_value(name: str, shape: Shape, config: ModelConfig, seed: int) -> Te
     if len(rules) != 1:
         raise ConfigError(
             f"parameter {name} matches {len(rules)} rules of initial values and must match exactly one; "
-            "add its pattern to the table in megalm/models/init.py"
+            "add its pattern to the table in megalm/models/gpt/init.py"
         )
     return rules[0](tuple(shape), config, named_generator(seed, "init", name))
 

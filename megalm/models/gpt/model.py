@@ -4,8 +4,9 @@ Shapes: B batch, T sequence, N = T + 1 room for cumulative document lengths, D m
 R rotary width.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,14 @@ from megalm.config.model import ModelConfig
 from megalm.kernels.rotary import rotary_tables
 from megalm.models.blocks.attention import Attention, KVCache, LayerCache, RotaryTables
 from megalm.models.blocks.documents import Documents
-from megalm.models.blocks.layers import Dropout, Embedding, FullLogits, TiedHead, TokenLoss, build_norm
+from megalm.models.blocks.dropout import Dropout
+from megalm.models.blocks.embedding import Embedding
+from megalm.models.blocks.head import FullLogits, Head, TiedHead, TokenLoss
+from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.mlp import build_mlp
+from megalm.models.blocks.norm import build_norm
 from megalm.models.blocks.randomness import seeded
+from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Stream, run_in_order
 from megalm.randomness import stable_seed
 
 
@@ -45,29 +51,19 @@ class TransformerLayer(nn.Module):
         return y_BTD
 
 
-LayerStep = Callable[[Tensor], Tensor]
-LayerRunner = Callable[[Sequence[LayerStep], Tensor], Tensor]
-"""Takes the residual stream (B, T, D) through layers."""
-
-
-def run_in_order(steps: Sequence[LayerStep], x_BTD: Tensor) -> Tensor:
-    """The residual stream (B, T, D) after all `steps`, one after the other."""
-    for step in steps:
-        x_BTD = step(x_BTD)
-    return x_BTD
-
-
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """A decoder-only language model, or the part of one that a pipeline stage holds.
 
-    The whole is `embed`, then `run_layers`, then `logits` or `token_losses`; `forward` calls these. A stage is built
-    by naming the layers that it holds and whether it holds the embedding and the head; parameter names are those of the
-    whole model. With tied weights the stage that holds the head holds the token embedding too (its own copy, under the
-    same name).
+    A stage is built by naming the layers that it holds and whether it holds the embedding and the head. With tied
+    weights the stage that holds the head holds the token embedding too (its own copy, under the same name).
 
-    `padded_vocab_size` is the number of embedding rows (default: padding for one device). Columns past
-    `config.vocab_size` get neither probability nor gradient.
+    Its one loss, "lm", is the cross entropy of `labels` (B, T), all in [0, vocab_size), weighted by `loss_mask`: mask
+    the losses, not the labels. `position_ids` (B or 1, T) default to 0, 1, ... With `cu_seqlens` (B, N; integers on the
+    host: 0, the end of each document, then T to the end of the row) attention stays inside each document.
+    Columns of logits past `config.vocab_size` get neither probability nor gradient.
     """
+
+    loss_weights = MappingProxyType({"lm": 1.0})
 
     def __init__(
         self,
@@ -83,11 +79,10 @@ class GPT(nn.Module):
         rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
         assert rows >= config.vocab_size, f"padded_vocab_size={rows} is less than vocab_size={config.vocab_size}"
         self.config = config
-        self.draws = config.attention_dropout > 0 or config.hidden_dropout > 0
         if has_embedding or (has_head and config.tied):
             self.embedding = Embedding(config, rows, with_positions=has_embedding)
         numbers = range(config.num_layers) if layers is None else layers
-        self.layer_runner: LayerRunner = run_in_order
+        self.layer_runner = run_in_order
         self.layers = nn.ModuleDict({str(number): TransformerLayer(config) for number in numbers})
         if has_head:
             self.final_norm = build_norm(config, config.hidden_size)
@@ -95,56 +90,26 @@ class GPT(nn.Module):
             self.token_loss = TokenLoss(config.vocab_size)
             self.full_logits = FullLogits(config.vocab_size)
 
-    def forward(
-        self,
-        tokens_BT: Tensor,
-        position_ids_BT: Tensor | None = None,
-        labels_BT: Tensor | None = None,
-        cache: KVCache | None = None,
-        cu_seqlens_BN: Tensor | None = None,
-        dropout_seed: int | None = None,
-    ) -> Tensor:
-        """Losses (B, T), float32, where `labels_BT` is given, else logits (B, T, V).
+    def embed(self, batch: Batch) -> Stream:
+        """The residual stream (B, T, D) before the first layer, of `tokens` (B, T)."""
+        if (seed := self._seed(batch)) is not None:
+            torch.manual_seed(stable_seed(seed, "embedding"))
+        return (self.embedding(batch["tokens"], _position_ids(batch)),)
 
-        `position_ids_BT` defaults to 0, 1, ... after what `cache` holds. `labels_BT` holds the next token of each
-        position, all in [0, vocab_size): mask the losses, not the labels. With `cu_seqlens_BN` (integers on the host:
-        0, the end of each document, then T to the end of the row) attention stays inside each document. With
-        `dropout_seed` embedding and layers draw from it and their number, so that a layer drops the same in a stage.
-        """
-        if position_ids_BT is None:
-            start = 0 if cache is None else cache.length
-            position_ids_BT = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)[None]
-        x_BTD = self.embed(tokens_BT, position_ids_BT, dropout_seed)
-        x_BTD = self.run_layers(x_BTD, position_ids_BT, cache, cu_seqlens_BN, dropout_seed)
-        return self.logits(x_BTD) if labels_BT is None else self.token_losses(x_BTD, labels_BT)
-
-    def embed(self, tokens_BT: Tensor, position_ids_BT: Tensor, dropout_seed: int | None = None) -> Tensor:
-        """The residual stream (B, T, D) before the first layer; positions (B or 1, T)."""
-        if dropout_seed is not None and self.draws:
-            torch.manual_seed(stable_seed(dropout_seed, "embedding"))
-        x_BTD: Tensor = self.embedding(tokens_BT, position_ids_BT)
-        return x_BTD
-
-    def run_layers(
-        self,
-        x_BTD: Tensor,
-        position_ids_BT: Tensor,
-        cache: KVCache | None = None,
-        cu_seqlens_BN: Tensor | None = None,
-        dropout_seed: int | None = None,
-    ) -> Tensor:
-        """The residual stream (B, T, D) after the layers that this module holds; arguments as in `forward`."""
-        rotary = self.rotary(position_ids_BT)
+    def run_layers(self, stream: Stream, batch: Batch, cache: KVCache | None = None) -> Stream:
+        """The residual stream (B, T, D) after the layers that this module holds."""
+        (x_BTD,) = stream
+        rotary, cu_seqlens_BN = self.rotary(_position_ids(batch)), batch.get("cu_seqlens")
         documents = None if cu_seqlens_BN is None else Documents.of_batch(cu_seqlens_BN, x_BTD.device)
-        steps: list[Callable[[Tensor], Tensor]] = []
+        seed, steps = self._seed(batch), []
         for number, layer in self.layers.items():
             kept = None if cache is None else cache.layer(int(number))
-            step: LayerStep = partial(layer, rotary=rotary, cache=kept, documents=documents)
-            if dropout_seed is not None and self.draws:
-                # inside the step, so that recomputing it draws the same
-                step = seeded(step, stable_seed(dropout_seed, "layer", number))
+            step: LayerStep = partial(_run_layer, layer, rotary, kept, documents)
+            if seed is not None:
+                # by the layer's number, so that it drops the same in a stage; inside the step, for its recomputation
+                step = seeded(step, stable_seed(seed, "layer", number))
             steps.append(step)
-        return self.layer_runner(steps, x_BTD)
+        return self.layer_runner(steps, stream)
 
     def rotary(self, position_ids_BT: Tensor) -> RotaryTables | None:
         """Cosines and sines (B or 1, T, R/2) for the layers, or None without rotary positions."""
@@ -154,17 +119,45 @@ class GPT(nn.Module):
         factor = config.rotary_seq_len_interpolation_factor
         return rotary_tables(position_ids_BT, config.rotary_dim, config.rotary_base, factor)
 
-    def logits(self, x_BTD: Tensor) -> Tensor:
+    def losses(self, stream: Stream, batch: Batch) -> Losses:
+        """The weighted losses of all tokens (B, T), float32, nats."""
+        losses_BT = self.token_loss(self.final_norm(stream[0]), batch["labels"], self._head())
+        return {"lm": weighted_losses(losses_BT, batch["loss_mask"])}
+
+    def counts(self, batch: Batch) -> Losses:
+        """The weight of each token (B, T)."""
+        return {"lm": batch["loss_mask"]}
+
+    def logits(self, stream: Stream) -> Tensor:
         """Logits (B, T, V) from the last layer's output; padded vocabulary columns are -inf."""
-        logits_BTV: Tensor = self.full_logits(self._head(x_BTD))
+        logits_BTV: Tensor = self.full_logits(self._head().project(self.final_norm(stream[0])))
         return logits_BTV
 
-    def token_losses(self, x_BTD: Tensor, labels_BT: Tensor) -> Tensor:
-        """Losses (B, T), float32, nats, from the last layer's output."""
-        losses_BT: Tensor = self.token_loss(self._head(x_BTD), labels_BT)
-        return losses_BT
+    def stream_shapes(self, rows: int, length: int) -> tuple[tuple[int, ...], ...]:
+        """That of the residual stream."""
+        return ((rows, length, self.config.hidden_size),)
 
-    def _head(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = self.final_norm(x_BTD)
-        logits_BTV: Tensor = self.head(x_BTD, self.embedding.tokens) if self.config.tied else self.head(x_BTD)
-        return logits_BTV
+    def _head(self) -> Head:
+        if not self.config.tied:
+            return Head(self.head, owner=self.head)
+        tokens = self.embedding.tokens
+        return Head(partial(self.head, embedding=tokens), owner=tokens)
+
+    def _seed(self, batch: Batch) -> int | None:
+        """The seed of the batch, where something is drawn from it."""
+        draws = self.training and (self.config.attention_dropout > 0 or self.config.hidden_dropout > 0)
+        return batch.seed if draws else None
+
+
+def _run_layer(
+    layer: nn.Module, rotary: RotaryTables | None, cache: LayerCache | None, documents: Documents | None, stream: Stream
+) -> Stream:
+    return (layer(stream[0], rotary=rotary, cache=cache, documents=documents),)
+
+
+def _position_ids(batch: Batch) -> Tensor:
+    """The positions of the tokens, (B or 1, T)."""
+    position_ids_BT, tokens_BT = batch.get("position_ids"), batch["tokens"]
+    if position_ids_BT is not None:
+        return position_ids_BT
+    return torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]

@@ -8,37 +8,39 @@ import torch
 from torch import nn
 
 from megalm.config.model import ModelConfig
-from megalm.models.gpt.model import GPT
+from megalm.models.contract import LanguageModel
+from megalm.models.families import FAMILIES
 from megalm.parallel.apply import parallelize
 from megalm.parallel.pipeline.plan import PipelinePlan
 from megalm.parallel.region import TensorParallel
 from megalm.parallel.styles import Shards
 
-TIED = "embedding.tokens.weight"
-
 
 def build_chunks(
     plan: PipelinePlan, rank: int, model: ModelConfig, tensor_parallel: TensorParallel
-) -> list[tuple[GPT, Shards]]:
+) -> list[tuple[LanguageModel, Shards]]:
     """The stages of pipeline rank `rank`, on the meta device, and what they hold of the whole model.
 
-    Parameters have the whole model's names. With tied weights the first and the last stage need the token embedding:
-    on one rank they use the same, on two the last one's is a copy that does not count.
+    Parameters have the whole model's names. What the first and the last stage share, they use together on one rank; on
+    two, the last one's is a copy that this rank does not own.
     """
     last = len(plan.layers) - 1
     rows = model.padded_vocab_size(tensor_parallel.size)
+    build = FAMILIES[model.model_family].build
     chunks = []
     for stage in plan.stages(rank):
-        ends = {"has_embedding": stage == 0, "has_head": stage == last}
         with torch.device("meta"):
-            chunk = GPT(model, rows, layers=plan.layers[stage], **ends)
+            ends = {"has_embedding": stage == 0, "has_head": stage == last}
+            chunk = build(model, rows, layers=plan.layers[stage], **ends)
         chunks.append((chunk, parallelize(chunk, tensor_parallel)))
-    if model.tied and rank == plan.ends[1] and last > 0:
+    if rank == plan.ends[1] and last > 0:
         chunk, shards = chunks[-1]
-        if plan.has_copy(model):
-            shards.shard_specs[TIED] = replace(shards.shard_specs[TIED], is_owner=False)
-        else:
-            chunk.embedding.tokens = chunks[0][0].embedding.tokens
+        for name in plan.shared:
+            if name in plan.copied:
+                shards.shard_specs[name] = replace(shards.shard_specs[name], is_owner=False)
+            else:
+                owner = name.rpartition(".")[0]
+                chunk.set_submodule(owner, chunks[0][0].get_submodule(owner), strict=True)
     return chunks
 
 

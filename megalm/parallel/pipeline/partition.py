@@ -5,38 +5,8 @@ stage, or several of them as its chunks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from megalm.config.model import ModelConfig
-from megalm.config.parallel import PartitionMethod
-from megalm.models.gpt.flops import forward_flops_per_token, num_parameters
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartCosts:
-    """What the parts of a model cost, in any one unit."""
-
-    embedding: int
-    layer: int
-    head: int
-
-    @classmethod
-    def of_model(cls, model: ModelConfig, seq_length: int, method: PartitionMethod) -> "PartCosts":
-        """Parameters (with tied weights the head holds its own copy), or FLOPs of one token's forward pass."""
-        if method == "parameters":
-            count = num_parameters(model)
-            head = count.final_norm + (count.tokens if model.tied else count.head)
-            return cls(embedding=count.tokens + count.positions, layer=count.layers // model.num_layers, head=head)
-        head = 2 * model.hidden_size * model.padded_vocab_size()
-        layers = forward_flops_per_token(model, seq_length) - head
-        return cls(embedding=0, layer=layers // model.num_layers, head=head)
-
-    def of_stages(self, layers: Sequence[range]) -> list[int]:
-        """The cost of each stage."""
-        costs = [len(numbers) * self.layer for numbers in layers]
-        costs[0] += self.embedding
-        costs[-1] += self.head
-        return costs
+from megalm.models.contract import PartCosts
 
 
 def balanced_layers(num_layers: int, num_stages: int, costs: PartCosts) -> list[range]:

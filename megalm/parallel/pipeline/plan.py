@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from megalm.config.model import ModelConfig
 from megalm.config.parallel import ParallelConfig, PipelineSchedule
 from megalm.config.rules.pipeline import layout_counts, num_stages, schedule_name
-from megalm.parallel.pipeline.partition import PartCosts, balanced_layers, layer_ranges
+from megalm.models.families import FAMILIES
+from megalm.parallel.pipeline.partition import balanced_layers, layer_ranges
 from megalm.parallel.pipeline.schedules import rank_of_stage, stages_of_rank
 
 
@@ -17,18 +18,21 @@ class PipelinePlan:
     num_ranks: int
     layers: tuple[range, ...]
     """Layers of each stage."""
+    shared: tuple[str, ...] = ()
+    """Parameters that the first and the last stage both use."""
 
     @classmethod
     def of(cls, parallel: ParallelConfig, model: ModelConfig, seq_length: int) -> "PipelinePlan":
         """The plan that the settings describe; they have been found possible."""
-        counts = layout_counts(parallel)
+        family, counts = FAMILIES[model.model_family], layout_counts(parallel)
         if counts is not None:
             layers = layer_ranges(counts)
         else:
-            costs = PartCosts.of_model(model, seq_length, parallel.pipeline_partition)
+            costs = family.part_costs(model, seq_length, parallel.pipeline_partition)
             layers = balanced_layers(model.num_layers, num_stages(parallel, model.num_layers), costs)
         ranks = parallel.pipeline_model_parallel_size
-        return cls(schedule=schedule_name(parallel), num_ranks=ranks, layers=tuple(layers))
+        shared = family.shared_parameters(model)
+        return cls(schedule=schedule_name(parallel), num_ranks=ranks, layers=tuple(layers), shared=shared)
 
     def stages(self, rank: int) -> list[int]:
         """The stages of one pipeline rank."""
@@ -39,9 +43,10 @@ class PipelinePlan:
         """The pipeline ranks of the first and of the last stage."""
         return 0, rank_of_stage(self.schedule, len(self.layers) - 1, self.num_ranks)
 
-    def has_copy(self, model: ModelConfig) -> bool:
-        """Whether the last stage has a token embedding of its own, because another rank has the first stage."""
-        return model.tied and self.ends[0] != self.ends[1]
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """The shared parameters of which the last stage has a copy, because another rank has the first stage."""
+        return self.shared if self.ends[0] != self.ends[1] else ()
 
     def __str__(self) -> str:
         return ", ".join(

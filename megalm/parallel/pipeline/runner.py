@@ -1,107 +1,130 @@
-"""Pipeline parallelism: this rank's stages of the model, and a step's micro-batches through all stages.
+"""A step's micro-batches through all stages of a pipeline.
 
-What travels between stages is the residual stream alone; tokens, labels, positions and document boundaries come to
-each stage from the batch, which every pipeline rank loads. Shapes: B micro-batch size, T sequence, D model width.
+What travels between stages is the stream alone; tokens, labels, positions and document boundaries come to each stage
+from the batch, which every pipeline rank loads. Shapes: B micro-batch size, T sequence, V vocabulary.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from megalm.models.blocks.loss import token_count
-from megalm.models.gpt.model import GPT
+from megalm.config import RunConfig
+from megalm.data.batch import Batch as TensorBatch
+from megalm.distributed.context import RankContext
+from megalm.distributed.mesh import Axis
+from megalm.models.contract import Batch, LanguageModel, Losses, OnLosses, Stream
+from megalm.models.dtypes import DTYPES
 from megalm.parallel.pipeline.plan import PipelinePlan
 from megalm.parallel.pipeline.schedules import build_schedule, rank_of_stage
-from megalm.parallel.pipeline.stage import Batch, ModelStage, OnGradients, OnLosses, StageModule, StepInputs
+from megalm.parallel.pipeline.stage import ModelStage, OnGradients, StageModule, StepInputs
+
+
+class Gradients(Protocol):
+    """Who takes the gradients of stages, for whatever optimizer there is."""
+
+    def collected(self) -> AbstractContextManager[OnGradients]:
+        """A step: yields what is to be called with a stage's parameters after each of its backward passes."""
+
+    def parameters_at_hand(self) -> AbstractContextManager[None]:
+        """Forward passes outside of a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineSpec:
+    """This rank's stages of a model, and what is sent between stages."""
+
+    plan: PipelinePlan
+    parts: Sequence[LanguageModel]
+    rows: int
+    """B of every micro-batch."""
+    seq_length: int
+    """The whole T."""
+    stream_shapes: tuple[tuple[int, ...], ...]
+    """Of each tensor between stages, or of what a tensor-parallel rank holds of it."""
+    dtype: torch.dtype
+    device: torch.device
+    group: ProcessGroup
+    num_micro_batches: int
+    shared: tuple[nn.Parameter, ...] = ()
+    """Parameters of this rank of which another stage holds a copy."""
+    shared_over: ProcessGroup | None = None
+    """The ranks that hold them."""
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, context: RankContext, plan: PipelinePlan, parts: Sequence[LanguageModel]
+    ) -> "PipelineSpec":
+        """The spec of this rank; every rank of the job calls it."""
+        batch, tp, rank = config.batch, context.mesh.size(Axis.TP), context.groups.pipeline.rank
+        ends = context.groups.subgroup(Axis.PP, plan.ends) if plan.copied else None
+        parameters = dict(parts[0 if rank == plan.ends[0] else -1].named_parameters())
+        length = batch.seq_length // tp if config.parallel.sequence_parallel else batch.seq_length
+        return cls(
+            plan=plan,
+            parts=parts,
+            rows=batch.micro_size,
+            seq_length=batch.seq_length,
+            stream_shapes=parts[0].stream_shapes(batch.micro_size, length),
+            dtype=DTYPES[config.precision.dtype],
+            device=context.device,
+            group=context.groups.pipeline.group,
+            num_micro_batches=batch.accumulation(context.mesh.size(Axis.DP)),
+            shared=tuple(parameters[name] for name in plan.copied) if ends is not None else (),
+            shared_over=ends,
+        )
+
+    def runner(self, gradients: Gradients) -> "Pipeline":
+        """The pipeline; every rank of the group calls it."""
+        return Pipeline(self, gradients)
 
 
 class Pipeline:
-    """This rank's stages, and the micro-batches of a step through the whole pipeline.
+    """Takes the micro-batches of a step through the whole pipeline: a runner of `megalm.engine`."""
 
-    `shape` is that of the residual stream between stages, (B, T, D), or what a tensor-parallel rank holds of it;
-    `seq_length` is the whole T.
-    """
+    def __init__(self, spec: PipelineSpec, gradients: Gradients) -> None:
+        self._spec, self._gradients = spec, gradients
+        self._rank, self._last = dist.get_rank(spec.group), len(spec.plan.layers) - 1
+        self._parts = dict(zip(spec.plan.stages(self._rank), spec.parts, strict=True))
+        self._inputs = StepInputs()
+        stages = [self._stage(number, part) for number, part in self._parts.items()]
+        self._schedule = build_schedule(spec.plan.schedule, stages, spec.num_micro_batches, _started_from)
+        dist.barrier(spec.group)  # NCCL makes a group's communicator at its first collective, not at a send
 
-    def __init__(
-        self,
-        plan: PipelinePlan,
-        chunks: Sequence[GPT],
-        *,
-        shape: tuple[int, int, int],
-        seq_length: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        group: ProcessGroup,
-        num_micro_batches: int,
-    ) -> None:
-        self.plan = plan
-        self.group = group
-        self.num_micro_batches = num_micro_batches
-        self._rank = dist.get_rank(group)
-        self._length = seq_length
-        self._vocab_size = chunks[0].config.vocab_size or 0
-        self._hidden = torch.empty(shape, dtype=dtype, device="meta").requires_grad_()
-        self._device = device
-        self._feed = StepInputs()
-        last = len(plan.layers) - 1
-        self._modules = {
-            number: StageModule(chunk, number == 0, number == last)
-            for number, chunk in zip(plan.stages(self._rank), chunks, strict=True)
-        }
-        stages = [self._stage(number, module) for number, module in self._modules.items()]
-        self._schedule = build_schedule(plan.schedule, stages, num_micro_batches, self._loss)
-        dist.barrier(group)  # NCCL makes a group's communicator at its first collective, not at a send
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """The losses, and what each weighs."""
+        return self._spec.parts[0].loss_weights
+
+    @property
+    def stages(self) -> str:
+        """Who holds which layers, and the schedule."""
+        return f"{self._spec.plan.schedule}; {self._spec.plan}"
+
+    def counts(self, batch: Batch) -> Losses:
+        """What the denominators of the losses are sums of."""
+        return self._spec.parts[0].counts(batch)
 
     def train(
-        self,
-        micro_batches: Sequence[Batch],
-        seeds: Sequence[int],
-        grad_scale: float,
-        on_gradients: OnGradients,
-        on_losses: OnLosses,
-    ) -> Tensor:
-        """Forward and backward of all micro-batches; the sum of their losses on the last stage, elsewhere 0.
-
-        Gradients are those of losses x `grad_scale`. `on_gradients` is called with a stage's parameters whenever its
-        backward pass of a micro-batch is complete, `on_losses` with the losses (B, T) of a micro-batch and itself.
-        """
-        feed = self._feed
-        feed.micro_batches, feed.seeds, feed.grad_scale = micro_batches, seeds, grad_scale
-        feed.on_gradients, feed.on_losses = on_gradients, on_losses
-        feed.loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
-        numbers = torch.arange(self.num_micro_batches)
-        self._schedule.step(target=numbers, return_outputs=False)
-        return feed.loss_sum
+        self, batches: Sequence[Batch], scales: Mapping[str, float], loss_scale: float, on_losses: OnLosses
+    ) -> None:
+        """Gradients of the scaled losses of all micro-batches; `on_losses` is called on the last stage's rank."""
+        inputs = self._inputs
+        inputs.batches, inputs.on_losses = batches, on_losses
+        inputs.scales = {name: scale * loss_scale for name, scale in scales.items()}
+        with self._gradients.collected() as inputs.on_gradients:
+            self._schedule.step(target=torch.arange(self._spec.num_micro_batches), return_outputs=False)
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Sequence[Batch]) -> Tensor:
-        """Forward of all micro-batches: (sum of losses, number of unmasked tokens) on the last stage, else zeros.
-
-        A rank takes as many micro-batches as there are ranks through one stage, then through its next. All ranks keep
-        this order and a stage only waits for an earlier one, so nobody waits in a circle.
-        """
-        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
-        kept: dict[tuple[int, int], Tensor] = {}
-        sending: list[Any] = []
-        for start in range(0, len(micro_batches), self.plan.num_ranks):
-            for number, module in self._modules.items():
-                for index in range(start, min(start + self.plan.num_ranks, len(micro_batches))):
-                    batch = micro_batches[index]
-                    y = module(self._received(number, index, kept), batch, None)
-                    if module.is_last:
-                        sums += torch.stack([y.double(), token_count(batch["loss_mask"])])
-                    elif number + 1 in self._modules:
-                        kept[number + 1, index] = y
-                    else:
-                        sending.append((dist.isend(y, group=self.group, group_dst=self._holder(number + 1)), y))
-        for work, _ in sending:
-            work.wait()
-        return sums
+    def evaluate(self, batches: Sequence[Batch], on_losses: OnLosses) -> None:
+        """Forward of all micro-batches; `on_losses` is called on the last stage's rank."""
+        self._run(batches, lambda part, stream, batch: on_losses(part.losses(stream, batch), batch))
 
     @torch.no_grad()
     def next_logits(self, tokens_BT: Tensor) -> Tensor:
@@ -109,54 +132,77 @@ class Pipeline:
 
         The rows are padded to the shape that the stages exchange, a whole micro-batch: none may be longer.
         """
-        (rows, length), (most, _, _) = tokens_BT.shape, self._hidden.shape
-        tokens_BT = F.pad(tokens_BT, (0, self._length - length, 0, most - rows))
-        positions_BT = torch.arange(self._length, device=tokens_BT.device)[None]
-        kept: dict[tuple[int, int], Tensor] = {}
-        for number, module in self._modules.items():
-            x_BTD = self._received(number, 0, kept)
-            x_BTD = module.part.embed(tokens_BT, positions_BT) if x_BTD is None else x_BTD
-            x_BTD = module.part.run_layers(x_BTD, positions_BT)
-            if module.is_last:
-                logits_BV = module.part.logits(x_BTD)[:rows, length - 1, : self._vocab_size].contiguous()
-            elif number + 1 in self._modules:
-                kept[number + 1, 0] = x_BTD
-            else:
-                dist.send(x_BTD, group=self.group, group_dst=self._holder(number + 1))
-        last = self._holder(len(self.plan.layers) - 1)
-        if self._rank != last:
-            logits_BV = torch.empty(rows, self._vocab_size, dtype=self._hidden.dtype, device=self._device)
-        dist.broadcast(logits_BV, group=self.group, group_src=last)
+        spec, (rows, length) = self._spec, tokens_BT.shape
+        padded_BT = F.pad(tokens_BT, (0, spec.seq_length - length, 0, spec.rows - rows))
+        vocab_size = spec.parts[0].config.vocab_size or 0
+        logits_BV = torch.empty(rows, vocab_size, dtype=spec.dtype, device=spec.device)
+
+        def at_end(part: LanguageModel, stream: Stream, _batch: Batch) -> None:
+            logits_BV.copy_(part.logits(stream)[:rows, length - 1, :vocab_size])
+
+        self._run([TensorBatch(tensors={"tokens": padded_BT})], at_end)
+        dist.broadcast(logits_BV, group=spec.group, group_src=self._holder(self._last))
         return logits_BV
 
-    def _received(self, number: int, index: int, kept: dict[tuple[int, int], Tensor]) -> Tensor | None:
+    def _run(self, batches: Sequence[Batch], at_end: Callable[[LanguageModel, Stream, Batch], None]) -> None:
+        """Forward of all micro-batches; `at_end` gets each on the last stage.
+
+        A rank takes as many micro-batches as there are ranks through one stage, then through its next. All ranks keep
+        this order and a stage only waits for an earlier one, so nobody waits in a circle.
+        """
+        kept: dict[tuple[int, int], Stream] = {}
+        sending: list[Any] = []
+        ranks = self._spec.plan.num_ranks
+        with self._gradients.parameters_at_hand():
+            for start in range(0, len(batches), ranks):
+                for number, part in self._parts.items():
+                    for index, batch in enumerate(batches[start : start + ranks], start):
+                        stream = part.embed(batch) if number == 0 else self._received(number, index, kept)
+                        stream = part.run_layers(stream, batch)
+                        if number == self._last:
+                            at_end(part, stream, batch)
+                        elif number + 1 in self._parts:
+                            kept[number + 1, index] = stream
+                        else:
+                            sending += [(self._send(x, number + 1), x) for x in stream]
+        for work, _ in sending:
+            work.wait()
+
+    def _received(self, number: int, index: int, kept: dict[tuple[int, int], Stream]) -> Stream:
         """What stage `number` gets of micro-batch `index`: from this rank's own earlier stage, or by a receive."""
-        if number == 0:
-            return None
-        if number - 1 in self._modules:
+        if number - 1 in self._parts:
             return kept.pop((number, index))
-        x_BTD = torch.empty(self._hidden.shape, dtype=self._hidden.dtype, device=self._device)
-        dist.recv(x_BTD, group=self.group, group_src=self._holder(number - 1))
-        return x_BTD
+        spec = self._spec
+        stream = tuple(torch.empty(shape, dtype=spec.dtype, device=spec.device) for shape in spec.stream_shapes)
+        for x in stream:
+            dist.recv(x, group=spec.group, group_src=self._holder(number - 1))
+        return stream
+
+    def _send(self, x: Tensor, stage: int) -> Any:
+        return dist.isend(x, group=self._spec.group, group_dst=self._holder(stage))
 
     def _holder(self, stage: int) -> int:
-        return rank_of_stage(self.plan.schedule, stage, self.plan.num_ranks)
+        return rank_of_stage(self._spec.plan.schedule, stage, self._spec.plan.num_ranks)
 
-    def _stage(self, number: int, module: StageModule) -> ModelStage:
+    def _stage(self, number: int, part: LanguageModel) -> ModelStage:
+        spec = self._spec
+        module = StageModule(part, number == 0, number == self._last)
+        stream = tuple(
+            torch.empty(shape, dtype=spec.dtype, device="meta").requires_grad_() for shape in spec.stream_shapes
+        )
         loss = torch.empty((), dtype=torch.float32, device="meta").requires_grad_()
-        tokens = torch.empty(self._hidden.shape[:2], dtype=torch.int64, device="meta")
         return ModelStage(
             module,
-            self._feed,
+            self._inputs,
             number,
-            len(self.plan.layers),
-            self._device,
-            input_args=tokens if module.is_first else self._hidden,
-            output_args=loss if module.is_last else self._hidden,
-            group=self.group,
+            len(spec.plan.layers),
+            spec.device,
+            input_args=() if module.is_first else stream,
+            output_args=loss if module.is_last else stream,
+            group=spec.group,
         )
 
-    def _loss(self, loss_sum: Tensor, number: Tensor) -> Tensor:
-        """What the last stage starts its backward from. torch wants a target beside the output; it is not used."""
-        self._feed.loss_sum += loss_sum.detach()
-        return loss_sum * self._feed.grad_scale
+
+def _started_from(loss: Tensor, _target: Tensor) -> Tensor:
+    """What the last stage starts its backward from. torch wants a target beside the output; it is not used."""
+    return loss

@@ -1,6 +1,8 @@
 """Sharding plans, one file a model family: which layer gets which parallel style, by name."""
 
-from megalm.parallel.styles import Style
+from megalm.parallel.plans.gpt import GPT_PLAN
+from megalm.parallel.styles import ShardingPlan
+from megalm.tables import Table
 
-Plan = tuple[tuple[str, Style], ...]
-"""(pattern, style): patterns match a module's whole name. Each matches something, and no two the same module."""
+PLANS: Table[ShardingPlan] = Table("model_family", {"gpt": GPT_PLAN})
+"""By the names of `models.families.FAMILIES`."""

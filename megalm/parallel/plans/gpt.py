@@ -1,27 +1,27 @@
 """The sharding plan of decoder-only models."""
 
 from megalm.parallel import styles
-from megalm.parallel.plans import Plan
+from megalm.parallel.styles import ShardingPlan
 
-GPT_PLAN: Plan = (
-    (r"embedding\.tokens", styles.vocabulary),
-    (r"embedding\.positions", styles.positions),
-    (r"embedding\.dropout", styles.dropout),
-    (r"layers\.\d+\.(attention|mlp)_norm", styles.replicated),
-    (r"layers\.\d+\.(attention|mlp)", styles.region_input),
-    (r"layers\.\d+\.attention\.wq", styles.column),
-    (r"layers\.\d+\.attention\.w[kv]", styles.kv_column),
-    (r"layers\.\d+\.attention\.[qk]_norm", styles.head_norm),
-    (r"layers\.\d+\.attention\.core", styles.attention_core),
-    (r"layers\.\d+\.attention\.wo", styles.row),
-    (r"layers\.\d+\.mlp\.w_(gate|up)", styles.column),
-    (r"layers\.\d+\.mlp\.w_down", styles.row),
-    (r"layers\.\d+\.dropout", styles.dropout),
-    (r"final_norm", styles.replicated),
-    (r"head", styles.head),
-    (r"token_loss", styles.token_loss),
-    (r"full_logits", styles.logits),
+GPT_PLAN = ShardingPlan(
+    (
+        (r"embedding\.tokens", styles.vocabulary),
+        (r"embedding\.positions", styles.positions),
+        (r"embedding\.dropout", styles.dropout),
+        (r"layers\.\d+\.(attention|mlp)_norm", styles.replicated),
+        (r"layers\.\d+\.(attention|mlp)", styles.region_input),
+        (r"layers\.\d+\.attention\.wq", styles.column),
+        (r"layers\.\d+\.attention\.w[kv]", styles.kv_column),
+        (r"layers\.\d+\.attention\.[qk]_norm", styles.head_norm),
+        (r"layers\.\d+\.attention\.core", styles.attention_core),
+        (r"layers\.\d+\.attention\.wo", styles.row),
+        (r"layers\.\d+\.mlp\.w_(gate|up)", styles.column),
+        (r"layers\.\d+\.mlp\.w_down", styles.row),
+        (r"layers\.\d+\.dropout", styles.dropout),
+        (r"final_norm", styles.replicated),
+        (r"head", styles.head),
+        (r"token_loss", styles.token_loss),
+        (r"full_logits", styles.logits),
+    ),
+    optional=frozenset({r"embedding\.positions"}),
 )
-"""Patterns match a module's whole name. Each matches something, and no two the same module."""
-
-NOT_IN_EVERY_MODEL = {r"embedding\.positions"}

@@ -1,0 +1,49 @@
+"""Embeddings of tokens and of learned positions. Shapes: B batch, T sequence, D model width."""
+
+from torch import Tensor, nn
+
+from megalm.config.model import ModelConfig
+from megalm.kernels.choice import REFERENCE, Kernels
+from megalm.models.blocks.dropout import Dropout
+
+
+class TokenEmbedding(nn.Embedding):
+    """Rows of a table by token id."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__(rows, width)
+        self.kernels = REFERENCE
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Call these kernels from now on."""
+        self.kernels = kernels
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Shape tokens.shape + (D,)."""
+        return self.kernels.embedding(tokens, self.weight)
+
+
+class Embedding(nn.Module):
+    """Token embeddings, plus position embeddings where the positions are learned, then dropout.
+
+    `with_positions` False leaves the table of positions out (a pipeline stage that only needs the tied weights).
+    """
+
+    def __init__(self, config: ModelConfig, padded_vocab_size: int, with_positions: bool = True) -> None:
+        super().__init__()
+        self.tokens = TokenEmbedding(padded_vocab_size, config.hidden_size)
+        if with_positions and config.position_embedding_type == "learned_absolute":
+            length = config.max_position_embeddings
+            assert length is not None, "max_position_embeddings is filled from seq_length before the model is built"
+            self.positions: nn.Embedding | None = nn.Embedding(length, config.hidden_size)
+        else:
+            self.positions = None
+        self.dropout = Dropout(config.hidden_dropout)
+
+    def forward(self, tokens_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
+        """Residual stream (B, T, D) of tokens at their positions; the positions may have B = 1."""
+        x_BTD = self.tokens(tokens_BT)
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions(position_ids_BT)
+        y_BTD: Tensor = self.dropout(x_BTD)
+        return y_BTD

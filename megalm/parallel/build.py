@@ -1,0 +1,56 @@
+"""What a rank holds of a model, built: cut on the meta device, filled, with its operators and its recomputation."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from megalm.config import RunConfig
+from megalm.config.model import ModelConfig
+from megalm.distributed.context import RankContext
+from megalm.distributed.shards import ShardSpec
+from megalm.kernels.choice import Kernels
+from megalm.models.blocks.operators import use_kernels
+from megalm.models.families import FAMILIES
+from megalm.parallel.materialize import materialize
+from megalm.parallel.pipeline.chunks import ModelChunks, build_chunks
+from megalm.parallel.pipeline.plan import PipelinePlan
+from megalm.parallel.pipeline.runner import PipelineSpec
+from megalm.parallel.recompute import apply_recompute
+from megalm.parallel.region import TensorParallel
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankModel:
+    """What a rank holds of a model."""
+
+    module: nn.Module
+    """The whole model, or this rank's stages of a pipeline."""
+    shard_specs: dict[str, ShardSpec]
+    """Of every parameter of the whole model, by name: which part of it is here."""
+    pipeline: PipelineSpec | None = None
+
+
+def build_rank_model(config: RunConfig, model: ModelConfig, context: RankContext, kernels: Kernels) -> RankModel:
+    """This rank's part of the model, with its initial values, on the CPU; every rank calls it."""
+    tensor_parallel = TensorParallel.build(context.groups, model, config.parallel.sequence_parallel)
+    plan = PipelinePlan.of(config.parallel, model, config.batch.seq_length)
+    chunks = build_chunks(plan, context.groups.pipeline.rank, model, tensor_parallel)
+    shard_specs = whole_model_elsewhere(model)
+    for chunk, shards in chunks:
+        materialize(chunk, shards, config.training.seed, torch.device("cpu"))
+        use_kernels(chunk, kernels)
+        apply_recompute(chunk, config.recompute)
+        shard_specs |= shards.shard_specs
+    parts = [chunk for chunk, _ in chunks]
+    if plan.num_ranks == 1:
+        return RankModel(module=parts[0], shard_specs=shard_specs)
+    pipeline = PipelineSpec.of(config, context, plan, parts)
+    return RankModel(module=ModelChunks(parts), shard_specs=shard_specs, pipeline=pipeline)
+
+
+def whole_model_elsewhere(model: ModelConfig) -> dict[str, ShardSpec]:
+    """Every parameter of the whole model, as a rank sees it that holds nothing of it."""
+    with torch.device("meta"):
+        whole = FAMILIES[model.model_family].build(model, model.vocab_size)
+    return {name: ShardSpec.elsewhere(tuple(p.shape)) for name, p in whole.named_parameters()}

@@ -1,0 +1,26 @@
+"""Batches of tokens, and what a whole model makes of them."""
+
+from torch import Tensor, ones
+
+from megalm.data.batch import Batch
+from megalm.models.blocks.attention import KVCache
+from megalm.models.contract import LanguageModel
+
+
+def batch_of(tokens: Tensor, labels: Tensor | None = None, *, seed: int | None = None, **fields: Tensor) -> Batch:
+    """The batch of these tokens (B, T) and labels (the tokens themselves, where none are given), none masked."""
+    labels = tokens if labels is None else labels
+    tensors = {"tokens": tokens, "labels": labels, "loss_mask": ones(labels.shape, device=labels.device)}
+    return Batch(tensors=tensors | fields, seed=seed)
+
+
+def token_losses(
+    model: LanguageModel, tokens: Tensor, labels: Tensor, *, seed: int | None = None, **fields: Tensor
+) -> Tensor:
+    """The loss of each token (B, T)."""
+    return model(batch_of(tokens, labels, seed=seed, **fields))["lm"]
+
+
+def logits(model: LanguageModel, tokens: Tensor, cache: KVCache | None = None, **fields: Tensor) -> Tensor:
+    """The logits (B, T, V) after each token."""
+    return model(batch_of(tokens, **fields), cache, wants_logits=True)
