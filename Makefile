@@ -1,6 +1,7 @@
 # make quickstart   set up, prepare a corpus, train a small model on it and show the result
 # make test         set up and run the whole test suite
 # make test-gpu     the tests that need a CUDA device (and nvcc)
+# make test-long    the tests that take minutes: the preemption drill on SLURM, launchers in more places
 # make test-parity  every row of the parity tables: all layouts against one process
 # make bench-parallel  step times, bubbles and memory of layouts on 2 ranks, as ratios
 # make setup        install into .venv only
@@ -16,14 +17,14 @@ DATA := data/quickstart
 RUN := runs/quickstart
 CORPUS_MB ?= 12
 PYTEST_ARGS ?=
-# test processes; the tests of one file stay together, the files keep their order (tests/conftest.py)
+# test processes; tests/conftest.py says which tests stay together, and in which order
 JOBS ?= 2
 # the GPUs of this machine, or two ranks on its CPU
 TRAIN_ARGS ?=
 RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(d for d in (1, 2, 4, 8, 16) if d <= n))")
 TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml --save $(RUN) --save-interval 100
 
-.PHONY: bench-train bench-kernels setup quickstart test test-gpu test-parity bench-parallel lint format docs bench-data clean
+.PHONY: bench-train bench-kernels setup quickstart test test-gpu test-long test-parity bench-parallel lint format docs bench-data clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -52,14 +53,20 @@ quickstart: $(DATA)/corpus_text_document.idx
 	PATH="$(abspath $(BIN)):$$PATH" $(TRAIN) $(TRAIN_ARGS)
 	$(BIN)/megalm report --load $(RUN) --command "$(BIN)/$(TRAIN) --train-iters 400"
 
+# a thread that waits for others gives its core to the other test processes
+test test-long test-parity: export OMP_WAIT_POLICY = PASSIVE
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder $(PYTEST_ARGS)
 
 # without a device it fails: an all-skipped run proves nothing
 test-gpu: $(INSTALLED)
 	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make test-gpu: torch finds no CUDA device")'
 	$(BIN)/megalm kernels build
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 test-parity: $(INSTALLED)
 	$(BIN)/python -m pytest tests/parity tests/planner --all-layouts $(PYTEST_ARGS)

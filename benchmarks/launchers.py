@@ -13,11 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from megalm.testing.processes import quiet_environment
+from megalm.testing.small_runs import LAYOUT, write_recipe
+
 REPOSITORY = Path(__file__).parents[1]
-sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY / "tests/slurm")]
+sys.path.insert(0, str(REPOSITORY / "tests/slurm"))
 
 from cluster import Cluster, missing  # noqa: E402
-from small_job import LAYOUT, quiet_environment, write_recipe  # noqa: E402
 
 
 def first_step_s(command: list[str], environ: dict[str, str]) -> float:

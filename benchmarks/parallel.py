@@ -15,19 +15,15 @@ import argparse
 import gc
 import os
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from batches import batch_of
-from spawner import run_on_ranks
 
 from megalm.config import RunConfig, load_config
 from megalm.planner.plan import make_plan
 from megalm.planner.schedule import StepTimes
+from megalm.testing.batches import batch_of
+from megalm.testing.spawner import run_on_ranks
 
 SMALL = "--num-layers 8 --hidden-size 256 --num-attention-heads 8 --vocab-size 4096 --seq-length 128"
 TINY = "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --vocab-size 512 --seq-length 32"

@@ -1,10 +1,18 @@
-"""What holds for every test; --all-layouts: every row of the tables of layouts, not only those that always run."""
+"""What holds for every test, and which tests share a process of `pytest -n N`, in which order.
+
+--all-layouts: every row of the tables of layouts, not only those that always run.
+"""
+
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("megalm", deadline=None)  # no test asserts a time
 settings.load_profile("megalm")
+
+FIRST = ("offload", "slurm", "e2e/test_documentation.py", "e2e", "parity", "kernels", "checkpoint", "planner", "mpi")
+"""What starts first: the longest, so that no test process is left alone with it at the end."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -14,11 +22,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # what starts real jobs takes longest: first, so that no test process is left alone with it
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    items.sort(key=lambda item: starts(group_of(item.nodeid)))
     if config.getoption("--all-layouts"):
         return
     rows = [(item, getattr(item, "callspec", None)) for item in items]
     rare = [item for item, call in rows if call is not None and not getattr(call.params.get("row"), "ci", True)]
     config.hook.pytest_deselected(items=rare)
     items[:] = [item for item in items if item not in rare]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out whole groups, in the order of collection; xdist 3.8 sees no mark of a group under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return Groups(config, log)
+
+
+def group_of(nodeid: str) -> str:
+    """Tests of one group run in one process: a file, whose fixtures are made once, or what else is made once."""
+    path, _, name = nodeid.removeprefix("tests/").partition("::")
+    if path == "parity/test_parity.py" and ": " in name:
+        model, _, words = name.rpartition(": ")
+        # the first row with offload compiles DeepSpeed's CPU Adam: one process waits for it. One run of one process
+        # for each model
+        return "offload" if "offload" in words else f"{path} {model.rpartition(', ')[2]}"
+    return "slurm" if path.startswith("slurm/") else path  # one cluster
+
+
+def starts(group: str) -> int:
+    """The place of a group in the order."""
+    return next((place for place, name in enumerate(FIRST) if group.startswith(name)), len(FIRST))

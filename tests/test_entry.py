@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_job import quiet_environment, write_recipe
 
 from megalm.errors import PlatformError
 from megalm.resilience import reporting
+from megalm.testing.processes import quiet_environment
+from megalm.testing.small_runs import write_recipe
 
 FAILS = """
 import sys

@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{part: L0 | {"kernels"} for part in L2},
     **dict.fromkeys(L3, L0 | L1 | L2),
     **{part: L0 | L1 | L2 | L3 | set(TOP[number + 1 :]) for number, part in enumerate(TOP)},
+    "testing": {path.stem for path in ROOT.iterdir()},
 }
 """Part of megalm -> the other parts that it may import."""
 TEXTS = {"sentencepiece", "tokenizers", "tiktoken", "gigatoken", "zstandard", "pyarrow"}
@@ -197,6 +198,11 @@ def test_the_test_sees_every_kind_of_import(
     assert len(upward_imports(path, own)) == 1
 
 
+def test_nothing_that_runs_needs_what_tests_share() -> None:
+    assert [str(path) for path in FILES for _, name in imported(path) if name.split(".")[1:2] == ["testing"]
+            and part_of(path) != "testing"] == []  # fmt: skip
+
+
 def test_there_are_no_global_statements() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
@@ -213,7 +219,7 @@ ENVIRON = {"environ", "environb", "getenv", "putenv", "unsetenv"}
 def test_the_environment_is_read_in_one_place() -> None:
     found = set()
     for path in FILES:
-        for node in nodes(path):
+        for node in nodes(path) if part_of(path) != "testing" else ():
             attribute = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
             by_name = isinstance(node, ast.ImportFrom) and node.module == "os"
             names = {node.attr} if attribute else {alias.name for alias in node.names} if by_name else set()

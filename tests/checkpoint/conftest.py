@@ -6,10 +6,10 @@ from pathlib import Path
 
 import handmade
 import pytest
-from spawner import run_on_ranks
 
 from megalm.distributed.environment import read_environment
 from megalm.distributed.process_group import start_process_group, stop_process_group
+from megalm.testing.spawner import run_on_ranks
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from batches import batch_of
 
 from megalm.assembly import build_model_and_engine
 from megalm.checkpoint.format import Manifest
@@ -16,6 +15,7 @@ from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.engine.engine import Engine
 from megalm.randomness import stable_seed
+from megalm.testing.batches import batch_of
 
 SAMPLES, SEQ, VOCAB, LR = 6, 8, 31, 0.01
 # odd sizes, so that ranges do not fall on the borders of parameters; dropout, so that a wrong seed shows

@@ -13,7 +13,6 @@ from handmade import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from spawner import run_on_ranks
 
 from megalm.checkpoint.format import MANIFEST, Manifest
 from megalm.checkpoint.reader import CheckpointReader
@@ -21,6 +20,7 @@ from megalm.checkpoint.restore import restore_slices
 from megalm.checkpoint.writer import save_checkpoint
 from megalm.distributed.shards import Box, ShardSpec, StateSlice
 from megalm.errors import CheckpointError
+from megalm.testing.spawner import run_on_ranks
 
 HEADER: dict[str, Any] = {"step": 1, "layout": "", "config": {}, "identity": {}, "states": {}}
 Cut = tuple[int, int, int]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from small_run import start
-from spawner import run_on_ranks
 
 from megalm.checkpoint.format import find_checkpoint
+from megalm.testing.spawner import run_on_ranks
 
 BEFORE, AFTER = 2, 3
 Layout = tuple[int, str]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from small_run import start
-from spawner import run_on_ranks
 
 from megalm.checkpoint.format import MANIFEST
+from megalm.testing.spawner import run_on_ranks
 
 DEEP = "--num-layers 4 --attention-dropout 0 --ffn-hidden-size 20"
 PP2 = f"{DEEP} --pipeline-model-parallel-size 2 --zero-stage 1 --pipeline-schedule"

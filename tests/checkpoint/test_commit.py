@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from handmade import names, save
-from spawner import run_on_ranks
 
 from megalm.checkpoint import writer
 from megalm.checkpoint.format import find_checkpoint, steps_of
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.errors import CheckpointError, MegalmError
 from megalm.storage import durable as files
+from megalm.testing.spawner import run_on_ranks
 
 NO_SPACE = OSError(28, "No space left on device")
 

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from small_run import IDENTITY, start
-from spawner import run_on_ranks
 
 from megalm.checkpoint.format import FORMAT, MANIFEST, Manifest
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.resume import check_same_run
+from megalm.testing.spawner import run_on_ranks
 
 DATA = Path(__file__).parent / "data" / "format_2"
 LAYOUTS = ("tp2", "pp2", "tp2_zero1")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from spawner import run_on_ranks
 
 from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.errors import CheckpointError, DataError, MegalmError
+from megalm.testing.spawner import run_on_ranks
 
 CPU = torch.device("cpu")
 VALUES: list[Any] = [

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from spawner import run_on_ranks
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -24,6 +23,7 @@ from megalm.distributed.functional import (
 )
 from megalm.parallel import tensor
 from megalm.parallel.tensor import ColumnParallelLinear
+from megalm.testing.spawner import run_on_ranks
 
 SHAPE = (3, 4, 5)
 SEQUENCE = 1

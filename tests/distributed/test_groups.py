@@ -1,11 +1,11 @@
 """A rank's groups on a mesh with all kinds of axes, as the ranks themselves see them, and what DeepSpeed is told."""
 
 import torch.distributed as dist
-from spawner import run_on_ranks
 
 from megalm.distributed.groups import MODEL_COPY, WEIGHTS, MeshGroups, RankGroup
 from megalm.distributed.mesh import Axis, Mesh
 from megalm.engine.mpu import DeepSpeedMpu
+from megalm.testing.spawner import run_on_ranks
 
 
 def members(ranks: RankGroup) -> list[int]:

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 from typing import Any
 
-import spawner  # noqa: F401  (its preloaded server starts each rank in milliseconds)
+import megalm.testing.spawner  # noqa: F401  (its preloaded server starts each rank in milliseconds)
 
 NODES, RANKS_PER_NODE = 8, 8
 RANKS = NODES * RANKS_PER_NODE

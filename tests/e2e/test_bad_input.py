@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from launching import Workspace
+
+from megalm.testing.small_runs import Workspace
 
 pytestmark = pytest.mark.e2e
 
@@ -46,12 +47,18 @@ def test_wrong_input_is_one_error_from_one_rank(workspace: Workspace, name: str)
         "empty": str(empty_dataset(workspace.folder)),
     }
     Path(f"{workspace.recipe}.model").write_text("this is no model")
-    done = workspace.deepspeed(*[flag.format(**places) for flag in flags], timeout=60)
+    done = workspace.train(*[flag.format(**places) for flag in flags], timeout=60)
     assert done.code == code, done.output
     assert len(done.errors) == 1, done.output
     assert "Traceback" not in done.output
     for text in texts:
         assert text.format(**places) in done.output, done.output
+
+
+def test_the_launcher_hands_on_the_error_and_its_code(workspace: Workspace) -> None:
+    done = workspace.deepspeed("--data-path", "/nowhere/corpus", timeout=120)
+    assert (done.code, len(done.errors)) == (3, 1), done.output
+    assert "Traceback" not in done.output
 
 
 def empty_dataset(folder: Path) -> Path:
@@ -64,8 +71,8 @@ def empty_dataset(folder: Path) -> Path:
 
 
 def test_all_problems_are_shown_at_once(workspace: Workspace) -> None:
-    done = workspace.python(
-        "--num-attention-heads", "5", "--train-itters", "9", "--weight-decay", "-1", "--bf16", "--fp16"
+    done = workspace.train(
+        "--num-attention-heads", "5", "--train-itters", "9", "--weight-decay", "-1", "--bf16", "--fp16", ranks=None
     )
     assert done.code == 2
     for text in ("num_attention_heads=5", "--train-itters", "weight_decay=-1", "bf16"):
@@ -74,17 +81,17 @@ def test_all_problems_are_shown_at_once(workspace: Workspace) -> None:
 
 
 def test_another_model_in_the_run_folder_is_refused(workspace: Workspace, tmp_path: Path) -> None:
-    assert workspace.python("--train-iters", "2", "--eval-iters", "0", "--save", tmp_path).code == 0
-    done = workspace.deepspeed("--train-iters", "4", "--eval-iters", "0", "--hidden-size", "128", "--save", tmp_path)
+    assert workspace.train("--train-iters", "2", "--eval-iters", "0", "--save", tmp_path, ranks=None).code == 0
+    done = workspace.train("--train-iters", "4", "--eval-iters", "0", "--hidden-size", "128", "--save", tmp_path)
     assert done.code == 4, done.output
     assert len(done.errors) == 1, done.output
     assert "model.hidden_size was 64, is 128" in done.errors[0]
 
 
 def test_a_run_folder_with_checkpoints_but_no_pointer_is_not_started_over(workspace: Workspace, tmp_path: Path) -> None:
-    assert workspace.python("--train-iters", "2", "--eval-iters", "0", "--save", tmp_path).code == 0
+    assert workspace.train("--train-iters", "2", "--eval-iters", "0", "--save", tmp_path, ranks=None).code == 0
     (tmp_path / "latest").unlink()
-    done = workspace.python("--train-iters", "4", "--eval-iters", "0", "--save", tmp_path)
+    done = workspace.train("--train-iters", "4", "--eval-iters", "0", "--save", tmp_path, ranks=None)
     assert done.code == 4
     assert "step_2" in done.errors[0]
     assert "--fresh" in done.errors[0]

@@ -1,16 +1,17 @@
-"""Blended data through the real launchers: losses by dataset, validation sets by name, changes on resume."""
+"""Blended data from the command line: losses by dataset, validation sets by name, changes on resume."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from launching import REPOSITORY, TINY, Finished, free_port, metrics, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megalm.data.indexed.writer import IndexedDatasetBuilder
+from megalm.testing import warm
+from megalm.testing.processes import Finished
+from megalm.testing.small_runs import SCRIPT, TINY, metrics
 
 pytestmark = pytest.mark.e2e
 
@@ -31,12 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(folder: Path, save: Path, *flags: str, ranks: int = 1) -> Finished:
     names = ("noise", "same", "pattern")
-    launcher = ["torchrun", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
-    return run(
-        *(launcher if ranks > 1 else [sys.executable]), "launch/pretrain_gpt.py",
+    return warm.run(
+        SCRIPT,
         "--config", str(folder / "tiny.yaml"), "--vocab-size", "256", "--save", str(save), "--eval-iters", "1",
         "--valid-data-path", *(str(folder / name) for name in names), "--multiple-validation-sets",
-        "--data-cache-path", str(folder / "cache"), *flags, cwd=REPOSITORY,
+        "--data-cache-path", str(folder / "cache"), *flags, ranks=ranks if ranks > 1 else None,
     )  # fmt: skip
 
 

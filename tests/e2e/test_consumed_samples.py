@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from spawner import run_on_ranks
 
 from megalm.config import load_config
 from megalm.data.indexed.writer import IndexedDatasetBuilder
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Axis, Mesh
 from megalm.engine.engine import Engine
+from megalm.testing.spawner import run_on_ranks
 from megalm.training import pretrain
 
 SEQ, TOKENS = 16, 455

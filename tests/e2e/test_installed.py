@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from launching import BIN, REPOSITORY, copy_repository, environment, free_port, losses, run
 
 import megalm
 from megalm.kernels.places import find_cxx
 from megalm.shipped import FOLDERS
+from megalm.testing.processes import BIN, REPOSITORY, copy_repository, environment, free_port, run
+from megalm.testing.small_runs import losses
 
 pytestmark = pytest.mark.e2e
 SMALL = """

@@ -1,4 +1,4 @@
-"""Tensor and pipeline parallel runs through the real launcher: the user's output, and what a dead rank leaves."""
+"""Tensor and pipeline parallel runs: the user's output, and what a dead process leaves."""
 
 import os
 import re
@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import REPOSITORY, Finished, Workspace, environment, free_port, run
 
 from megalm.errors import PlatformError
+from megalm.testing import warm
+from megalm.testing.processes import REPOSITORY, environment, free_port
+from megalm.testing.small_runs import SCRIPT, Workspace
 
 pytestmark = pytest.mark.e2e
 
@@ -27,42 +29,23 @@ def test_four_ranks_report_what_one_process_reports(workspace: Workspace, tmp_pa
     """Training, evaluation and a sample, which the checkpoint repeats; the micro-batch size follows from the layout."""
     flags = ("--train-iters", "3", "--micro-batch-size", "none", "--attention-dropout", "0", "--hidden-dropout", "0",
              "--sample-prompt", "import os", "--sample-tokens", "5")  # fmt: skip
-    alone = workspace.python(*flags)
+    alone = workspace.train(*flags, ranks=None)
     assert alone.code == 0, alone.output
-    many = workspace.deepspeed(*flags, *TP2_PP2, "--save", tmp_path, ranks=4)
+    many = workspace.train(*flags, *TP2_PP2, "--save", tmp_path, ranks=4)
     assert many.code == 0, many.output
     assert "8 micro x 1 dp x 2 accumulated" in many.output
     found, expected = reported(many.output), reported(alone.output)
     assert len(expected[0]) == 4
     assert found[0] == pytest.approx(expected[0], rel=2e-6)
     assert found[1] == expected[1]
-    later = run("megalm", "generate", "--load", tmp_path, "--prompt", "import os", "--temperature", "0",
+    later = warm.run("megalm", "generate", "--load", tmp_path, "--prompt", "import os", "--temperature", "0",
                 "--max-new-tokens", "5")  # fmt: skip
     assert later.output.splitlines()[0] == found[1]
 
 
 def test_a_rank_that_dies_ends_the_job_and_leaves_no_process(workspace: Workspace, tmp_path: Path) -> None:
-    command = ["deepspeed", "--num_accelerators", "4", "--master_port", str(free_port()), "launch/pretrain_gpt.py",
-               *workspace.inputs, *TP2_PP2, "--train-iters", "100000", "--eval-iters", "0"]  # fmt: skip
-    log = tmp_path / "log"
-    with log.open("w") as output:
-        job = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment(), stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        until(lambda: "iteration        2/" in log.read_text(), job)
-        ranks = [pid for pid in children_of(job.pid) if "--local_rank=2" in command_line(pid)]
-        os.kill(ranks[0], signal.SIGKILL)
-        assert job.wait(timeout=100) != 0
-        until(lambda: not in_session(job.pid))
-    finally:
-        for pid in in_session(job.pid):
-            os.kill(pid, signal.SIGKILL)
-
-
-def test_a_loader_process_that_dies_is_one_error_of_its_rank(workspace: Workspace, tmp_path: Path) -> None:
-    command = ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), "launch/pretrain_gpt.py",
-               *workspace.inputs, "--num-workers", "1", "--train-iters", "100000", "--eval-iters", "0"]  # fmt: skip
+    command = ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), SCRIPT,
+               *workspace.inputs, *TP2_PP2[2:], "--train-iters", "100000", "--eval-iters", "0"]  # fmt: skip
     log = tmp_path / "log"
     with log.open("w") as output:
         job = subprocess.Popen(
@@ -71,14 +54,20 @@ def test_a_loader_process_that_dies_is_one_error_of_its_rank(workspace: Workspac
     try:
         until(lambda: "iteration        2/" in log.read_text(), job)
         ranks = [pid for pid in children_of(job.pid) if "--local_rank=1" in command_line(pid)]
-        (rank,) = filter(children_of, ranks)
-        os.kill(children_of(rank)[0], signal.SIGKILL)
-        assert job.wait(timeout=60) == PlatformError.exit_code
+        os.kill(ranks[0], signal.SIGKILL)
+        assert job.wait(timeout=100) != 0
         until(lambda: not in_session(job.pid))
     finally:
         for pid in in_session(job.pid):
             os.kill(pid, signal.SIGKILL)
-    done = Finished(job.returncode, log.read_text())
+
+
+def test_a_loader_process_that_dies_is_one_error_of_its_rank(workspace: Workspace) -> None:
+    with workspace.job("--num-workers", "1", "--train-iters", "100000", "--eval-iters", "0") as job:
+        job.wait_for("iteration        2/")
+        os.kill(children_of(job.pids[1])[0], signal.SIGKILL)
+        done = job.wait(60)
+    assert done.code == PlatformError.exit_code, done.output
     assert len(done.errors) == 1, done.output
     assert done.errors[0].startswith("error on rank 1: a data loader process died")
     assert "Traceback" not in done.output

@@ -1,17 +1,21 @@
-"""Training through the real launchers, from text to text."""
+"""Training from text to text: once through each of deepspeed, torchrun and python, else on warm ranks."""
 
 import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
-from launching import BIN, REPOSITORY, Workspace, environment, free_port, losses, metrics, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megalm.kernels.places import find_cxx
+from megalm.testing import warm
+from megalm.testing.processes import BIN, REPOSITORY, environment, free_port, run
+from megalm.testing.small_runs import SCRIPT, Workspace, losses, metrics
 
 pytestmark = pytest.mark.e2e
 NEEDS_COMPILER = pytest.mark.skipif(find_cxx() is None, reason="there is no C++ compiler: offload's Adam is compiled")
@@ -20,7 +24,7 @@ FORTY = ["--train-iters", "40", "--eval-interval", "20", "--save-interval", "20"
 
 @pytest.fixture(scope="module")
 def trained(workspace: Workspace) -> Path:
-    """Forty steps on two ranks at ZeRO 1, evaluated on the way."""
+    """Forty steps on two ranks of the deepspeed launcher at ZeRO 1, evaluated on the way."""
     folder = workspace.folder / "trained"
     done = workspace.deepspeed(*FORTY, "--save", folder)
     assert done.code == 0, done.output
@@ -36,11 +40,26 @@ def one_process(workspace: Workspace) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def ten_steps(workspace: Workspace) -> Callable[[int], Path]:
+    """The run folder of ten steps on two ranks at one ZeRO stage with the shipped JSON."""
+
+    @cache
+    def trained_at(stage: int) -> Path:
+        folder = workspace.folder / f"zero{stage}"
+        done = workspace.train("--deepspeed_config", f"ds_configs/zero{stage}.json", "--save", folder)
+        assert done.code == 0, done.output
+        assert f"ZeRO {stage}" in done.output
+        return folder
+
+    return trained_at
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_zero_stage_on_two_ranks_prints_the_losses_of_one_process(
-    workspace: Workspace, one_process: Path, stage: int
+    workspace: Workspace, ten_steps: Callable[[int], Path], one_process: Path, stage: int
 ) -> None:
-    assert losses(workspace.ten_steps(stage)) == pytest.approx(losses(one_process), rel=2e-5)
+    assert losses(ten_steps(stage)) == pytest.approx(losses(one_process), rel=2e-5)
 
 
 def test_the_model_learns(trained: Path) -> None:
@@ -75,12 +94,14 @@ def test_tensorboard_has_the_curves(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_stopped_and_resumed_run_is_bit_equal(workspace: Workspace, stage: int) -> None:
-    whole, parts = workspace.ten_steps(stage), workspace.folder / f"parts{stage}"
+def test_a_stopped_and_resumed_run_is_bit_equal(
+    workspace: Workspace, ten_steps: Callable[[int], Path], stage: int
+) -> None:
+    whole, parts = ten_steps(stage), workspace.folder / f"parts{stage}"
     flags = ["--deepspeed_config", f"ds_configs/zero{stage}.json", "--save", parts]
-    assert workspace.deepspeed(*flags, "--exit-interval", "4").code == 0
+    assert workspace.train(*flags, "--exit-interval", "4").code == 0
     assert max(losses(parts)) == 4
-    assert workspace.deepspeed(*flags).code == 0
+    assert workspace.train(*flags).code == 0
     for one, other in zip(metrics(whole), metrics(parts), strict=True):
         for name in ("step", "loss", "grad_norm", "validation_loss"):
             assert one.get(name) == other.get(name), (one["step"], name)
@@ -88,8 +109,8 @@ def test_a_stopped_and_resumed_run_is_bit_equal(workspace: Workspace, stage: int
 
 def test_resuming_with_other_ranks_and_another_stage_goes_on_alike(workspace: Workspace, one_process: Path) -> None:
     folder = workspace.folder / "changed_layout"
-    assert workspace.deepspeed("--zero-stage", "3", "--save", folder, "--exit-interval", "5").code == 0
-    done = workspace.python("--zero-stage", "1", "--save", folder)
+    assert workspace.train("--zero-stage", "3", "--save", folder, "--exit-interval", "5").code == 0
+    done = workspace.train("--zero-stage", "1", "--save", folder, ranks=None)
     assert done.code == 0, done.output
     assert losses(folder) == pytest.approx(losses(one_process), rel=2e-5)
     assert "engine.zero_stage was 3, is 1" in done.output
@@ -97,7 +118,7 @@ def test_resuming_with_other_ranks_and_another_stage_goes_on_alike(workspace: Wo
 
 def test_a_finished_run_says_so_and_changes_nothing(workspace: Workspace, trained: Path) -> None:
     before = (trained / "metrics.jsonl").read_bytes()
-    done = workspace.deepspeed(*FORTY, "--save", trained)
+    done = workspace.train(*FORTY, "--save", trained)
     assert done.code == 0
     assert "already complete: step 40 of 40" in done.output
     assert (trained / "metrics.jsonl").read_bytes() == before
@@ -105,14 +126,14 @@ def test_a_finished_run_says_so_and_changes_nothing(workspace: Workspace, traine
 
 def test_generate_is_reproducible_and_depends_on_the_seed(workspace: Workspace, trained: Path) -> None:
     command = ("megalm", "generate", "--load", trained, "--prompt", "import ", "--max-new-tokens", "20")
-    first, again, other = (run(*command, "--seed", seed).output for seed in ("1", "1", "2"))
+    first, again, other = (warm.run(*command, "--seed", seed).output for seed in ("1", "1", "2"))
     assert first == again
     assert first != other
     assert first.startswith("import ")
 
 
 def test_report_shows_losses_sample_and_the_way_on(trained: Path) -> None:
-    done = run("megalm", "report", "--load", trained, "--max-new-tokens", "10", "--command", "type this")
+    done = warm.run("megalm", "report", "--load", trained, "--max-new-tokens", "10", "--command", "type this")
     assert done.code == 0, done.output
     for text in ("training loss", "validation loss", "perplexity", "step_40", "tensorboard --logdir", "type this"):
         assert text in done.output
@@ -123,10 +144,10 @@ def test_a_signal_to_one_rank_saves_and_stops_all_and_the_run_goes_on_bit_equal(
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     flags = ["--train-iters", "60", "--eval-iters", "0"]
-    assert workspace.deepspeed(*flags, "--save", whole).code == 0
+    assert workspace.train(*flags, "--save", whole).code == 0
     command = [
         "torchrun", "--nproc-per-node", "2", "--master-port", str(free_port()),
-        "launch/pretrain_gpt.py", *workspace.inputs, *flags, "--save", str(stopped),
+        SCRIPT, *workspace.inputs, *flags, "--save", str(stopped),
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -140,7 +161,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all_and_the_run_goes_on_bit_equal(
     assert "SIGUSR1 received" in output
     step = int((stopped / "latest").read_text().removeprefix("step_"))
     assert 3 <= step < 60
-    assert workspace.deepspeed(*flags, "--save", stopped).code == 0
+    assert workspace.train(*flags, "--save", stopped).code == 0
     assert losses(stopped) == losses(whole)
 
 
@@ -150,7 +171,7 @@ def test_torchrun_gives_the_losses_of_the_deepspeed_launcher(workspace: Workspac
     nodes = [
         subprocess.Popen(
             ["torchrun", "--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1", "--master-addr",
-             "127.0.0.1", "--master-port", port, "launch/pretrain_gpt.py", *workspace.inputs, "--save", str(folder)],
+             "127.0.0.1", "--master-port", port, SCRIPT, *workspace.inputs, "--save", str(folder)],
             cwd=REPOSITORY, env=environment(),
         )
         for node in range(2)
@@ -160,7 +181,7 @@ def test_torchrun_gives_the_losses_of_the_deepspeed_launcher(workspace: Workspac
 
 
 def test_the_config_of_a_run_is_a_recipe_of_the_same_run(workspace: Workspace, trained: Path) -> None:
-    done = run(BIN / "python", "launch/pretrain_gpt.py", "--config", trained / "config.yaml")
+    done = warm.run(SCRIPT, "--config", trained / "config.yaml")
     assert done.code == 0, done.output
     assert "already complete" in done.output
 
@@ -168,15 +189,15 @@ def test_the_config_of_a_run_is_a_recipe_of_the_same_run(workspace: Workspace, t
 def test_fresh_sets_the_earlier_run_aside(workspace: Workspace, one_process: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(one_process, folder)
-    done = workspace.python("--zero-stage", "0", "--train-iters", "5", "--save", folder, "--fresh")
+    done = workspace.train("--zero-stage", "0", "--train-iters", "5", "--save", folder, "--fresh", ranks=None)
     assert done.code == 0, done.output
     assert max(losses(folder)) == 5
     assert losses(folder / "previous_1") == losses(one_process)
 
 
 def test_finetune_takes_the_weights_only(workspace: Workspace, trained: Path, tmp_path: Path) -> None:
-    done = workspace.python(
-        "--zero-stage", "0", "--load", trained, "--finetune", "--train-iters", "5", "--save", tmp_path
+    done = workspace.train(
+        "--zero-stage", "0", "--load", trained, "--finetune", "--train-iters", "5", "--save", tmp_path, ranks=None
     )
     assert done.code == 0, done.output
     first = losses(tmp_path)[1]
@@ -188,7 +209,7 @@ def test_finetune_takes_the_weights_only(workspace: Workspace, trained: Path, tm
 @pytest.mark.parametrize("name", ["fp16", pytest.param("offload", marks=NEEDS_COMPILER)])
 def test_fp16_and_offload_train(workspace: Workspace, one_process: Path, name: str) -> None:
     folder = workspace.folder / name
-    done = workspace.deepspeed(
+    done = workspace.train(
         "--deepspeed_config", f"ds_configs/{name}.json", "--micro-batch-size", "2", "--save", folder, timeout=1000
     )
     assert done.code == 0, done.output
@@ -198,7 +219,7 @@ def test_fp16_and_offload_train(workspace: Workspace, one_process: Path, name: s
 
 def test_nothing_heavy_is_imported_that_is_not_used(workspace: Workspace) -> None:
     flags = ["--train-iters", "1", "--eval-iters", "0"]
-    done = run(BIN / "python", "-X", "importtime", "launch/pretrain_gpt.py", *workspace.inputs, *flags)
+    done = run(BIN / "python", "-X", "importtime", SCRIPT, *workspace.inputs, *flags)
     assert done.code == 0, done.output
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.output.splitlines() if "|" in line}
     assert {"torch", "deepspeed", "megalm"} <= loaded
@@ -210,9 +231,9 @@ def test_documents_apart_train_alike_on_one_and_on_two_ranks(workspace: Workspac
     """Packed samples as documents: the boundaries go with the samples, whatever the ranks."""
     flags = ("--reset-position-ids", "--reset-attention-mask", "--eod-mask-loss")
     folders = [workspace.folder / "documents_one", workspace.folder / "documents_two"]
-    alone = workspace.python(*flags, "--zero-stage", "0", "--save", folders[0])
+    alone = workspace.train(*flags, "--zero-stage", "0", "--save", folders[0], ranks=None)
     assert alone.code == 0, alone.output
-    two = workspace.deepspeed(*flags, "--deepspeed_config", "ds_configs/zero3.json", "--save", folders[1])
+    two = workspace.train(*flags, "--deepspeed_config", "ds_configs/zero3.json", "--save", folders[1])
     assert two.code == 0, two.output
     found, apart, through = losses(folders[1]), losses(folders[0]), losses(one_process)
     assert found == pytest.approx(apart, rel=2e-5)

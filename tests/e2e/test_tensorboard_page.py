@@ -6,7 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launching import BIN, Workspace, environment, losses, run
+
+from megalm.testing.processes import BIN, environment, run
+from megalm.testing.small_runs import Workspace, losses
 
 pytestmark = [
     pytest.mark.e2e,
@@ -20,7 +22,7 @@ QUIET = [
 
 def test_the_page_shows_the_curves_and_their_last_values(workspace: Workspace, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert workspace.python("--zero-stage", "0", "--save", folder).code == 0
+    assert workspace.train("--zero-stage", "0", "--save", folder, ranks=None).code == 0
     server = subprocess.Popen(
         [BIN / "tensorboard", "--logdir", folder / "tensorboard", "--port", "0"],
         env=environment(), stderr=subprocess.PIPE, text=True,

@@ -1,11 +1,11 @@
 """Sums of named losses: they do not depend on how the batch is cut, and each name has its own denominator."""
 
 import torch
-from batches import batch_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megalm.engine.loss_sums import LossSums, total
+from megalm.testing.batches import batch_of
 
 CPU = torch.device("cpu")
 

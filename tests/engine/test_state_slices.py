@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.distributed as dist
-from batches import batch_of
-from spawner import run_on_ranks
 
 from megalm.assembly import build_model_and_engine
 from megalm.config import load_config
@@ -17,6 +15,8 @@ from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.distributed.shards import StateSlice
 from megalm.engine.engine import Engine
+from megalm.testing.batches import batch_of
+from megalm.testing.spawner import run_on_ranks
 
 # odd sizes: the last ranks' parts end in padding, and some parameters are smaller than the number of ranks
 RECIPE = (

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from batches import token_losses
 from kernels.fused import ON_GPU, needs_fused
 
 from megalm.config.model import ModelConfig
@@ -18,6 +17,7 @@ from megalm.models.gpt.init import initialize
 from megalm.models.gpt.model import GPT
 from megalm.monitor.tensor_memory import TensorMemory
 from megalm.parallel.recompute import apply_recompute
+from megalm.testing.batches import token_losses
 
 pytestmark = needs_fused
 SIZES = {

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_job import quiet_environment, write_recipe
 
 from megalm import cli
 from megalm.distributed.environment import captured_environment
@@ -18,6 +17,8 @@ from megalm.errors import ConfigError, PlatformError
 from megalm.launching.commands import read_hostfile, which_mpi
 from megalm.launching.job import time_seconds
 from megalm.launching.site import read_site
+from megalm.testing.processes import quiet_environment
+from megalm.testing.small_runs import write_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -6,7 +6,6 @@ from itertools import accumulate
 
 import pytest
 import torch
-from batches import token_losses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,6 +18,7 @@ from megalm.models.blocks.attention import CausalAttention
 from megalm.models.blocks.documents import Documents, document_attention, takes_varlen
 from megalm.models.gpt.model import GPT
 from megalm.parallel.recompute import apply_recompute
+from megalm.testing.batches import token_losses
 
 T = 24
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from batches import token_losses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -11,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from megalm.config.model import ModelConfig
 from megalm.models.gpt.flops import forward_flops_per_token, num_parameters, training_flops_per_token
 from megalm.models.gpt.model import GPT
+from megalm.testing.batches import token_losses
 
 
 @st.composite

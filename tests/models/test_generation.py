@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from batches import logits
 
 from megalm.errors import ConfigError
 from megalm.models.generation import continue_greedily, generate, sample_tokens, truncate_logits
+from megalm.testing.batches import logits
 
 PROMPT = [5, 17, 3, 42]
 

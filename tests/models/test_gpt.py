@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from batches import batch_of, logits, token_losses
 
 from megalm.models.blocks.attention import KVCache
 from megalm.models.gpt.init import initialize
 from megalm.models.gpt.model import GPT
+from megalm.testing.batches import batch_of, logits, token_losses
 
 COMMON = ["embedding.tokens.weight", "layers.1.attention.wq.weight", "layers.1.attention.wo.weight"]
 COMMON += ["layers.0.attention_norm.weight", "layers.0.mlp_norm.weight", "layers.0.mlp.w_up.weight"]

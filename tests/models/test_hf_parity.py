@@ -3,7 +3,8 @@
 import pytest
 import torch
 import transformers
-from batches import logits, token_losses
+
+from megalm.testing.batches import logits, token_losses
 
 SIZES = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 72, "max_position_embeddings": 24}

@@ -1,17 +1,12 @@
-"""Run by test_zero3.py in a process of its own: losses under DeepSpeed ZeRO-3 and of plain torch, as a JSON file."""
-
-import json
-import sys
-from pathlib import Path
+"""For the rank of test_zero3.py: losses under DeepSpeed ZeRO-3 and of plain torch."""
 
 import deepspeed
 import torch
-import torch.distributed as dist
-from batches import token_losses
 
 from megalm.config.model import ModelConfig
 from megalm.models.gpt.init import initialize
 from megalm.models.gpt.model import GPT
+from megalm.testing.batches import token_losses
 
 ZERO3 = {
     "train_batch_size": 2,
@@ -59,22 +54,14 @@ def zero3_losses(config: ModelConfig) -> list[float]:
     return losses
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 1), rank=0, world_size=1)
-    result = {}
-    for tied in (True, False):
-        config = ModelConfig(
-            num_layers=2,
-            hidden_size=32,
-            num_attention_heads=4,
-            vocab_size=200,
-            max_position_embeddings=16,
-            untie_embeddings_and_output_weights=not tied,
-        )
-        result["tied" if tied else "untied"] = [plain_losses(config), zero3_losses(config)]
-    (folder / "losses.json").write_text(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def plain_and_zero3(tied: bool) -> tuple[list[float], list[float]]:
+    """The losses of plain torch, and of ZeRO-3."""
+    config = ModelConfig(
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=4,
+        vocab_size=200,
+        max_position_embeddings=16,
+        untie_embeddings_and_output_weights=not tied,
+    )
+    return plain_losses(config), zero3_losses(config)

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from e2e.launching import run
-from small_job import quiet_environment
+
+from megalm.testing.processes import quiet_environment, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
 RANK = """

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from batches import batch_of, logits, token_losses
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
@@ -15,6 +14,7 @@ from megalm.errors import ConfigError
 from megalm.models.gpt.init import initialize
 from megalm.models.gpt.model import GPT
 from megalm.parallel.recompute import apply_recompute
+from megalm.testing.batches import batch_of, logits, token_losses
 
 LLAMA = {
     "position_embedding_type": "rope",

@@ -7,8 +7,6 @@ from types import MappingProxyType
 import pytest
 import torch
 import torch.distributed as dist
-from batches import batch_of
-from spawner import run_on_ranks
 from torch import Tensor
 
 from megalm.assembly import build_model_and_engine
@@ -20,6 +18,8 @@ from megalm.models.contract import Batch, Losses, Stream
 from megalm.models.families import FAMILIES
 from megalm.models.gpt.model import GPT
 from megalm.parallel.plans import PLANS
+from megalm.testing.batches import batch_of
+from megalm.testing.spawner import run_on_ranks
 
 STEPS, SEQ, VOCAB = 3, 8, 41
 RUN = (

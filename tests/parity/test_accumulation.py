@@ -3,14 +3,14 @@
 import pytest
 import torch
 import torch.distributed as dist
-from batches import batch_of
 from layouts import LLAMA, SEQ, VOCAB, WORDS
-from spawner import run_on_ranks
 
 from megalm.assembly import build_model_and_engine
 from megalm.config import load_config
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
+from megalm.testing.batches import batch_of
+from megalm.testing.spawner import run_on_ranks
 
 SMALL = 2**-9
 """1 + SMALL is 1 in bf16."""

@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from layouts import CI, MODELS, ROWS, RUN, Row
-from spawner import run_on_ranks
 from test_parity import Trained, differences, one_process, trained
 from torch import nn
 
@@ -23,6 +22,7 @@ from megalm.engine import pipeline_gradients as stages
 from megalm.engine.mpu import DeepSpeedMpu
 from megalm.parallel import region, sequence, vocab
 from megalm.parallel.styles import Shards
+from megalm.testing.spawner import run_on_ranks
 
 NO_COLLECTIVE = SimpleNamespace(all_reduce=lambda *_, **__: None, get_world_size=lambda *_: 1)
 """In place of torch.distributed."""

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from layouts import CI, MODELS, RUN, Row
-from spawner import run_on_ranks
 from test_parity import global_batch
 
 from megalm.assembly import build_model_and_engine
@@ -14,6 +13,7 @@ from megalm.config import check_layout, load_config
 from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
+from megalm.testing.spawner import run_on_ranks
 
 ROWS = [
     (Row(2, "deep llama", "tp2 zero0", CI), math.nan),

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from layouts import MODELS, ROWS, RUN, SAMPLES, SEQ, STEPS, VOCAB, WORDS, Row
-from spawner import run_on_ranks
 
 from megalm.assembly import build_model_and_engine
 from megalm.config import RunConfig, check_layout, load_config
@@ -22,6 +21,7 @@ from megalm.engine.cpu_adam import build_cpu_adam
 from megalm.models.generation import continue_greedily
 from megalm.objectives.causal import CausalObjective
 from megalm.randomness import stable_seed
+from megalm.testing.spawner import run_on_ranks
 
 EOD = 0
 

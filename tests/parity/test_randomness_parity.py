@@ -3,8 +3,9 @@ of the layout: not on sequence, pipeline and data parallelism."""
 
 import pytest
 from layouts import CI, MODELS, RUN, Row
-from spawner import run_on_ranks
 from test_parity import differences, one_process, trained
+
+from megalm.testing.spawner import run_on_ranks
 
 MODEL = "all dropout"
 ROWS = [

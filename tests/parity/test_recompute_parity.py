@@ -4,13 +4,13 @@ and weights."""
 import pytest
 import torch
 import torch.distributed as dist
-from batches import batch_of
-from spawner import run_on_ranks
 
 from megalm.assembly import build_model_and_engine
 from megalm.config import load_config
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
+from megalm.testing.batches import batch_of
+from megalm.testing.spawner import run_on_ranks
 
 STEPS, SEQ, VOCAB = 3, 16, 61
 RECIPE = (

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.distributed as dist
-from batches import batch_of
-from spawner import run_on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,6 +15,8 @@ from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.planner.communication import sent_bytes
 from megalm.planner.layout import Layout, parameters
+from megalm.testing.batches import batch_of
+from megalm.testing.spawner import run_on_ranks
 
 MODEL = (
     "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --swiglu --normalization RMSNorm --disable-bias-linear "

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.distributed as dist
-from batches import batch_of
-from spawner import run_on_ranks
 
 from megalm.config import load_config
 from megalm.planner.plan import make_plan
 from megalm.planner.schedule import StepTimes
+from megalm.testing.batches import batch_of
+from megalm.testing.spawner import run_on_ranks
 
 SMALL_BUCKET = {"zero_optimization": {"reduce_bucket_size": 2_000_000, "allgather_bucket_size": 2_000_000}}
 MODEL = (

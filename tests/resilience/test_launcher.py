@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from e2e.launching import environment, free_port
+
+from megalm.testing.processes import environment, free_port
 
 pytestmark = pytest.mark.timeout(120)
 RANK = """

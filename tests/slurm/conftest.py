@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, missing
-from e2e.launching import run
 from nodes import Nodes, missing_for_nodes
-from small_job import LAYOUT, quiet_environment, write_recipe
+
+from megalm.testing import warm
+from megalm.testing.processes import quiet_environment
+from megalm.testing.small_runs import LAYOUT, RANKS, SCRIPT, write_recipe
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +31,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole run on four ranks of torchrun, without a scheduler and without a stop."""
+    """The whole run on four warm ranks, without a scheduler and without a stop."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run(
-        "torchrun", "--standalone", "--nproc-per-node", "4", "launch/pretrain_gpt.py", "--config", write_recipe(folder),
-        *LAYOUT, "--save", folder / "run", environ=quiet_environment(),
-    )  # fmt: skip
+    flags = ("--config", write_recipe(folder), *LAYOUT, "--save", folder / "run")
+    done = warm.run(SCRIPT, *flags, ranks=RANKS, environ=quiet_environment())
     assert done.code == 0, done.output
     return folder / "run"

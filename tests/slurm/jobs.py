@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 from cluster import Cluster, wait_until
-from e2e.launching import REPOSITORY, Finished
-from small_job import losses, quiet_environment
 
 from megalm.storage.durable import replace_text
+from megalm.testing.processes import REPOSITORY, Finished, quiet_environment
+from megalm.testing.small_runs import losses_in_order
 
 
 def run_on(cluster: Cluster, *words: str | Path, timeout: float = 150) -> Finished:
@@ -57,8 +57,12 @@ class SubmittedJob:
 
     def wait_for_step(self, step: int, seconds: float = 90) -> None:
         """Return as soon as the run has done `step` steps."""
-        wait_until(lambda: len(losses(self.run)) >= step or self.ended(), seconds, lambda: self.story("no such step"))
-        assert len(losses(self.run)) >= step, self.story("ended before")
+        wait_until(lambda: self.steps() >= step or self.ended(), seconds, lambda: self.story("no such step"))
+        assert self.steps() >= step, self.story("ended before")
+
+    def steps(self) -> int:
+        """The number of steps that the run has done."""
+        return len(losses_in_order(self.run))
 
     def hold(self, step: int) -> None:
         """Make the run wait when it has done `step` steps (under held_gpt.py)."""
@@ -99,4 +103,4 @@ class SubmittedJob:
         """All that is known, for a failed test."""
         text = self.cluster.command("scontrol", "show", "job", self.number, check=False)
         said = [line for line in self.log.splitlines() if not line.startswith(" iteration")]
-        return "\n".join([problem, text, *said, f"{len(losses(self.run))} steps at {time.ctime()}"])
+        return "\n".join([problem, text, *said, f"{self.steps()} steps at {time.ctime()}"])

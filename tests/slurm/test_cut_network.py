@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from cluster import wait_until
-from e2e.launching import REPOSITORY
 from nodes import Nodes
-from small_job import quiet_environment, write_recipe
 
 from megalm.errors import PlatformError
+from megalm.testing.processes import REPOSITORY, quiet_environment
+from megalm.testing.small_runs import write_recipe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from e2e.launching import run
 from jobs import run_on
-from small_job import quiet_environment
 
 from megalm.errors import PlatformError
+from megalm.testing.processes import quiet_environment, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
 DOCTOR = (sys.executable, "-m", "megalm.cli", "doctor")

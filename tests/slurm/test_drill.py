@@ -5,12 +5,16 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from jobs import SubmittedJob, hold_at, submit
-from small_job import LAYOUT, STEPS, losses, write_recipe
+
+from megalm.testing import warm
+from megalm.testing.processes import quiet_environment
+from megalm.testing.small_runs import LAYOUT, SCRIPT, STEPS, losses_in_order, write_recipe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 HELD = ("--script", "tests/slurm/held_gpt.py", "--save-interval", "4")
 
 
+@pytest.mark.long
 def test_a_job_that_reaches_its_limit_is_preempted_and_loses_a_node_ends_with_the_losses_of_an_undisturbed_run(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -49,14 +53,14 @@ def test_a_job_that_reaches_its_limit_is_preempted_and_loses_a_node_ends_with_th
     assert job.wait_for_end() == "COMPLETED", job.log
     cluster.start_node(nodes[2])
 
-    assert losses(folder) == losses(undisturbed), "bit-equal"
-    assert len(losses(folder)) == STEPS
+    assert losses_in_order(folder) == losses_in_order(undisturbed), "bit-equal"
+    assert len(losses_in_order(folder)) == STEPS
     assert "start 3 (SLURM_RESTART_COUNT), checkpoint step_16" in job.log
     assert job.field("ExitCode") == "0:0"
     assert cluster.processes() == {}, "no orphans"
 
 
-def test_requeue_by_hand_goes_on_and_scancel_saves_and_ends(cluster: Cluster, tmp_path: Path) -> None:
+def test_requeue_by_hand_goes_on_bit_equal_and_scancel_saves_and_ends(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     hold_at(folder, 3)
     answer = submit(
@@ -75,6 +79,9 @@ def test_requeue_by_hand_goes_on_and_scancel_saves_and_ends(cluster: Cluster, tm
     job.wait_for_processes()
     assert checkpoint(folder) == 7
     assert "end with exit code 75, checkpoint step_7" in job.log
+    flags = ("--config", write_recipe(tmp_path), "--save", tmp_path / "undisturbed", "--exit-interval", "7")
+    assert warm.run(SCRIPT, *flags, ranks=2, environ=quiet_environment()).code == 0
+    assert losses_in_order(folder) == losses_in_order(tmp_path / "undisturbed")
 
 
 def checkpoint(folder: Path) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from e2e.launching import BIN, REPOSITORY
 from jobs import SubmittedJob, run_on
-from small_job import quiet_environment
+
+from megalm.testing.processes import BIN, REPOSITORY, quiet_environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
 

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from cluster import Cluster
 from jobs import SubmittedJob, run_on, submit
-from small_job import quiet_environment, write_recipe
 
 from megalm.errors import PlatformError
 from megalm.launching.job import EXIT_NO_PROGRESS
+from megalm.testing.processes import quiet_environment
+from megalm.testing.small_runs import write_recipe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
 TOLD = ("--script", "tests/slurm/told.py", "--gpus-per-node", "1", "--time", "5")

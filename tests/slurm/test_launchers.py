@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from e2e.launching import Finished, run
 from jobs import SubmittedJob, run_on, submit
 from nodes import Nodes
-from small_job import LAYOUT, losses, quiet_environment, write_recipe
+
+from megalm.testing.processes import Finished, quiet_environment, run
+from megalm.testing.small_runs import LAYOUT, losses_in_order, write_recipe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 RANKS = "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: os._exit(1))"
@@ -33,6 +34,7 @@ def test_deepspeed_with_a_hostfile_of_two_nodes(
     assert nodes.processes() == []
 
 
+@pytest.mark.long  # on two nodes it always runs
 def test_mpirun(undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
     pytest.importorskip("mpi4py")
     if shutil.which("mpirun") is None:
@@ -81,9 +83,9 @@ def test_one_process(undisturbed: Path, tmp_path: Path) -> None:
     flags = ["--config", str(write_recipe(tmp_path)), "--save", str(tmp_path / "run")]
     done = run(sys.executable, "-m", "megalm.cli", "submit", "--launcher", "local", *flags, environ=quiet_environment())
     assert done.code == 0, done.output
-    assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), rel=1e-5)
+    assert losses_in_order(tmp_path / "run") == pytest.approx(losses_in_order(undisturbed), rel=1e-5)
 
 
 def ends_with_equal_losses(done: Finished, folder: Path, undisturbed: Path) -> None:
     assert done.code == 0, done.output
-    assert losses(folder / "run") == losses(undisturbed), "bit-equal"
+    assert losses_in_order(folder / "run") == losses_in_order(undisturbed), "bit-equal"

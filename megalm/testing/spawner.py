@@ -2,16 +2,17 @@
 
 import multiprocessing
 import pickle
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-# forked from a process that has these imported: a rank starts in milliseconds
-_CONTEXT.set_forkserver_preload(["torch", "deepspeed", "megalm.training", "torch._inductor.compile_fx"])
+from megalm.testing.processes import free_port
+
+WARM = multiprocessing.get_context("forkserver")
+"""Starts processes in milliseconds, by forking one that has everything imported."""
+WARM.set_forkserver_preload(["pytest", "megalm.testing.preloaded"])  # pytest: a rank imports the test's module
 
 
 def run_on_ranks(count: int, function: Callable[..., Any], *args: Any, timeout_s: float = 180.0) -> list[Any]:
@@ -20,13 +21,10 @@ def run_on_ranks(count: int, function: Callable[..., Any], *args: Any, timeout_s
     Raises:
         AssertionError: a rank failed (its traceback, tagged with its rank) or the time is over.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks, pipes = [], []
+    port, ranks, pipes = free_port(), [], []
     for rank in range(count):
-        receiver, sender = _CONTEXT.Pipe(duplex=False)
-        process = _CONTEXT.Process(target=_rank, args=(rank, count, port, sender, function, args), daemon=True)
+        receiver, sender = WARM.Pipe(duplex=False)
+        process = WARM.Process(target=_rank, args=(rank, count, port, sender, function, args), daemon=True)
         process.start()
         sender.close()
         ranks.append(process)

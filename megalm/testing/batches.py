@@ -18,9 +18,11 @@ def token_losses(
     model: LanguageModel, tokens: Tensor, labels: Tensor, *, seed: int | None = None, **fields: Tensor
 ) -> Tensor:
     """The loss of each token (B, T)."""
-    return model(batch_of(tokens, labels, seed=seed, **fields))["lm"]
+    losses_BT: Tensor = model(batch_of(tokens, labels, seed=seed, **fields))["lm"]
+    return losses_BT
 
 
 def logits(model: LanguageModel, tokens: Tensor, cache: KVCache | None = None, **fields: Tensor) -> Tensor:
     """The logits (B, T, V) after each token."""
-    return model(batch_of(tokens, **fields), cache, wants_logits=True)
+    logits_BTV: Tensor = model(batch_of(tokens, None, seed=None, **fields), cache, wants_logits=True)
+    return logits_BTV
