@@ -61,7 +61,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "resilience": {"psutil"},
     "launching": {"pydantic", "yaml"},
     "doctor": {"torch", "torch.distributed", "psutil"},
-    **{part: {"torch", "torch.distributed"} for part in TOP},
+    **{part: {"torch", "torch.distributed"} for part in (*TOP, "testing")},
 }
 """Part of megalm -> the libraries beyond Python's own that it may import; what is not named may import none."""
 FILES = sorted(ROOT.rglob("*.py"))
