@@ -16,11 +16,14 @@ The backward of `copy_to_region` and of `all_gather_sequence` begins when the gr
 waited for where the gradient of `x` is wanted; gradients that `after_comm` has put in between are computed meanwhile.
 
 `all_gather_sequence` expects that the gathered tensor is used for different work on each rank, `all_gather_from_region`
-that all ranks do the same with it. Source: Shoeybi et al. 2019 (arXiv:1909.08053, section 3, f and g); Korthikanti et
-al. 2022 (arXiv:2205.05198, section 4.2.2, g and its conjugate).
+that all ranks do the same with it. Who needs the result of `all_gather_sequence` in the backward pass need not keep it:
+`regathered`. Source: Shoeybi et al. 2019 (arXiv:1909.08053, section 3, f and g); Korthikanti et al. 2022
+(arXiv:2205.05198, section 4.2.2, g and its conjugate).
 """
 
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -78,12 +81,7 @@ def all_reduce(x: Tensor, group: ProcessGroup, op: dist.ReduceOp.RedOpType = dis
 
 def all_gather(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     """A new tensor: the ranks' `x` laid end to end along `dim`. No gradient."""
-    size = dist.get_world_size(group)
-    gathered = x.new_empty(size * x.shape[0], *x.shape[1:])
-    dist.all_gather_single(gathered, x.detach().contiguous(), group=group)
-    if dim % x.dim() == 0:
-        return gathered
-    return torch.cat(gathered.chunk(size), dim)
+    return _begin_all_gather(x, group, dim).wait()
 
 
 def reduce_scatter(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
@@ -93,13 +91,45 @@ def reduce_scatter(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     return result
 
 
+def _begin_all_gather(x: Tensor, group: ProcessGroup, dim: int) -> "_Gathering":
+    """The ranks' `x`, on their way."""
+    size, dim = dist.get_world_size(group), dim % x.dim()
+    end_to_end = x.shape[:dim].numel() == 1  # the ranks' tensors stand in memory as they come, one behind the other
+    shape = list(x.shape)
+    shape[dim if end_to_end else 0] *= size
+    gathered = x.new_empty(shape)
+    work = dist.all_gather_single(gathered.view(-1), x.detach().contiguous().view(-1), group=group, async_op=True)
+    assert work is not None, "this rank is in the group"
+    return _Gathering(work, gathered, 1 if end_to_end else size, dim)
+
+
+@dataclass(frozen=True)
+class _Gathering:
+    """An all-gather that has begun."""
+
+    work: dist.Work
+    gathered: Tensor
+    pieces: int
+    """Runs of rows that have yet to be laid end to end along `dim`."""
+    dim: int
+
+    def wait(self) -> Tensor:
+        """Its result."""
+        self.work.wait()
+        return self.gathered if self.pieces == 1 else torch.cat(self.gathered.chunk(self.pieces), self.dim)
+
+
 def _begin_reduce_scatter(x: Tensor, group: ProcessGroup, dim: int) -> tuple[Tensor, dist.Work]:
     """The tensor that will hold the result, and what to wait for."""
     size = dist.get_world_size(group)
     assert x.shape[dim] % size == 0, f"dim {dim} of {tuple(x.shape)} is a multiple of {size} ranks"
-    parts = x.detach() if dim % x.dim() == 0 else torch.cat(x.detach().chunk(size, dim))
-    result = parts.new_empty(parts.shape[0] // size, *parts.shape[1:])
-    work = dist.reduce_scatter_single(result, parts.contiguous(), group=group, async_op=True)
+    dim %= x.dim()
+    end_to_end = x.shape[:dim].numel() == 1
+    parts = x.detach().contiguous() if end_to_end else torch.cat(x.detach().chunk(size, dim))
+    shape = list(x.shape)
+    shape[dim] //= size
+    result = x.new_empty(shape)
+    work = dist.reduce_scatter_single(result.view(-1), parts.view(-1), group=group, async_op=True)
     assert work is not None, "this rank is in the group"
     return result, work
 
@@ -116,6 +146,98 @@ def after_comm(node: Any, x: Tensor) -> None:
         _AllGatherSequence,
     ):  # how torch names the function of a node
         node._set_sequence_nr(begin.pending.order)
+
+
+def regathered(x: Tensor) -> "Regathered | None":
+    """A claim to `x` in the backward pass, if it is the result of `all_gather_sequence`; None for any other tensor.
+
+    Who has it need not keep `x`, which is gathered again from the ranks' parts, once for all claims.
+    """
+    node: Any = x.grad_fn
+    # DeepSpeed's ZeRO 3 passes the inputs of modules on through nodes of its own
+    while node is not None and getattr(node, "_forward_cls", None) is not _AllGatherSequence:
+        node = node.next_functions[0][0] if len(node.next_functions) == 1 else None
+    if node is None or not node.again.is_of(x):
+        return None
+    node.again.users += 1
+    return Regathered(node, node.again.users)
+
+
+@dataclass(frozen=True)
+class Regathered:
+    """One user's claim to the result of `all_gather_sequence` in the backward pass.
+
+    Phases: `begin` the all-gather, unless another user has; `take` the result, which goes with its last user.
+    """
+
+    node: Any
+    """The autograd node of `all_gather_sequence`, which has saved the rank's own part."""
+    number: int
+
+    def begin_before(self, y: Tensor) -> Tensor:
+        """`y`. Backward: `begin`, then identity."""
+        apply: Callable[[Tensor, Regathered], Tensor] = _BeginGather.apply
+        return apply(y, self)
+
+    def begin(self) -> None:
+        """Begin the all-gather, if no other user has."""
+        again: _Again = self.node.again
+        if again.gathering is None and again.whole is None:
+            (part,) = self.node.saved_tensors
+            again.begin(part)
+        again.waiting.add(self.number)
+
+    def take(self) -> Tensor:
+        """The ranks' parts laid end to end, as in the forward pass."""
+        again: _Again = self.node.again
+        return again.take(self.number)
+
+
+class _Again:
+    """The result of `all_gather_sequence` in the backward pass. It has no reference to a node, which would be a circle."""
+
+    def __init__(self, whole: Tensor, group: ProcessGroup, dim: int) -> None:
+        self.group, self.dim = group, dim
+        self.users = 0
+        self.waiting: set[int] = set()
+        """Users that have not taken it since it was begun; a backward pass towards some weights leaves the others."""
+        self.gathering: _Gathering | None = None
+        self.whole: Tensor | None = None
+        self._shape, self._storage = whole.shape, weakref.ref(whole.untyped_storage())
+
+    def is_of(self, x: Tensor) -> bool:
+        """Whether `x` is the result of the forward pass: the same elements of the same memory."""
+        return x.untyped_storage() is self._storage() and x.shape == self._shape and x.is_contiguous()
+
+    def begin(self, part: Tensor) -> None:
+        """Begin the all-gather, for all users."""
+        self.gathering = _begin_all_gather(part, self.group, self.dim)
+        self.waiting.update(range(1, self.users + 1))
+
+    def take(self, user: int) -> Tensor:
+        """The result; the last user's leaves nothing behind."""
+        if self.gathering is not None:
+            self.whole, self.gathering = self.gathering.wait(), None
+        whole = self.whole
+        assert whole is not None, "the all-gather has begun"
+        self.waiting.discard(user)
+        if not self.waiting:
+            self.whole = None
+        return whole
+
+
+class _BeginGather(torch.autograd.Function):
+    """Forward: identity. Backward: identity; the all-gather of a `Regathered` begins."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, source: Regathered) -> Tensor:
+        ctx.source = source
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        ctx.source.begin()
+        return grad_outputs[0], None
 
 
 class _Pending:
@@ -181,12 +303,15 @@ class _AllReduceFromRegion(torch.autograd.Function):
 
 
 class _AllGatherSequence(torch.autograd.Function):
-    """Forward: all-gather. Backward: begin of the reduce-scatter."""
+    """Forward: all-gather. Backward: begin of the reduce-scatter. Saved: the rank's own part, to gather again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup, dim: int, pending: _Pending) -> Tensor:
         ctx.group, ctx.dim, ctx.pending = group, dim, pending
-        return all_gather(x, group, dim)
+        ctx.save_for_backward(x)
+        whole = all_gather(x, group, dim)
+        ctx.again = _Again(whole, group, dim)
+        return whole
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:

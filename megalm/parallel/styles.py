@@ -19,7 +19,12 @@ from megalm.parallel.randomness import OwnDropout
 from megalm.parallel.region import InputHook, TensorParallel
 from megalm.parallel.sequence import SequenceParallelDropout, SequenceParallelPositions
 from megalm.parallel.tensor import ColumnParallelLinear, RowParallelLinear
-from megalm.parallel.vocab import GatheredLogits, VocabParallelEmbedding, VocabParallelTokenLoss
+from megalm.parallel.vocab import (
+    GatheredLogits,
+    VocabParallelEmbedding,
+    VocabParallelTiedHead,
+    VocabParallelTokenLoss,
+)
 
 
 @dataclass
@@ -130,6 +135,8 @@ def head(module: nn.Module, name: str, shards: Shards) -> nn.Module:
         _add_vocabulary(f"{name}.weight", rows, width, shards)
         if shards.tp.size > 1:
             module = ColumnParallelLinear(width, rows // shards.tp.size, bias=False)
+    elif shards.tp.size > 1:
+        module = VocabParallelTiedHead()
     return region_input(module, name, shards)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megalm.distributed.functional import after_comm
+from megalm.distributed.functional import Regathered, after_comm, regathered
 from megalm.parallel.region import TensorParallel
 
 
@@ -19,7 +19,9 @@ class ColumnParallelLinear(nn.Linear):
     """A linear layer inside the region whose output channels are spread: y_rank = x W_rank^T + b_rank.
 
     Several of them share one input, which enters the region once, for all (`region.InputHook`). The gradients of their
-    weights are computed while that of the input is summed over the ranks.
+    weights are computed while that of the input is summed over the ranks. Under sequence parallelism a rank keeps its
+    own part of the input; the whole is gathered again in the backward pass, once for all, while the gradient of the
+    input is computed (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2).
     """
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -48,35 +50,43 @@ class RowParallelLinear(nn.Module):
 def linear_with_async_grad_comm(x_BTD: Tensor, weight_FD: Tensor, bias_F: Tensor | None) -> Tensor:
     """x W^T + b whose input gradient and weight gradient are two autograd nodes, the second `after_comm` for x.
 
-    A backward pass that wants one of the two, as zero-bubble schedules do, computes no more than that.
+    A backward pass that wants one of the two, as zero-bubble schedules do, computes no more than that. An `x` that was
+    gathered is not kept but gathered again for the weight gradient, which its all-gather precedes by a node of its own.
     """
     if not (torch.is_grad_enabled() and x_BTD.requires_grad and weight_FD.requires_grad):
         return F.linear(x_BTD, weight_FD, bias_F)
-    weight_gradient: Callable[[Tensor, Tensor, Tensor | None], Tensor] = _WeightGradient.apply
+    weight_gradient: Callable[[Tensor, Tensor, Tensor | None, Regathered | None], Tensor] = _WeightGradient.apply
     product: Callable[[Tensor, _Constants], Tensor] = _InputGradient.apply
     join: Callable[[Tensor, Tensor], Tensor] = _Join.apply
-    token_BTF = weight_gradient(x_BTD.detach(), weight_FD, bias_F)
+    source = regathered(x_BTD)
+    token_BTF = weight_gradient(x_BTD.detach(), weight_FD, bias_F, source)
     after_comm(token_BTF.grad_fn, x_BTD)
-    return join(product(x_BTD, (weight_FD, bias_F)), token_BTF)
+    y_BTF = product(x_BTD, (weight_FD, bias_F))
+    # made after `product`, so that in the backward pass the all-gather begins before its work
+    return join(y_BTF, token_BTF if source is None else source.begin_before(token_BTF))
 
 
 _Constants = tuple[Tensor, Tensor | None]
 
 
 class _WeightGradient(torch.autograd.Function):
-    """Forward: nothing but the output's shape, without memory. Backward: gradients of weight and bias."""
+    """Forward: nothing but the output's shape, without memory. Backward: gradients of weight and bias.
+
+    Saved: x, or nothing where it comes again from a `source`.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_BTD: Tensor, weight_FD: Tensor, bias_F: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x_BTD)
-        ctx.has_bias = bias_F is not None
+    def forward(ctx: Any, x_BTD: Tensor, weight_FD: Tensor, bias_F: Tensor | None, source: Regathered | None) -> Tensor:
+        if source is None:
+            ctx.save_for_backward(x_BTD)
+        ctx.has_bias, ctx.source = bias_F is not None, source
         return x_BTD.new_zeros(()).expand(*x_BTD.shape[:-1], weight_FD.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor, Tensor | None]:
-        (x_BTD,) = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor, Tensor | None, None]:
+        x_BTD = ctx.saved_tensors[0] if ctx.source is None else ctx.source.take()
         grad_NF = grad_outputs[0].flatten(0, -2)
-        return None, grad_NF.t() @ x_BTD.flatten(0, -2), grad_NF.sum(0) if ctx.has_bias else None
+        return None, grad_NF.t() @ x_BTD.flatten(0, -2), grad_NF.sum(0) if ctx.has_bias else None, None
 
 
 class _InputGradient(torch.autograd.Function):

@@ -14,8 +14,9 @@ from torch.distributed import ProcessGroup
 
 from megalm.distributed.functional import all_gather_from_region, all_reduce
 from megalm.kernels.choice import REFERENCE, Kernels
-from megalm.models.blocks.head import FullLogits, Head
+from megalm.models.blocks.head import FullLogits, Head, TiedHead
 from megalm.parallel.region import TensorParallel
+from megalm.parallel.tensor import linear_with_async_grad_comm
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -39,6 +40,16 @@ class VocabParallelEmbedding(nn.Module):
         elsewhere_BT = (local_BT < 0) | (local_BT >= rows)
         x_BTD = self.kernels.embedding(local_BT.masked_fill(elsewhere_BT, 0), self.weight)
         return self.tp.from_region(x_BTD.masked_fill(elsewhere_BT[..., None], 0.0))
+
+
+class VocabParallelTiedHead(TiedHead):
+    """The tied head of which each rank holds a run of rows; its input has entered the region."""
+
+    def forward(self, x_BTD: Tensor, embedding: nn.Module) -> Tensor:
+        """This rank's columns of the logits (B, T, V)."""
+        weight_VD = embedding.weight
+        assert isinstance(weight_VD, Tensor), "the embedding of a tied head owns a weight"
+        return linear_with_async_grad_comm(x_BTD, weight_VD, None)
 
 
 class VocabParallelTokenLoss(nn.Module):

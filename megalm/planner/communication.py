@@ -49,8 +49,9 @@ def _gathers(layout: Layout, parameters: int) -> int:
 def _tensor_parallel(layout: Layout) -> int:
     """Two all-reduces a layer forward and two backward; one for the embedding's output, one for the head's input.
 
-    With sequence parallelism a reduce-scatter and an all-gather take the place of each, of the same volume together.
-    Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
+    With sequence parallelism a reduce-scatter and an all-gather take the place of each, of the same volume together,
+    and what enters the region is gathered once more in the backward pass.
+    Sources: Shoeybi et al. 2019, arXiv:1909.08053, section 3; Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2.
     """
     ranks = layout.mesh.tp
     all_reduce = 2 * (ranks - 1) / ranks * _activation_bytes(layout)
@@ -61,13 +62,14 @@ def _all_reduces(layout: Layout, pp_rank: int) -> float:
     """Number of all-reduces on a pipeline rank for one micro-batch.
 
     Full recomputation runs a group of layers forward once more, up to the last activation that the backward pass reads:
-    not to the reduction (or reduce-scatter, half of one) at the group's end.
+    not to the reduction (or reduce-scatter, half of one) at the group's end. With sequence parallelism the inputs of
+    attention, MLP and head are gathered again in the backward pass, each half an all-reduce.
     """
     config, number = layout.config.recompute, 0.0
-    last = 0.5 if layout.config.parallel.sequence_parallel else 1.0
+    last, again = (0.5, 0.5) if layout.config.parallel.sequence_parallel else (1.0, 0.0)
     for stage in layout.pipeline.stages(pp_rank):
-        layers = len(layout.pipeline.layers[stage])
-        number += 4 * layers + (stage == 0) + (stage == len(layout.pipeline.layers) - 1)
+        layers, has_head = len(layout.pipeline.layers[stage]), stage == len(layout.pipeline.layers) - 1
+        number += 4 * layers + (stage == 0) + has_head + again * (2 * layers + has_head)
         if config.recompute_granularity == "full":
             groups = FullRecompute(config, layers, draws=False).groups
             number += sum(2 * len(range(layers)[group]) - last for group in groups)

@@ -20,6 +20,7 @@ from megalm.distributed.functional import (
     own_shard,
     reduce_scatter,
     reduce_scatter_sequence,
+    regathered,
 )
 from megalm.parallel import tensor
 from megalm.parallel.tensor import ColumnParallelLinear
@@ -171,3 +172,82 @@ def test_weight_gradients_are_computed_while_the_input_gradient_is_summed() -> N
     for order, equal in run_on_ranks(2, gradients_of_linears):
         assert order == ["begin", "weight", "weight", "end"]
         assert all(equal)
+
+
+def gathers_of_linears() -> tuple[dict[str, int], bool]:
+    """All-gathers of each pass of three layers that share an input, and whether gradients are those of a kept one."""
+    counts: dict[str, int] = {}
+    begin = functional._begin_all_gather
+
+    def counted(*arguments: Any) -> Any:
+        counts[phase] = counts.get(phase, 0) + 1
+        return begin(*arguments)
+
+    functional._begin_all_gather = counted
+    linears = [ColumnParallelLinear(5, width) for width in (3, 3, 2)]
+    weights = [parameter for linear in linears for parameter in linear.parameters()]
+    x = drawn(dist.get_rank(), 2, 4, 5).requires_grad_()
+
+    def loss(forward: Any) -> Tensor:
+        whole = all_gather_sequence(2 * x, world(), SEQUENCE)
+        return sum(forward(linear, whole).square().sum() for linear in linears)
+
+    phase = "kept"
+    expected = torch.autograd.grad(loss(torch.nn.Linear.forward), [x, *weights])
+    phase = "forward"
+    y = loss(ColumnParallelLinear.forward)
+    phase = "input"
+    found = [*torch.autograd.grad(y, [x], retain_graph=True)]
+    phase = "one layer after the other"
+    for linear in linears:
+        found += torch.autograd.grad(y, list(linear.parameters()), retain_graph=True)
+    phase = "both"
+    again = torch.autograd.grad(y, [x, *weights])
+    equal = all(map(torch.equal, found, expected)) and all(map(torch.equal, again, expected))
+    return counts, equal
+
+
+def test_a_shared_input_is_gathered_again_once_and_only_for_weight_gradients() -> None:
+    for counts, equal in run_on_ranks(2, gathers_of_linears):
+        assert equal
+        assert counts == {"kept": 1, "forward": 1, "one layer after the other": 1, "both": 1}
+
+
+def order_of_gathering_again() -> list[str]:
+    notes: list[str] = []
+    for owner, word in (
+        (functional._BeginGather, "gather"), (tensor._InputGradient, "input"), (functional._AllGatherSequence, "scatter"),
+        (tensor._WeightGradient, "weight"),
+    ):  # fmt: skip
+        original = owner.backward
+        owner.backward = lambda *a, f=original, w=word: notes.append(w) or f(*a)
+    x = drawn(dist.get_rank(), 2, 4, 5).requires_grad_()
+    ColumnParallelLinear(5, 3)(all_gather_sequence(2 * x, world(), SEQUENCE)).sum().backward()
+    return notes
+
+
+def test_the_input_gradient_is_computed_while_its_input_is_gathered_again() -> None:
+    assert run_on_ranks(2, order_of_gathering_again) == [["gather", "input", "scatter", "weight"]] * 2
+
+
+class PassedOn(torch.autograd.Function):
+    """The same memory, as DeepSpeed's ZeRO 3 passes on the inputs of modules."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
+        return grad_outputs
+
+
+def recognised() -> list[bool]:
+    x = drawn(dist.get_rank(), 2, 4, 5).requires_grad_()
+    whole = all_gather_sequence(2 * x, world(), SEQUENCE)
+    others = whole.relu(), whole[:1], whole.transpose(0, 1), copy_to_region(x, world()), x
+    return [regathered(tensor) is not None for tensor in (whole, PassedOn.apply(whole), *others)]
+
+
+def test_only_what_was_gathered_is_gathered_again() -> None:
+    assert run_on_ranks(2, recognised) == [[True, True, False, False, False, False, False]] * 2

@@ -48,6 +48,14 @@ def gather_without_reduce() -> None:
     region.all_gather_sequence = functional.all_gather_from_region
 
 
+def gathered_again_from_own_part() -> None:
+    def begin(self: Any, part: torch.Tensor) -> None:
+        whole = torch.cat([part] * self.group.size(), self.dim)
+        self.gathering = SimpleNamespace(wait=lambda: whole)
+
+    functional._Again.begin = begin
+
+
 def scatter_without_sum() -> None:
     region.reduce_scatter_sequence = functional.own_shard
 
@@ -165,6 +173,7 @@ MUTATIONS = [
     Mutation(copy_to_all_ranks, Row(4, "llama", "tp2 zero1", CI)),
     Mutation(sum_without_reduce, Row(2, "llama", "tp2 zero0", CI)),
     Mutation(gather_without_reduce, Row(2, "llama", "tp2 sp zero0", CI)),
+    Mutation(gathered_again_from_own_part, Row(2, "llama", "tp2 sp zero0", CI), CI),
     Mutation(scatter_without_sum, Row(2, "llama", "tp2 sp zero0", CI)),
     Mutation(embedding_without_sum, Row(2, "gpt2", "tp2 zero0", CI)),
     Mutation(loss_without_largest_logit, Row(2, "llama", "tp2 zero0", CI)),

@@ -95,3 +95,34 @@ def test_predicted_memory_is_within_a_tenth_of_the_measured(row: Row) -> None:
     found = max(lowest)
     print(f"predicted {predicted / 1e6:.1f} MB, measured {found / 1e6:.1f} MB, ratio {predicted / found:.3f}")
     assert predicted == pytest.approx(found, rel=0.1)
+
+
+def kept(flags: str) -> int:
+    """Bytes of tensors that are alive between forward and backward pass of one micro-batch."""
+    from megalm.assembly import Place, build_model_and_engine, mesh_of
+    from megalm.planner.activations import LiveStorages
+
+    config = loaded(flags)
+    place = Place.of(mesh_of(config, dist.get_world_size()), torch.device("cpu"))
+    model = build_model_and_engine(config, config.model, place).wrapped.module
+    tokens = torch.zeros(config.batch.micro_batch_size, config.batch.seq_length, dtype=torch.long)
+    with LiveStorages() as storages:  # exact here, where `TensorMemory` may be too high
+        losses = model(tokens, labels_BT=tokens)
+        gc.collect()
+        bytes_kept = storages.live
+    del losses
+    return bytes_kept
+
+
+@pytest.mark.parametrize("recompute", ["", "--recompute-granularity selective"])
+def test_sequence_parallelism_keeps_no_gathered_input(recompute: str) -> None:
+    """Beside tensor parallelism alone a rank keeps half of every stream (B, T, D) outside attention core and MLP."""
+    config = loaded(LONG)
+    stream = 4 * config.batch.micro_batch_size * config.batch.seq_length * config.model.hidden_size
+    # these operators keep their input and nothing else of its size
+    plain = "--kernels-backend reference --normalization LayerNorm "
+    flags = LONG + plain + "--zero-stage 0 --tensor-model-parallel-size 2 " + recompute
+    tensor, sequence = (max(run_on_ranks(2, kept, flags + more)) for more in ("", " --sequence-parallel"))
+    # input and output of each norm, of which selective recomputation drops the output; the last norm has both
+    streams = 2 + config.model.num_layers * (2 if recompute else 4)
+    assert tensor - sequence == pytest.approx(streams * stream / 2, rel=0.02)
