@@ -116,7 +116,7 @@ def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> Progress:
     reader, same_run = CheckpointReader(point.origin), point.same_run
     weights_only = config.checkpoint.finetune and not same_run
     # asked for, and not needlessly: the same run with its optimizer state always goes on exactly
-    new_optimizer = config.checkpoint.no_load_optim and (not same_run or not reader.has("exp_avg"))
+    new_optimizer = config.checkpoint.no_load_optim and (not same_run or not reader.has_optimizer_state)
     with_moments = not weights_only and not new_optimizer
     parameters = {name: parameter for parameter, name in engine.names.items()}
     restore_weights(reader, parameters, engine.shard_specs, engine.set_weight)
@@ -153,7 +153,6 @@ def save(
         "config": config.model_dump(mode="json"),
         "identity": identity,
         "scalars": {
-            "kinds": ["weight", "exp_avg", "exp_avg_sq"] if with_moments else ["weight"],
             "optimizer": engine.scalar_state(),
             "progress": {
                 "skipped_iterations": progress.skipped_iterations,

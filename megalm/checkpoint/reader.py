@@ -54,9 +54,14 @@ class CheckpointReader:
         """Shape of a global tensor."""
         return tuple(self.manifest.tensors[name]["shape"])
 
-    def has(self, kind: str) -> bool:
-        """Whether the checkpoint holds "weight", "exp_avg" or "exp_avg_sq"."""
-        return kind in self.manifest.scalars["kinds"]
+    def kinds(self, name: str) -> set[str]:
+        """What the checkpoint holds of a global tensor: "weight", and the optimizer's state, as "exp_avg"."""
+        return set(self.manifest.tensors[name]["slices"])
+
+    @property
+    def has_optimizer_state(self) -> bool:
+        """Whether it was written with the optimizer's state."""
+        return any(self.kinds(name) != {"weight"} for name in self.names)
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a global tensor has this shape, the vocabulary padding of old checkpoints aside."""

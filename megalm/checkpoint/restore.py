@@ -39,17 +39,29 @@ def restore_weights(
 
 
 def restore_slices(reader: CheckpointReader, slices: Sequence[StateSlice], *, with_moments: bool) -> None:
-    """Fill this rank's fp32 weights, and Adam's moments if asked.
+    """Fill this rank's fp32 weights, and the optimizer's state if asked.
 
     Raises:
-        CheckpointError: moments are asked for and the checkpoint was written with --no-save-optim.
+        CheckpointError: state is asked for that the checkpoint does not hold.
     """
     with torch.no_grad():
         for piece in slices:
-            for kind, view in piece.tensors(with_moments).items():
-                if not reader.has(kind):
-                    raise CheckpointError(
-                        f"{reader.folder} holds no optimizer state (--no-save-optim); give --no-load-optim or "
-                        "--finetune to start the optimizer anew"
-                    )
+            views = piece.tensors(with_moments)
+            _check_kinds(reader, piece.name, set(views))
+            for kind, view in views.items():
                 view.copy_(reader.read(piece.name, kind, piece.shard_spec.part, piece.start, piece.stop))
+
+
+def _check_kinds(reader: CheckpointReader, name: str, kinds: set[str]) -> None:
+    """The checkpoint holds what is asked for of a tensor."""
+    if not reader.has_optimizer_state and kinds != {"weight"}:
+        raise CheckpointError(
+            f"{reader.folder} holds no optimizer state (--no-save-optim); give --no-load-optim or --finetune to start "
+            "the optimizer anew"
+        )
+    if kinds - reader.kinds(name):
+        raise CheckpointError(
+            f"{reader.folder} holds {', '.join(sorted(reader.kinds(name)))} of {name}, not "
+            f"{', '.join(sorted(kinds - reader.kinds(name)))}: another --optimizer wrote it; go on with that one, or "
+            "give --load with --no-load-optim or --finetune to start this one anew"
+        )

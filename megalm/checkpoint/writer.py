@@ -89,25 +89,27 @@ def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool
             f"cannot write {path} ({error}): it needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
             "free some space or choose another --save"
         ) from error
-    return {**written, "slices": [_described(piece) for piece in slices]}
+    return {**written, "slices": [_described(piece, with_moments) for piece in slices]}
 
 
-def _described(piece: StateSlice) -> dict[str, Any]:
+def _described(piece: StateSlice, with_moments: bool) -> dict[str, Any]:
     """What the manifest says of a slice, and of the tensor that it is of."""
     shard_spec = piece.shard_spec
     where = {"rows": list(shard_spec.part.rows), "columns": list(shard_spec.part.columns)}
-    return {"name": piece.name, "shape": list(shard_spec.shape), **where, "start": piece.start, "stop": piece.stop}
+    kinds = list(piece.tensors(with_moments))
+    described = {"name": piece.name, "shape": list(shard_spec.shape), "kinds": kinds, **where}
+    return {**described, "start": piece.start, "stop": piece.stop}
 
 
 def _commit(partial: Path, final: Path, header: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     """Manifest, then the folder's final name, then `latest`: each durable before the next begins."""
     files: dict[str, dict[str, Any]] = {}
     tensors: dict[str, dict[str, Any]] = {}
-    kinds = header["scalars"]["kinds"]
     for rank, entry in enumerate(entries):
         files[entry["file"]] = {"bytes": entry["bytes"], "sha256": entry["sha256"], "rank": rank}
         for piece in entry["slices"]:
-            tensor = tensors.setdefault(piece["name"], {"shape": piece["shape"], "slices": {k: [] for k in kinds}})
+            slices: dict[str, list[Any]] = {kind: [] for kind in piece["kinds"]}
+            tensor = tensors.setdefault(piece["name"], {"shape": piece["shape"], "slices": slices})
             for pieces in tensor["slices"].values():
                 where = {key: piece[key] for key in ("rows", "columns", "start", "stop")}
                 pieces.append({"file": entry["file"], **where})

@@ -3,7 +3,7 @@
 Shapes: B micro-batch size, T sequence length.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from megalm.distributed.groups import MeshGroups
 from megalm.distributed.mesh import Axis
 from megalm.distributed.shards import ShardSpec, StateSlice
 from megalm.engine import state
+from megalm.engine.deepspeed_patches import grow_scale_after_step
 from megalm.engine.host_memory import FreedMemory
+from megalm.engine.master_weights import MasterWeights
 from megalm.engine.pipeline_gradients import Batch, PipelineSpec, StageGradients
 from megalm.errors import NonFiniteError
 from megalm.models.blocks.loss import DatasetSums, summed_loss, token_count
@@ -51,6 +53,7 @@ class Engine:
         shard_specs: Mapping[str, ShardSpec],
         device: torch.device,
         groups: MeshGroups,
+        state_kinds: state.StateKinds,
         pipeline_spec: PipelineSpec | None = None,
         freed_memory: FreedMemory | None = None,
     ) -> None:
@@ -59,12 +62,13 @@ class Engine:
         self._pipeline = pipeline_spec.pipeline if pipeline_spec else None
         self._gradients = StageGradients(ds_engine, stage, pipeline_spec) if pipeline_spec else None
         self._grow_scale = (
-            _grow_after_step(ds_engine.optimizer.loss_scaler) if stage and ds_engine.fp16_enabled() else None
+            grow_scale_after_step(ds_engine.optimizer.loss_scaler) if stage and ds_engine.fp16_enabled() else None
         )
         self.names = names
         self.shard_specs = shard_specs
         self.device = device
         self.groups = groups
+        self.state_kinds = state_kinds
         self._by_dataset: DatasetSums | None = None
         self._freed_memory = freed_memory or FreedMemory(False)
 
@@ -177,13 +181,15 @@ class Engine:
 
     def state_slices(self) -> list[StateSlice]:
         """The part of weights and moments that this rank keeps; empty moments are created as zeros."""
-        return state.state_slices(self.ds_engine, self.stage, self.names, self.shard_specs)
+        return state.state_slices(self.ds_engine, self.stage, self.names, self.shard_specs, self.state_kinds)
 
     @property
     def optimizer_name(self) -> str:
-        """Class of the optimizer under DeepSpeed, and DeepSpeed's own around it."""
-        base, outer = type(self.ds_engine.basic_optimizer).__name__, type(self.ds_engine.optimizer).__name__
-        return base if base == outer else f"{base} in DeepSpeed's {outer}"
+        """Class of the optimizer, and DeepSpeed's own around it, if any."""
+        base, outer = self.ds_engine.basic_optimizer, self.ds_engine.optimizer
+        if isinstance(base, MasterWeights):
+            return type(base.base).__name__
+        return f"{type(base).__name__} in DeepSpeed's {type(outer).__name__}"
 
     def owned_slices(self) -> list[StateSlice]:
         """The slices that this rank is to write: those that it counts; at stage 0, where the dp axis holds the same,
@@ -253,13 +259,3 @@ class Engine:
         """Sum `value` in place over one axis."""
         if self.groups.size(axis) > 1:
             dist.all_reduce(value, group=self.groups.group(axis))
-
-
-def _grow_after_step(scaler: Any) -> Callable[[bool], None]:
-    """Make DeepSpeed's loss scaler leave the scale of a good step alone; returns what lets it grow afterwards.
-
-    ZeRO 1 to 3 update the scale before they divide the gradients by it, so that each growth would halve a step.
-    """
-    update: Callable[[bool], None] = scaler.update_scale
-    scaler.update_scale = lambda overflow: update(True) if overflow else None
-    return update

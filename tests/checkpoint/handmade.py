@@ -40,14 +40,13 @@ def slices(step: int) -> list[StateSlice]:
 
 
 def save(run: Path, step: int, *, keep: int | None = None, with_moments: bool = True) -> Path:
-    kinds = ["weight", *(MOMENTS if with_moments else ())]
     header: dict[str, Any] = {
         "step": step,
         "consumed_samples": 8 * step,
         "layout": "world 2",
         "config": {"model": {"num_layers": 1}, "optimizer": {"lr": 0.1}, "training": {"seed": 7}},
         "identity": {"tokenizer": "aaaabbbbccccdddd"},
-        "scalars": {"kinds": kinds, "optimizer": {"optimizer_steps": step}, "progress": {}},
+        "scalars": {"optimizer": {"optimizer_steps": step}, "progress": {}},
     }
     return save_checkpoint(run, slices(step), header=header, with_moments=with_moments, keep=keep, device=CPU)
 

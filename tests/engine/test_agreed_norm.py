@@ -9,7 +9,7 @@ from deepspeed import comm
 from spawner import run_on_ranks
 from torch import Tensor
 
-from megalm.engine.norm import agree_on_norm
+from megalm.engine.deepspeed_patches import agree_on_norm
 
 GROUPS = {0: [3.0, 4.0], 1: [12.0]}
 """Norms of the parameter groups of two pipeline ranks: different numbers of them."""

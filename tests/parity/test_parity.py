@@ -85,8 +85,16 @@ def whole_weights(engine) -> dict[str, torch.Tensor]:
 
 
 @cache
-def one_process(model: str, precision: str | None = None) -> Trained:
-    return run_on_ranks(1, trained, f"{RUN} {MODELS[model]} --zero-stage 0 {WORDS.get(precision or '', '')}")[0]
+def one_process(model: str, *words: str) -> Trained:
+    """One process in the row's precision, with its optimizer."""
+    return run_on_ranks(1, trained, f"{RUN} {MODELS[model]} --zero-stage 0 {' '.join(WORDS[word] for word in words)}")[
+        0
+    ]
+
+
+def expected_of(row: Row) -> Trained:
+    """What the row must give."""
+    return one_process(row.model, *filter(None, (row.precision, row.optimizer)))
 
 
 @pytest.mark.timeout(1200)  # with offload the first row compiles DeepSpeed's optimizer
@@ -96,7 +104,7 @@ def test_training_equals_one_process(row: Row) -> None:
         if not any(map(shutil.which, ("c++", "g++", "clang++"))):
             pytest.skip("there is no C++ compiler for DeepSpeed's CPU Adam")
         build_cpu_adam()
-    expected = one_process(row.model, row.precision)
+    expected = expected_of(row)
     found = run_on_ranks(row.ranks, trained, f"{RUN} {MODELS[row.model]} {row.flags}")
     assert differences(found, expected, row) == []
 
