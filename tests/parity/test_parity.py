@@ -109,6 +109,13 @@ def test_training_equals_one_process(row: Row) -> None:
     assert differences(found, expected, row) == []
 
 
+def test_muon_on_blocks_of_matrices_trains_otherwise() -> None:
+    row = Row(2, "llama", "tp2 zero0 muon", True)
+    assert row in ROWS, "whole matrices train like one process"
+    found = run_on_ranks(2, trained, f"{RUN} {MODELS[row.model]} {row.flags} --muon-tp-mode blockwise")
+    assert distance(found[0].weights, expected_of(row).weights) > 1e-2
+
+
 def differences(ranks: list[Trained], expected: Trained, row: Row) -> list[str]:
     """What is further from one process than the row may be."""
     tolerance, wrong = row.tolerance, []
