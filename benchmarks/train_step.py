@@ -36,8 +36,8 @@ from megalm.config.model import ModelConfig
 from megalm.config.training import OptimizerConfig
 from megalm.engine.host_memory import FreedMemory
 from megalm.engine.master_weights import MasterWeights, with_masters
-from megalm.engine.optimizers.adamw import AdamRecipe
-from megalm.engine.optimizers.recipe import Surroundings
+from megalm.engine.optimizers.adamw import AdamSpec
+from megalm.engine.optimizers.spec import Surroundings
 from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE, Kernels
 from megalm.kernels.cross_entropy import cross_entropy, fused_cross_entropy
@@ -92,7 +92,7 @@ def model_config(style: str, size: str, length: int, layers: int | None = None) 
 
 def _adam(groups: list[dict[str, Any]], kernels: Kernels) -> torch.optim.Optimizer:
     """AdamW of stage 0 by these kernels."""
-    return AdamRecipe().build(groups, OPTIMIZER, Surroundings(zero_stage=0, kernels=kernels))
+    return AdamSpec().build(groups, OPTIMIZER, Surroundings(zero_stage=0, kernels=kernels))
 
 
 class Trainer:
@@ -103,7 +103,7 @@ class Trainer:
         initialize(self.model, config, 1)
         self.model.to(tokens.device, torch.bfloat16)
         self.tokens = tokens
-        groups = AdamRecipe().parameter_groups(dict(self.model.named_parameters()), OPTIMIZER)
+        groups = AdamSpec().parameter_groups(dict(self.model.named_parameters()), OPTIMIZER)
         groups, models = with_masters(groups)
         self.optimizer = MasterWeights(_adam(groups, kernels), models, clip_grad=1.0, accumulate_fp32=True)
         self.use(kernels)

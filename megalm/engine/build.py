@@ -19,7 +19,7 @@ from megalm.engine.host_memory import FreedMemory
 from megalm.engine.master_weights import MasterWeights, with_masters
 from megalm.engine.mpu import DeepSpeedMpu
 from megalm.engine.optimizers import OPTIMIZERS
-from megalm.engine.optimizers.recipe import Placed, Surroundings
+from megalm.engine.optimizers.spec import Placed, Surroundings
 from megalm.engine.pipeline_gradients import PipelineSpec
 from megalm.engine.state import state_parts
 from megalm.kernels.choice import REFERENCE, Kernels
@@ -100,19 +100,19 @@ def _build_optimizer(
     kernels: Kernels,
 ) -> torch.optim.Optimizer:
     """What --optimizer names; at stage 0 with what DeepSpeed does around it at stages 1 to 3."""
-    recipe, zero = OPTIMIZERS[config.optimizer], engine_json["zero_optimization"]
+    spec, zero = OPTIMIZERS[config.optimizer], engine_json["zero_optimization"]
     surroundings = Surroundings(
         zero_stage=int(zero["stage"]),
         kernels=kernels,
         groups=groups,
         offloaded=zero.get("offload_optimizer", {}).get("device", "none") != "none",
     )
-    parameter_groups = recipe.parameter_groups(dict(model.named_parameters()), config)
+    parameter_groups = spec.parameter_groups(dict(model.named_parameters()), config)
     if surroundings.zero_stage > 0:
-        return recipe.build(parameter_groups, config, surroundings)
+        return spec.build(parameter_groups, config, surroundings)
     master_groups, models = with_masters(parameter_groups)
     return MasterWeights(
-        recipe.build(master_groups, config, surroundings),
+        spec.build(master_groups, config, surroundings),
         models,
         clip_grad=config.clip_grad,
         accumulate_fp32=precision.grad_accum_dtype == "fp32",

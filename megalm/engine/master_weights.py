@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn, optim
 from torch.distributed import ProcessGroup
 
-from megalm.engine.optimizers.recipe import Groups, ScaledStep
+from megalm.engine.optimizers.spec import Groups, ScaledStep
 from megalm.kernels.choice import REFERENCE, Kernels
 
 

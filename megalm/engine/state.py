@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from megalm.distributed.shards import ShardSpec, StateSlice
-from megalm.engine.optimizers.recipe import StatePart
+from megalm.engine.optimizers.spec import StatePart
 
 StateKinds = Callable[[str, tuple[int, ...]], tuple[str, ...]]
 """What the optimizer keeps of a parameter: (name, whole shape) -> kinds."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from megalm.config import ModelConfig, OptimizerConfig, PrecisionConfig
 from megalm.engine.build import _build_scaler
 from megalm.engine.master_weights import MasterWeights, with_masters
-from megalm.engine.optimizers.adamw import AdamRecipe, adam_options
-from megalm.engine.optimizers.recipe import Surroundings, decay_groups
+from megalm.engine.optimizers.adamw import AdamSpec, adam_options
+from megalm.engine.optimizers.spec import Surroundings, decay_groups
 from megalm.kernels.choice import REFERENCE
 from megalm.models.gpt.model import GPT
 
@@ -58,7 +58,7 @@ def small_model(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def replicated(model: nn.Module, *, clip_grad: float = 0.0, accumulate_fp32: bool = True, scaler: Any = None) -> Any:
     groups, models = with_masters(decay_groups(model.parameters(), 0.1))
-    adam = AdamRecipe().build(groups, CONFIG, Surroundings(zero_stage=0, kernels=REFERENCE))
+    adam = AdamSpec().build(groups, CONFIG, Surroundings(zero_stage=0, kernels=REFERENCE))
     return MasterWeights(adam, models, clip_grad=clip_grad, accumulate_fp32=accumulate_fp32, scaler=scaler)
 
 

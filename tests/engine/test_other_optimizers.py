@@ -18,7 +18,7 @@ from megalm.distributed.shards import ShardSpec
 from megalm.engine.optimizers import OPTIMIZERS
 from megalm.engine.optimizers.muon import Muon, orthogonalizes
 from megalm.engine.optimizers.newton_schulz import COEFFICIENTS, orthogonal_factor, update_scale
-from megalm.engine.optimizers.recipe import StatePart, Surroundings
+from megalm.engine.optimizers.spec import StatePart, Surroundings
 from megalm.kernels.choice import REFERENCE
 from megalm.models.gpt.model import GPT
 from megalm.tables import import_modules
@@ -47,8 +47,8 @@ def gradients(step: int, shapes: list[torch.Size]) -> list[Tensor]:
 def stepped(name: str, config: OptimizerConfig) -> dict[str, Tensor]:
     """All parameters after some steps of one process."""
     found = parameters()
-    recipe = OPTIMIZERS[name]
-    optimizer = recipe.build(recipe.parameter_groups(found, config), config, ALONE)
+    spec = OPTIMIZERS[name]
+    optimizer = spec.build(spec.parameter_groups(found, config), config, ALONE)
     if isinstance(optimizer, Muon):
         optimizer.place([whole(part, parameter) for part, parameter in found.items()])
     for step in range(STEPS):
@@ -56,7 +56,7 @@ def stepped(name: str, config: OptimizerConfig) -> dict[str, Tensor]:
             parameter.grad = gradient
         optimizer.step()
     for part, parameter in found.items():
-        kinds = recipe.state_kinds(part, tuple(parameter.shape))
+        kinds = spec.state_kinds(part, tuple(parameter.shape))
         assert set(optimizer.state[parameter]) - {"step"} == set(kinds)
     return {part: parameter.detach() for part, parameter in found.items()}
 

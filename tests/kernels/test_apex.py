@@ -12,8 +12,8 @@ from torch import nn
 
 from megalm.config.training import OptimizerConfig
 from megalm.engine.master_weights import MasterWeights, with_masters
-from megalm.engine.optimizers.adamw import AdamRecipe
-from megalm.engine.optimizers.recipe import Surroundings, decay_groups
+from megalm.engine.optimizers.adamw import AdamSpec
+from megalm.engine.optimizers.spec import Surroundings, decay_groups
 from megalm.errors import PlatformError
 from megalm.kernels import apex, norm
 from megalm.kernels.choice import REFERENCE
@@ -145,7 +145,7 @@ def compare_adamw(device: str, sharded: bool) -> None:
         model = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16)).to(device)
         groups, masters = with_masters(decay_groups(model.parameters(), 0.1))
         surroundings = Surroundings(zero_stage=1 if sharded else 0, kernels=kernels)
-        optimizer = AdamRecipe().build(groups, config, surroundings)
+        optimizer = AdamSpec().build(groups, config, surroundings)
         if not sharded:
             optimizer = MasterWeights(optimizer, masters, clip_grad=0.1, accumulate_fp32=True, kernels=kernels)
         for _ in range(3):

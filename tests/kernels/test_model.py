@@ -9,8 +9,8 @@ from megalm.config.model import ModelConfig
 from megalm.config.recompute import RecomputeConfig
 from megalm.config.training import OptimizerConfig
 from megalm.engine.master_weights import MasterWeights, with_masters
-from megalm.engine.optimizers.adamw import AdamRecipe
-from megalm.engine.optimizers.recipe import Surroundings, decay_groups
+from megalm.engine.optimizers.adamw import AdamSpec
+from megalm.engine.optimizers.spec import Surroundings, decay_groups
 from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE
 from megalm.kernels.cross_entropy import fused_cross_entropy
@@ -56,7 +56,7 @@ def losses_of(kernels, options, dtype, device, steps=6):
     use_kernels(model, kernels)
     model.to(device, dtype)
     groups, models = with_masters(decay_groups(model.parameters(), 0.1))
-    adam = AdamRecipe().build(
+    adam = AdamSpec().build(
         groups, OptimizerConfig(lr=3e-3, adam_beta2=0.95), Surroundings(zero_stage=0, kernels=kernels)
     )
     optimizer = MasterWeights(adam, models, clip_grad=0.5, accumulate_fp32=True, kernels=kernels)

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn, optim
 
 from megalm.config.training import OptimizerConfig
-from megalm.engine.optimizers.recipe import Groups, Surroundings, decay_groups
+from megalm.engine.optimizers.spec import Groups, Surroundings, decay_groups
 
 STATE = ("exp_avg", "exp_avg_sq")
 NO_MODELS: Mapping[Tensor, Tensor] = {}
 
 
-class AdamRecipe:
+class AdamSpec:
     """The optimizer `adam`."""
 
     def state_kinds(self, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:

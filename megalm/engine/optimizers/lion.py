@@ -7,10 +7,10 @@ import torch
 from torch import nn, optim
 
 from megalm.config.training import OptimizerConfig
-from megalm.engine.optimizers.recipe import Groups, Surroundings, decay_groups
+from megalm.engine.optimizers.spec import Groups, Surroundings, decay_groups
 
 
-class LionRecipe:
+class LionSpec:
     """The optimizer `lion`."""
 
     def state_kinds(self, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:

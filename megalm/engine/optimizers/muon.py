@@ -22,13 +22,13 @@ from megalm.distributed.mesh import Axis
 from megalm.distributed.shards import ShardSpec
 from megalm.engine.optimizers.adamw import STATE, adam_options, step_group
 from megalm.engine.optimizers.newton_schulz import COEFFICIENTS, orthogonal_factor, update_scale
-from megalm.engine.optimizers.recipe import Groups, StatePart, Surroundings, decay_groups
+from megalm.engine.optimizers.spec import Groups, StatePart, Surroundings, decay_groups
 from megalm.kernels import optimizer as reference
 
 MOMENTUM = "momentum_buffer"
 
 
-class MuonRecipe:
+class MuonSpec:
     """The optimizer `muon`."""
 
     def state_kinds(self, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:

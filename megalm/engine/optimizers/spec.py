@@ -31,7 +31,7 @@ class Surroundings:
     """Its state is in host memory, where DeepSpeed wants an optimizer of its own."""
 
 
-class OptimizerRecipe(Protocol):
+class OptimizerSpec(Protocol):
     """One optimizer; stands in `OPTIMIZERS` under its name."""
 
     def state_kinds(self, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
