@@ -33,9 +33,12 @@ from kernels import machine
 from torch import Tensor
 
 from megalm.config.model import ModelConfig
+from megalm.config.training import OptimizerConfig
 from megalm.data.batch import Batch
 from megalm.engine.host_memory import FreedMemory
-from megalm.engine.optimizer import ReplicatedAdamW, parameter_groups
+from megalm.engine.master_weights import MasterWeights, with_masters
+from megalm.engine.optimizers.adamw import AdamSpec
+from megalm.engine.optimizers.spec import Surroundings
 from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE, Kernels
 from megalm.kernels.cross_entropy import cross_entropy, fused_cross_entropy
@@ -62,6 +65,7 @@ SIZES = {
 }
 GATED_FFN = {"124m": 2048, "1.3b": 5504}
 VOCABULARY = 50304
+OPTIMIZER = OptimizerConfig(lr=1e-4, adam_beta2=0.95, weight_decay=0.1)
 OPERATORS = {
     "norms": ("layer_norm", "rms_norm", "layer_norm_after_add", "rms_norm_after_add"),
     "rotary": ("rotary",),
@@ -87,6 +91,11 @@ def model_config(style: str, size: str, length: int, layers: int | None = None) 
     return ModelConfig(vocab_size=VOCABULARY, max_position_embeddings=length, **options)
 
 
+def _adam(groups: list[dict[str, Any]], kernels: Kernels) -> torch.optim.Optimizer:
+    """AdamW of stage 0 by these kernels."""
+    return AdamSpec().build(groups, OPTIMIZER, Surroundings(zero_stage=0, kernels=kernels))
+
+
 class Trainer:
     """megalm's model and stage-0 optimizer, and one step of both."""
 
@@ -96,9 +105,9 @@ class Trainer:
         self.model.to(tokens.device, torch.bfloat16)
         ones = torch.ones(tokens.shape, device=tokens.device)
         self.batch = Batch(tensors={"tokens": tokens, "labels": tokens, "loss_mask": ones})
-        self.optimizer = ReplicatedAdamW(
-            parameter_groups(self.model, 0.1), clip_grad=1.0, accumulate_fp32=True, lr=1e-4, betas=(0.9, 0.95)
-        )
+        groups = AdamSpec().parameter_groups(dict(self.model.named_parameters()), OPTIMIZER)
+        groups, models = with_masters(groups)
+        self.optimizer = MasterWeights(_adam(groups, kernels), models, clip_grad=1.0, accumulate_fp32=True)
         self.use(kernels)
         self.freed_memory = FreedMemory(tokens.device.type == "cpu")  # as the engine does
 
@@ -106,6 +115,8 @@ class Trainer:
         """Run on these kernels from now on."""
         use_kernels(self.model, kernels)
         self.optimizer.kernels = kernels
+        self.optimizer.base = _adam(self.optimizer.param_groups, kernels)
+        self.optimizer.base.state = self.optimizer.state
 
     def __call__(self) -> float:
         """One step; the loss."""

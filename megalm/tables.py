@@ -3,7 +3,7 @@
 # my_package/my_optimizer.py, named by --import-module my_package.my_optimizer
 from megalm.engine.optimizers import OPTIMIZERS
 
-OPTIMIZERS.add("sgd", Sgd)
+OPTIMIZERS.add("sgd", SgdSpec())
 """
 
 import importlib

@@ -76,10 +76,11 @@ class TrainingConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW and its learning rate."""
+    """The optimizer and its learning rate."""
 
-    optimizer: Annotated[str, OpenChoice(("adam",))] = "adam"
-    """Optimizer: adam is AdamW (decoupled weight decay)."""
+    optimizer: Annotated[str, OpenChoice(("adam", "lion", "muon"))] = "adam"
+    """Optimizer: adam is AdamW (decoupled weight decay); lion; muon is Muon for the matrices of layers and AdamW for
+    embeddings, output head, norms and biases (ZeRO 0 to 2). Only adam runs with offload_optimizer."""
     lr: float = Field(gt=0)
     """Peak learning rate."""
     min_lr: float = Field(0.0, ge=0)
@@ -108,6 +109,29 @@ class OptimizerConfig(Section):
     """Decay of the second moment."""
     adam_eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
+    lion_beta1: float = Field(0.9, ge=0, lt=1)
+    """Share of Lion's momentum in the direction whose sign is its step."""
+    lion_beta2: float = Field(0.99, ge=0, lt=1)
+    """Decay of Lion's momentum."""
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    """Decay of Muon's momentum (Megatron's default is 0.9)."""
+    muon_nesterov: bool = True
+    """Nesterov's momentum in Muon (Megatron's default is without)."""
+    muon_scale_mode: Literal["spectral", "unit_rms_norm", "shape_scaling"] = "spectral"
+    """By what Muon multiplies the orthogonal update of a matrix: spectral, the root of its larger size; unit_rms_norm,
+    the root of outputs / inputs; shape_scaling, the same but at least 1."""
+    muon_extra_scale_factor: float = Field(1.0, gt=0)
+    """Multiplies Muon's updates as well; with spectral, 0.2 gives them the size of AdamW's, so that its learning rate
+    and weight decay serve."""
+    muon_num_ns_steps: int = Field(5, ge=1, lt=100)
+    """Newton-Schulz steps that make an update of Muon orthogonal."""
+    muon_coefficient_type: Literal["simple", "quintic"] = "simple"
+    """Coefficients of these steps: simple, torch's, or quintic, Megatron's, a set for each of five steps."""
+    muon_tp_mode: Literal["blockwise", "duplicated", "distributed"] = "duplicated"
+    """What Muon does with a matrix that tensor parallelism cuts: duplicated, every rank gathers it and makes it
+    orthogonal; distributed, the ranks sum the products of their shards; both train as one process does. blockwise
+    (Megatron's default) makes each shard orthogonal alone: no communication, and another result for every tensor
+    parallel size."""
 
 
 class PrecisionConfig(Section):

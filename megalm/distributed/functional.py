@@ -194,7 +194,7 @@ class Regathered:
 
 
 class _Again:
-    """The result of `all_gather_sequence` in the backward pass. It has no reference to a node, which would be a circle."""
+    """The result of `all_gather_sequence` in the backward pass; it refers to no node, which would be a circle."""
 
     def __init__(self, whole: Tensor, group: ProcessGroup, dim: int) -> None:
         self.group, self.dim = group, dim

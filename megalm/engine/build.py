@@ -1,15 +1,12 @@
-"""From what a rank holds of a model and a configuration to a DeepSpeed engine that trains it."""
+"""From a one-device model and a configuration to a DeepSpeed engine that trains it."""
 
 import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import deepspeed
 import torch
-from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from torch import nn
 from torch.distributed import ProcessGroup
@@ -18,34 +15,26 @@ from megalm.config import RunConfig, engine_json
 from megalm.config.training import OptimizerConfig, PrecisionConfig
 from megalm.distributed.context import RankContext
 from megalm.distributed.groups import MeshGroups
-from megalm.distributed.mesh import Axis
 from megalm.distributed.shards import ShardSpec
-from megalm.engine.cpu_adam import build_cpu_adam
+from megalm.engine import deepspeed_patches
 from megalm.engine.engine import Engine
 from megalm.engine.host_memory import FreedMemory
+from megalm.engine.master_weights import MasterWeights, with_masters
 from megalm.engine.mpu import DeepSpeedMpu
-from megalm.engine.norm import agree_on_norm
-from megalm.engine.optimizer import ReplicatedAdamW, ShardedAdamW, adam_options, mark_owned, parameter_groups
+from megalm.engine.optimizers import OPTIMIZERS
+from megalm.engine.optimizers.spec import Placed, Surroundings
 from megalm.engine.pipeline_gradients import StageGradients
 from megalm.engine.runner import Runner, WholeModel
+from megalm.engine.state import state_parts
 from megalm.kernels.choice import Kernels
 from megalm.models.dtypes import DTYPES
 
 
 def connect_deepspeed() -> None:
-    """Let DeepSpeed use the process group that already stands.
-
-    Its shared-memory collectives are turned off: they are compiled at first use by every rank, past the start-up bound,
-    and leave segments in /dev/shm when a rank is killed.
-    """
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, once per call and rank
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    accelerator = get_accelerator()
-    if accelerator.device_name() == "cpu":
-        # DeepSpeed allows fp16 only where oneDNN has fast fp16 products; torch computes it on every CPU
-        accelerator.is_fp16_supported = lambda: True
+    """Let DeepSpeed use the process group that already stands."""
+    deepspeed_patches.silence()
+    deepspeed_patches.without_shared_memory_collectives()
+    deepspeed_patches.allow_fp16_on_cpu()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
@@ -81,41 +70,41 @@ class RankModel(Protocol):
 
 
 def build_engine(model: RankModel, config: RunConfig, context: RankContext, kernels: Kernels) -> Engine:
-    """The engine around `model`, which it moves to the rank's device and casts; ZeRO spreads over the dp axis.
+    """The engine around `model`, which it moves to the rank's device and casts; ZeRO spreads over `groups.weights`.
 
     The learning rate is set at every step, by `Engine.train_step`.
     """
     connect_deepspeed()
-    module, groups, precision = model.module, context.groups, config.precision
-    final_json = engine_json(config, context.mesh.size(Axis.DP))
+    module, groups = model.module, context.groups
+    final_json = engine_json(config, groups.data.size)
     zero_stage = int(final_json["zero_optimization"]["stage"])
     if zero_stage == 0:
-        module.to(device=context.device, dtype=DTYPES[precision.dtype])
+        module.to(device=context.device, dtype=DTYPES[config.precision.dtype])
         final_json = _for_replicated(final_json)
-    mark_owned(module, model.shard_specs)
-    decay_groups = parameter_groups(module, config.optimizer.weight_decay)
-    if zero_stage == 0:
-        uncounted = {p for name, p in module.named_parameters() if not model.shard_specs[name].is_owner}
-        optimizer = _build_replicated(
-            decay_groups, config.optimizer, precision, uncounted, groups.model_copy.group, kernels
-        )
     else:
-        optimizer = _build_optimizer(decay_groups, final_json, config.optimizer, kernels)
-        if isinstance(optimizer, ShardedAdamW):  # DeepSpeed knows AdamW by its exact class
-            final_json = final_json | {"zero_allow_untested_optimizer": True}
+        final_json = final_json | {"zero_allow_untested_optimizer": True}  # DeepSpeed knows AdamW by its exact class
+    mark_owned(module, model.shard_specs)
+    optimizer = _build_optimizer(
+        module, final_json, config.optimizer, config.precision, groups, model.shard_specs, kernels
+    )
     with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use line by line
         ds_engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=final_json, mpu=DeepSpeedMpu(groups), dist_init_required=False
         )
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    base = optimizer.base if isinstance(optimizer, MasterWeights) else optimizer
+    if isinstance(base, Placed) and zero_stage < 3:
+        base.place(state_parts(ds_engine, zero_stage, names, model.shard_specs))
     return Engine(
         ds_engine=ds_engine,
         zero_stage=zero_stage,
         runner=_build_runner(ds_engine, zero_stage, model.pipeline, groups),
-        names={parameter: name for name, parameter in module.named_parameters()},
+        names=names,
         shard_specs=model.shard_specs,
         device=context.device,
         groups=groups,
         freed_memory=FreedMemory(context.device.type == "cpu"),
+        state_kinds=OPTIMIZERS[config.optimizer.optimizer].state_kinds,
     )
 
 
@@ -125,47 +114,60 @@ def _build_runner(ds_engine: Any, zero_stage: int, pipeline: Stages | None, grou
         # sequence parallelism needs equal parts
         return WholeModel(ds_engine, zero_stage, length_multiple=groups.tensor.size)
     if zero_stage > 0:
-        agree_on_norm(ds_engine.optimizer, zero_stage)
+        deepspeed_patches.agree_on_norm(ds_engine.optimizer, zero_stage)
     return pipeline.runner(StageGradients(ds_engine, zero_stage, pipeline.shared, pipeline.shared_over))
 
 
 def _for_replicated(engine_json: dict[str, Any]) -> dict[str, Any]:
-    """At stage 0 ReplicatedAdamW does what DeepSpeed would for "bf16", "fp16" and "gradient_clipping"."""
+    """At stage 0 MasterWeights does what DeepSpeed would for "bf16", "fp16" and "gradient_clipping"."""
     kept = {key: value for key, value in engine_json.items() if key not in ("bf16", "fp16", "data_types")}
     return kept | {"gradient_clipping": 0.0, "communication_data_type": "fp32"}
 
 
-def _build_replicated(
-    groups: list[dict[str, Any]],
+def _build_optimizer(
+    model: nn.Module,
+    engine_json: dict[str, Any],
     config: OptimizerConfig,
     precision: PrecisionConfig,
-    uncounted: Collection[nn.Parameter],
-    model_parallel_group: ProcessGroup,
+    groups: MeshGroups,
+    shard_specs: Mapping[str, ShardSpec],
     kernels: Kernels,
 ) -> torch.optim.Optimizer:
-    """The optimizer of stage 0."""
-    return ReplicatedAdamW(
-        groups,
+    """What --optimizer names; at stage 0 with what DeepSpeed does around it at stages 1 to 3."""
+    spec, zero = OPTIMIZERS[config.optimizer], engine_json["zero_optimization"]
+    surroundings = Surroundings(
+        zero_stage=int(zero["stage"]),
+        kernels=kernels,
+        groups=groups,
+        offloaded=zero.get("offload_optimizer", {}).get("device", "none") != "none",
+    )
+    parameter_groups = spec.parameter_groups(dict(model.named_parameters()), config)
+    if surroundings.zero_stage > 0:
+        return spec.build(parameter_groups, config, surroundings)
+    master_groups, models = with_masters(parameter_groups)
+    return MasterWeights(
+        spec.build(master_groups, config, surroundings),
+        models,
         clip_grad=config.clip_grad,
         accumulate_fp32=precision.grad_accum_dtype == "fp32",
         scaler=_build_scaler(precision) if precision.fp16 else None,
-        uncounted=uncounted,
-        model_parallel_group=model_parallel_group,
+        uncounted={parameter for name, parameter in model.named_parameters() if not shard_specs[name].is_owner},
+        model_parallel_group=groups.model_copy.group,
         kernels=kernels,
-        **adam_options(config),
     )
 
 
-def _build_optimizer(
-    groups: list[dict[str, Any]], engine_json: dict[str, Any], config: OptimizerConfig, kernels: Kernels
-) -> torch.optim.Optimizer:
-    """The optimizer on which DeepSpeed builds stages 1 to 3."""
-    if engine_json["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none":
-        offloaded: torch.optim.Optimizer = build_cpu_adam()(groups, adamw_mode=True, **adam_options(config))
-        return offloaded
-    if kernels.sharded_adamw and kernels.adamw_step is not None:
-        return ShardedAdamW(groups, kernels.adamw_step, **adam_options(config))
-    return torch.optim.AdamW(groups, fused=True, **adam_options(config))
+def mark_owned(model: nn.Module, shard_specs: Mapping[str, ShardSpec]) -> None:
+    """Tell DeepSpeed which parameters this rank counts in the gradient's norm: each is counted by one rank of a copy.
+
+    DeepSpeed counts what is marked `model_parallel`, leaves out what is marked `ds_pipe_replicated`, and where nothing
+    is marked counts on the first tensor-parallel rank. Stage 3 does not know the second mark; it counts everything on
+    the first rank of a model copy, which indeed speaks for all that it holds, and elsewhere what has the first mark.
+    """
+    for name, parameter in model.named_parameters():
+        counted = shard_specs[name].is_owner
+        parameter.model_parallel = counted  # type: ignore[attr-defined]
+        parameter.ds_pipe_replicated = not counted  # type: ignore[attr-defined]
 
 
 def _build_scaler(precision: PrecisionConfig) -> DynamicLossScaler | LossScaler:

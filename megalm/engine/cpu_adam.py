@@ -19,6 +19,7 @@ from deepspeed.ops.op_builder import CPUAdamBuilder
 from deepspeed.ops.op_builder.builder import OpBuilder
 
 from megalm.distributed.environment import environment_with
+from megalm.engine.deepspeed_patches import know_compiled
 from megalm.errors import PlatformError
 from megalm.storage.build_once import build_once
 
@@ -47,7 +48,7 @@ def build_cpu_adam(cache: Path | None = None) -> type[DeepSpeedCPUAdam]:
         assert spec.loader is not None, f"{library} is an extension module"
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        OpBuilder._loaded_ops[_NAME] = module
+        know_compiled(_NAME, module)
     builder.load(verbose=False)
     kind: type[DeepSpeedCPUAdam] = DeepSpeedCPUAdam
     return kind

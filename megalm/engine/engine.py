@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from megalm.distributed.groups import MeshGroups, RankGroup
 from megalm.distributed.shards import ShardSpec, StateSlice
 from megalm.engine import state
+from megalm.engine.deepspeed_patches import grow_scale_after_step
 from megalm.engine.host_memory import FreedMemory
 from megalm.engine.loss_sums import LossSums, total, weighted
+from megalm.engine.master_weights import MasterWeights
 from megalm.engine.runner import Runner
 from megalm.errors import NonFiniteError
 from megalm.models.contract import Batch
@@ -55,6 +57,8 @@ class Engine:
     device: torch.device
     groups: MeshGroups
     freed_memory: FreedMemory
+    state_kinds: state.StateKinds
+    """What the optimizer keeps of each parameter."""
     num_datasets: int = 0
     """With more than 0, training steps also give the loss of each dataset; batches hold `dataset_id` [B] then."""
     scalars: state.OptimizerScalars = field(init=False)
@@ -64,7 +68,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.scalars = state.OptimizerScalars(self.ds_engine, self.zero_stage)
         if self.zero_stage and self.ds_engine.fp16_enabled():
-            self._grow_scale = _grow_after_step(self.ds_engine.optimizer.loss_scaler)
+            self._grow_scale = grow_scale_after_step(self.ds_engine.optimizer.loss_scaler)
 
     def count_by_dataset(self, num_datasets: int) -> None:
         """From now on training steps also give the loss of each dataset."""
@@ -166,13 +170,15 @@ class Engine:
 
     def state_slices(self) -> list[StateSlice]:
         """The part of weights and moments that this rank keeps; empty moments are created as zeros."""
-        return state.state_slices(self.ds_engine, self.zero_stage, self.names, self.shard_specs)
+        return state.state_slices(self.ds_engine, self.zero_stage, self.names, self.shard_specs, self.state_kinds)
 
     @property
     def optimizer_name(self) -> str:
-        """Class of the optimizer under DeepSpeed, and DeepSpeed's own around it."""
-        base, outer = type(self.ds_engine.basic_optimizer).__name__, type(self.ds_engine.optimizer).__name__
-        return base if base == outer else f"{base} in DeepSpeed's {outer}"
+        """Class of the optimizer, and DeepSpeed's own around it, if any."""
+        base, outer = self.ds_engine.basic_optimizer, self.ds_engine.optimizer
+        if isinstance(base, MasterWeights):
+            return type(base.base).__name__
+        return f"{type(base).__name__} in DeepSpeed's {type(outer).__name__}"
 
     def owned_slices(self) -> list[StateSlice]:
         """The slices that this rank is to write: those that it counts; at stage 0, where all ranks with the same
@@ -219,13 +225,3 @@ def _all_reduce(value: Tensor, ranks: RankGroup) -> None:
     """Sum `value` in place."""
     if ranks.size > 1:
         dist.all_reduce(value, group=ranks.group)
-
-
-def _grow_after_step(scaler: Any) -> Callable[[bool], None]:
-    """Make DeepSpeed's loss scaler leave the scale of a good step alone; returns what lets it grow afterwards.
-
-    ZeRO 1 to 3 update the scale before they divide the gradients by it, so that each growth would halve a step.
-    """
-    update: Callable[[bool], None] = scaler.update_scale
-    scaler.update_scale = lambda overflow: update(True) if overflow else None
-    return update

@@ -15,13 +15,15 @@ until the step's last backward pass.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+
+from megalm.engine import deepspeed_patches
 
 OnGradients = Callable[[Iterable[nn.Parameter]], None]
 
@@ -47,8 +49,7 @@ class StageGradients:
         self._held: dict[nn.Parameter, Tensor] = {}
         self._keeps_fp32 = hasattr(self._optimizer, "fp32_groups_gradients")  # BF16_Optimizer, at stage 1
         self._group_of = {p: number for number, g in enumerate(getattr(self._optimizer, "bit16_groups", [])) for p in g}
-        for hook in getattr(self._optimizer, "_grad_acc_hooks", []):
-            hook.remove()
+        deepspeed_patches.remove_gradient_hooks(self._optimizer)
 
     @contextmanager
     def collected(self) -> Iterator[OnGradients]:
@@ -58,39 +59,14 @@ class StageGradients:
             yield self._collect
         self._finish()
 
-    @contextmanager
-    def parameters_at_hand(self) -> Iterator[None]:
-        """Let ZeRO-3's modules gather parameters that they do not own, as DeepSpeed's own forward does.
-
-        DeepSpeed's trace of the order of modules, by which it fetches parameters ahead, stays off: it supposes that all
-        ranks run the same modules.
-        """
-        if self._zero_stage < 3:
-            yield
-            return
-        modules = list(self._ds_engine.module.modules())
-        for module in modules:
-            module._parameters._in_forward = True  # type: ignore[attr-defined]
-        try:
-            yield
-        finally:
-            for module in modules:
-                module._parameters._in_forward = False  # type: ignore[attr-defined]
+    def parameters_at_hand(self) -> AbstractContextManager[None]:
+        """Where modules under ZeRO-3 gather parameters that they do not own."""
+        return deepspeed_patches.parameters_at_hand(self._ds_engine.module) if self._zero_stage == 3 else nullcontext()
 
     def _begin(self) -> None:
-        """Nothing is accumulated yet. The boundary comes in `_finish`, when all micro-batches are in.
-
-        DeepSpeed copies the first gradients of a step and adds the later ones. Stages see their first micro-batch at
-        different times, so all of them add, to zero.
-        """
+        """Nothing is accumulated yet. The boundary comes in `_finish`, when all micro-batches are in."""
         self._ds_engine.set_gradient_accumulation_boundary(False)
-        if self._zero_stage == 3:
-            self._optimizer.grad_partitions_flat_buffer.zero_()
-            self._optimizer.micro_step_id = 1
-        elif self._zero_stage == 2 and self._optimizer.cpu_offload:
-            for held in self._optimizer.accumulated_grads_in_cpu.values():
-                held.zero_()
-            self._optimizer.micro_step_id = 0  # becomes 1 at the first reduction
+        deepspeed_patches.accumulate_from_zero(self._optimizer, self._zero_stage)
 
     @torch.no_grad()
     def _collect(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -150,7 +126,7 @@ class StageGradients:
             total = self._accumulated(parameter)
             dist.all_reduce(total, group=self._shared_over)
             if self._zero_stage >= 2:
-                _set_gradient(parameter, total.to(parameter.dtype))
+                deepspeed_patches.set_gradient(parameter, total.to(parameter.dtype))
         self._held.clear()
 
     def _accumulated(self, parameter: nn.Parameter) -> Tensor:
@@ -166,11 +142,3 @@ class StageGradients:
         gradient = parameter.grad if parameter.grad is not None else parameter.grad_accum  # type: ignore[attr-defined]
         assert gradient is not None, "a shared parameter has a gradient at both ends"
         return gradient
-
-
-def _set_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """`parameter.grad = gradient`, also where ZeRO-3 has taken the values away and torch would miss their shape."""
-    values = parameter.data
-    parameter.data = values.new_empty(1).expand(gradient.shape)
-    parameter.grad = gradient
-    parameter.data = values

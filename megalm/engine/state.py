@@ -4,20 +4,26 @@ Stage 0 keeps whole tensors; 1 and 2 keep a range of each parameter group laid f
 DeepSpeed links each parameter to its range: `_hp_mapping` (1 and 2), `grad_position` (3).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from megalm.distributed.shards import ShardSpec, StateSlice
+from megalm.engine.optimizers.spec import StatePart
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+StateKinds = Callable[[str, tuple[int, ...]], tuple[str, ...]]
+"""What the optimizer keeps of a parameter: (name, whole shape) -> kinds."""
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def state_slices(
-    ds_engine: Any, stage: int, names: dict[nn.Parameter, str], shard_specs: Mapping[str, ShardSpec]
+    ds_engine: Any,
+    stage: int,
+    names: dict[nn.Parameter, str],
+    shard_specs: Mapping[str, ShardSpec],
+    state_kinds: StateKinds,
 ) -> list[StateSlice]:
     """What this rank keeps, in the order of `names`; moments that do not exist yet are created as zeros.
 
@@ -26,14 +32,14 @@ def state_slices(
     base = ds_engine.basic_optimizer
     slices = []
     for parameter, name in names.items():
-        located = _locate(ds_engine, stage, parameter)
+        located = locate(ds_engine, stage, parameter)
         if located is None:
             continue
         flat, offset, start, stop = located
         count = min(stop, shard_specs[name].box.numel) - start
         if count <= 0:
             continue
-        moments = _moments(base, flat)
+        moments = _moments(base, flat, state_kinds(name, shard_specs[name].shape))
         slices.append(
             StateSlice(
                 name=name,
@@ -47,7 +53,28 @@ def state_slices(
     return slices
 
 
-def _locate(ds_engine: Any, stage: int, parameter: Any) -> tuple[Tensor, int, int, int] | None:
+def state_parts(
+    ds_engine: Any, stage: int, names: Mapping[nn.Parameter, str], shard_specs: Mapping[str, ShardSpec]
+) -> list[StatePart]:
+    """Where the state of each parameter lies, vocabulary padding included; not for stage 3."""
+    parts = []
+    for parameter, name in names.items():
+        tensor, offset, start, stop = locate(ds_engine, stage, parameter) or (None, 0, 0, 0)
+        parts.append(
+            StatePart(
+                name=name,
+                shard_spec=shard_specs[name],
+                shape=tuple(parameter.shape),
+                tensor=tensor,
+                offset=offset,
+                start=start,
+                stop=stop,
+            )
+        )
+    return parts
+
+
+def locate(ds_engine: Any, stage: int, parameter: Any) -> tuple[Tensor, int, int, int] | None:
     """(fp32 tensor that holds this rank's part, offset in it, start, stop in the parameter), or None."""
     optimizer = ds_engine.optimizer
     if stage == 0:
@@ -69,13 +96,14 @@ def _locate(ds_engine: Any, stage: int, parameter: Any) -> tuple[Tensor, int, in
     return flat, here.start, there.start, there.start + there.numel
 
 
-def _moments(base: torch.optim.Optimizer, flat: Tensor) -> dict[str, Tensor]:
-    """Adam's moments of one tensor of the base optimizer, created as zeros before the first step."""
+def _moments(base: torch.optim.Optimizer, flat: Tensor, kinds: Iterable[str]) -> dict[str, Tensor]:
+    """What the base optimizer keeps of one of its tensors, created as zeros before the first step."""
     entry = base.state[flat]
     if not entry:
-        entry["step"] = torch.zeros((), device=flat.device) if isinstance(base, torch.optim.AdamW) else 0
-        entry.update({kind: torch.zeros_like(flat) for kind in _MOMENTS})
-    return {kind: entry[kind] for kind in _MOMENTS}
+        deepspeeds = type(base).__module__.startswith("deepspeed.")
+        entry["step"] = 0 if deepspeeds else torch.zeros((), device=flat.device)
+        entry.update({kind: torch.zeros_like(flat) for kind in kinds})
+    return {kind: entry[kind] for kind in kinds}
 
 
 def set_weight(parameter: Any, shard_spec: ShardSpec, part: Tensor) -> None:
@@ -107,10 +135,10 @@ class OptimizerScalars:
 
     def state(self) -> dict[str, Any]:
         """Both, as JSON can hold them."""
-        steps = {int(entry["step"]) for entry in self._optimizer.state.values() if "step" in entry}
-        assert len(steps) <= 1, f"every parameter has taken the same number of steps, not {sorted(steps)}"
+        # the largest: what counts no steps (Muon's matrices) keeps the number that it was loaded with
+        steps = [int(entry["step"]) for entry in self._optimizer.state.values() if "step" in entry]
         counters = {name: getattr(self._scaler, name) for name in _SCALER_FIELDS if hasattr(self._scaler, name)}
-        return {"optimizer_steps": steps.pop() if steps else 0, "loss_scaler": counters}
+        return {"optimizer_steps": max(steps, default=0), "loss_scaler": counters}
 
     def load(self, state: dict[str, Any]) -> None:
         """Inverse of `state`; call after `state_slices` has created the moments."""

@@ -9,7 +9,9 @@ from torch import nn
 
 from megalm.config import RunConfig
 from megalm.config.recompute import RecomputeConfig
+from megalm.config.training import OptimizerConfig
 from megalm.distributed.mesh import Mesh
+from megalm.engine.optimizers import OPTIMIZERS
 from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE, Kernels
 from megalm.models.blocks.operators import use_kernels
@@ -124,6 +126,13 @@ class Layout:
 def parameter_sizes(stages: Sequence[StageModule]) -> list[int]:
     """Elements of each parameter of a rank that holds `stages`."""
     return [parameter.numel() for parameter in nn.ModuleList(stages).parameters()]
+
+
+def optimizer_state_sizes(stages: Sequence[StageModule], config: OptimizerConfig) -> list[int]:
+    """fp32 elements that the optimizer keeps of each parameter of a rank that holds `stages`."""
+    names = {parameter: name for stage in stages for name, parameter in stage.part.named_parameters()}
+    kinds = OPTIMIZERS[config.optimizer].state_kinds
+    return [parameter.numel() * len(kinds(name, tuple(parameter.shape))) for parameter, name in names.items()]
 
 
 def parameters(stages: Sequence[StageModule]) -> int:

@@ -122,9 +122,16 @@ class RankMemory:
 
 
 def state_bytes(
-    config: RunConfig, parameter_sizes: Sequence[int], data_parallel_size: int, micro_batches: int
+    config: RunConfig,
+    parameter_sizes: Sequence[int],
+    optimizer_elements: int,
+    data_parallel_size: int,
+    micro_batches: int,
 ) -> StateBytes:
-    """What a rank with parameters of these numbers of elements holds under the run's ZeRO stage."""
+    """What a rank with parameters of these numbers of elements holds under the run's ZeRO stage.
+
+    The optimizer keeps `optimizer_elements` of all of them, in fp32.
+    """
     parameters = sum(parameter_sizes)
     precision, size = config.precision, SIZES[config.precision.dtype]
     wide = 4 if precision.grad_accum_dtype == "fp32" else size
@@ -134,7 +141,7 @@ def state_bytes(
         return StateBytes(
             weights=parameters * size,
             master=4 * parameters if precision.dtype != "fp32" else 0,
-            moments=8 * parameters,
+            moments=4 * optimizer_elements,
             gradients=0,
             update=wide * parameters + flat,
             keep="step",
@@ -142,7 +149,7 @@ def state_bytes(
     state = StateBytes(
         weights=(part if stage == 3 else parameters) * size,
         master=4 * part,
-        moments=8 * part,
+        moments=4 * -(-optimizer_elements // data_parallel_size),
         gradients=0,
         update=4 * part,
         keep="pass" if config.parallel.pipeline_model_parallel_size > 1 else "no",

@@ -9,7 +9,7 @@ from megalm.config.recompute import RecomputeConfig
 from megalm.models.families import FAMILIES
 from megalm.planner.activations import StageBytes, stage_bytes
 from megalm.planner.communication import sent_bytes
-from megalm.planner.layout import Layout, parameter_sizes
+from megalm.planner.layout import Layout, optimizer_state_sizes, parameter_sizes
 from megalm.planner.memory import SIZES, RankMemory, state_bytes, step_bytes
 from megalm.planner.schedule import SimulatedStep, StepTimes, action_table, parts, simulate
 
@@ -87,8 +87,9 @@ KnownPasses = dict[tuple[str, StageShapes], list[StageBytes]]
 def _plan_rank(
     layout: Layout, pp_rank: int, actions: Sequence[Any], modes: tuple[str, ...], known: KnownPasses
 ) -> RankPlan:
-    sizes = parameter_sizes(layout.stages(pp_rank))
-    state = state_bytes(layout.config, sizes, layout.mesh.dp, layout.micro_batches)
+    stages_here = layout.stages(pp_rank)
+    sizes, optimizer_sizes = parameter_sizes(stages_here), optimizer_state_sizes(stages_here, layout.config.optimizer)
+    state = state_bytes(layout.config, sizes, sum(optimizer_sizes), layout.mesh.dp, layout.micro_batches)
     split = any(kind == "I" for action in actions for kind, _, _ in parts(action))
     stages, layers = layout.pipeline.stages(pp_rank), layout.pipeline.layers
     shapes = tuple((stage == 0, stage == len(layers) - 1, len(layers[stage])) for stage in stages)

@@ -22,7 +22,15 @@ FP32: list[Layout] = [
 ]
 BF16: list[Layout] = [(2, f"--zero-stage {stage} --bf16") for stage in (0, 1, 3)]
 FP16: list[Layout] = [(2, "--zero-stage 1 --fp16 --initial-loss-scale 1024 --loss-scale-window 2")]
-LAYOUTS = FP32 + BF16 + FP16
+TENSOR_PARALLEL = "--ffn-hidden-size 20 --attention-dropout 0"
+"""Sizes that two ranks divide, and nothing drawn by head."""
+MUON: list[Layout] = [
+    (1, f"--zero-stage 0 --optimizer muon {TENSOR_PARALLEL}"),
+    (3, f"--zero-stage 1 --optimizer muon {TENSOR_PARALLEL}"),
+    (2, f"--zero-stage 2 --tensor-model-parallel-size 2 --optimizer muon {TENSOR_PARALLEL}"),
+]
+LION: list[Layout] = [(2, "--zero-stage 1 --optimizer lion"), (3, "--zero-stage 3 --optimizer lion")]
+LAYOUTS = FP32 + BF16 + FP16 + MUON + LION
 TO_OTHERS: list[tuple[Layout, Layout]] = [
     ((1, "--zero-stage 0"), (2, "--zero-stage 1")),
     ((1, "--zero-stage 3"), (3, "--zero-stage 2")),
@@ -33,6 +41,8 @@ TO_OTHERS: list[tuple[Layout, Layout]] = [
     ((3, "--zero-stage 1"), (2, "--zero-stage 3")),
     ((3, "--zero-stage 2"), (1, "--zero-stage 3")),
     ((3, "--zero-stage 3"), (2, "--zero-stage 2")),
+    *((MUON[one], MUON[other]) for one, other in ((2, 0), (1, 2), (0, 1))),
+    (LION[0], LION[1]),
 ]
 BF16_TO_OTHERS = [(BF16[0], BF16[1]), (BF16[1], BF16[2]), (BF16[2], BF16[0])]
 PAIRS = [(layout, layout) for layout in LAYOUTS] + TO_OTHERS + BF16_TO_OTHERS

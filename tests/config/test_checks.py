@@ -42,6 +42,8 @@ from megalm.errors import LayoutError
         ("--finetune", "finetune=true needs a folder; give --load FOLDER"),
         ("--no-load-optim", "no_load_optim=true needs a folder; give --load FOLDER"),
         ("--no-deepspeed", "deepspeed=false is not possible"),
+        ("--optimizer muon --zero-stage 3", "optimizer=muon needs whole matrices, of which ZeRO stage 3 leaves"),
+        ("--optimizer lamb", "optimizer=lamb must be one of adam, lion, muon"),
         ("--context-parallel-size 2", "is not available in this version"),
         ("--num-attention-heads 5", "num_attention_heads=5 must divide hidden_size=64"),
         ("--no-mock-data", "exactly one source of data is needed"),

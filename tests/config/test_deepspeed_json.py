@@ -45,6 +45,20 @@ def test_facts_of_the_json_fill_what_nobody_gave(load, with_json):
     assert config.engine.deepspeed_config == {"zero_optimization": {"reduce_bucket_size": 5e7}}
 
 
+def test_the_json_names_the_optimizer(load, with_json):
+    lion = load(with_json({"optimizer": {"type": "Lion", "params": {"betas": [0.8, 0.9]}}})).optimizer
+    assert (lion.optimizer, lion.lion_beta1, lion.lion_beta2, lion.adam_beta1) == ("lion", 0.8, 0.9, 0.9)
+    muon = load(with_json({"optimizer": {"type": "Muon", "params": {"momentum": 0.8}}})).optimizer
+    assert (muon.optimizer, muon.muon_momentum) == ("muon", 0.8)
+
+
+@pytest.mark.parametrize("optimizer", ["Lion", "Muon"])
+def test_only_adamw_runs_in_host_memory(problem, with_json, optimizer):
+    offloaded = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    found = problem(with_json(offloaded | {"optimizer": {"type": optimizer}}))
+    assert f"optimizer={optimizer.lower()} does not run in host memory" in found
+
+
 def test_json_supplies_required_settings(write):
     from megalm.config import load_config
 
@@ -160,6 +174,10 @@ def test_fp16_in_json_and_bf16_as_flag_exclude_each_other(problem, with_json):
         ('{"autotuning": {"enabled": true}}', "not supported here"),
         ('{"tensor_parallel": {"autotp_size": 2}}', "not supported here; use --tensor-model-parallel-size"),
         ('{"optimizer": {"type": "Lamb"}}', 'optimizer.type="Lamb" is not supported here; use "AdamW"'),
+        (
+            '{"optimizer": {"type": "Muon", "params": {"muon_lr": 0.02}}}',
+            "not supported here; all parameters share --lr",
+        ),
         ('{"optimizer": {"type": "Adam", "params": {"betas": [0.9]}}}', "betas=[0.9] must be two numbers"),
         ('{"optimizer": {"type": "Adam", "params": {"adam_w_mode": false}}}', "always decoupled"),
         ('{"managed_gradient_accumulation": false}', "not supported here"),

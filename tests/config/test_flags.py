@@ -66,6 +66,13 @@ def test_missing_settings_name_flag_and_recipe_key():
         ("--normalization LAYERNORM", "model", "normalization", "LayerNorm"),
         ("--accumulate-allreduce-grads-in-fp32", "precision", "grad_accum_dtype", "fp32"),
         ("--optimizer AdamW", "optimizer", "optimizer", "adam"),
+        ("--muon-use-nesterov", "optimizer", "muon_nesterov", True),
+        (
+            "--muon-scalar-optimizer adam --muon-no-split-qkv --muon-tp-mode blockwise",
+            "optimizer",
+            "muon_tp_mode",
+            "blockwise",
+        ),
         ("--tokenizer-type llama2TOKENIZER", "tokenizer", "tokenizer_type", "Llama2Tokenizer"),
         ("--tokenizer-type HuggingFaceTokenizer", "tokenizer", "tokenizer_type", "HFTokenizer"),
         ("--local_rank=3", "engine", "local_rank", 3),

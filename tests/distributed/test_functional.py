@@ -216,7 +216,8 @@ def test_a_shared_input_is_gathered_again_once_and_only_for_weight_gradients() -
 def order_of_gathering_again() -> list[str]:
     notes: list[str] = []
     for owner, word in (
-        (functional._BeginGather, "gather"), (tensor._InputGradient, "input"), (functional._AllGatherSequence, "scatter"),
+        (functional._BeginGather, "gather"), (tensor._InputGradient, "input"),
+        (functional._AllGatherSequence, "scatter"),
         (tensor._WeightGradient, "weight"),
     ):  # fmt: skip
         original = owner.backward

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from deepspeed import comm
 from torch import Tensor
 
-from megalm.engine.norm import agree_on_norm
+from megalm.engine.deepspeed_patches import agree_on_norm
 from megalm.testing.spawner import run_on_ranks
 
 GROUPS = {0: [3.0, 4.0], 1: [12.0]}

@@ -1,4 +1,4 @@
-"""Weight decay groups, and ReplicatedAdamW against torch's own AdamW and clipping."""
+"""Weight decay groups, and AdamW with master weights against torch's own AdamW and clipping."""
 
 import copy
 from typing import Any
@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from megalm.config import ModelConfig, OptimizerConfig, PrecisionConfig
 from megalm.engine.build import _build_scaler
-from megalm.engine.optimizer import ReplicatedAdamW, adam_options, parameter_groups
+from megalm.engine.master_weights import MasterWeights, with_masters
+from megalm.engine.optimizers.adamw import AdamSpec, adam_options
+from megalm.engine.optimizers.spec import Surroundings, decay_groups
+from megalm.kernels.choice import REFERENCE
 from megalm.models.gpt.model import GPT
 
-OPTIONS = adam_options(OptimizerConfig(lr=0.01, adam_beta1=0.8, adam_beta2=0.9, adam_eps=1e-6))
+CONFIG = OptimizerConfig(lr=0.01, adam_beta1=0.8, adam_beta2=0.9, adam_eps=1e-6)
+OPTIONS = adam_options(CONFIG)
 STYLES: list[dict[str, Any]] = [{}, {"normalization": "RMSNorm", "swiglu": True, "position_embedding_type": "rope"}]
 
 
@@ -21,7 +25,7 @@ STYLES: list[dict[str, Any]] = [{}, {"normalization": "RMSNorm", "swiglu": True,
 def test_matrices_decay_and_norms_and_biases_do_not(style: dict[str, Any]) -> None:
     sizes = {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 32}
     model = GPT(ModelConfig(**(sizes | {"max_position_embeddings": 8} | style)))
-    decayed, plain = parameter_groups(model, 0.3)
+    decayed, plain = decay_groups(model.parameters(), 0.3)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
     names = {parameter: name for name, parameter in model.named_parameters()}
     for parameter in decayed["params"]:
@@ -38,13 +42,13 @@ def test_the_shape_counts_that_zero_3_has_taken_away() -> None:
     for parameter in model.parameters():
         parameter.ds_shape = parameter.shape
         parameter.data = torch.empty(0)
-    decayed, plain = parameter_groups(model, 0.3)
+    decayed, plain = decay_groups(model.parameters(), 0.3)
     assert decayed["params"] == [model.weight]
     assert plain["params"] == [model.bias]
 
 
 def test_a_group_without_parameters_is_left_out() -> None:
-    assert len(parameter_groups(nn.Linear(2, 3, bias=False), 0.1)) == 1
+    assert len(decay_groups(nn.Linear(2, 3, bias=False).parameters(), 0.1)) == 1
 
 
 def small_model(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -53,8 +57,9 @@ def small_model(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def replicated(model: nn.Module, *, clip_grad: float = 0.0, accumulate_fp32: bool = True, scaler: Any = None) -> Any:
-    groups = parameter_groups(model, 0.1)
-    return ReplicatedAdamW(groups, clip_grad=clip_grad, accumulate_fp32=accumulate_fp32, scaler=scaler, **OPTIONS)
+    groups, models = with_masters(decay_groups(model.parameters(), 0.1))
+    adam = AdamSpec().build(groups, CONFIG, Surroundings(zero_stage=0, kernels=REFERENCE))
+    return MasterWeights(adam, models, clip_grad=clip_grad, accumulate_fp32=accumulate_fp32, scaler=scaler)
 
 
 def backward(model: nn.Module, seed: int, scale: float = 1.0) -> None:
@@ -68,7 +73,7 @@ def test_in_fp32_it_is_torchs_adamw_after_torchs_clipping(clip_grad: float) -> N
     model = small_model()
     reference = copy.deepcopy(model)
     optimizer = replicated(model, clip_grad=clip_grad)
-    expected = torch.optim.AdamW(parameter_groups(reference, 0.1), fused=True, **OPTIONS)
+    expected = torch.optim.AdamW(decay_groups(reference.parameters(), 0.1), fused=True, **OPTIONS)
     for seed in range(4):
         backward(model, seed)
         backward(reference, seed)

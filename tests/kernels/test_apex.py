@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from kernels.fused import ON_GPU
 from torch import nn
 
-from megalm.engine.optimizer import ReplicatedAdamW, ShardedAdamW, parameter_groups
+from megalm.config.training import OptimizerConfig
+from megalm.engine.master_weights import MasterWeights, with_masters
+from megalm.engine.optimizers.adamw import AdamSpec
+from megalm.engine.optimizers.spec import Surroundings, decay_groups
 from megalm.errors import PlatformError
 from megalm.kernels import apex, norm
 from megalm.kernels.choice import REFERENCE
@@ -135,18 +138,16 @@ def test_adamw_takes_the_steps_of_torchs(package, sharded):
 
 def compare_adamw(device: str, sharded: bool) -> None:
     """Steps of both optimizers by Apex's kernel and by torch."""
-    options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8}
+    config = OptimizerConfig(lr=1e-2, adam_beta2=0.95)
     models, inputs = [], torch.randn(8, 16, device=device)
     for kernels in (apex.with_apex(REFERENCE), REFERENCE):
         torch.manual_seed(3)
         model = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16)).to(device)
-        groups = parameter_groups(model, 0.1)
+        groups, masters = with_masters(decay_groups(model.parameters(), 0.1))
+        surroundings = Surroundings(zero_stage=1 if sharded else 0, kernels=kernels)
+        optimizer = AdamSpec().build(groups, config, surroundings)
         if not sharded:
-            optimizer = ReplicatedAdamW(groups, clip_grad=0.1, accumulate_fp32=True, kernels=kernels, **options)
-        elif kernels.sharded_adamw:
-            optimizer = ShardedAdamW(groups, kernels.adamw_step, **options)
-        else:
-            optimizer = torch.optim.AdamW(groups, **options)
+            optimizer = MasterWeights(optimizer, masters, clip_grad=0.1, accumulate_fp32=True, kernels=kernels)
         for _ in range(3):
             F.mse_loss(model(inputs), inputs.roll(1, 0)).backward()
             optimizer.step()

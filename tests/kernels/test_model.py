@@ -7,7 +7,10 @@ from kernels.fused import ON_GPU, needs_fused
 
 from megalm.config.model import ModelConfig
 from megalm.config.recompute import RecomputeConfig
-from megalm.engine.optimizer import ReplicatedAdamW, parameter_groups
+from megalm.config.training import OptimizerConfig
+from megalm.engine.master_weights import MasterWeights, with_masters
+from megalm.engine.optimizers.adamw import AdamSpec
+from megalm.engine.optimizers.spec import Surroundings, decay_groups
 from megalm.kernels import library
 from megalm.kernels.choice import FUSED, REFERENCE
 from megalm.kernels.cross_entropy import fused_cross_entropy
@@ -53,9 +56,11 @@ def losses_of(kernels, options, dtype, device, steps=6):
     initialize(model, config, 1)
     use_kernels(model, kernels)
     model.to(device, dtype)
-    optimizer = ReplicatedAdamW(
-        parameter_groups(model, 0.1), clip_grad=0.5, accumulate_fp32=True, kernels=kernels, lr=3e-3, betas=(0.9, 0.95)
+    groups, models = with_masters(decay_groups(model.parameters(), 0.1))
+    adam = AdamSpec().build(
+        groups, OptimizerConfig(lr=3e-3, adam_beta2=0.95), Surroundings(zero_stage=0, kernels=kernels)
     )
+    optimizer = MasterWeights(adam, models, clip_grad=0.5, accumulate_fp32=True, kernels=kernels)
     tokens = torch.randint(0, 250, (3, 24), generator=torch.Generator().manual_seed(2)).to(device)
     found = []
     for _ in range(steps):

@@ -56,6 +56,9 @@ WORDS = {
     "one-by-one": "--micro-batch-size 1",
     "full": "--recompute-granularity full",
     "selective": "--recompute-granularity selective",
+    "lion": "--optimizer lion",
+    "muon": "--optimizer muon --muon-extra-scale-factor 0.2",
+    "by-sums": "--muon-tp-mode distributed",
     "bf16": "--bf16",
     "fp16": "--fp16 --initial-loss-scale 1024 --loss-scale-window 1",
 }
@@ -106,6 +109,11 @@ class Row:
     def precision(self) -> str | None:
         """bf16, fp16, or None for fp32: one process computes in the same."""
         return next((word for word in self.words.split() if word in LOW), None)
+
+    @property
+    def optimizer(self) -> str | None:
+        """lion, muon, or None for AdamW."""
+        return next((word for word in self.words.split() if word in ("lion", "muon")), None)
 
     @property
     def tolerance(self) -> Tolerance:
@@ -259,6 +267,32 @@ ROWS = [
     Row(2, "llama", "zero2 fp16"),
     Row(2, "llama", "tp2 zero1 fp16"),
     Row(4, "llama", "pp2 1f1b zero1 fp16"),
+    # other optimizers than AdamW
+    Row(2, "llama", "zero0 lion"),
+    Row(2, "llama", "zero1 lion"),
+    Row(2, "llama", "zero2 lion one-by-one"),
+    Row(2, "llama", "zero3 lion", CI),
+    Row(2, "llama", "tp2 sp zero1 lion", CI),
+    Row(2, "deep llama", "pp2 zbv zero1 lion"),
+    Row(2, "gpt2", "zero0 muon"),
+    Row(2, "llama", "zero1 muon", CI),
+    Row(4, "gpt2", "zero2 muon one-by-one"),
+    Row(4, "llama", "zero2 muon one-by-one"),
+    Row(2, "llama", "tp2 zero0 muon", CI),
+    Row(2, "gpt2", "tp2 sp zero0 muon by-sums", CI),
+    Row(4, "qwen", "tp4 sp zero0 muon"),
+    Row(4, "qwen", "tp4 zero0 muon by-sums"),
+    Row(4, "llama", "tp2 zero2 muon", CI),
+    Row(4, "llama", "tp2 sp zero1 muon by-sums"),
+    Row(2, "deep llama", "pp2 1f1b zero0 muon"),
+    Row(2, "deep llama", "pp2 zbv zero1 muon", CI),
+    Row(4, "deep gpt2", "pp2 1f1b zero2 muon one-by-one"),
+    Row(4, "deep llama", "pp2 dualpipev zero2 muon one-by-one"),
+    Row(8, "deep llama", "tp2 sp pp2 zbv zero2 muon one-by-one"),
+    Row(2, "llama", "tp2 zero1 muon bf16"),
+    Row(2, "llama", "zero1 muon bf16"),
+    Row(2, "llama", "zero2 muon bf16 one-by-one"),
+    Row(2, "llama", "zero2 muon fp16"),
     # optimizer, and with ZeRO 3 parameters, in host memory
     Row(2, "llama", "offload", CI),
     Row(2, "llama", "offload bf16 one-by-one"),
@@ -306,7 +340,19 @@ def summary() -> str:
     return "\n".join(lines) + "\n"
 
 
-ALONE = ("one-by-one", "full", "selective", "offload", "zero3-offload", "three-chunks", "0,2,2,1", "by-parameters")
+ALONE = (
+    "lion",
+    "muon",
+    "by-sums",
+    "one-by-one",
+    "full",
+    "selective",
+    "offload",
+    "zero3-offload",
+    "three-chunks",
+    "0,2,2,1",
+    "by-parameters",
+)
 """Words that are neither axis, schedule, ZeRO stage nor precision."""
 
 

@@ -91,8 +91,16 @@ def whole_weights(engine) -> dict[str, torch.Tensor]:
 
 
 @cache
-def one_process(model: str, precision: str | None = None) -> Trained:
-    return run_on_ranks(1, trained, f"{RUN} {MODELS[model]} --zero-stage 0 {WORDS.get(precision or '', '')}")[0]
+def one_process(model: str, *words: str) -> Trained:
+    """One process in the row's precision, with its optimizer."""
+    return run_on_ranks(1, trained, f"{RUN} {MODELS[model]} --zero-stage 0 {' '.join(WORDS[word] for word in words)}")[
+        0
+    ]
+
+
+def expected_of(row: Row) -> Trained:
+    """What the row must give."""
+    return one_process(row.model, *filter(None, (row.precision, row.optimizer)))
 
 
 @pytest.mark.timeout(1200)  # with offload the first row compiles DeepSpeed's optimizer
@@ -102,9 +110,16 @@ def test_training_equals_one_process(row: Row) -> None:
         if not any(map(shutil.which, ("c++", "g++", "clang++"))):
             pytest.skip("there is no C++ compiler for DeepSpeed's CPU Adam")
         build_cpu_adam()
-    expected = one_process(row.model, row.precision)
+    expected = expected_of(row)
     found = run_on_ranks(row.ranks, trained, f"{RUN} {MODELS[row.model]} {row.flags}")
     assert differences(found, expected, row) == []
+
+
+def test_muon_on_blocks_of_matrices_trains_otherwise() -> None:
+    row = Row(2, "llama", "tp2 zero0 muon", True)
+    assert row in ROWS, "whole matrices train like one process"
+    found = run_on_ranks(2, trained, f"{RUN} {MODELS[row.model]} {row.flags} --muon-tp-mode blockwise")
+    assert distance(found[0].weights, expected_of(row).weights) > 1e-2
 
 
 def differences(ranks: list[Trained], expected: Trained, row: Row) -> list[str]:

@@ -64,6 +64,8 @@ ROWS = [
     Row(1, LONG + "--zero-stage 0 --recompute-granularity selective", ci=False),
     Row(2, LONG + "--zero-stage 0 --bf16 --gradient-accumulation-steps 2"),
     Row(2, SHORT + "--zero-stage 1 --bf16", ci=False),
+    Row(1, SHORT + "--zero-stage 0 --bf16 --optimizer lion"),
+    Row(2, SHORT + "--zero-stage 1 --optimizer muon", ci=False),
     Row(2, LONG + "--zero-stage 1"),
     Row(2, LONG + "--zero-stage 2", ci=False),
     Row(2, SAMPLES + "--num-layers 8 --zero-stage 2", ci=False),

@@ -164,6 +164,9 @@ class Fact:
     convert: Callable[[Any], Any] = lambda value: value
 
 
+OPTIMIZERS = {"adam": "adam", "adamw": "adam", "lion": "lion", "muon": "muon"}
+"""DeepSpeed's optimizers (in lower case) that megalm has: its own names."""
+
 FACTS = (
     Fact("train_batch_size", "global_batch_size"),
     Fact("train_micro_batch_size_per_gpu", "micro_batch_size"),
@@ -178,7 +181,9 @@ FACTS = (
     Fact("fp16.hysteresis", "hysteresis"),
     Fact("fp16.min_loss_scale", "min_loss_scale"),
     Fact("data_types.grad_accum_dtype", "grad_accum_dtype", lambda name: "fp32" if name == "fp32" else "model"),
+    Fact("optimizer.type", "optimizer", lambda kind: OPTIMIZERS[kind.lower()]),
     Fact("optimizer.params.lr", "lr"),
+    Fact("optimizer.params.momentum", "muon_momentum"),
     Fact("optimizer.params.eps", "adam_eps"),
     Fact("optimizer.params.weight_decay", "weight_decay"),
 )
@@ -197,14 +202,15 @@ def facts(document: DeepSpeedJson) -> Iterator[tuple[str, Given, str]]:
     betas = document.get(("optimizer", "params", "betas"))
     if betas is not None:
         path = ("optimizer", "params", "betas")
-        for number, name in enumerate(("adam_beta1", "adam_beta2")):
+        kind = "lion" if str(document.get(("optimizer", "type"))).lower() == "lion" else "adam"
+        for number, name in enumerate((f"{kind}_beta1", f"{kind}_beta2")):
             yield name, Given(betas[number], document.place(path)), f"optimizer.params.betas={json.dumps(betas)}"
 
 
 def _check_optimizer(document: DeepSpeedJson) -> Iterator[tuple[KeyPath, str]]:
     kind = document.get(("optimizer", "type"))
-    if isinstance(kind, str) and kind.lower() not in ("adam", "adamw"):
-        yield ("optimizer", "type"), f'optimizer.type="{kind}" is not supported here; use "AdamW"'
+    if isinstance(kind, str) and kind.lower() not in OPTIMIZERS:
+        yield ("optimizer", "type"), f'optimizer.type="{kind}" is not supported here; use "AdamW", "Lion" or "Muon"'
     betas = document.get(("optimizer", "params", "betas"))
     if isinstance(betas, list) and (len(betas) != 2 or any(not _fits(beta, float) for beta in betas)):
         text = f"optimizer.params.betas={json.dumps(betas)} must be two numbers, as [0.9, 0.95]"

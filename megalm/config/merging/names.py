@@ -12,6 +12,7 @@ RENAMED = {
     "rotary-position-embeddings-theta": "rotary_base",
     "num-virtual-stages-per-pipeline-rank": "virtual_pipeline_size",
     "checkpoint-num-layers": "recompute_num_layers",
+    "muon-use-nesterov": "muon_nesterov",
 }
 """Another name of a flag: the field that takes its value."""
 
@@ -45,6 +46,8 @@ NO_EFFECT: dict[str, tuple[tuple[str, ...], str]] = {
     "exit-signal-handler": ((), "SIGTERM, SIGUSR1 and SIGUSR2 always save and end the run"),
     "data-impl": (("infer", "mmap"), "datasets are always memory-mapped"),
     "dataloader-type": (("single",), "samples are always numbered and read once, in one order"),
+    "muon-no-split-qkv": ((), "query, key and value are separate matrices, and so are gate and up"),
+    "muon-scalar-optimizer": (("adam",), "what Muon leaves out is always AdamW's"),
     "transformer-impl": (("local",), "layers are always megalm's own"),
 }
 """A flag that is accepted because what it asks for is always so: the values it may have, and the reason."""
@@ -71,7 +74,7 @@ _FP8 = "fp8 and fp4 are not available in this version; use --bf16"
 _ATTENTION = "only multi-head and grouped-query softmax attention exist; use --num-query-groups"
 _FSDP = "use ZeRO in place of FSDP: --zero-stage 3"
 _RL = "reinforcement learning and fine-tuning on conversations are not available; this program pre-trains"
-_OPTIMIZER = "the optimizer is AdamW; its settings are --lr, --weight-decay, --adam-beta1, --adam-beta2 and --adam-eps"
+_OPTIMIZER = "the optimizers are --optimizer adam, lion and muon; their states and master weights are fp32"
 _ROPE = "use --rotary-base, --rotary-percent or --rotary-seq-len-interpolation-factor"
 _LAUNCH = "megalm finds out ranks, devices and addresses by itself; remove the flag"
 
@@ -121,7 +124,8 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("fp32-residual-connection", "the residual stream has the model's type; leave out --bf16 for fp32"),
     ("fp16-lm-cross-entropy", "the loss is always computed in fp32; remove the flag"),
     ("use-precision-aware-optimizer exp-avg-* main-grads-dtype main-params-dtype", _OPTIMIZER),
-    ("muon-* lion-* sgd-momentum dump-param-to-param-group-map no-use-layer-wise-param-layout", _OPTIMIZER),
+    ("sgd-momentum dump-param-to-param-group-map no-use-layer-wise-param-layout", _OPTIMIZER),
+    ("muon-fp32-matmul-prec muon-use-syrk", "Newton-Schulz steps run in bf16 on GPUs, in fp32 on CPUs"),
     ("apply-wd-to-qk-layernorm no-weight-decay-cond-type", _OPTIMIZER),
     ("apply-query-key-layer-scaling", "attention scores are computed safely in fp32 instead; remove the flag"),
     ("apply-residual-connection-post-layernorm", "normalization is always before attention and MLP; remove the flag"),

@@ -7,7 +7,7 @@ A new rule is a function here and its name in `CHECKS`. What concerns one sectio
 from collections.abc import Callable, Iterator
 
 from megalm.config.base import OpenChoice
-from megalm.config.deepspeed.write import deepspeed_only, zero_stage
+from megalm.config.deepspeed.write import deepspeed_only, offloads_optimizer, zero_stage
 from megalm.config.merging.suggest import did_you_mean
 from megalm.config.rules.layout import available_axes, sample_count
 from megalm.config.rules.pipeline import SCHEDULES, pipeline_problems, schedule_name
@@ -193,6 +193,23 @@ def engine(config: RunConfig) -> list[str]:
     return found
 
 
+def optimizer(config: RunConfig) -> list[str]:
+    """An optimizer that goes with the ZeRO stage and with offload."""
+    name, stage = config.optimizer.optimizer, zero_stage(config)
+    found = []
+    if name == "muon" and stage > 2:
+        found.append(
+            f"optimizer=muon needs whole matrices, of which ZeRO stage {stage} leaves every rank a part only; use "
+            "--zero-stage 2, or --optimizer adam"
+        )
+    if name != "adam" and offloads_optimizer(config):
+        found.append(
+            f"optimizer={name} does not run in host memory, where DeepSpeed has its own AdamW only; take "
+            "offload_optimizer out of the DeepSpeed JSON, or use --optimizer adam"
+        )
+    return found
+
+
 def pipeline_engine(config: RunConfig) -> list[str]:
     """ZeRO 3 with schedules that do not split backward passes."""
     name = schedule_name(config.parallel)
@@ -221,6 +238,7 @@ CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     evaluation,
     checkpoints,
     engine,
+    optimizer,
     available_axes,
     pipeline_problems,
     pipeline_engine,
