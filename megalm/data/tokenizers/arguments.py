@@ -39,5 +39,5 @@ def tokenizer_config(arguments: argparse.Namespace, problems: list[str]) -> Toke
             flag = "--" + str(problem["loc"][0]).replace("_", "-")
             problems.append(f"{flag} {problem['input']}: {problem['msg']}")
     except ConfigError as error:
-        problems += error.problems
+        problems += [problem.replace("tokenizer_type=", "--tokenizer-type ", 1) for problem in error.problems]
     return TokenizerConfig()

@@ -285,8 +285,8 @@ def test_killed_tools_leave_nothing_that_is_taken_for_a_dataset(
 ) -> None:
     prefix = write_dataset(tmp_path / "data", [1000] * 100)
     program = (
-        "import os, sys; from megalm.data.indexed import IndexedDatasetBuilder as B; from megalm.cli import main\n"
-        "B.publish = lambda self: os.kill(os.getpid(), 9)\n"
+        "import os, sys; from megalm.cli import main; from megalm.data.indexed.writer import IndexedDatasetBuilder\n"
+        "IndexedDatasetBuilder.publish = lambda self: os.kill(os.getpid(), 9)\n"
         "main(sys.argv[1:])"
     )
     line = command("split", prefix, tmp_path)
