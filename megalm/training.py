@@ -114,7 +114,7 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     if len(data.train_names) > 1:
         engine.count_by_dataset(len(data.train_names))
     on_all_ranks(context.device, lambda: restore(engine, config, point))
-    states = [progress, order, engine.scalars]
+    states: list[Stateful] = [progress, order, engine.scalars]
     if folder is not None and context.rank == 0:
         write_config(folder, dump_config(config))
     metric_logger = MetricLogger(
