@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from small_run import CPU, IDENTITY, start
+from spawner import run_on_ranks
 
 from megalm.checkpoint.format import Manifest
 from megalm.continuation import Progress, ResumePoint, SampleOrder, save
@@ -25,14 +25,20 @@ class Anomalies:
         self.seen = state["seen"]
 
 
-@pytest.mark.usefixtures("_alone")
+PROGRESS = Progress(step=4, consumed_samples=24, nan_iterations=1)
+
+
+def save_and_load(folder: str) -> tuple[Anomalies, Progress]:
+    run, found, progress = start(folder), Anomalies(), Progress()
+    save(run.engine, run.config, IDENTITY, 4, [PROGRESS, Anomalies(3)], "one", CPU)
+    ResumePoint.of(run.config, IDENTITY).load(found, progress)
+    return found, progress
+
+
 def test_a_new_kind_of_state_is_saved_and_loaded_by_its_name(tmp_path: Path) -> None:
-    run, progress = start(str(tmp_path)), Progress(step=4, consumed_samples=24, nan_iterations=1)
-    place = save(run.engine, run.config, IDENTITY, 4, [progress, Anomalies(3)], "one", CPU)
-    assert Manifest.read(place).states == {"progress": progress.state(), "anomalies": {"seen": 3}}
-    found, later = Anomalies(), Progress()
-    ResumePoint.of(run.config, IDENTITY).load(found, later)
-    assert (found.seen, later) == (3, progress)
+    assert run_on_ranks(1, save_and_load, str(tmp_path)) == [(Anomalies(3), PROGRESS)]
+    states = Manifest.read(tmp_path / "step_4").states
+    assert states == {"progress": PROGRESS.state(), "anomalies": {"seen": 3}}
 
 
 def test_what_the_checkpoint_does_not_know_stays_as_it_is() -> None:
