@@ -208,7 +208,7 @@ MUTATIONS = [
     Mutation(no_data_parallel_average, Row(4, "deep llama", "pp2 1f1b zero0 one-by-one", CI)),
     Mutation(tokens_of_own_rank, Row(2, "llama", "zero3", CI)),
     Mutation(loss_of_own_stage, Row(2, "deep llama", "pp2 1f1b zero0", CI)),
-    Mutation(muon_without_the_rest, Row(2, "llama", "zero1 muon", CI)),
+    Mutation(muon_without_the_rest, Row(2, "uneven llama", "zero1 muon", CI)),
     Mutation(muon_without_gather, Row(2, "llama", "tp2 zero0 muon", CI), CI),
     Mutation(muon_without_sums, Row(2, "gpt2", "tp2 sp zero0 muon by-sums", CI)),
 ]
