@@ -30,7 +30,7 @@ RUN = (
 
 
 class TwoStreams(GPT):
-    """GPT that hands the embeddings on to the end beside the residual stream, and also predicts the parity of labels."""
+    """GPT that hands the embeddings on to its end beside the residual stream, and predicts the parity of labels too."""
 
     loss_weights: Mapping[str, float] = MappingProxyType({"lm": 1.0, "parity": 0.25})
 
