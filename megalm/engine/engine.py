@@ -16,7 +16,7 @@ from megalm.distributed.shards import ShardSpec, StateSlice
 from megalm.engine import state
 from megalm.engine.deepspeed_patches import grow_scale_after_step
 from megalm.engine.host_memory import FreedMemory
-from megalm.engine.loss_sums import LossSums, total, weighted
+from megalm.engine.loss_sums import LossSums, dataset_losses, means, total, weighted
 from megalm.engine.master_weights import MasterWeights
 from megalm.engine.runner import Runner
 from megalm.errors import NonFiniteError
@@ -91,7 +91,8 @@ class Engine:
         scales = {name: weight * copies / max(counts[name], 1.0) for name, weight in weights.items()}
         sums = self._loss_sums(self.num_datasets)
         self.runner.train(batches, scales, loss_scale, sums.add)
-        losses, dataset_losses = self._means(self._sum_over_ranks(sums.values), counts)
+        totals = self._sum_over_ranks(sums.values)
+        losses = means(totals[0, :, 0], counts)
         self._update()
         self.freed_memory.after_step()
         return StepResult(
@@ -101,7 +102,7 @@ class Engine:
             grad_norm=float(ds_engine.get_global_grad_norm()),
             loss_scale=loss_scale,
             skipped=not ds_engine.was_step_applied(),
-            dataset_losses=dataset_losses,
+            dataset_losses=dataset_losses(totals[..., 1:], weights),
         )
 
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float]:
@@ -113,18 +114,6 @@ class Engine:
 
     def _loss_sums(self, num_datasets: int = 0) -> LossSums:
         return LossSums(tuple(self.runner.loss_weights), self.runner.counts, num_datasets, self.device)
-
-    def _means(self, sums: Tensor, counts: Mapping[str, float]) -> tuple[dict[str, float], tuple[float | None, ...]]:
-        """Every loss, and the weighted loss of each dataset, from the summed values of `LossSums`."""
-        weights = self.runner.loss_weights
-        totals = dict(zip(weights, sums[0, :, 0].tolist(), strict=True))
-        losses = {name: totals[name] / max(counts[name], 1.0) for name in weights}
-        by_dataset: list[float | None] = []
-        for dataset_sums, dataset_counts in zip(*sums[:, :, 1:].transpose(1, 2).tolist(), strict=True):
-            pairs = zip(weights, dataset_sums, dataset_counts, strict=True)
-            means = {name: loss / count if count else 0.0 for name, loss, count in pairs}
-            by_dataset.append(weighted(means, weights) if any(dataset_counts) else None)
-        return losses, tuple(by_dataset)
 
     def _update(self) -> None:
         try:
@@ -139,9 +128,8 @@ class Engine:
                 "--bf16"
             ) from error
 
-    @torch.no_grad()
     def eval_step(self, batches: Sequence[Batch]) -> Tensor:
-        """This rank's sums and counts, float64 [2, number of losses]: to be added up, then for `mean_over_ranks`.
+        """This rank's sums and counts of every loss, float64 [2, number of losses]: to add up for `mean_over_ranks`.
 
         Of a pipeline, only the last stage's rank has them; the others have zeros.
         """
@@ -152,14 +140,13 @@ class Engine:
 
     def mean_over_ranks(self, sums: Tensor) -> dict[str, float]:
         """Every loss from every rank's sum of `eval_step` results."""
-        sums, counts = self._sum_over_ranks(sums)
-        return dict(zip(self.runner.loss_weights, (sums / counts.clamp(min=1.0)).tolist(), strict=True))
+        totals, counts = self._sum_over_ranks(sums)
+        return means(totals, dict(zip(self.runner.loss_weights, counts.tolist(), strict=True)))
 
     def total_loss(self, losses: Mapping[str, float]) -> float:
         """The weighted sum of named losses."""
         return weighted(losses, self.runner.loss_weights)
 
-    @torch.no_grad()
     def next_logits(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, V), float32, of the token after each row of `tokens_BT`, without vocabulary padding.
 

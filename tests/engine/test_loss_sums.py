@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.engine.loss_sums import LossSums, total
+from megalm.engine.loss_sums import LossSums, dataset_losses, means, total, weighted
 from megalm.testing.batches import batch_of
 
 CPU = torch.device("cpu")
@@ -41,3 +41,8 @@ def test_every_name_and_every_dataset_has_its_own_sum():
     sums.add({"lm": lm[:1], "order": order[:1]}, batch_of(lm[:1].long(), loss_mask=mask[:1], dataset_id=datasets[1:2]))
     assert sums.values[0].tolist() == [[26.0, 7.0, 0.0, 19.0], [4.0, 1.5, 0.0, 2.5]]
     assert sums.values[1].tolist() == [[6.0, 3.0, 0.0, 3.0], [4.0, 2.0, 0.0, 2.0]]
+    weights = {"lm": 1.0, "order": 0.5}
+    whole = means(sums.values[0, :, 0], {"lm": 6.0, "order": 4.0})
+    assert whole == {"lm": 26 / 6, "order": 1.0}
+    assert weighted(whole, weights) == 26 / 6 + 0.5
+    assert dataset_losses(sums.values[..., 1:], weights) == (7 / 3 + 0.5 * 0.75, None, 19 / 3 + 0.5 * 1.25)
