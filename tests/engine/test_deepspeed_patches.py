@@ -16,10 +16,12 @@ from torch import nn
 
 from megalm.assembly import build_model_and_engine
 from megalm.config import load_config
+from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.engine import deepspeed_patches, engine
 from megalm.engine.engine import Engine
+from megalm.testing.batches import batch_of
 from megalm.testing.spawner import run_on_ranks
 
 RECIPE = (
@@ -35,14 +37,14 @@ def build(flags: str, deepspeed_json: dict[str, Any] | None = None) -> Engine:
     return build_model_and_engine(config.model_copy(update={"engine": section}), config.model, context)
 
 
-def batches() -> list[dict[str, torch.Tensor]]:
+def batches() -> list[Batch]:
     tokens = torch.randint(0, 32, (2, 9), generator=torch.Generator().manual_seed(3))
-    return [{"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.ones(2, 8)}] * 2
+    return [batch_of(tokens[:, :-1], tokens[:, 1:], seed=0)] * 2
 
 
 def norms(trainer: Engine) -> list[float]:
     """Gradient norms of two steps that move nothing."""
-    return [trainer.train_step(batches(), [0] * 2, 0.0).grad_norm for _ in range(2)]
+    return [trainer.train_step(batches(), 0.0).grad_norm for _ in range(2)]
 
 
 def compiled_by_every_rank() -> bool:

@@ -21,6 +21,7 @@ from megalm.engine.optimizers.spec import StatePart, Surroundings
 from megalm.kernels.choice import REFERENCE
 from megalm.models.gpt.model import GPT
 from megalm.tables import import_modules
+from megalm.testing.batches import batch_of
 from megalm.testing.spawner import run_on_ranks
 
 ALONE = Surroundings(zero_stage=0, kernels=REFERENCE)
@@ -189,8 +190,7 @@ def documented(folder: str) -> tuple[str, bool, set[str]]:
     engine = build_model_and_engine(config, config.model, RankContext.of(Mesh.of(1), torch.device("cpu")))
     before = [piece.weight.clone() for piece in engine.state_slices()]
     tokens = torch.randint(0, 32, (2, 9))
-    batch = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.ones(2, 8)}
-    engine.train_step([batch], [0], 0.1)
+    engine.train_step([batch_of(tokens[:, :-1], tokens[:, 1:], seed=0)], 0.1)
     after = engine.state_slices()
     moved = all(not torch.equal(old, piece.weight) for old, piece in zip(before, after, strict=True))
     return engine.optimizer_name, moved, set(after[0].moments)
