@@ -174,7 +174,7 @@ def hooked(stage: int) -> list[int]:
         taken: list[Any] = []
         optimizer.process_gradients = lambda *args, taken=taken: taken.append(args)
         remove()
-        trainer.ds_engine.module(batch["tokens"], labels_BT=batch["labels"]).sum().backward()
+        trainer.ds_engine.module(batch)["lm"].sum().backward()
         counts.append(len(taken))
     return counts
 
