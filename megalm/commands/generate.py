@@ -17,6 +17,7 @@ from megalm.errors import CheckpointError, ConfigError
 from megalm.models.contract import LanguageModel
 from megalm.models.families import FAMILIES
 from megalm.models.generation import continue_greedily, generate
+from megalm.tables import import_modules
 
 if TYPE_CHECKING:
     from megalm.engine.engine import Engine  # DeepSpeed takes seconds to import
@@ -73,7 +74,9 @@ def open_checkpoint(place: str) -> CheckpointReader:
             f"--load {place} holds no checkpoint; give a run folder (--save of the training) or one of its step_N "
             "folders"
         )
-    return CheckpointReader(folder)
+    reader = CheckpointReader(folder)
+    import_modules(reader.manifest.config.get("extensions", {}).get("import_module", ()))
+    return reader
 
 
 def load_model(reader: CheckpointReader) -> LanguageModel:

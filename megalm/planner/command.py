@@ -49,7 +49,9 @@ def run(arguments: argparse.Namespace, run_flags: list[str]) -> int:
 def _complete(config: RunConfig) -> RunConfig:
     """The run with its vocabulary size; a tokenizer is read only where the size is not given."""
     from megalm.data.tokenizers import build_tokenizer
+    from megalm.tables import import_modules
 
+    import_modules(config.extensions.import_module)
     wanted = config.tokenizer.is_given and not config.model.vocab_size
     vocab_size = build_tokenizer(config.tokenizer).vocab_size if wanted else None
     return config.model_copy(update={"model": complete_model(config, vocab_size)})

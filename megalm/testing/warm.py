@@ -182,6 +182,7 @@ def _rank(order: _Order, rank: int) -> int:
     os.environ.update(order.environ | {name: str(value) for name, value in variables.items()})
     os.chdir(order.cwd)
     sys.argv = [program, *marks, *words]
+    sys.path[:0] = filter(None, order.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     code = _exit_code_of(program)
     atexit._run_exitfuncs()
