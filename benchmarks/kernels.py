@@ -22,7 +22,7 @@ import torch
 from operators import OPERATORS, SIZES, Case, size_of
 
 from megalm.engine.host_memory import FreedMemory
-from megalm.kernels import library
+from megalm.kernels.building import library
 
 LEAST_SAMPLE_S = 0.03
 

@@ -39,8 +39,8 @@ from megalm.engine.host_memory import FreedMemory
 from megalm.engine.master_weights import MasterWeights, with_masters
 from megalm.engine.optimizers.adamw import AdamSpec
 from megalm.engine.optimizers.spec import Surroundings
-from megalm.kernels import library
-from megalm.kernels.choice import FUSED, REFERENCE, Kernels
+from megalm.kernels.backend import FUSED, REFERENCE, Kernels
+from megalm.kernels.building import library
 from megalm.kernels.cross_entropy import cross_entropy, fused_cross_entropy
 from megalm.kernels.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
 from megalm.models.blocks.operators import use_kernels

@@ -24,7 +24,7 @@ _COMMANDS = {
     "split": ("megalm.data.tools.split", "cut an indexed dataset into several"),
     "generate": ("megalm.commands.generate", "continue a prompt with a trained model"),
     "plan": ("megalm.planner.command", "say what a run needs: memory, communication, pipeline bubble; starts nothing"),
-    "kernels": ("megalm.kernels.command", "build the fused kernels, or say what a run would use"),
+    "kernels": ("megalm.kernels.building.command", "build the fused kernels, or say what a run would use"),
     "shipped": (
         "megalm.shipped",
         "print the folder of what comes with megalm: recipes, DeepSpeed JSONs, launch scripts, kernels' sources",

@@ -10,7 +10,7 @@ from megalm.continuation import Progress
 from megalm.data.run_data import RunData
 from megalm.data.samples.sample import SampleDataset
 from megalm.distributed.context import RankContext
-from megalm.kernels import library
+from megalm.kernels.building import library
 from megalm.models.families import FAMILIES
 from megalm.monitor.tables import count, summary
 

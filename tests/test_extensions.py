@@ -69,7 +69,7 @@ def test_a_run_of_an_objective_family_tokenizer_optimizer_and_sink_from_outside(
         ("--import-module my_lab.none", "import_module=my_lab.none cannot be imported (ModuleNotFoundError"),
         (
             "--optimizer sdg --import-module my_lab.optimizer",
-            "optimizer=sdg must be one of adam, lion, muon, sgd; did you",
+            "optimizer=sdg must be one of adam, lion, muon, sgd",
         ),
     ],
 )

@@ -113,7 +113,8 @@ def kernels() -> Iterator[Row]:
     """Which implementation of the operators a run would use here; builds the fused one if this machine has not yet."""
     import torch
 
-    from megalm.kernels import apex, library
+    from megalm.kernels import apex
+    from megalm.kernels.building import library
 
     live = library.load("auto", "cuda" if torch.cuda.is_available() else "cpu")
     yield Row("kernels", live.reason, "" if live.fused else "slower, with equal results", False)

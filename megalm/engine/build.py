@@ -26,7 +26,7 @@ from megalm.engine.optimizers.spec import Placed, Surroundings
 from megalm.engine.pipeline_gradients import StageGradients
 from megalm.engine.runner import Runner, WholeModel
 from megalm.engine.state import state_parts
-from megalm.kernels.choice import Kernels
+from megalm.kernels.backend import Kernels
 from megalm.models.dtypes import DTYPES
 
 

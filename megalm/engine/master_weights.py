@@ -14,7 +14,7 @@ from torch import Tensor, nn, optim
 from torch.distributed import ProcessGroup
 
 from megalm.engine.optimizers.spec import Groups, ScaledStep
-from megalm.kernels.choice import REFERENCE, Kernels
+from megalm.kernels.backend import REFERENCE, Kernels
 
 
 def master_of(parameter: nn.Parameter) -> nn.Parameter:

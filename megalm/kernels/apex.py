@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megalm.errors import PlatformError
-from megalm.kernels.choice import Kernels
+from megalm.kernels.backend import Kernels
 from megalm.kernels.support import changed
 
 _MEMBERS = {

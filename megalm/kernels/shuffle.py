@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megalm.kernels.places import SOURCES, default_cache, find_cxx
+from megalm.kernels.building.places import SOURCES, default_cache, find_cxx
 from megalm.storage.build_once import build_once
 
 log = logging.getLogger("megalm")

@@ -9,7 +9,7 @@ from megalm.config import RunConfig
 from megalm.config.model import ModelConfig
 from megalm.distributed.context import RankContext
 from megalm.distributed.shards import ShardSpec
-from megalm.kernels.choice import Kernels
+from megalm.kernels.backend import Kernels
 from megalm.models.blocks.operators import use_kernels
 from megalm.models.families import FAMILIES
 from megalm.parallel.materialize import materialize

@@ -5,8 +5,9 @@ import torch
 from megalm.config.kernels import KernelsConfig
 from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.errors import PlatformError
-from megalm.kernels import apex, library
-from megalm.kernels.choice import FUSED, REFERENCE, Kernels
+from megalm.kernels import apex
+from megalm.kernels.backend import FUSED, REFERENCE, Kernels
+from megalm.kernels.building import library
 
 
 def choose_kernels(config: KernelsConfig, device: torch.device) -> Kernels:

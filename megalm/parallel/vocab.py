@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from megalm.distributed.functional import all_gather_from_region, all_reduce
-from megalm.kernels.choice import REFERENCE, Kernels
+from megalm.kernels.backend import REFERENCE, Kernels
 from megalm.models.blocks.head import FullLogits, Head, TiedHead
 from megalm.parallel.region import TensorParallel
 from megalm.parallel.tensor import linear_with_async_grad_comm

@@ -12,8 +12,8 @@ from megalm.config.recompute import RecomputeConfig
 from megalm.config.training import OptimizerConfig
 from megalm.distributed.mesh import Mesh
 from megalm.engine.optimizers import OPTIMIZERS
-from megalm.kernels import library
-from megalm.kernels.choice import FUSED, REFERENCE, Kernels
+from megalm.kernels.backend import FUSED, REFERENCE, Kernels
+from megalm.kernels.building import library
 from megalm.models.blocks.operators import use_kernels
 from megalm.models.dtypes import DTYPES
 from megalm.models.families import FAMILIES

@@ -3,8 +3,8 @@
 import pytest
 
 from megalm.doctor.machine import kernels
-from megalm.kernels import library
-from megalm.kernels.library import Library
+from megalm.kernels.building import library
+from megalm.kernels.building.library import Library
 
 
 def test_the_kernels_are_those_of_a_run() -> None:

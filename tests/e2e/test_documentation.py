@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from megalm.kernels.places import find_cxx
+from megalm.kernels.building.places import find_cxx
 from megalm.testing import warm
 from megalm.testing.processes import REPOSITORY, Finished, copy_repository, environment, run
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import megalm
-from megalm.kernels.places import find_cxx
+from megalm.kernels.building.places import find_cxx
 from megalm.shipped import FOLDERS
 from megalm.testing.processes import BIN, REPOSITORY, copy_repository, environment, free_port, run
 from megalm.testing.small_runs import losses

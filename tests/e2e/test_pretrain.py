@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megalm.kernels.places import find_cxx
+from megalm.kernels.building.places import find_cxx
 from megalm.testing import warm
 from megalm.testing.processes import BIN, REPOSITORY, environment, free_port, run
 from megalm.testing.small_runs import SCRIPT, Workspace, losses, metrics

@@ -13,7 +13,7 @@ from megalm.engine.build import _build_scaler
 from megalm.engine.master_weights import MasterWeights, with_masters
 from megalm.engine.optimizers.adamw import AdamSpec, adam_options
 from megalm.engine.optimizers.spec import Surroundings, decay_groups
-from megalm.kernels.choice import REFERENCE
+from megalm.kernels.backend import REFERENCE
 from megalm.models.gpt.model import GPT
 
 CONFIG = OptimizerConfig(lr=0.01, adam_beta1=0.8, adam_beta2=0.9, adam_eps=1e-6)

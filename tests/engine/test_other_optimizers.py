@@ -18,7 +18,7 @@ from megalm.engine.optimizers import OPTIMIZERS
 from megalm.engine.optimizers.muon import Muon, orthogonalizes
 from megalm.engine.optimizers.newton_schulz import COEFFICIENTS, orthogonal_factor, update_scale
 from megalm.engine.optimizers.spec import StatePart, Surroundings
-from megalm.kernels.choice import REFERENCE
+from megalm.kernels.backend import REFERENCE
 from megalm.models.gpt.model import GPT
 from megalm.tables import import_modules
 from megalm.testing.batches import batch_of

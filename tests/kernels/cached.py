@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from megalm.kernels.places import SOURCES, default_cache
+from megalm.kernels.building.places import SOURCES, default_cache
 from megalm.storage.build_once import build_once
 
 

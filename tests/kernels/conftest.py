@@ -7,7 +7,7 @@ import torch
 from kernels import emulated
 from kernels.fused import EMULATED, LOADED, ON_GPU, gpu
 
-from megalm.kernels import library
+from megalm.kernels.building import library
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kernels.cached import cached
 
-from megalm.kernels.toolchain import SOURCES, Toolchain
+from megalm.kernels.building.toolchain import SOURCES, Toolchain
 
 EMULATOR = Path(__file__).parent / "emulator"
 # -O1: most of the time goes into the compiler

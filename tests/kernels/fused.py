@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from megalm.kernels import library, toolchain
+from megalm.kernels.building import library, toolchain
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}

@@ -16,7 +16,7 @@ from megalm.engine.optimizers.adamw import AdamSpec
 from megalm.engine.optimizers.spec import Surroundings, decay_groups
 from megalm.errors import PlatformError
 from megalm.kernels import apex, norm
-from megalm.kernels.choice import REFERENCE
+from megalm.kernels.backend import REFERENCE
 
 NVIDIA = {
     "apex/__init__.py": "",

@@ -13,8 +13,8 @@ import pytest
 import torch
 from kernels.cached import cached
 
-from megalm.kernels import library, toolchain
-from megalm.kernels.toolchain import SOURCES, Toolchain, find_nvcc
+from megalm.kernels.building import library, toolchain
+from megalm.kernels.building.toolchain import SOURCES, Toolchain, find_nvcc
 
 NVCC = find_nvcc()
 LACKING = "nvcc" if NVCC is None else None if any(map(shutil.which, ("c++", "g++", "clang++"))) else "C++ compiler"

@@ -4,8 +4,9 @@ import pytest
 import torch
 from kernels.fused import ON_GPU
 
-from megalm.kernels import library, registration
+from megalm.kernels import registration
 from megalm.kernels.activation import fused_squared_relu, fused_swiglu, swiglu
+from megalm.kernels.building import library
 from megalm.kernels.embedding import fused_embedding
 from megalm.kernels.norm import fused_layer_norm, fused_rms_norm, rms_norm
 from megalm.kernels.optimizer import adamw_step, fused_adamw_step, fused_l2_norm

@@ -6,7 +6,7 @@ import pytest
 from kernels.cached import cached
 from kernels.emulated import FLAGS, INCLUDE
 
-from megalm.kernels.places import find_cxx
+from megalm.kernels.building.places import find_cxx
 
 # Kernels write to out[0 .. 64]; the first is right: out[t] is the next thread, around, and out[64] the sum of all.
 PROGRAM = r"""

@@ -8,8 +8,9 @@ import torch
 from kernels.fused import LOADED, needs_fused
 
 from megalm.errors import PlatformError
-from megalm.kernels import command, library, registration, rotary, toolchain
-from megalm.kernels.toolchain import BuildError, Toolchain
+from megalm.kernels import registration, rotary
+from megalm.kernels.building import command, library, toolchain
+from megalm.kernels.building.toolchain import BuildError, Toolchain
 from megalm.storage.build_once import locked
 
 COMPILER = """#!/bin/sh

@@ -11,8 +11,8 @@ from megalm.config.training import OptimizerConfig
 from megalm.engine.master_weights import MasterWeights, with_masters
 from megalm.engine.optimizers.adamw import AdamSpec
 from megalm.engine.optimizers.spec import Surroundings, decay_groups
-from megalm.kernels import library
-from megalm.kernels.choice import FUSED, REFERENCE
+from megalm.kernels.backend import FUSED, REFERENCE
+from megalm.kernels.building import library
 from megalm.kernels.cross_entropy import fused_cross_entropy
 from megalm.kernels.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
 from megalm.models.blocks.operators import use_kernels

@@ -3,7 +3,7 @@
 import pytest
 from zero3_losses import plain_and_zero3
 
-from megalm.kernels.places import find_cxx
+from megalm.kernels.building.places import find_cxx
 from megalm.testing.spawner import run_on_ranks
 
 

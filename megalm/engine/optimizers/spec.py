@@ -14,7 +14,7 @@ from torch import Tensor, nn, optim
 from megalm.config.training import OptimizerConfig
 from megalm.distributed.groups import MeshGroups
 from megalm.distributed.shards import ShardSpec
-from megalm.kernels.choice import Kernels
+from megalm.kernels.backend import Kernels
 
 Groups = list[dict[str, Any]]
 

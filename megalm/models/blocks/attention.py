@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
 from megalm.kernels.attention import torch_attention
-from megalm.kernels.choice import REFERENCE, Kernels
+from megalm.kernels.backend import REFERENCE, Kernels
 from megalm.models.blocks.documents import Documents, document_attention
 from megalm.models.blocks.norm import build_norm
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from megalm.kernels.choice import REFERENCE, Kernels
+from megalm.kernels.backend import REFERENCE, Kernels
 from megalm.kernels.dropout import WHOLE
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
-from megalm.kernels.choice import REFERENCE, Kernels
+from megalm.kernels.backend import REFERENCE, Kernels
 from megalm.models.blocks.dropout import Dropout
 
 

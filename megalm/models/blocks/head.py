@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megalm.kernels.choice import REFERENCE, Kernels
+from megalm.kernels.backend import REFERENCE, Kernels
 
 
 @dataclass(frozen=True)

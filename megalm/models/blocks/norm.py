@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
-from megalm.kernels.choice import REFERENCE, Kernels
+from megalm.kernels.backend import REFERENCE, Kernels
 
 
 class LayerNorm(nn.Module):

@@ -4,7 +4,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from megalm.kernels.choice import Kernels
+from megalm.kernels.backend import Kernels
 
 
 @runtime_checkable

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 
 from megalm.errors import PlatformError
-from megalm.kernels.places import SOURCES, default_cache
-from megalm.kernels.toolchain import BuildError, Toolchain, no_cuda
+from megalm.kernels.building.places import SOURCES, default_cache
+from megalm.kernels.building.toolchain import BuildError, Toolchain, no_cuda
 from megalm.storage.build_once import build_once
 
 log = logging.getLogger("megalm")

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     import torch
 
-    from megalm.kernels import library
+    from megalm.kernels.building import library
 
     loaded = library.load("auto", cache_folder=arguments.cache)
     if loaded.path is None and arguments.action == "build":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from megalm.kernels.places import SOURCES, find_cxx
+from megalm.kernels.building.places import SOURCES, find_cxx
 
 COMPILE_TIMEOUT_S = 300.0
 """One source file that takes longer is given up."""
