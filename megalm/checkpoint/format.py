@@ -92,8 +92,8 @@ def steps_of(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def find_checkpoint(place: Path) -> Path | None:
-    """The checkpoint that `place` (a run folder or a step folder) offers: its own, or the one that `latest` names.
+def find_checkpoint(path: Path) -> Path | None:
+    """The checkpoint that `path` (a run folder or a step folder) offers: its own, or the one that `latest` names.
 
     None if there is none at all.
 
@@ -101,24 +101,24 @@ def find_checkpoint(place: Path) -> Path | None:
         CheckpointError: there are checkpoints but `latest` is missing or wrong, so that a start from scratch would
             silently waste them.
     """
-    if (place / MANIFEST).is_file():
-        return place
-    pointer = place / LATEST
-    steps = steps_of(place)
+    if (path / MANIFEST).is_file():
+        return path
+    pointer = path / LATEST
+    steps = steps_of(path)
     if not pointer.is_file():
         if not steps:
             return None
         raise CheckpointError(
-            f"{place} holds checkpoints ({_names(steps)}) but no file `{LATEST}`; write the one to continue into it "
+            f"{path} holds checkpoints ({_names(steps)}) but no file `{LATEST}`; write the one to continue into it "
             f"(`echo step_{steps[-1]} > {pointer}`), or give --fresh to start over"
         )
     name = pointer.read_text(encoding="utf-8", errors="replace").strip()
-    if not _STEP_FOLDER.fullmatch(name) or not (place / name / MANIFEST).is_file():
+    if not _STEP_FOLDER.fullmatch(name) or not (path / name / MANIFEST).is_file():
         raise CheckpointError(
             f"{pointer} names {name!r}, which is no complete checkpoint here (there are: {_names(steps)}); "
             "correct it, or give --fresh to start over"
         )
-    return place / name
+    return path / name
 
 
 def _names(steps: list[int]) -> str:

@@ -62,16 +62,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def open_checkpoint(place: str) -> CheckpointReader:
+def open_checkpoint(path: str) -> CheckpointReader:
     """The checkpoint that a run folder or a step folder offers.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    folder = find_checkpoint(Path(place))
+    folder = find_checkpoint(Path(path))
     if folder is None:
         raise CheckpointError(
-            f"--load {place} holds no checkpoint; give a run folder (--save of the training) or one of its step_N "
+            f"--load {path} holds no checkpoint; give a run folder (--save of the training) or one of its step_N "
             "folders"
         )
     reader = CheckpointReader(folder)

@@ -1,4 +1,4 @@
-"""What the launcher tells a process about its place in the job. The only reader of `os.environ` in megalm.
+"""What the launcher tells a process about its rank in the job. The only reader of `os.environ` in megalm.
 
 In the order of precedence: the variables of torchrun and the deepspeed launcher (RANK, WORLD_SIZE, ...), those of an
 MPI launcher, those of `srun`, a single process. Where two of them speak, they must agree.
@@ -28,7 +28,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchEnvironment:
-    """One process's place in the job, and where the job's ranks meet."""
+    """One process of a job, and where the job's ranks meet."""
 
     launcher: str
     """deepspeed, torchrun, mpirun, srun, or none for a single process."""
@@ -86,7 +86,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> LaunchEnvironm
 
 
 def _from_variables(environ: Mapping[str, str], launcher: str) -> LaunchEnvironment:
-    """The place that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say."""
+    """What RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say."""
     names = (*_PLACE_VARIABLES, *_MEETING_VARIABLES)
     missing = [name for name in names if name not in environ]
     if missing:

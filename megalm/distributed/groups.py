@@ -18,7 +18,7 @@ MODEL_COPY = (Axis.PP, Axis.TP)
 
 @dataclass(frozen=True)
 class RankGroup:
-    """A process group and this rank's place in it."""
+    """A process group and this rank's number in it."""
 
     group: ProcessGroup
     rank: int

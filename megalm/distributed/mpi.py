@@ -13,7 +13,7 @@ from megalm.errors import PlatformError
 
 
 class MpiVariables(NamedTuple):
-    """How one family of launchers names a process's place; PMIx gives no sizes."""
+    """How one family of launchers names a process's rank; PMIx gives no sizes."""
 
     abi: str
     rank: str
@@ -43,8 +43,8 @@ FAMILIES = (
 """In the order in which they are asked: OpenMPI's mpirun sets PMIX_RANK too."""
 
 
-class MpiPlace(NamedTuple):
-    """A rank's place in MPI's world and where the world meets."""
+class MpiRank(NamedTuple):
+    """A rank of MPI's world and where the world meets."""
 
     rank: int
     size: int
@@ -65,8 +65,8 @@ def library_choice(family: MpiVariables, environ: Mapping[str, str]) -> dict[str
     return {} if chosen else {"MPI4PY_MPIABI": family.abi}
 
 
-def discover(family: MpiVariables, environ: Mapping[str, str], interface: str | None) -> MpiPlace:
-    """Every rank's place, agreed through the launcher; rank 0 chooses a free port. All ranks call it, once a process.
+def discover(family: MpiVariables, environ: Mapping[str, str], interface: str | None) -> MpiRank:
+    """Every rank's numbers, agreed through the launcher; rank 0 chooses a free port. All ranks call it, once a process.
 
     Raises:
         PlatformError: mpi4py is missing, or its MPI is not that of the launcher.
@@ -92,13 +92,13 @@ def discover(family: MpiVariables, environ: Mapping[str, str], interface: str | 
     local = world.Split_type(MPI.COMM_TYPE_SHARED)
     one_node = local.size == world.size
     address, port = world.bcast(_choose(one_node, interface) if world.rank == 0 else None)
-    found = MpiPlace(world.rank, world.size, local.rank, local.size, address, port)
+    found = MpiRank(world.rank, world.size, local.rank, local.size, address, port)
     local.Free()
     MPI.Finalize()
     return found
 
 
-def _through_pmi(family: MpiVariables, environ: Mapping[str, str], interface: str | None) -> MpiPlace:
+def _through_pmi(family: MpiVariables, environ: Mapping[str, str], interface: str | None) -> MpiRank:
     """The same through the key-value exchange of MPICH's mpirun."""
     rank, size, local_rank, local_size = (int(environ[name]) for name in family[1:])
 
@@ -107,7 +107,7 @@ def _through_pmi(family: MpiVariables, environ: Mapping[str, str], interface: st
         return f"{address}:{port}"
 
     address, _, port = broadcast(int(environ["PMI_FD"]), rank, choose).rpartition(":")
-    return MpiPlace(rank, size, local_rank, local_size, address, int(port))
+    return MpiRank(rank, size, local_rank, local_size, address, int(port))
 
 
 def _choose(one_node: bool, interface: str | None) -> tuple[str, int]:

@@ -81,16 +81,16 @@ def remove_gradient_hooks(optimizer: Any) -> None:
         hook.remove()
 
 
-def accumulate_from_zero(optimizer: Any, stage: int) -> None:
+def accumulate_from_zero(optimizer: Any, zero_stage: int) -> None:
     """Begin a step in which ZeRO 2 and 3 add all gradients to zero.
 
     DeepSpeed 0.19 copies what comes first and adds what comes later, by a count of backward passes of the whole model;
     the stages of a pipeline see their first micro-batch at different times.
     """
-    if stage == 3:
+    if zero_stage == 3:
         optimizer.grad_partitions_flat_buffer.zero_()
         optimizer.micro_step_id = 1
-    elif stage == 2 and optimizer.cpu_offload:
+    elif zero_stage == 2 and optimizer.cpu_offload:
         for held in optimizer.accumulated_grads_in_cpu.values():
             held.zero_()
         optimizer.micro_step_id = 0  # becomes 1 at the first reduction
@@ -121,7 +121,7 @@ def set_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
     parameter.data = values
 
 
-def agree_on_norm(optimizer: Any, stage: int) -> None:
+def agree_on_norm(optimizer: Any, zero_stage: int) -> None:
     """Let the ranks of a model copy add up their norms once a step; `optimizer` is DeepSpeed's of ZeRO 1 to 3.
 
     DeepSpeed 0.19 does it for each parameter group, and at stage 3 for each run of `sub_group_size` elements. Of these
@@ -132,23 +132,23 @@ def agree_on_norm(optimizer: Any, stage: int) -> None:
     from deepspeed.comm import ReduceOp
     from deepspeed.runtime.utils import combine_grad_norm_groups
 
-    name = "_get_norm_groups" if stage == 3 else "scaled_global_norm"
+    name = "_get_norm_groups" if zero_stage == 3 else "scaled_global_norm"
     if not hasattr(optimizer, name):  # BF16_Optimizer adds up once
         return
     of_rank, add_up = getattr(optimizer, name), optimizer._model_parallel_all_reduce
 
     def of_copy() -> Any:
         found = of_rank()
-        norm = combine_grad_norm_groups(found) if stage == 3 else found
+        norm = combine_grad_norm_groups(found) if zero_stage == 3 else found
         squared = float(norm) ** 2 if norm >= 0 else math.inf
         summed = torch.tensor(squared, dtype=torch.float64, device=get_accelerator().current_device_name())
         add_up(tensor=summed, op=ReduceOp.SUM)
         total = summed.sqrt() if torch.isfinite(summed) else torch.full_like(summed, _INVALID)
-        return [total.float()] if stage == 3 else total.float()
+        return [total.float()] if zero_stage == 3 else total.float()
 
     setattr(optimizer, name, of_copy)
     optimizer._model_parallel_all_reduce = lambda tensor, op: add_up(tensor, op) if op != ReduceOp.SUM else None
-    if stage == 3:
+    if zero_stage == 3:
         _norm_of_owned(optimizer)
 
 

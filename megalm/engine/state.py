@@ -20,7 +20,7 @@ _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis
 
 def state_slices(
     ds_engine: Any,
-    stage: int,
+    zero_stage: int,
     names: dict[nn.Parameter, str],
     shard_specs: Mapping[str, ShardSpec],
     state_kinds: StateKinds,
@@ -32,7 +32,7 @@ def state_slices(
     base = ds_engine.basic_optimizer
     slices = []
     for parameter, name in names.items():
-        located = locate(ds_engine, stage, parameter)
+        located = locate(ds_engine, zero_stage, parameter)
         if located is None:
             continue
         flat, offset, start, stop = located
@@ -54,12 +54,12 @@ def state_slices(
 
 
 def state_parts(
-    ds_engine: Any, stage: int, names: Mapping[nn.Parameter, str], shard_specs: Mapping[str, ShardSpec]
+    ds_engine: Any, zero_stage: int, names: Mapping[nn.Parameter, str], shard_specs: Mapping[str, ShardSpec]
 ) -> list[StatePart]:
     """Where the state of each parameter lies, vocabulary padding included; not for stage 3."""
     parts = []
     for parameter, name in names.items():
-        tensor, offset, start, stop = locate(ds_engine, stage, parameter) or (None, 0, 0, 0)
+        tensor, offset, start, stop = locate(ds_engine, zero_stage, parameter) or (None, 0, 0, 0)
         parts.append(
             StatePart(
                 name=name,
@@ -74,13 +74,13 @@ def state_parts(
     return parts
 
 
-def locate(ds_engine: Any, stage: int, parameter: Any) -> tuple[Tensor, int, int, int] | None:
+def locate(ds_engine: Any, zero_stage: int, parameter: Any) -> tuple[Tensor, int, int, int] | None:
     """(fp32 tensor that holds this rank's part, offset in it, start, stop in the parameter), or None."""
     optimizer = ds_engine.optimizer
-    if stage == 0:
+    if zero_stage == 0:
         position = next(i for i, p in enumerate(optimizer.model_parameters) if p is parameter)
         return optimizer.masters[position], 0, 0, parameter.numel()
-    if stage == 3:
+    if zero_stage == 3:
         group, offset, count = optimizer.grad_position[optimizer.get_param_id(parameter)]
         start = torch.distributed.get_rank(parameter.ds_process_group) * count
         stop = min(start + count, parameter.ds_numel)  # the last ranks' parts end in padding
@@ -128,10 +128,12 @@ class OptimizerScalars:
 
     name = "optimizer"
 
-    def __init__(self, ds_engine: Any, stage: int) -> None:
+    def __init__(self, ds_engine: Any, zero_stage: int) -> None:
         self._optimizer = ds_engine.basic_optimizer
-        fp16 = stage > 0 and ds_engine.fp16_enabled()
-        self._scaler = ds_engine.optimizer.scaler if stage == 0 else ds_engine.optimizer.loss_scaler if fp16 else None
+        fp16 = zero_stage > 0 and ds_engine.fp16_enabled()
+        self._scaler = (
+            ds_engine.optimizer.scaler if zero_stage == 0 else ds_engine.optimizer.loss_scaler if fp16 else None
+        )
 
     def state(self) -> dict[str, Any]:
         """Both, as JSON can hold them."""

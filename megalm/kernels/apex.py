@@ -31,20 +31,20 @@ def missing() -> str | None:
     found = importlib.util.find_spec("apex")
     if found is None:
         return "apex is not installed"
-    place = found.origin or ", ".join(found.submodule_search_locations or ())
+    location = found.origin or ", ".join(found.submodule_search_locations or ())
     for name, members in _MEMBERS.items():
         try:
             module = importlib.import_module(name)
         except Exception as error:  # whatever another package of that name does
-            return f"the package apex at {place} is not NVIDIA's: {name} does not import ({_first_line(error)})"
+            return f"the package apex at {location} is not NVIDIA's: {name} does not import ({_first_line(error)})"
         lacking = next((member for member in members if not hasattr(module, member)), None)
         if lacking:
-            return f"the package apex at {place} is not NVIDIA's, or a version without {name}.{lacking}"
+            return f"the package apex at {location} is not NVIDIA's, or a version without {name}.{lacking}"
     for name in _EXTENSIONS:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            return f"NVIDIA's apex at {place} lacks its CUDA extension {name} ({_first_line(error)})"
+            return f"NVIDIA's apex at {location} lacks its CUDA extension {name} ({_first_line(error)})"
     return None
 
 

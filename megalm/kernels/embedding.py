@@ -36,8 +36,8 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         (ids,) = ctx.saved_tensors
-        places, order = torch.sort(ids.flatten().long(), stable=True)
-        return None, torch.ops.megalm.embedding_backward(grads[0], places, order, ctx.rows)
+        positions, order = torch.sort(ids.flatten().long(), stable=True)
+        return None, torch.ops.megalm.embedding_backward(grads[0], positions, order, ctx.rows)
 
 
 def register() -> None:

@@ -255,8 +255,8 @@ def _axis(text: str) -> tuple[str, list[str]]:
 def _drop(flags: list[str], name: str, values: int) -> None:
     """Take a flag and its values out."""
     while any(word.partition("=")[0] == name for word in flags):
-        place = next(i for i, word in enumerate(flags) if word.partition("=")[0] == name)
-        del flags[place : place + 1 + (0 if "=" in flags[place] else values)]
+        index = next(i for i, word in enumerate(flags) if word.partition("=")[0] == name)
+        del flags[index : index + 1 + (0 if "=" in flags[index] else values)]
 
 
 def _signal_before(arguments: argparse.Namespace) -> int:

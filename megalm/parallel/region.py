@@ -27,7 +27,7 @@ SEQUENCE = 1
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """This rank's place in the group of ranks that share each layer."""
+    """This rank among those that share each layer."""
 
     group: ProcessGroup
     rank: int
@@ -40,7 +40,7 @@ class TensorParallel:
 
     @classmethod
     def build(cls, groups: MeshGroups, config: ModelConfig, sequence_parallel: bool) -> "TensorParallel":
-        """This rank's place; every rank of the job calls it, once."""
+        """This rank's group; every rank of the job calls it, once."""
         size = groups.tensor.size
         copies = max(1, size // config.num_kv_heads)
         return cls(

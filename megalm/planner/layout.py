@@ -88,7 +88,7 @@ class Layout:
     def stages(self, pp_rank: int) -> list[StageModule]:
         """What a rank of one pipeline rank holds, on the meta device, built as a run builds it."""
         tp, copies = self.mesh.tp, max(1, self.mesh.tp // self.config.model.num_kv_heads)
-        place = TensorParallel(
+        tensor_parallel = TensorParallel(
             group=AbsentRanks(tp),
             rank=0,
             size=tp,
@@ -97,7 +97,7 @@ class Layout:
             sequence_parallel=self.config.parallel.sequence_parallel and tp > 1,
         )
         last = len(self.pipeline.layers) - 1
-        chunks = build_chunks(self.pipeline, pp_rank, self.config.model, place)
+        chunks = build_chunks(self.pipeline, pp_rank, self.config.model, tensor_parallel)
         return [
             StageModule(chunk, number == 0, number == last)
             for number, (chunk, _) in zip(self.pipeline.stages(pp_rank), chunks, strict=True)

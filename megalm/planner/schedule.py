@@ -79,14 +79,14 @@ def simulate(table: Table, costs: Sequence[float], times: StepTimes, chunks: int
     `costs` holds the cost of each stage relative to the average. Communication takes no time.
     """
     done: dict[tuple[str, int, int], float] = {}
-    clocks, places, work = [0.0] * len(table), [0] * len(table), 0.0
+    clocks, finished, work = [0.0] * len(table), [0] * len(table), 0.0
     last = len(costs) - 1
     moved = True
     while moved:
         moved = False
         for rank, actions in enumerate(table):
-            while places[rank] < len(actions):
-                work_parts = parts(actions[places[rank]])
+            while finished[rank] < len(actions):
+                work_parts = parts(actions[finished[rank]])
                 needs = [need for part in work_parts for need in _needs(*part, last) if need not in work_parts]
                 ready = [done.get(need) for need in needs]
                 if any(moment is None for moment in ready):
@@ -96,9 +96,11 @@ def simulate(table: Table, costs: Sequence[float], times: StepTimes, chunks: int
                 clocks[rank], work = start + cost, work + cost
                 done |= dict.fromkeys(work_parts, clocks[rank])
                 done |= {("gradient", stage, n): clocks[rank] for kind, stage, n in work_parts if kind in ("B", "I")}
-                places[rank] += 1
+                finished[rank] += 1
                 moved = True
-    assert all(place == len(actions) for place, actions in zip(places, table, strict=True)), "the table has no deadlock"
+    assert all(count == len(actions) for count, actions in zip(finished, table, strict=True)), (
+        "the table has no deadlock"
+    )
     duration = max(clocks)
     held = tuple(_most_in_flight(actions) / chunks for actions in table)
     return SimulatedStep(duration=duration, bubble=1 - work / (len(table) * duration), in_flight=held)

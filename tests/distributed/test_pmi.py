@@ -58,7 +58,7 @@ def test_a_place_needs_no_mpi4py_under_mpich(handles: list[int], monkeypatch: py
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     family = next(family for family in mpi.FAMILIES if family.rank == "PMI_RANK")
 
-    def place(rank: int) -> mpi.MpiPlace:
+    def place(rank: int) -> mpi.MpiRank:
         environ = {"PMI_RANK": rank, "PMI_SIZE": RANKS, "MPI_LOCALRANKID": rank, "MPI_LOCALNRANKS": RANKS}
         given = {name: str(value) for name, value in environ.items()} | {"PMI_FD": str(handles[rank])}
         return mpi.discover(family, given, None)

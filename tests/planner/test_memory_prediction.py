@@ -101,15 +101,17 @@ def test_predicted_memory_is_within_a_tenth_of_the_measured(row: Row) -> None:
 
 def kept(flags: str) -> int:
     """Bytes of tensors that are alive between forward and backward pass of one micro-batch."""
-    from megalm.assembly import Place, build_model_and_engine, mesh_of
+    from megalm.assembly import build_model_and_engine
+    from megalm.distributed.context import RankContext
+    from megalm.distributed.mesh import Mesh
     from megalm.planner.activations import LiveStorages
 
     config = loaded(flags)
-    place = Place.of(mesh_of(config, dist.get_world_size()), torch.device("cpu"))
-    model = build_model_and_engine(config, config.model, place).wrapped.module
+    context = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), torch.device("cpu"))
+    model = build_model_and_engine(config, config.model, context).ds_engine.module
     tokens = torch.zeros(config.batch.micro_batch_size, config.batch.seq_length, dtype=torch.long)
     with LiveStorages() as storages:  # exact here, where `TensorMemory` may be too high
-        losses = model(tokens, labels_BT=tokens)
+        losses = model(batch_of(tokens))
         gc.collect()
         bytes_kept = storages.live
     del losses

@@ -27,7 +27,7 @@ class DeepSpeedJson:
     lines: dict[KeyPath, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def place(self, path: KeyPath) -> str:
+    def source_of(self, path: KeyPath) -> str:
         """FILE:LINE of a key."""
         return f"{self.name}:{self.lines[path]}" if path in self.lines else self.name
 
@@ -94,7 +94,7 @@ def check_json(document: DeepSpeedJson) -> None:
     """Note every key that DeepSpeed does not know or no longer has, that megalm does not take, or whose value has the
     wrong type, and take it out of the content."""
     found = [*_check_block(document.data, VOCABULARY, ()), *_check_optimizer(document)]
-    document.problems += [f"{document.place(path)}: {text}" for path, text in found]
+    document.problems += [f"{document.source_of(path)}: {text}" for path, text in found]
     document.data = _without(document.data, {path for path, _ in found}, ())
 
 
@@ -198,13 +198,13 @@ def facts(document: DeepSpeedJson) -> Iterator[tuple[str, Given, str]]:
         unused = fp16_off and path[0] == "fp16" and path[1] != "enabled"
         if value is not None and not unused:
             shown = f"{fact.path}={json.dumps(value)}"
-            yield fact.name, Given(fact.convert(value), document.place(path)), shown
+            yield fact.name, Given(fact.convert(value), document.source_of(path)), shown
     betas = document.get(("optimizer", "params", "betas"))
     if betas is not None:
         path = ("optimizer", "params", "betas")
         kind = "lion" if str(document.get(("optimizer", "type"))).lower() == "lion" else "adam"
         for number, name in enumerate((f"{kind}_beta1", f"{kind}_beta2")):
-            yield name, Given(betas[number], document.place(path)), f"optimizer.params.betas={json.dumps(betas)}"
+            yield name, Given(betas[number], document.source_of(path)), f"optimizer.params.betas={json.dumps(betas)}"
 
 
 def _check_optimizer(document: DeepSpeedJson) -> Iterator[tuple[KeyPath, str]]:

@@ -184,5 +184,5 @@ def build_run(merge: Merge) -> RunConfig | None:
 def with_sources(problem: str, given: dict[str, Given]) -> str:
     """The problem, followed by where the values in it (name=value) were given."""
     names = dict.fromkeys(re.findall(r"\b([a-z][a-z0-9_]*)=", problem))
-    places = [f"{name}: {given[name].source}" for name in names if name in given and given[name].source != DEFAULT]
-    return f"{problem} ({', '.join(places)})" if places else problem
+    sources = [f"{name}: {given[name].source}" for name in names if name in given and given[name].source != DEFAULT]
+    return f"{problem} ({', '.join(sources)})" if sources else problem

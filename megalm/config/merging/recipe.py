@@ -45,13 +45,13 @@ def read_recipe(path: str) -> Recipe:
     recipe = Recipe()
     data = _parse(path, recipe)
     for section, content in data.items():
-        place = f"{path}:{recipe.lines.get((str(section),), 1)}"
+        source = f"{path}:{recipe.lines.get((str(section),), 1)}"
         if section not in SECTIONS:
-            recipe.problems.append(f"{place}: {_unknown_top_level(str(section))}")
+            recipe.problems.append(f"{source}: {_unknown_top_level(str(section))}")
         elif content is None:
             continue
         elif not isinstance(content, dict):
-            recipe.problems.append(f"{place}: {section}={content!r} must be a block of settings, one a line")
+            recipe.problems.append(f"{source}: {section}={content!r} must be a block of settings, one a line")
         else:
             _read_section(path, section, content, recipe)
     return recipe
@@ -59,12 +59,12 @@ def read_recipe(path: str) -> Recipe:
 
 def _read_section(path: str, section: str, content: dict[Any, Any], recipe: Recipe) -> None:
     for key, value in content.items():
-        place = f"{path}:{recipe.lines.get((section, str(key)), 1)}"
+        source = f"{path}:{recipe.lines.get((section, str(key)), 1)}"
         setting = SETTINGS.get(key)
         if setting is None or setting.section != section:
-            recipe.problems.append(f"{place}: {_unknown_in_section(str(key), section)}")
+            recipe.problems.append(f"{source}: {_unknown_in_section(str(key), section)}")
         else:
-            recipe.given[key] = Given(value, place)
+            recipe.given[key] = Given(value, source)
 
 
 def _parse(path: str, recipe: Recipe) -> dict[Any, Any]:
@@ -80,8 +80,8 @@ def _parse(path: str, recipe: Recipe) -> dict[Any, Any]:
         data = loader.construct_document(node) if node is not None else {}
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
-        recipe.problems.append(f"{place}: not YAML: {error.problem or error.context}")
+        source = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
+        recipe.problems.append(f"{source}: not YAML: {error.problem or error.context}")
         return {}
     finally:
         loader.dispose()
