@@ -1,16 +1,14 @@
 """The parts of a run, built from its configuration in the order in which the data flows."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megalm.checkpoint.run_folder import write_config
 from megalm.commands.generate import Sampler
 from megalm.config import RunConfig, dump_config
 from megalm.config.model import ModelConfig
 from megalm.config.rules.completion import complete_model
-from megalm.continuation import Progress, ResumePoint, SampleOrder, Stateful, restore
+from megalm.continuation import Progress, ResumePoint, SampleOrder, restore
 from megalm.data.run_data import RunData
 from megalm.data.tokenizers import Tokenizer, open_tokenizer
 from megalm.distributed.collectives import on_all_ranks
@@ -23,43 +21,7 @@ from megalm.objectives import build_objective
 from megalm.parallel.build import build_rank_model
 from megalm.parallel.kernels import choose_kernels
 from megalm.resilience.signals import StopRequest
-
-
-@dataclass
-class Run:
-    """Everything that the training loop works on."""
-
-    config: RunConfig
-    context: RankContext
-    data: RunData
-    engine: Engine
-    metric_logger: MetricLogger
-    progress: Progress
-    states: list[Stateful]
-    """What a checkpoint holds besides tensors."""
-    sampler: Sampler | None
-    """Continues --sample-prompt."""
-    stop: StopRequest
-    identity: dict[str, Any]
-    """What a checkpoint remembers of the run's inputs, to refuse others on resume."""
-    origin: Path | None
-    """The checkpoint that the run started from."""
-    total_iters: int
-    """Optimizer steps of the whole run."""
-    started: float
-    """When this start began, by the monotonic clock."""
-    saved_step: int
-    evaluated_step: int = -1
-
-    @property
-    def global_batch_size(self) -> int:
-        """Samples of one optimizer step."""
-        return self.config.batch.global_size(self.data.size)
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches that each rank accumulates in one optimizer step."""
-        return self.config.batch.accumulation(self.data.size)
+from megalm.run import Run
 
 
 def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run:

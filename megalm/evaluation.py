@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from megalm.assembly import Run
 from megalm.data.samples.sample import SampleDataset
 from megalm.data.samples.source import Padded
+from megalm.run import Run
 
 
 def evaluate(run: Run, sets: dict[str, SampleDataset], name: str) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from megalm.assembly import Run
 from megalm.config import RunConfig
 from megalm.continuation import Progress
 from megalm.data.run_data import RunData
@@ -13,6 +12,7 @@ from megalm.distributed.context import RankContext
 from megalm.kernels.building import library
 from megalm.models.families import FAMILIES
 from megalm.monitor.tables import count, summary
+from megalm.run import Run
 
 
 def describe_run(run: Run) -> str:

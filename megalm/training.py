@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 import torch.distributed as dist
 
-from megalm.assembly import Run, build_run
+from megalm.assembly import build_run
 from megalm.config import RunConfig
 from megalm.continuation import save
 from megalm.data.batch import Batch
@@ -19,6 +19,7 @@ from megalm.errors import NonFiniteError
 from megalm.evaluation import evaluate, evaluate_at_end, named_losses, show_sample
 from megalm.monitor.throughput import peak_memory_bytes
 from megalm.resilience.signals import StopRequest
+from megalm.run import Run
 from megalm.run_summary import describe_run
 
 log = logging.getLogger("megalm")

@@ -24,6 +24,7 @@ TOP = (
     "evaluation",
     "run_summary",
     "assembly",
+    "run",
     "continuation",
     "cli",
     "commands",
