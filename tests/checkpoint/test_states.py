@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from small_run import CPU, IDENTITY, start
-from spawner import run_on_ranks
 
 from megalm.checkpoint.format import Manifest
 from megalm.continuation import Progress, ResumePoint, SampleOrder, save
+from megalm.testing.spawner import run_on_ranks
 
 
 @dataclass
