@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from kernels.fused import needs_fused
 
 pytestmark = [needs_fused, pytest.mark.e2e]
@@ -30,6 +31,9 @@ def test_operators() -> None:
     ]
 
 
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="bfloat16 products take minutes on a CPU without AVX-512"
+)
 def test_training_step() -> None:
     pytest.importorskip("transformers")
     small = ["--layers", "1", "--seq-length", "16", "--batch", "2", "--rounds", "1", "--no-compile"]
