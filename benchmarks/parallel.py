@@ -72,7 +72,7 @@ def build(config: RunConfig):
     engine = build_model_and_engine(config, config.model, context)
     rows, length = config.batch.micro_batch_size, config.batch.seq_length
     count = config.batch.accumulation(context.mesh.size(Axis.DP))
-    generator = torch.Generator().manual_seed(context.dp_rank)
+    generator = torch.Generator().manual_seed(context.groups.data.rank)
     batches = []
     for _ in range(count):
         tokens = torch.randint(0, config.model.vocab_size or 1, (rows, length + 1), generator=generator)

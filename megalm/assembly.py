@@ -66,17 +66,17 @@ def build_data(
     config: RunConfig, context: RankContext, tokenizer: Tokenizer | None, order: SampleOrder, total_iters: int
 ) -> RunData:
     """The datasets of the run; training samples go on as `order` says."""
-    dp, progress = context.groups.data.size, order.progress
+    ranks, progress = context.groups.data, order.progress
     steps = max(0, total_iters - progress.step)
     objective = build_objective(config, tokenizer)
     return RunData.build(
         config,
         tokenizer,
         objective,
-        rank=context.dp_rank,
-        size=dp,
+        rank=ranks.rank,
+        size=ranks.size,
         pin_memory=context.device.type == "cuda",
-        trained_samples=progress.consumed_samples + steps * config.batch.global_size(dp),
+        trained_samples=progress.consumed_samples + steps * config.batch.global_size(ranks.size),
         record=order.record,
     )
 
@@ -90,9 +90,9 @@ def build_metric_logger(config: RunConfig, context: RankContext, progress: Progr
         resume_samples=progress.consumed_samples,
         total_iters=total_iters,
     )
-    is_main = context.rank == 0
+    is_main, text = context.rank == 0, dump_config(config)
     if is_main and folder is not None:
-        write_config(folder, dump_config(config))
+        write_config(folder, text)
     logger = MetricLogger(
         build_sinks(config.logging, facts) if is_main else [],
         facts,
@@ -101,7 +101,7 @@ def build_metric_logger(config: RunConfig, context: RankContext, progress: Progr
         ),
         ranks=context.mesh.world_size,
     )
-    logger.text("config", dump_config(config))
+    logger.text("config", text)
     return logger
 
 

@@ -32,7 +32,7 @@ def build(prefix: str, flags: str, order: SampleOrder | None = None) -> Any:
     progress = order.progress
     total_iters = config.training.total_iters(config.batch.global_size(1), progress.step, progress.consumed_samples)
     one_rank: Any = SimpleNamespace(
-        groups=SimpleNamespace(data=SimpleNamespace(size=1)), dp_rank=0, device=SimpleNamespace(type="cpu")
+        groups=SimpleNamespace(data=SimpleNamespace(rank=0, size=1)), device=SimpleNamespace(type="cpu")
     )
     return assembly.build_data(config, one_rank, None, order, total_iters), config
 

@@ -65,11 +65,7 @@ def build_loader(
         DataError: the dataset has fewer samples than stop_sample. While iterating: what dataset or transform raise.
         PlatformError (while iterating): a worker process died.
     """
-    if global_batch_size % (micro_batch_size * size):
-        raise ConfigError(
-            f"global_batch_size={global_batch_size} must be a multiple of micro_batch_size={micro_batch_size} x "
-            f"data-parallel size {size} = {micro_batch_size * size}"
-        )
+    _check_split(global_batch_size, micro_batch_size, size)
     if not 0 <= start_sample <= stop_sample <= len(dataset):
         raise DataError(
             f"samples {start_sample} .. {stop_sample} are wanted, the dataset has {len(dataset)}; "
@@ -95,6 +91,14 @@ def build_loader(
         multiprocessing_context="fork" if num_workers else None,
     )
     return MicroBatchIterator(loader, len(sampler), pin_memory=pin_memory, seed=seed)
+
+
+def _check_split(global_batch_size: int, micro_batch_size: int, size: int) -> None:
+    if global_batch_size % (micro_batch_size * size):
+        raise ConfigError(
+            f"global_batch_size={global_batch_size} must be a multiple of micro_batch_size={micro_batch_size} x "
+            f"data-parallel size {size} = {micro_batch_size * size}"
+        )
 
 
 class MicroBatchSampler(Sampler[list[int]]):

@@ -33,11 +33,6 @@ class RankContext:
         """Rank in the job."""
         return self.groups.global_rank
 
-    @property
-    def dp_rank(self) -> int:
-        """Rank among those with other samples."""
-        return self.groups.data.rank
-
 
 def join_job(parallel: ParallelConfig, environment: LaunchEnvironment) -> RankContext:
     """Meet the other ranks of the job; this rank's context.

@@ -68,7 +68,7 @@ def trained(flags: str) -> tuple[list[list[float]], dict[str, float], Tensor]:
     for _ in range(STEPS):
         tokens = torch.randint(0, VOCAB, (4, 1, SEQ + 1), generator=generator)
         masks = (torch.rand(4, 1, SEQ, generator=generator) > 0.4).float()
-        parts = list(zip(tokens, masks, strict=True))[context.dp_rank :: context.groups.mesh.dp]
+        parts = list(zip(tokens, masks, strict=True))[context.groups.data.rank :: context.groups.mesh.dp]
         batches = [batch_of(row[:, :-1], row[:, 1:], loss_mask=mask) for row, mask in parts]
         result = engine.train_step(batches, 0.01)
         assert result.loss == pytest.approx(result.losses["lm"] + 0.25 * result.losses["parity"])

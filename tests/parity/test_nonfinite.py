@@ -42,7 +42,10 @@ def skipped_steps(flags: str, bad: float) -> tuple[list[bool], list[bool], list[
     skipped, kept, norms = [], [], []
     for step in range(3):
         batch = global_batch(config, generator)
-        rows = [slice(first + context.dp_rank * micro, first + (context.dp_rank + 1) * micro) for first in firsts]
+        rows = [
+            slice(first + context.groups.data.rank * micro, first + (context.groups.data.rank + 1) * micro)
+            for first in firsts
+        ]
         parts = [Batch(tensors={name: array[part] for name, array in batch.items()}) for part in rows]
         before = [piece.weight.clone() for piece in engine.state_slices()]
         poisoned = step == 1 and context.rank == dist.get_world_size() - 1

@@ -45,7 +45,7 @@ def trained(flags: str) -> Trained:
     dp, micro = check_layout(config, dist.get_world_size()), config.batch.micro_size
     engine = build_model_and_engine(config, config.model, context)
     generator = torch.Generator().manual_seed(7)
-    firsts = [(number * dp + context.dp_rank) * micro for number in range(config.batch.accumulation(dp))]
+    firsts = [(number * dp + context.groups.data.rank) * micro for number in range(config.batch.accumulation(dp))]
     losses, norms, parts = [], [], []
     for step in range(STEPS):
         batch = global_batch(config, generator)

@@ -36,7 +36,7 @@ def trained(flags: str, mode: str) -> tuple[list[float], torch.Tensor]:
         engine_config = config.engine.model_copy(update={"deepspeed_config": ALWAYS_PARTITIONED})
         config = config.model_copy(update={"engine": engine_config})
     context = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), torch.device("cpu"))
-    engine, rank = build_model_and_engine(config, config.model, context), context.dp_rank
+    engine, rank = build_model_and_engine(config, config.model, context), context.groups.data.rank
     generator = torch.Generator().manual_seed(rank)
     numbers = []
     for step in range(STEPS):
