@@ -1,13 +1,30 @@
-"""The shape of the Transformer: GPT-2 style and Llama style from the same fields."""
+"""The shape of the Transformer: the published decoders, from GPT-2 to Gemma 3, from the same fields."""
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from megalm.config.base import FixedOnResume, OpenChoice, Section
 
 PositionEmbedding = Literal["learned_absolute", "rope", "none"]
+RopeScaling = Literal["none", "llama3", "yarn"]
 Normalization = Literal["LayerNorm", "RMSNorm"]
+NormOrder = Literal["pre", "sandwich", "branch"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "squared_relu", "silu"]
+
+
+def _numbers(value: object) -> object:
+    """`"127,0"`, `["127", "0"]`, `["127,0"]` and `5` as tuples of numbers (as far as they are such)."""
+    if isinstance(value, str):
+        return tuple(value.replace(",", " ").split())
+    if isinstance(value, Sequence):
+        return tuple(word for item in value for word in (_numbers(item) if isinstance(item, str) else (item,)))
+    return value if value is None else (value,)
+
+
+Window = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], BeforeValidator(_numbers)]
+Pattern = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_numbers), Field(min_length=1)]
 
 
 class ModelConfig(Section):
@@ -28,7 +45,7 @@ class ModelConfig(Section):
     kv_channels: int | None = Field(None, ge=1)
     """Width of one attention head. Default: hidden_size / num_attention_heads."""
     ffn_hidden_size: int | None = Field(None, ge=1)
-    """Width of the MLP. Default: 4 x hidden_size; with --swiglu two thirds of it, rounded up to a multiple of 64."""
+    """Width of the MLP. Default: 4 x hidden_size; of a gated one two thirds of it, rounded up to a multiple of 64."""
     max_position_embeddings: int | None = Field(None, ge=1)
     """Longest sequence that the positions cover. Default: seq_length."""
     vocab_size: int | None = Field(None, ge=1)
@@ -44,18 +61,51 @@ class ModelConfig(Section):
     """Base of the rotary frequencies."""
     rotary_seq_len_interpolation_factor: float = Field(1.0, ge=1.0)
     """Positions are divided by this before rotary embedding (linear interpolation to longer sequences)."""
+    rotary_base_local: float | None = Field(None, gt=0.0)
+    """Base of the rotary frequencies in layers with a window, not scaled (Gemma 3). Default: as in the others."""
+    rope_scaling: RopeScaling = "none"
+    """How rotary frequencies are scaled for sequences longer than those of pre-training: llama3 (Llama 3.1), yarn."""
+    rope_scaling_factor: float = Field(8.0, ge=1.0)
+    """How many times longer sequences the scaled rotary frequencies are for."""
+    rope_scaling_original_max_position_embeddings: int = Field(8192, ge=1)
+    """Longest sequence before the rotary frequencies were scaled."""
+    rope_low_freq_factor: float = Field(1.0, gt=0.0)
+    """llama3: wavelengths longer than the original length / this are scaled."""
+    rope_high_freq_factor: float = Field(4.0, gt=0.0)
+    """llama3: wavelengths shorter than the original length / this are not scaled."""
+    yarn_beta_fast: float = Field(32.0, gt=0.0)
+    """yarn: channels that turn more often than this over the original length are not scaled."""
+    yarn_beta_slow: float = Field(1.0, gt=0.0)
+    """yarn: channels that turn less often than this over the original length are scaled."""
+    yarn_attention_factor: float | None = Field(None, gt=0.0)
+    """yarn: queries and keys are multiplied by this. Default: 0.1 ln(rope_scaling_factor) + 1."""
+    position_embedding_offset: int = Field(0, ge=0)
+    """Rows of the table of learned positions before that of the first position (OPT has 2)."""
+    scale_embeddings: bool = False
+    """Multiply token embeddings by sqrt(hidden_size) (Gemma)."""
 
     normalization: Normalization = "LayerNorm"
-    """Normalization before attention, MLP and output head."""
+    """Normalization of attention, MLP and output head."""
+    norm_order: NormOrder = "pre"
+    """Where each branch is normalized: its input (pre), its input and output (sandwich: Gemma), its output (branch:
+    OLMo 2)."""
+    use_parallel_residual: bool = False
+    """Attention and MLP read the same residual stream, x + attention(norm(x)) + mlp(norm(x)) (GPT-NeoX)."""
     norm_epsilon: float = Field(1e-5, gt=0.0)
     """Added to the variance inside normalization."""
     apply_layernorm_1p: bool = False
     """Store normalization weights as an offset from one (LayerNorm-1p)."""
     qk_layernorm: bool = False
-    """Normalize queries and keys per head before attention."""
+    """Normalize queries and keys before attention, each head for itself."""
+    qk_layernorm_full_width: bool = False
+    """--qk-layernorm over all heads together (OLMo 2)."""
 
     swiglu: bool = False
     """Gated MLP: silu(gate) * up (Llama). Default activation: GELU."""
+    geglu: bool = False
+    """Gated MLP: gelu(gate) * up (Gemma, with --openai-gelu in the tanh approximation)."""
+    relu: bool = False
+    """MLP activation relu(x) instead of GELU (OPT)."""
     squared_relu: bool = False
     """MLP activation relu(x) squared instead of GELU."""
     openai_gelu: bool = False
@@ -67,6 +117,18 @@ class ModelConfig(Section):
     """Biases on the query, key and value projections even with --disable-bias-linear (Qwen)."""
     untie_embeddings_and_output_weights: bool = False
     """Separate weights for the output head instead of the embedding's."""
+
+    window_size: Window | None = None
+    """Positions that a query sees before and after its own, LEFT,RIGHT (in a decoder RIGHT is 0). Default: all."""
+    window_attn_skip_freq: Pattern | None = None
+    """N: every Nth layer sees all positions, the others --window-size; or 1 (window) and 0 (all) for each layer.
+    Default: the window holds for every layer."""
+    query_pre_attn_scalar: float | None = Field(None, gt=0.0)
+    """Attention scores are divided by the square root of this. Default: the width of a head."""
+    attn_logit_softcapping: float | None = Field(None, gt=0.0)
+    """Attention scores s become c tanh(s / c) (Gemma 2)."""
+    final_logit_softcapping: float | None = Field(None, gt=0.0)
+    """Logits x become c tanh(x / c) (Gemma 2)."""
 
     attention_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout probability on attention weights."""
@@ -95,9 +157,38 @@ class ModelConfig(Section):
         """Width of the MLP."""
         if self.ffn_hidden_size is not None:
             return self.ffn_hidden_size
-        if self.swiglu:
+        if self.gated:
             return -(-(4 * self.hidden_size * 2 // 3) // 64) * 64
         return 4 * self.hidden_size
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate."""
+        return self.swiglu or self.geglu
+
+    @property
+    def activation(self) -> Activation:
+        """The function inside the MLP, of its gate if it has one."""
+        if self.swiglu:
+            return "silu"
+        if self.relu:
+            return "relu"
+        if self.squared_relu:
+            return "squared_relu"
+        return "gelu_tanh" if self.openai_gelu else "gelu"
+
+    @property
+    def softmax_scale(self) -> float:
+        """Factor of the attention scores."""
+        return float((self.query_pre_attn_scalar or self.head_dim) ** -0.5)
+
+    def window_of(self, layer: int) -> tuple[int, int] | None:
+        """Positions (before, after its own) that a query of this layer sees; None: all before."""
+        pattern = self.window_attn_skip_freq
+        if self.window_size is None or pattern is None:
+            return self.window_size
+        windowed = (layer + 1) % pattern[0] != 0 if len(pattern) == 1 else pattern[layer] == 1
+        return self.window_size if windowed else None
 
     @property
     def linear_bias(self) -> bool:
@@ -138,11 +229,48 @@ class ModelConfig(Section):
                 f"rotary embedding turns pairs: head width {self.head_dim} x rotary_percent={self.rotary_percent} "
                 f"= {self.rotary_dim} must be even and not 0; change --kv-channels or --rotary-percent"
             )
-        if sum((self.swiglu, self.squared_relu, self.openai_gelu)) > 1:
-            found.append("swiglu, squared_relu and openai_gelu exclude each other; give one of them")
-        if self.apply_layernorm_1p and self.normalization != "LayerNorm":
-            found.append("apply_layernorm_1p needs normalization=LayerNorm; drop one of them")
+        return found + self._variant_problems()
+
+    def _variant_problems(self) -> list[str]:
+        found = []
+        if sum((self.swiglu, self.geglu or self.openai_gelu, self.relu, self.squared_relu)) > 1:
+            found.append(
+                "swiglu, geglu, relu, squared_relu and openai_gelu exclude each other (openai_gelu goes with geglu "
+                "only); give one of them"
+            )
+        if self.use_parallel_residual and self.norm_order != "pre":
+            found.append(f"use_parallel_residual needs norm_order=pre, not {self.norm_order}; drop one of them")
+        if self.qk_layernorm_full_width and not self.qk_layernorm:
+            found.append("qk_layernorm_full_width says how --qk-layernorm normalizes; give --qk-layernorm, or drop it")
+        if self.qk_layernorm_full_width and self.normalization != "RMSNorm":
+            found.append("qk_layernorm_full_width needs normalization=RMSNorm; drop one of them")
+        if self.window_size is not None and self.window_size[1] != 0:
+            found.append(f"window_size={_pair(self.window_size)} looks ahead; a decoder needs RIGHT = 0")
+        pattern = self.window_attn_skip_freq
+        if pattern is not None and self.window_size is None:
+            found.append("window_attn_skip_freq says which layers have --window-size; give that, or drop it")
+        if pattern is not None and not self._is_window_pattern(pattern):
+            found.append(
+                f"window_attn_skip_freq={','.join(map(str, pattern))} must be one number from 1 on, or a 0 or 1 for "
+                f"each of the num_layers={self.num_layers} layers"
+            )
+        if self.rope_scaling != "none" and self.position_embedding_type != "rope":
+            found.append(f"rope_scaling={self.rope_scaling} needs position_embedding_type=rope; drop one of them")
+        if self.rope_scaling == "llama3" and self.rope_low_freq_factor >= self.rope_high_freq_factor:
+            found.append(
+                f"rope_low_freq_factor={self.rope_low_freq_factor} must be less than "
+                f"rope_high_freq_factor={self.rope_high_freq_factor}"
+            )
         return found
+
+    def _is_window_pattern(self, pattern: tuple[int, ...]) -> bool:
+        if len(pattern) == 1:
+            return pattern[0] >= 1
+        return len(pattern) == self.num_layers and set(pattern) <= {0, 1}
+
+
+def _pair(window: tuple[int, int]) -> str:
+    return f"{window[0]},{window[1]}"
 
 
 def _nearest_divisors(number: int, near: int) -> str:

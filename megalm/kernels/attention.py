@@ -26,15 +26,18 @@ def torch_attention(
     v_BSGC: Tensor,
     *,
     causal: bool,
-    visible_TS: Tensor | None = None,
+    visible: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The same with S keys: a query sees all of them, those up to its own position, or the `visible` ones."""
+    """The same with S keys: a query sees all of them, those up to its own position, or the `visible` ones.
+
+    `visible` is bool (T, S), or anything that expands to (B, H, T, S).
+    """
     y_BHTC = F.scaled_dot_product_attention(
         q_BTHC.transpose(1, 2),
         k_BSGC.transpose(1, 2),
         v_BSGC.transpose(1, 2),
-        attn_mask=visible_TS,
+        attn_mask=visible,
         dropout_p=dropout,
         is_causal=causal,
         enable_gqa=q_BTHC.shape[2] != k_BSGC.shape[2],

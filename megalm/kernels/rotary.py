@@ -21,10 +21,15 @@ def rotary_tables(
     `position_ids_BT` may have B = 1 and is then shared by the batch.
     Source: Su et al. 2021, "RoFormer", section 3.2.2; linear interpolation: Chen et al. 2023, arXiv:2306.15595.
     """
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=position_ids_BT.device) / rotary_dim
-    frequencies = 1.0 / (base**exponents)
+    frequencies = rotary_frequencies(rotary_dim, base, position_ids_BT.device)
     angles = position_ids_BT[..., None].float() / interpolation_factor * frequencies
     return angles.cos(), angles.sin()
+
+
+def rotary_frequencies(rotary_dim: int, base: float, device: torch.device | None = None) -> Tensor:
+    """What pair i turns from one position to the next, in radians: base^(-2i/R), float32 (R/2,)."""
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device) / rotary_dim
+    return 1.0 / (base**exponents)
 
 
 def apply_rotary(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:

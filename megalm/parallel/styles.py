@@ -15,6 +15,8 @@ from megalm.distributed.shards import ShardSpec
 from megalm.models.blocks.attention import CausalAttention
 from megalm.models.blocks.dropout import Dropout
 from megalm.models.blocks.head import FullLogits, TokenLoss
+from megalm.models.blocks.norm import FullWidthRMSNorm
+from megalm.parallel.norm import FullWidthParallelRMSNorm
 from megalm.parallel.randomness import OwnDropout
 from megalm.parallel.region import InputHook, TensorParallel
 from megalm.parallel.sequence import SequenceParallelDropout, SequenceParallelPositions
@@ -77,11 +79,26 @@ def replicated(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     return module
 
 
-def head_norm(module: nn.Module, name: str, shards: Shards) -> nn.Module:
-    """The same on every rank, each of which uses it for its own heads."""
-    for inner, parameter in module.named_parameters(name):
-        shards.add_whole(inner, tuple(parameter.shape), same_work=False)
-    return module
+def q_norm(module: nn.Module, name: str, shards: Shards) -> nn.Module:
+    """The norm of queries, by head or over all heads."""
+    return _qk_norm(module, name, shards, copies=1)
+
+
+def k_norm(module: nn.Module, name: str, shards: Shards) -> nn.Module:
+    """The norm of keys, by head or over all heads, of which several ranks may hold the same."""
+    return _qk_norm(module, name, shards, copies=shards.tp.kv_copies)
+
+
+def _qk_norm(module: nn.Module, name: str, shards: Shards, copies: int) -> nn.Module:
+    tp = shards.tp
+    if not isinstance(module, FullWidthRMSNorm):  # the same on every rank, each of which uses it for its own heads
+        for inner, parameter in module.named_parameters(name):
+            shards.add_whole(inner, tuple(parameter.shape), same_work=False)
+        return module
+    part, parts = tp.rank // copies, tp.size // copies
+    group = tp.kv_group if copies > 1 else None
+    shards.add_rows(f"{name}.weight", tuple(module.weight.shape), part, parts, gradient_group=group)
+    return module if tp.size == 1 else FullWidthParallelRMSNorm(module, tp, parts)
 
 
 def positions(module: nn.Module, name: str, shards: Shards) -> nn.Module:

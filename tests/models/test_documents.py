@@ -124,7 +124,7 @@ def test_the_cuda_kernel_gets_the_batch_in_one_launch(monkeypatch: pytest.Monkey
         assert takes_varlen(q, 0.0)
         assert not takes_varlen(q, 0.1)
         assert not takes_varlen(q.float(), 0.0)
-        y = document_attention(q, k, k, documents, 0.0, causal_attention)
+        y = document_attention(q, k, k, documents, None)
     assert y.shape == q.shape
     assert calls == [((24, 24), {"window_size": (-1, 0), "enable_gqa": True})]
 
@@ -141,7 +141,7 @@ def test_the_cuda_kernel_equals_the_dense_mask(groups: int) -> None:
     weight = torch.randn(3, T, 4, 64, device="cuda")
     documents = Documents.of_batch(cumulative(layout), q.device)
     assert documents is not None
-    found = document_attention(q, k, v, documents, 0.0, causal_attention)
+    found = document_attention(q, k, v, documents, None)
     wanted = dense_attention(q, k, v, dense_mask(layout).cuda())
     torch.testing.assert_close(found.double(), wanted, rtol=3e-2, atol=3e-2)
     ours = torch.autograd.grad((found.float() * weight).sum(), (q, k, v))

@@ -18,6 +18,7 @@ RENAMED = {
 
 IMPLIED: dict[str, tuple[str, str]] = {
     "use-rotary-position-embeddings": ("position_embedding_type", "rope"),
+    "use-rope-scaling": ("rope_scaling", "llama3"),
     "no-position-embedding": ("position_embedding_type", "none"),
     "accumulate-allreduce-grads-in-fp32": ("grad_accum_dtype", "fp32"),
     "grad-reduce-in-bf16": ("grad_accum_dtype", "model"),
@@ -75,7 +76,7 @@ _ATTENTION = "only multi-head and grouped-query softmax attention exist; use --n
 _FSDP = "use ZeRO in place of FSDP: --zero-stage 3"
 _RL = "reinforcement learning and fine-tuning on conversations are not available; this program pre-trains"
 _OPTIMIZER = "the optimizers are --optimizer adam, lion and muon; their states and master weights are fp32"
-_ROPE = "use --rotary-base, --rotary-percent or --rotary-seq-len-interpolation-factor"
+_ROPE = "use --rotary-base, --rotary-percent, --rotary-seq-len-interpolation-factor or --rope-scaling"
 _LAUNCH = "megalm finds out ranks, devices and addresses by itself; remove the flag"
 
 UNSUPPORTED: tuple[tuple[str, str], ...] = (
@@ -133,9 +134,9 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
      "weights are drawn from a normal distribution, the same under every layout; use --init-method-std"),
     ("perform-initialization embedding-init-method-std", "use --init-method-std"),
     ("multi-latent-attention *-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim cache-mla-latents", _ATTENTION),
-    ("window-size window-attn-skip-freq linear-attention-freq mamba-* hybrid-* is-hybrid-model", _ATTENTION),
+    ("linear-attention-freq mamba-* hybrid-* is-hybrid-model", _ATTENTION),
     ("heterogeneous-layers-* experimental-attention-* attention-output-gate softmax-type", _ATTENTION),
-    ("use-rope-scaling rope-* rotary-scaling-factor yarn-* no-yarn-* mscale mscale-* no-rope-freq", _ROPE),
+    ("rope-type rotary-scaling-factor yarn-mscale* no-yarn-* mscale mscale-* no-rope-freq", _ROPE),
     ("mrope-section rotary-interleaved", _ROPE),
     ("embedding-weights-in-fp32 disable-embedding-*", "the embedding has the model's type; remove the flag"),
     ("tokenizer-metadata tokenizer-special-tokens tokenizer-*-options tiktoken-special-tokens",

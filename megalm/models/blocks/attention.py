@@ -6,16 +6,15 @@ R rotary width. H and G are the heads that this device holds: they come from the
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
 from megalm.kernels.attention import torch_attention
 from megalm.kernels.backend import REFERENCE, Kernels
-from megalm.models.blocks.documents import Documents, document_attention
-from megalm.models.blocks.norm import build_norm
-
-RotaryTables = tuple[Tensor, Tensor]
+from megalm.models.blocks.documents import Documents, document_attention, takes_varlen
+from megalm.models.blocks.norm import FullWidthRMSNorm, build_qk_norm
+from megalm.models.blocks.rotary import Tables
+from megalm.models.blocks.windows import softcapped_attention, visible_keys, windowed_attention
 
 
 class LayerCache:
@@ -70,15 +69,23 @@ class KVCache:
 
 
 class CausalAttention(nn.Module):
-    """softmax(q k^T / sqrt(C)) v where query t sees the keys up to its own position; softmax in float32.
+    """softmax(scale q k^T) v where query t sees the keys up to its own position; softmax in float32.
 
+    `scale` defaults to 1 / sqrt(C). With a `window` a query sees so many keys before its own, and its own; with a
+    `softcap` c scores s become c tanh(s / c).
     Has no weights: attention over other layouts of the sequence takes its place by name (`attention.core`).
-    Source: Vaswani et al. 2017; grouped heads: Ainslie et al. 2023, arXiv:2305.13245.
+    Source: Vaswani et al. 2017; grouped heads: Ainslie et al. 2023, arXiv:2305.13245; windows: Beltagy et al. 2020,
+    arXiv:2004.05150; soft-capping: Gemma 2, arXiv:2408.00118.
     """
 
-    def __init__(self, dropout: float) -> None:
+    def __init__(
+        self, dropout: float, *, scale: float | None = None, window: int | None = None, softcap: float | None = None
+    ) -> None:
         super().__init__()
         self.dropout = dropout
+        self.scale = scale
+        self.window = window
+        self.softcap = softcap
         self.attend = REFERENCE.attention
 
     def use_kernels(self, kernels: Kernels) -> None:
@@ -91,20 +98,44 @@ class CausalAttention(nn.Module):
         With `documents` (then S = T) a query sees the keys of its own document only.
         """
         dropout = self.dropout if self.training else 0.0
-        attend = self.attend if dropout == 0.0 else partial(torch_attention, causal=True, dropout=dropout)
+        if self.scale is not None and (ratio := self.scale * q_BTHC.shape[-1] ** 0.5) != 1.0:
+            q_BTHC = q_BTHC * ratio  # every kernel divides by sqrt(C)
+        whole = partial(self._whole_sequence, dropout=dropout)
         T, S = q_BTHC.shape[1], k_BSGC.shape[1]
         if documents is not None:
-            return document_attention(q_BTHC, k_BSGC, v_BSGC, documents, dropout, attend)
+            at_once = self._is_plain(T) and takes_varlen(q_BTHC, dropout)
+            return document_attention(q_BTHC, k_BSGC, v_BSGC, documents, None if at_once else whole)
         if T == S:
-            return attend(q_BTHC, k_BSGC, v_BSGC)
-        visible = torch.ones(T, S, dtype=torch.bool, device=q_BTHC.device).tril(S - T) if T > 1 else None
-        return torch_attention(q_BTHC, k_BSGC, v_BSGC, causal=False, visible_TS=visible, dropout=dropout)
+            return whole(q_BTHC, k_BSGC, v_BSGC)
+        return self._masked(q_BTHC, k_BSGC, v_BSGC, visible_keys(T, S, self.window, q_BTHC.device), dropout=dropout)
+
+    def _is_plain(self, length: int) -> bool:
+        """Whether it is causal attention and no more, in sequences of this length."""
+        return self.softcap is None and (self.window is None or self.window + 1 >= length)
+
+    def _whole_sequence(self, q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, *, dropout: float) -> Tensor:
+        T = q_BTHC.shape[1]
+        if self._is_plain(T):
+            if dropout == 0.0:
+                return self.attend(q_BTHC, k_BTGC, v_BTGC)
+            return torch_attention(q_BTHC, k_BTGC, v_BTGC, causal=True, dropout=dropout)
+        masked = partial(self._masked, dropout=dropout)
+        if self.window is not None and self.window + 1 < T:
+            return windowed_attention(q_BTHC, k_BTGC, v_BTGC, self.window, masked)
+        return masked(q_BTHC, k_BTGC, v_BTGC, visible_keys(T, T, None, q_BTHC.device))
+
+    def _masked(
+        self, q_BTHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, visible: Tensor | None, *, dropout: float
+    ) -> Tensor:
+        if self.softcap is None:
+            return torch_attention(q_BTHC, k_BSGC, v_BSGC, causal=False, visible=visible, dropout=dropout)
+        return softcapped_attention(q_BTHC, k_BSGC, v_BSGC, visible, self.softcap, dropout)
 
 
 class Attention(nn.Module):
-    """Projections to heads, optional norm of each query and key head, rotary positions, attention, projection back."""
+    """Projections to heads, optional norm of queries and keys, rotary positions, attention, projection back."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         query_width = config.num_attention_heads * self.head_dim
@@ -112,9 +143,15 @@ class Attention(nn.Module):
         self.wq = nn.Linear(config.hidden_size, query_width, bias=config.qkv_bias)
         self.wk = nn.Linear(config.hidden_size, key_width, bias=config.qkv_bias)
         self.wv = nn.Linear(config.hidden_size, key_width, bias=config.qkv_bias)
-        self.q_norm = build_norm(config, self.head_dim) if config.qk_layernorm else nn.Identity()
-        self.k_norm = build_norm(config, self.head_dim) if config.qk_layernorm else nn.Identity()
-        self.core = CausalAttention(config.attention_dropout)
+        self.q_norm = build_qk_norm(config, config.num_attention_heads)
+        self.k_norm = build_qk_norm(config, config.num_kv_heads)
+        window = config.window_of(layer)
+        self.core = CausalAttention(
+            config.attention_dropout,
+            scale=config.softmax_scale if config.query_pre_attn_scalar else None,
+            window=window[0] if window else None,
+            softcap=config.attn_logit_softcapping,
+        )
         self.wo = nn.Linear(query_width, config.hidden_size, bias=config.linear_bias)
         self.rotate = REFERENCE.rotary
 
@@ -125,7 +162,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        rotary: RotaryTables | None = None,
+        rotary: Tables | None = None,
         cache: LayerCache | None = None,
         documents: Documents | None = None,
     ) -> Tensor:
@@ -134,8 +171,8 @@ class Attention(nn.Module):
         `rotary` holds cosines and sines (B or 1, T, R/2) of the positions of x. With a `cache` x continues the stored
         positions and is stored itself. With `documents` (without a cache) attention stays inside each document.
         """
-        q_BTHC = self.q_norm(self._heads(self.wq(x_BTD)))
-        k_BTGC = self.k_norm(self._heads(self.wk(x_BTD)))
+        q_BTHC = self._normalized_heads(self.q_norm, self.wq(x_BTD))
+        k_BTGC = self._normalized_heads(self.k_norm, self.wk(x_BTD))
         v_BTGC = self._heads(self.wv(x_BTD))
         if rotary is not None:
             q_BTHC, k_BTGC = self.rotate(q_BTHC, *rotary), self.rotate(k_BTGC, *rotary)
@@ -143,6 +180,12 @@ class Attention(nn.Module):
             k_BTGC, v_BTGC = cache.append(k_BTGC, v_BTGC)
         y_BTD: Tensor = self.wo(self.core(q_BTHC, k_BTGC, v_BTGC, documents).flatten(2))
         return y_BTD
+
+    def _normalized_heads(self, norm: nn.Module, x: Tensor) -> Tensor:
+        if isinstance(norm, FullWidthRMSNorm):
+            return self._heads(norm(x))
+        heads: Tensor = norm(self._heads(x))
+        return heads
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, heads x C) as (B, T, heads, C); T is read here, because a parallel projection may gather it."""

@@ -42,17 +42,16 @@ def document_attention(
     k_BTGC: Tensor,
     v_BTGC: Tensor,
     documents: Documents,
-    dropout: float,
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
 ) -> Tensor:
     """Mixed values (B, T, H, C): softmax(q k^T / sqrt(C)) v where a query sees its own document up to itself.
 
-    On CUDA in half precision without dropout it is one launch of the flash kernel for variable lengths; else the
-    documents are taken one by one (on two free CPU cores 3 to 10 times as fast as a dense mask at 2,048 tokens), by
-    `attend`: causal attention of one sequence, with that dropout.
+    The documents are taken one by one by `attend`, causal attention of one sequence (on two free CPU cores 3 to 10
+    times as fast as a dense mask at 2,048 tokens); without it in one launch of the flash kernel for variable lengths,
+    where that `takes_varlen`.
     """
     tokens = (q_BTHC.flatten(0, 1), k_BTGC.flatten(0, 1), v_BTGC.flatten(0, 1))
-    if takes_varlen(q_BTHC, dropout):
+    if attend is None:
         return _attend_at_once(*tokens, documents).view_as(q_BTHC)
     return _attend_one_by_one(*tokens, documents, attend).view_as(q_BTHC)
 

@@ -24,7 +24,7 @@ class TokenEmbedding(nn.Embedding):
 
 
 class Embedding(nn.Module):
-    """Token embeddings, plus position embeddings where the positions are learned, then dropout.
+    """Token embeddings, scaled if asked for, plus position embeddings where those are learned, then dropout.
 
     `with_positions` False leaves the table of positions out (a pipeline stage that only needs the tied weights).
     """
@@ -35,15 +35,20 @@ class Embedding(nn.Module):
         if with_positions and config.position_embedding_type == "learned_absolute":
             length = config.max_position_embeddings
             assert length is not None, "max_position_embeddings is filled from seq_length before the model is built"
-            self.positions: nn.Embedding | None = nn.Embedding(length, config.hidden_size)
+            rows = length + config.position_embedding_offset
+            self.positions: nn.Embedding | None = nn.Embedding(rows, config.hidden_size)
         else:
             self.positions = None
+        self.position_offset = config.position_embedding_offset
+        self.scale = config.hidden_size**0.5 if config.scale_embeddings else 1.0
         self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, tokens_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
         """Residual stream (B, T, D) of tokens at their positions; the positions may have B = 1."""
         x_BTD = self.tokens(tokens_BT)
+        if self.scale != 1.0:
+            x_BTD = x_BTD * self.scale
         if self.positions is not None:
-            x_BTD = x_BTD + self.positions(position_ids_BT)
+            x_BTD = x_BTD + self.positions(position_ids_BT + self.position_offset)
         y_BTD: Tensor = self.dropout(x_BTD)
         return y_BTD

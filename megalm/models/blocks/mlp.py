@@ -1,5 +1,8 @@
 """The position-wise feed-forward network. Shapes: B batch, T sequence, D model width, F feed-forward width."""
 
+from collections.abc import Callable
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
@@ -7,18 +10,18 @@ from megalm.kernels.backend import REFERENCE, Kernels
 
 
 class MLP(nn.Module):
-    """w_down(activation(w_up(x))) with GELU, GELU tanh or squared ReLU."""
+    """w_down(activation(w_up(x))) with GELU, its tanh approximation, ReLU or squared ReLU."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.w_up = nn.Linear(config.hidden_size, config.ffn_size, bias=config.linear_bias)
         self.w_down = nn.Linear(config.ffn_size, config.hidden_size, bias=config.linear_bias)
-        self._activation = "squared_relu" if config.squared_relu else "gelu_tanh" if config.openai_gelu else "gelu"
+        self._activation = config.activation
         self.use_kernels(REFERENCE)
 
     def use_kernels(self, kernels: Kernels) -> None:
-        """Take the activation from `kernels`."""
-        self.activation = getattr(kernels, self._activation)
+        """Take the activation from `kernels`; ReLU is torch's own."""
+        self.activation = F.relu if self._activation == "relu" else getattr(kernels, self._activation)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """The branch's output (B, T, D)."""
@@ -27,18 +30,25 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """w_down(silu(w_gate(x)) * w_up(x)). Source: Shazeer 2020, arXiv:2002.05202."""
+    """w_down(activation(w_gate(x)) * w_up(x)) with SiLU, GELU or its tanh approximation.
+
+    Source: Shazeer 2020, arXiv:2002.05202.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.w_gate = nn.Linear(config.hidden_size, config.ffn_size, bias=config.linear_bias)
         self.w_up = nn.Linear(config.hidden_size, config.ffn_size, bias=config.linear_bias)
         self.w_down = nn.Linear(config.ffn_size, config.hidden_size, bias=config.linear_bias)
+        self._activation = config.activation
         self.use_kernels(REFERENCE)
 
     def use_kernels(self, kernels: Kernels) -> None:
         """Take the activation from `kernels`."""
-        self.activation = kernels.swiglu
+        if self._activation == "silu":
+            self.activation = kernels.swiglu
+        else:
+            self.activation = _gated(getattr(kernels, self._activation))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """The branch's output (B, T, D)."""
@@ -48,4 +58,8 @@ class GatedMLP(nn.Module):
 
 def build_mlp(config: ModelConfig) -> nn.Module:
     """The feed-forward network that the configuration names."""
-    return GatedMLP(config) if config.swiglu else MLP(config)
+    return GatedMLP(config) if config.gated else MLP(config)
+
+
+def _gated(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda gate, up: activation(gate) * up

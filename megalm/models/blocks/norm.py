@@ -36,17 +36,17 @@ class LayerNorm(nn.Module):
         return self.kernels.layer_norm_after_add(total, None, self._scale(), self.bias, self.epsilon)
 
     def _scale(self) -> Tensor:
-        # 1 + w is rounded to float32, not to bfloat16, which could not tell 1 + 2^-9 from 1.
-        return self.weight.float() + self.offset if self.offset else self.weight
+        return _with_offset(self.weight, self.offset)
 
 
 class RMSNorm(nn.Module):
     """Root-mean-square normalization of the last dim; called as `LayerNorm` is."""
 
-    def __init__(self, size: int, epsilon: float) -> None:
+    def __init__(self, size: int, epsilon: float, offset: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight = nn.Parameter(torch.full((size,), 1.0 - offset))
         self.epsilon = epsilon
+        self.offset = offset
         self.kernels = REFERENCE
 
     def use_kernels(self, kernels: Kernels) -> None:
@@ -56,16 +56,36 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Normalized x, or (normalized x + residual, x + residual)."""
         if residual is None:
-            return self.kernels.rms_norm(x, self.weight, self.epsilon)
-        return self.kernels.rms_norm_after_add(x, residual, self.weight, self.epsilon)
+            return self.kernels.rms_norm(x, self._scale(), self.epsilon)
+        return self.kernels.rms_norm_after_add(x, residual, self._scale(), self.epsilon)
 
     def of_sum(self, total: Tensor) -> tuple[Tensor, Tensor]:
         """(normalized `total`, `total`): as `forward` of two terms with this sum, gradients equal to the bit."""
-        return self.kernels.rms_norm_after_add(total, None, self.weight, self.epsilon)
+        return self.kernels.rms_norm_after_add(total, None, self._scale(), self.epsilon)
+
+    def _scale(self) -> Tensor:
+        return _with_offset(self.weight, self.offset)
+
+
+class FullWidthRMSNorm(RMSNorm):
+    """The norm of all heads of a projection together, before it is cut into heads."""
 
 
 def build_norm(config: ModelConfig, size: int) -> nn.Module:
     """The normalization that the configuration names, for a last dim of `size`."""
-    if config.normalization == "RMSNorm":
-        return RMSNorm(size, config.norm_epsilon)
-    return LayerNorm(size, config.norm_epsilon, offset=1.0 if config.apply_layernorm_1p else 0.0)
+    norm = RMSNorm if config.normalization == "RMSNorm" else LayerNorm
+    return norm(size, config.norm_epsilon, offset=1.0 if config.apply_layernorm_1p else 0.0)
+
+
+def build_qk_norm(config: ModelConfig, heads: int) -> nn.Module:
+    """The normalization of queries or keys of so many heads, if the configuration has one."""
+    if not config.qk_layernorm:
+        return nn.Identity()
+    if not config.qk_layernorm_full_width:
+        return build_norm(config, config.head_dim)
+    return FullWidthRMSNorm(heads * config.head_dim, config.norm_epsilon, 1.0 if config.apply_layernorm_1p else 0.0)
+
+
+def _with_offset(weight: Tensor, offset: float) -> Tensor:
+    # 1 + w is rounded to float32, not to bfloat16, which could not tell 1 + 2^-9 from 1.
+    return weight.float() + offset if offset else weight

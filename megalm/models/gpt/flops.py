@@ -44,10 +44,9 @@ def num_parameters(config: ModelConfig, padded_vocab_size: int | None = None) ->
     Give `config.vocab_size` to leave the padding out (what an exported model holds).
     """
     rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
-    learned = config.position_embedding_type == "learned_absolute"
     return ParameterCount(
         tokens=rows * config.hidden_size,
-        positions=(config.max_position_embeddings or 0) * config.hidden_size if learned else 0,
+        positions=_position_rows(config) * config.hidden_size,
         layers=config.num_layers * _layer_parameters(config),
         final_norm=_norm_parameters(config, config.hidden_size),
         head=0 if config.tied else rows * config.hidden_size,
@@ -59,15 +58,17 @@ def forward_flops_per_token(
 ) -> int:
     """Floating-point operations of one token's forward pass (a multiply-add is 2), mean over a sequence.
 
-    `causal` True counts the scores of each query with the (seq_length + 1) / 2 keys that it sees on average, as
-    Megatron-LM does today; False counts all seq_length keys, as PaLM's 12 L H Q T does and as an unmasked product runs.
+    `causal` True counts the scores of each query with the keys that it sees, (seq_length + 1) / 2 on average without a
+    window, as Megatron-LM does today; False counts all seq_length keys, as PaLM's 12 L H Q T does and as an unmasked
+    product runs.
     """
     rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
-    query_width = config.num_attention_heads * config.head_dim
-    # Two products, q k^T and scores x v, each 2 x query_width operations for a query and a key; keys_twice / 2 keys.
-    keys_twice = seq_length + 1 if causal else 2 * seq_length
-    layer = 2 * _layer_matrix_elements(config) + 2 * query_width * keys_twice
-    return config.num_layers * layer + 2 * config.hidden_size * rows
+    # Two products, q k^T and scores x v, each 2 x query_width operations for a query and a key.
+    scores_per_key = 4 * config.num_attention_heads * config.head_dim
+    scores = sum(
+        scores_per_key * _keys(config, layer, seq_length, causal) // seq_length for layer in range(config.num_layers)
+    )
+    return config.num_layers * 2 * _layer_matrix_elements(config) + scores + 2 * config.hidden_size * rows
 
 
 def training_flops_per_token(
@@ -92,24 +93,43 @@ def part_costs(config: ModelConfig, seq_length: int, method: PartitionMethod) ->
     return PartCosts(embedding=0, layer=layers // config.num_layers, head=head)
 
 
+def _keys(config: ModelConfig, layer: int, seq_length: int, causal: bool) -> int:
+    """Keys that the queries of one sequence see together."""
+    if not causal:
+        return seq_length**2
+    window = config.window_of(layer)
+    seen = seq_length if window is None else min(seq_length, window[0] + 1)
+    # the first `seen` queries see 1, 2, ... keys, the others `seen`
+    return seen * (seen + 1) // 2 + (seq_length - seen) * seen
+
+
 def _layer_matrix_elements(config: ModelConfig) -> int:
     """Elements of the weight matrices of one layer."""
     hidden, query_width = config.hidden_size, config.num_attention_heads * config.head_dim
     key_width = config.num_kv_heads * config.head_dim
     attention = hidden * (query_width + 2 * key_width) + query_width * hidden
-    return attention + (3 if config.swiglu else 2) * hidden * config.ffn_size
+    return attention + (3 if config.gated else 2) * hidden * config.ffn_size
 
 
 def _layer_parameters(config: ModelConfig) -> int:
     hidden, head_dim = config.hidden_size, config.head_dim
-    total = _layer_matrix_elements(config) + 2 * _norm_parameters(config, hidden)
+    norms = 4 if config.norm_order == "sandwich" else 2
+    total = _layer_matrix_elements(config) + norms * _norm_parameters(config, hidden)
     if config.qkv_bias:
         total += (config.num_attention_heads + 2 * config.num_kv_heads) * head_dim
     if config.linear_bias:
-        total += hidden + (2 if config.swiglu else 1) * config.ffn_size + hidden
-    if config.qk_layernorm:
+        total += hidden + (2 if config.gated else 1) * config.ffn_size + hidden
+    if config.qk_layernorm_full_width:
+        total += _norm_parameters(config, (config.num_attention_heads + config.num_kv_heads) * head_dim)
+    elif config.qk_layernorm:
         total += 2 * _norm_parameters(config, head_dim)
     return total
+
+
+def _position_rows(config: ModelConfig) -> int:
+    if config.position_embedding_type != "learned_absolute":
+        return 0
+    return (config.max_position_embeddings or 0) + config.position_embedding_offset
 
 
 def _norm_parameters(config: ModelConfig, size: int) -> int:

@@ -73,6 +73,7 @@ def _zeros(shape: Shape, config: ModelConfig, generator: torch.Generator) -> Ten
     return torch.zeros(shape)
 
 
+_NORMS = r"(layers\.\d+\.((attention|mlp)(_output)?|attention\.[qk])|final)_norm"
 # Patterns match the whole name; every parameter matches exactly one.
 _RULES: tuple[tuple[str, Rule], ...] = (
     (r"embedding\.tokens\.weight", _vocabulary),
@@ -82,6 +83,6 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r"layers\.\d+\.mlp\.w_(gate|up)\.weight", _normal),
     (r"layers\.\d+\.(attention\.wo|mlp\.w_down)\.weight", _output_projection),
     (r"layers\.\d+\.(attention\.w[qkvo]|mlp\.w_(gate|up|down))\.bias", _zeros),
-    (r"(layers\.\d+\.(attention|mlp|attention\.[qk])|final)_norm\.weight", _norm_weight),
-    (r"(layers\.\d+\.(attention|mlp|attention\.[qk])|final)_norm\.bias", _zeros),
+    (rf"{_NORMS}\.weight", _norm_weight),
+    (rf"{_NORMS}\.bias", _zeros),
 )

@@ -1,19 +1,19 @@
-"""Decoder-only Transformer: GPT-2 style and Llama style from the same blocks.
+"""Decoder-only Transformer: the published decoders, from GPT-2 to Gemma 3, from the same blocks.
 
 Shapes: B batch, T sequence, N = T + 1 room for cumulative document lengths, D model width, V padded vocabulary,
 R rotary width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
-from megalm.kernels.rotary import rotary_tables
-from megalm.models.blocks.attention import Attention, KVCache, LayerCache, RotaryTables
+from megalm.models.blocks.attention import Attention, KVCache, LayerCache
 from megalm.models.blocks.documents import Documents
 from megalm.models.blocks.dropout import Dropout
 from megalm.models.blocks.embedding import Embedding
@@ -22,33 +22,58 @@ from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.mlp import build_mlp
 from megalm.models.blocks.norm import build_norm
 from megalm.models.blocks.randomness import seeded
+from megalm.models.blocks.rotary import RotaryTables, Tables
 from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Stream, run_in_order
 from megalm.randomness import stable_seed
 
 
 class TransformerLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): pre-normalization. Source: Xiong et al. 2020, arXiv:2002.04745."""
+    """Attention and MLP, each a branch that is added to the residual stream.
 
-    def __init__(self, config: ModelConfig) -> None:
+    With f the branch: x + f(norm(x)) ("pre": Xiong et al. 2020, arXiv:2002.04745), x + norm(f(x)) ("branch": OLMo 2,
+    arXiv:2501.00656), x + norm(f(norm(x))) ("sandwich": Ding et al. 2021, arXiv:2105.13290); or both branches of one
+    x, x + attention(norm(x)) + mlp(norm(x)) (Black et al. 2022, arXiv:2204.06745).
+    """
+
+    def __init__(self, config: ModelConfig, number: int = 0) -> None:
         super().__init__()
-        self.attention_norm = build_norm(config, config.hidden_size)
-        self.attention = Attention(config)
-        self.mlp_norm = build_norm(config, config.hidden_size)
+        before, after = config.norm_order != "branch", config.norm_order != "pre"
+        width = config.hidden_size
+        self.attention_norm = build_norm(config, width) if before else nn.Identity()
+        self.attention = Attention(config, number)
+        self.mlp_norm = build_norm(config, width) if before else nn.Identity()
         self.mlp = build_mlp(config)
+        if after:
+            self.attention_output_norm = build_norm(config, width)
+            self.mlp_output_norm = build_norm(config, width)
         self.dropout = Dropout(config.hidden_dropout)
+        self._branches = self._parallel if config.use_parallel_residual else self._after if after else self._before
 
     def forward(
         self,
         x_BTD: Tensor,
-        rotary: RotaryTables | None = None,
+        rotary: Tables | None = None,
         cache: LayerCache | None = None,
         documents: Documents | None = None,
     ) -> Tensor:
         """The residual stream (B, T, D) after this layer."""
-        branch_BTD = self.dropout(self.attention(self.attention_norm(x_BTD), rotary, cache, documents))
+        attend = partial(self.attention, rotary=rotary, cache=cache, documents=documents)
+        return self._branches(x_BTD, attend)
+
+    def _before(self, x_BTD: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        branch_BTD = self.dropout(attend(self.attention_norm(x_BTD)))
         normalized_BTD, x_BTD = self.mlp_norm(branch_BTD, x_BTD)
         y_BTD: Tensor = self.dropout(self.mlp(normalized_BTD), x_BTD)
         return y_BTD
+
+    def _after(self, x_BTD: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        x_BTD = self.dropout(self.attention_output_norm(attend(self.attention_norm(x_BTD))), x_BTD)
+        y_BTD: Tensor = self.dropout(self.mlp_output_norm(self.mlp(self.mlp_norm(x_BTD))), x_BTD)
+        return y_BTD
+
+    def _parallel(self, x_BTD: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        y_BTD = self.dropout(attend(self.attention_norm(x_BTD)), x_BTD)
+        return cast(Tensor, self.dropout(self.mlp(self.mlp_norm(x_BTD)), y_BTD))
 
 
 class GPT(LanguageModel):
@@ -83,7 +108,7 @@ class GPT(LanguageModel):
             self.embedding = Embedding(config, rows, with_positions=has_embedding)
         numbers = range(config.num_layers) if layers is None else layers
         self.layer_runner = run_in_order
-        self.layers = nn.ModuleDict({str(number): TransformerLayer(config) for number in numbers})
+        self.layers = nn.ModuleDict({str(number): TransformerLayer(config, number) for number in numbers})
         if has_head:
             self.final_norm = build_norm(config, config.hidden_size)
             self.head = TiedHead() if config.tied else nn.Linear(config.hidden_size, rows, bias=False)
@@ -99,25 +124,18 @@ class GPT(LanguageModel):
     def run_layers(self, stream: Stream, batch: Batch, cache: KVCache | None = None) -> Stream:
         """The residual stream (B, T, D) after the layers that this module holds."""
         (x_BTD,) = stream
-        rotary, cu_seqlens_BN = self.rotary(_position_ids(batch)), batch.get("cu_seqlens")
+        rotary, cu_seqlens_BN = RotaryTables.of(self.config, _position_ids(batch)), batch.get("cu_seqlens")
         documents = None if cu_seqlens_BN is None else Documents.of_batch(cu_seqlens_BN, x_BTD.device)
         seed, steps = self._seed(batch), []
         for number, layer in self.layers.items():
             kept = None if cache is None else cache.layer(int(number))
-            step: LayerStep = partial(_run_layer, layer, rotary, kept, documents)
+            tables = None if rotary is None else rotary.of_layer(self.config.window_of(int(number)) is not None)
+            step: LayerStep = partial(_run_layer, layer, tables, kept, documents)
             if seed is not None:
                 # by the layer's number, so that it drops the same in a stage; inside the step, for its recomputation
                 step = seeded(step, stable_seed(seed, "layer", number))
             steps.append(step)
         return self.layer_runner(steps, stream)
-
-    def rotary(self, position_ids_BT: Tensor) -> RotaryTables | None:
-        """Cosines and sines (B or 1, T, R/2) for the layers, or None without rotary positions."""
-        config = self.config
-        if config.position_embedding_type != "rope":
-            return None
-        factor = config.rotary_seq_len_interpolation_factor
-        return rotary_tables(position_ids_BT, config.rotary_dim, config.rotary_base, factor)
 
     def losses(self, stream: Stream, batch: Batch) -> Losses:
         """The weighted losses of all tokens (B, T), float32, nats."""
@@ -139,9 +157,12 @@ class GPT(LanguageModel):
 
     def _head(self) -> Head:
         if not self.config.tied:
-            return Head(self.head, owner=self.head)
-        tokens = self.embedding.tokens
-        return Head(partial(self.head, embedding=tokens), owner=tokens)
+            project, owner = self.head, self.head
+        else:
+            owner = self.embedding.tokens
+            project = partial(self.head, embedding=owner)
+        softcap = self.config.final_logit_softcapping
+        return Head(project if softcap is None else partial(_softcapped, project, softcap), owner=owner)
 
     def _seed(self, batch: Batch) -> int | None:
         """The seed of the batch, where something is drawn from it."""
@@ -149,8 +170,12 @@ class GPT(LanguageModel):
         return batch.seed if draws else None
 
 
+def _softcapped(project: Callable[[Tensor], Tensor], softcap: float, x_BTD: Tensor) -> Tensor:
+    return torch.tanh(project(x_BTD) / softcap) * softcap
+
+
 def _run_layer(
-    layer: nn.Module, rotary: RotaryTables | None, cache: LayerCache | None, documents: Documents | None, stream: Stream
+    layer: nn.Module, rotary: Tables | None, cache: LayerCache | None, documents: Documents | None, stream: Stream
 ) -> Stream:
     return (layer(stream[0], rotary=rotary, cache=cache, documents=documents),)
 
