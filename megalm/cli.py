@@ -22,6 +22,7 @@ _COMMANDS = {
     "verify": ("megalm.data.tools.verify", "check every byte of an indexed dataset"),
     "merge": ("megalm.data.tools.merge", "join indexed datasets into one"),
     "split": ("megalm.data.tools.split", "cut an indexed dataset into several"),
+    "convert": ("megalm.commands.convert", "from and to models of Hugging Face's transformers"),
     "generate": ("megalm.commands.generate", "continue a prompt with a trained model"),
     "plan": ("megalm.planner.command", "say what a run needs: memory, communication, pipeline bubble; starts nothing"),
     "kernels": ("megalm.kernels.building.command", "build the fused kernels, or say what a run would use"),

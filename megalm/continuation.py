@@ -10,11 +10,14 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from megalm.checkpoint.format import Manifest, find_checkpoint
+from megalm.checkpoint.hugging_face import HuggingFaceReader
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.restore import restore_slices, restore_weights
 from megalm.checkpoint.resume import check_same_run
 from megalm.checkpoint.writer import save_checkpoint
 from megalm.config import RunConfig
+from megalm.config.hugging_face import same_model
+from megalm.config.output import hugging_face_folder
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.sample import SampleDataset
 from megalm.engine.engine import Engine
@@ -98,7 +101,7 @@ class ResumePoint:
     """Where a run begins: at a checkpoint, or at the first step."""
 
     origin: Path | None = None
-    """The checkpoint, if any; with --finetune only its weights count."""
+    """The checkpoint, if any; with --finetune only its weights count, and a model of transformers has no more."""
     same_run: bool = False
     """The checkpoint is this very run's, of --save."""
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -112,7 +115,7 @@ class ResumePoint:
             CheckpointError: as `start_place`; a damaged manifest, or one of another model or run.
         """
         origin, same_run = start_place(config)
-        if origin is None or (config.checkpoint.finetune and not same_run):
+        if origin is None or (_weights_only(config) and not same_run):
             return cls(origin, same_run)
         manifest = Manifest.read(origin)
         for change in check_same_run(manifest, config.model_dump(mode="json"), identity):
@@ -141,6 +144,8 @@ def start_place(config: RunConfig) -> tuple[Path | None, bool]:
             return found, True
     if checkpoint.load is None:
         return None, False
+    if (folder := hugging_face_folder(checkpoint.load)) is not None:
+        return folder, False
     found = find_checkpoint(Path(checkpoint.load))
     if found is None:
         raise CheckpointError(
@@ -158,8 +163,8 @@ def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> None:
     """
     if point.origin is None:
         return
-    reader, same_run = CheckpointReader(point.origin), point.same_run
-    weights_only = config.checkpoint.finetune and not same_run
+    same_run, weights_only = point.same_run, _weights_only(config) and not point.same_run
+    reader = CheckpointReader(point.origin) if same_run else _reader_of_load(config, point.origin)
     # asked for, and not needlessly: the same run with its optimizer state always goes on exactly
     new_optimizer = config.checkpoint.no_load_optim and (not same_run or not reader.has_optimizer_state)
     with_moments = not weights_only and not new_optimizer
@@ -168,6 +173,28 @@ def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> None:
     restore_slices(reader, engine.state_slices(), with_moments=with_moments)
     if with_moments:
         point.load(engine.scalars)
+
+
+def _weights_only(config: RunConfig) -> bool:
+    """Whether --load gives weights and nothing else."""
+    return config.checkpoint.finetune or hugging_face_folder(config.checkpoint.load) is not None
+
+
+def _reader_of_load(config: RunConfig, origin: Path) -> CheckpointReader | HuggingFaceReader:
+    """The weights that --load names.
+
+    Raises:
+        CheckpointError: they are damaged, or transformers' model is another than the run's settings say.
+    """
+    if hugging_face_folder(config.checkpoint.load) is None:
+        return CheckpointReader(origin)
+    reader = HuggingFaceReader(origin)
+    if differences := same_model(config.model, reader.model_config):
+        raise CheckpointError(
+            f"the model of {origin} is another than the run's: {', '.join(differences)} here; leave these settings to "
+            "its config.json"
+        )
+    return reader
 
 
 def save(

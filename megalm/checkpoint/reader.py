@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 
 from megalm.checkpoint.format import Manifest
+from megalm.config.model import ModelConfig
 from megalm.distributed.shards import Box
 from megalm.errors import CheckpointError
 from megalm.storage.durable import sha256_of
@@ -42,6 +43,11 @@ class CheckpointReader:
             elif verify and sha256_of(path) != entry["sha256"]:
                 found.append(f"{name} has another SHA-256 than was written")
         return found
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The model's settings."""
+        return ModelConfig(**self.manifest.config["model"])
 
     @property
     def names(self) -> set[str]:

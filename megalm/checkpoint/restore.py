@@ -5,13 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
+from megalm.checkpoint.hugging_face import HuggingFaceReader
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.distributed.shards import ShardSpec, StateSlice
 from megalm.errors import CheckpointError
 
+Weights = CheckpointReader | HuggingFaceReader
+
 
 def restore_weights(
-    reader: CheckpointReader,
+    reader: Weights,
     parameters: dict[str, nn.Parameter],
     shard_specs: Mapping[str, ShardSpec],
     set_weight: Callable[[nn.Parameter, torch.Tensor], None],
@@ -38,7 +41,7 @@ def restore_weights(
         set_weight(parameter, reader.read(name, "weight", shard_specs[name].box))
 
 
-def restore_slices(reader: CheckpointReader, slices: Sequence[StateSlice], *, with_moments: bool) -> None:
+def restore_slices(reader: Weights, slices: Sequence[StateSlice], *, with_moments: bool) -> None:
     """Fill this rank's fp32 weights, and what its optimizer keeps of them if asked.
 
     Raises:
@@ -53,7 +56,7 @@ def restore_slices(reader: CheckpointReader, slices: Sequence[StateSlice], *, wi
                 view.copy_(reader.read(piece.name, kind, piece.shard_spec.box, piece.start, piece.stop))
 
 
-def _check_kinds(reader: CheckpointReader, piece: StateSlice) -> None:
+def _check_kinds(reader: Weights, piece: StateSlice) -> None:
     stored, wanted = reader.kinds(piece.name), list(piece.tensors())
     if set(stored) == set(wanted):
         return

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megalm.checkpoint.format import find_checkpoint
+from megalm.checkpoint.hugging_face import HuggingFaceReader
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import RunConfig
 from megalm.config.data import TokenizerConfig
-from megalm.config.model import ModelConfig
+from megalm.config.output import hugging_face_folder
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.errors import CheckpointError, ConfigError
 from megalm.models.contract import LanguageModel
@@ -23,9 +24,17 @@ if TYPE_CHECKING:
     from megalm.engine.engine import Engine  # DeepSpeed takes seconds to import
 
 
+WeightsReader = CheckpointReader | HuggingFaceReader
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm generate`."""
-    parser.add_argument("--load", required=True, metavar="RUN", help="run folder, or one of its step_N folders")
+    parser.add_argument(
+        "--load",
+        required=True,
+        metavar="RUN",
+        help="run folder, one of its step_N folders, or hf:DIR, a model of transformers",
+    )
     parser.add_argument("--prompt", default="", help="text to continue; empty: a new document")
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="most tokens to add (default 128, or what fits)"
@@ -42,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the prompt with each continuation."""
-    reader = open_checkpoint(arguments.load)
+    reader = open_weights(arguments.load)
     tokenizer = tokenizer_of(reader, arguments.tokenizer_model)
     texts = sample_text(
         load_model(reader),
@@ -79,9 +88,19 @@ def open_checkpoint(path: str) -> CheckpointReader:
     return reader
 
 
-def load_model(reader: CheckpointReader) -> LanguageModel:
+def open_weights(path: str) -> WeightsReader:
+    """A run folder, a step folder, or with `hf:` before it a model folder of transformers.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged. ConfigError: transformers' model is none of ours.
+    """
+    folder = hugging_face_folder(path)
+    return open_checkpoint(path) if folder is None else HuggingFaceReader(folder)
+
+
+def load_model(reader: WeightsReader) -> LanguageModel:
     """The one-device model with the checkpoint's weights, fp32."""
-    config = ModelConfig(**reader.manifest.config["model"])
+    config = reader.model_config
     with torch.device("meta"):
         model = FAMILIES[config.model_family].build(config)
     model.to_empty(device="cpu")
@@ -92,13 +111,15 @@ def load_model(reader: CheckpointReader) -> LanguageModel:
     return model
 
 
-def tokenizer_of(reader: CheckpointReader, moved_to: str | None = None) -> Tokenizer:
-    """The tokenizer that the run was trained with.
+def tokenizer_of(reader: WeightsReader, moved_to: str | None = None) -> Tokenizer:
+    """The tokenizer that the model was trained with.
 
     Raises:
         ConfigError: the run had none.
         DataError: its file is missing. CheckpointError: the file is another one.
     """
+    if isinstance(reader, HuggingFaceReader):
+        return build_tokenizer(TokenizerConfig(tokenizer_model=moved_to or str(reader.folder)))
     settings = TokenizerConfig(**reader.manifest.config["tokenizer"])
     if moved_to is not None:
         settings = settings.model_copy(update={"tokenizer_model": moved_to})

@@ -115,6 +115,8 @@ class ModelConfig(Section):
     """No biases in linear layers (Llama)."""
     add_qkv_bias: bool = False
     """Biases on the query, key and value projections even with --disable-bias-linear (Qwen)."""
+    add_attention_output_bias: bool = False
+    """A bias on attention's output projection even with --disable-bias-linear (Llama with attention_bias)."""
     untie_embeddings_and_output_weights: bool = False
     """Separate weights for the output head instead of the embedding's."""
 
@@ -123,7 +125,7 @@ class ModelConfig(Section):
     window_attn_skip_freq: Pattern | None = None
     """N: every Nth layer sees all positions, the others --window-size; or 1 (window) and 0 (all) for each layer.
     Default: the window holds for every layer."""
-    query_pre_attn_scalar: float | None = Field(None, gt=0.0)
+    query_pre_attn_scalar: int | None = Field(None, ge=1)
     """Attention scores are divided by the square root of this. Default: the width of a head."""
     attn_logit_softcapping: float | None = Field(None, gt=0.0)
     """Attention scores s become c tanh(s / c) (Gemma 2)."""
@@ -192,13 +194,18 @@ class ModelConfig(Section):
 
     @property
     def linear_bias(self) -> bool:
-        """Whether the output and MLP projections have biases."""
+        """Whether the projections of the MLP have biases."""
         return not self.disable_bias_linear
 
     @property
     def qkv_bias(self) -> bool:
         """Whether the query, key and value projections have biases."""
         return self.linear_bias or self.add_qkv_bias
+
+    @property
+    def attention_output_bias(self) -> bool:
+        """Whether attention's output projection has a bias."""
+        return self.linear_bias or self.add_attention_output_bias
 
     @property
     def tied(self) -> bool:

@@ -1,10 +1,19 @@
 """What a run leaves behind, where it starts from, and what it says on the way."""
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
 from megalm.config.base import OpenChoice, Section, as_list
+
+HUGGING_FACE = "hf:"
+"""What --load has before the folder of a model of transformers."""
+
+
+def hugging_face_folder(load: str | None) -> Path | None:
+    """The model folder of transformers that `hf:DIR` names; None for anything else."""
+    return Path(load.removeprefix(HUGGING_FACE)) if load is not None and load.startswith(HUGGING_FACE) else None
 
 
 class CheckpointConfig(Section):
@@ -16,7 +25,8 @@ class CheckpointConfig(Section):
     save_interval: int | None = Field(None, ge=1)
     """Steps between two checkpoints. Default: only at the end of the run."""
     load: str | None = None
-    """Run folder or step_N folder to start from when --save holds no checkpoint yet."""
+    """Run folder or step_N folder to start from when --save holds no checkpoint yet; or hf:DIR, a model folder of
+    transformers, whose weights, settings and tokenizer the run takes."""
     finetune: bool = False
     """Take only the weights from --load: optimizer, step and sample position start anew."""
     no_load_optim: bool = False

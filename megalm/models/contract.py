@@ -5,7 +5,7 @@ Shapes: B micro-batch, T sequence, D model width, V padded vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from megalm.config.model import ModelConfig
 from megalm.config.parallel import PartitionMethod
 from megalm.models.blocks.attention import KVCache
+from megalm.models.foreign import ForeignNames
 
 Stream = tuple[Tensor, ...]
 """What goes from layer to layer: the residual stream (B, T, D); of an encoder-decoder a second one beside it."""
@@ -155,3 +156,5 @@ class Family:
     """(configuration, sequence length, what to count) -> parameters or FLOPs of a part."""
     shared_parameters: Callable[[ModelConfig], tuple[str, ...]]
     """Parameters that both the first and the last pipeline stage hold."""
+    hugging_face: Mapping[str, ForeignNames] = field(default_factory=dict)
+    """Classes of transformers that are models of the family -> how they call their tensors."""

@@ -111,14 +111,14 @@ def _sampler(temperature: float, top_k: int, top_p: float, num_samples: int, see
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """The next tokens of a text, as a batch."""
 
     tensors: dict[str, Tensor]
     seed: int | None = None
 
     @classmethod
-    def after(cls, cache: KVCache, tokens_BT: Tensor) -> "_Piece":
+    def after(cls, cache: KVCache, tokens_BT: Tensor) -> "Piece":
         """Tokens whose positions follow those that `cache` holds."""
         positions_1T = torch.arange(cache.length, cache.length + tokens_BT.shape[1], device=tokens_BT.device)[None]
         return cls({"tokens": tokens_BT, "position_ids": positions_1T})
@@ -127,6 +127,7 @@ class _Piece:
         return self.tensors[name]
 
     def get(self, name: str) -> Tensor | None:
+        """The field `name`, or None."""
         return self.tensors.get(name)
 
 
@@ -143,7 +144,7 @@ def _decode(
     samples: list[list[int]] = [[] for _ in range(num_samples)]
     tokens_BT = torch.tensor([list(prompt_tokens)], device=device)
     for step in range(max_new_tokens):
-        logits_BV = model(_Piece.after(cache, tokens_BT), cache, wants_logits=True)[:, -1].float()
+        logits_BV = model(Piece.after(cache, tokens_BT), cache, wants_logits=True)[:, -1].float()
         if step == 0:  # the prompt runs once and is shared
             cache.repeat(num_samples)
             logits_BV = logits_BV.repeat(num_samples, 1)

@@ -1,6 +1,8 @@
 """Small configurations and models that the tests of `megalm.models` share."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,3 +71,18 @@ def _one_thread_and_a_seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a small model of a class of transformers, written once."""
+    from decoders import CLASSES, random_model
+    from hypothesis import find
+
+    @cache
+    def write(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        random_model(find(CLASSES[name](), lambda config: True)).save_pretrained(folder)
+        return folder
+
+    return write

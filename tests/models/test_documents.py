@@ -13,7 +13,6 @@ from torch.nn.attention.varlen import varlen_attn
 
 from megalm.config.model import ModelConfig
 from megalm.config.recompute import RecomputeConfig
-from megalm.kernels.attention import causal_attention
 from megalm.models.blocks.attention import CausalAttention
 from megalm.models.blocks.documents import Documents, document_attention, takes_varlen
 from megalm.models.gpt.model import GPT

@@ -3,6 +3,7 @@
 Every problem found on the way is kept and all are raised together, before anything else of megalm starts.
 """
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -18,10 +19,12 @@ from megalm.config.deepspeed.read import (
     remainder,
 )
 from megalm.config.deepspeed.write import DEFAULT_ZERO_STAGE
+from megalm.config.hugging_face import read_settings
 from megalm.config.merging.dump import render_sources
 from megalm.config.merging.flags import Flags, build_parser, parse_flags
 from megalm.config.merging.recipe import KeyPath, Recipe, read_recipe
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given
+from megalm.config.output import HUGGING_FACE, hugging_face_folder
 from megalm.config.rules.run import run_problems
 from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError
@@ -86,6 +89,7 @@ def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
         if "deepspeed_config" in recipe.given:
             lines = recipe.lines
     merge.given |= flags.given
+    take_hugging_face(merge)
     merge.given = {name: given for name, given in merge.given.items() if given.value is not None}
     for name in flags.needs:
         if name not in merge.given:
@@ -98,6 +102,29 @@ def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
     if "zero_stage" not in merge.given:
         merge.given["zero_stage"] = Given(DEFAULT_ZERO_STAGE, DEFAULT)
     return merge
+
+
+def take_hugging_face(merge: Merge) -> None:
+    """`--load hf:DIR` brings the model's settings and its tokenizer, where nobody gives others."""
+    load = merge.given.get("load")
+    folder = hugging_face_folder(load.value) if load is not None and isinstance(load.value, str) else None
+    if folder is None:
+        return
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        _, model = read_settings(values, str(path))
+    except (OSError, ValueError, RecursionError) as error:
+        merge.problems.append(f"--load {HUGGING_FACE}{folder}: {path} cannot be read: {error}")
+        return
+    except ConfigError as error:
+        merge.problems += error.problems
+        return
+    for name, value in model.model_dump(exclude_unset=True).items():
+        merge.given.setdefault(name, Given(value, str(path)))
+    own = ("tokenizer_type", "tokenizer_model", "vocab_file", "mock_data")
+    if not any(name in merge.given for name in own):
+        merge.given["tokenizer_model"] = Given(str(folder), f"--load {HUGGING_FACE}{folder}")
 
 
 def find_json(merge: Merge, recipe_lines: dict[KeyPath, int]) -> DeepSpeedJson | None:

@@ -79,6 +79,10 @@ class HFTokenizer(Tokenizer):
         """The content of a tokenizer.json that gives the same ids."""
         return self._model.to_str()
 
+    def token(self, number: int) -> str:
+        """The token with this id."""
+        return str(self._model.id_to_token(number))
+
 
 class GPT2BPETokenizer(Tokenizer):
     """GPT-2's byte-level BPE from its vocab.json and merges.txt; end of document is <|endoftext|> or `eod_token`.
@@ -127,6 +131,10 @@ class GPT2BPETokenizer(Tokenizer):
     def to_json(self) -> str:
         """The content of a tokenizer.json that gives the same ids."""
         return self._model.to_str()
+
+    def token(self, number: int) -> str:
+        """The token with this id."""
+        return str(self._model.id_to_token(number))
 
 
 def _byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> "tokenizers.Tokenizer":

@@ -39,6 +39,7 @@ class GPTSentencePieceTokenizer(Tokenizer):
             advice = "give --tokenizer-type TikTokenizer" if looks_like_tiktoken(content) else "give a .model"
             raise DataError(f"{path} is not a sentencepiece model: {first_line(error)}; {advice}") from error
         self.path = path
+        self.content = content
         self.identity = identity_of(type(self).__name__, content)
         self.vocab_size = int(self._model.GetPieceSize())
         self.special_ids = self._own_special()
@@ -69,6 +70,10 @@ class GPTSentencePieceTokenizer(Tokenizer):
         """The text of ids."""
         text: str = self._model.Decode([int(i) for i in ids])
         return text
+
+    def token(self, number: int) -> str:
+        """The piece with this id."""
+        return str(self._model.IdToPiece(number))
 
     def _own_special(self) -> dict[str, int]:
         """What the model says of itself, and pieces that are named as special tokens are."""

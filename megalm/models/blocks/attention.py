@@ -152,7 +152,7 @@ class Attention(nn.Module):
             window=window[0] if window else None,
             softcap=config.attn_logit_softcapping,
         )
-        self.wo = nn.Linear(query_width, config.hidden_size, bias=config.linear_bias)
+        self.wo = nn.Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
         self.rotate = REFERENCE.rotary
 
     def use_kernels(self, kernels: Kernels) -> None:

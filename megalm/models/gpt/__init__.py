@@ -1,8 +1,9 @@
-"""Decoder-only models in the style of GPT-2 and Llama: the model, its initial values, its FLOPs."""
+"""Decoder-only models, from GPT-2 to Gemma 3: the model, its initial values, its FLOPs, its names in transformers."""
 
 from megalm.config.model import ModelConfig
 from megalm.models.contract import Family
 from megalm.models.gpt.flops import num_parameters, part_costs, training_flops_per_token
+from megalm.models.gpt.hugging_face import NAMES
 from megalm.models.gpt.init import initial_value
 from megalm.models.gpt.model import GPT
 
@@ -18,4 +19,5 @@ GPT_FAMILY = Family(
     training_flops_per_token=training_flops_per_token,
     part_costs=part_costs,
     shared_parameters=_shared_parameters,
+    hugging_face=NAMES,
 )

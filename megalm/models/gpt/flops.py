@@ -117,8 +117,10 @@ def _layer_parameters(config: ModelConfig) -> int:
     total = _layer_matrix_elements(config) + norms * _norm_parameters(config, hidden)
     if config.qkv_bias:
         total += (config.num_attention_heads + 2 * config.num_kv_heads) * head_dim
+    if config.attention_output_bias:
+        total += hidden
     if config.linear_bias:
-        total += hidden + (2 if config.gated else 1) * config.ffn_size + hidden
+        total += (2 if config.gated else 1) * config.ffn_size + hidden
     if config.qk_layernorm_full_width:
         total += _norm_parameters(config, (config.num_attention_heads + config.num_kv_heads) * head_dim)
     elif config.qk_layernorm:

@@ -1,0 +1,113 @@
+"""From a checkpoint to a model folder of transformers, tensor by tensor."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from megalm.checkpoint.hugging_face.folder import CONFIG, INDEX, WEIGHTS, read_json
+from megalm.checkpoint.hugging_face.importing import ORIGIN, TOKENIZER_FILES
+from megalm.checkpoint.hugging_face.tensors import Correspondence, in_shards
+from megalm.checkpoint.reader import CheckpointReader
+from megalm.config.hugging_face import architecture_of, write_settings
+from megalm.errors import CheckpointError
+from megalm.storage.durable import replace_text, sync_file, sync_folder
+
+SHARD_BYTES = 5_000_000_000
+"""transformers' own limit of a file."""
+GENERATION = "generation_config.json"
+
+
+def export_model(
+    reader: CheckpointReader,
+    target: Path,
+    *,
+    dtype: str | None = None,
+    architecture: str | None = None,
+    special_ids: Mapping[str, int] = MappingProxyType({}),
+    files: Mapping[str, bytes] = MappingProxyType({}),
+    shard_bytes: int = SHARD_BYTES,
+) -> str:
+    """Write the model of a checkpoint into the new folder `target`; the class of transformers that it is of.
+
+    `dtype` defaults to that of the model that the run began as, or that the run computed in. `special_ids` has the
+    tokenizer's ids by name ("bos", "eod", "pad"), `files` its files. In memory are no more than the largest tensor and
+    one shard.
+
+    Raises:
+        ConfigError: no class of transformers holds this model. CheckpointError: `target` exists or cannot be written.
+    """
+    config = reader.model_config
+    origin = reader.manifest.states.get("hugging_face", {})
+    architecture = architecture or origin.get("architecture") or architecture_of(config)
+    dtype = dtype or origin.get("dtype") or _dtype_of_run(reader)
+    if target.exists():
+        raise CheckpointError(f"{target} exists; give a new folder")
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_weights(reader, Correspondence.of(config, architecture), partial, getattr(torch, dtype), shard_bytes)
+        small = reader.folder.parent / ORIGIN
+        values = {**_kept(small / CONFIG), **write_settings(architecture, config), **_ids(special_ids)}
+        _write_json(partial / CONFIG, {**values, "dtype": dtype, "torch_dtype": dtype})
+        _write_json(partial / GENERATION, _kept(small / GENERATION) or _ids(special_ids))
+        for name, content in (_kept_tokenizer(small) or files).items():
+            (partial / name).write_bytes(content)
+        partial.rename(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error}; free some space or choose another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return architecture
+
+
+def _write_weights(
+    reader: CheckpointReader, own: Correspondence, folder: Path, dtype: torch.dtype, shard_bytes: int
+) -> None:
+    """One file, or several and their index."""
+    sizes = {name: dtype.itemsize * math.prod(own.shape(name)) for name in sorted(own.tensors)}
+    shards = list(in_shards(sizes, shard_bytes))
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: _tensor(reader, own, name, dtype) for name in names}, folder / file, {"format": "pt"})
+        sync_file(folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
+
+
+def _tensor(reader: CheckpointReader, own: Correspondence, name: str, dtype: torch.dtype) -> torch.Tensor:
+    tensor = own.tensors[name]
+    parts = [reader.read_tensor(part).to(dtype) for part in tensor.ours]
+    return tensor.layout.join(parts).contiguous()
+
+
+def _dtype_of_run(reader: CheckpointReader) -> str:
+    precision: dict[str, Any] = reader.manifest.config.get("engine", {})
+    return "bfloat16" if precision.get("bf16") else "float16" if precision.get("fp16") else "float32"
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _kept_tokenizer(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
+def _ids(special_ids: Mapping[str, int]) -> dict[str, int]:
+    keys = {"bos": "bos_token_id", "eod": "eos_token_id", "pad": "pad_token_id"}
+    return {key: special_ids[name] for name, key in keys.items() if name in special_ids}
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    replace_text(path, json.dumps(values, indent=2) + "\n")
