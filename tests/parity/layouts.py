@@ -31,6 +31,15 @@ MODELS = {
     "eight heads": LLAMA.replace("heads 4", "heads 8") + " --qk-layernorm",
     # one KV head, norms of heads, biases on q, k and v only
     "qwen": LLAMA.replace("groups 2", "groups 1") + " --add-qkv-bias --qk-layernorm",
+    # windows, norms before and after, soft-capping, a norm's weight as its distance from one
+    "gemma": (
+        f"{LLAMA} --norm-order sandwich --apply-layernorm-1p --qk-layernorm --scale-embeddings --window-size 5,0 "
+        "--window-attn-skip-freq 2 --rotary-base-local 100 --attn-logit-softcapping 5 --final-logit-softcapping 3"
+    ),
+    # norms after, over all heads together, of which two ranks share one of keys
+    "olmo": f"{LLAMA} --norm-order branch --qk-layernorm --qk-layernorm-full-width",
+    # both branches of one input, biases, half of each head turns
+    "neox": f"{GPT2} --position-embedding-type rope --rotary-percent 0.5 --use-parallel-residual",
     "deep llama": f"{LLAMA} --num-layers 4",
     "deep gpt2": f"{GPT2} --num-layers 4",
     "uneven llama": f"{LLAMA} --num-layers 5",
@@ -139,6 +148,26 @@ ROWS = [
     Row(4, "llama", "zero3 one-by-one"),
     Row(4, "gpt2", "zero1"),
     Row(4, "gpt2", "zero3"),
+    # what other decoders have
+    Row(2, "gemma", "tp2 sp zero1", CI),
+    Row(2, "gemma", "tp2 zero0"),
+    Row(2, "gemma", "pp2 zero1"),
+    Row(2, "gemma", "zero1"),
+    Row(2, "gemma", "zero3"),
+    Row(4, "gemma", "tp2 pp2 zero1"),
+    Row(2, "olmo", "tp2 zero3", CI),
+    Row(4, "olmo", "tp4 sp zero0", CI),
+    Row(2, "olmo", "tp2 sp zero1"),
+    Row(2, "olmo", "pp2 zero1"),
+    Row(2, "olmo", "zero1"),
+    Row(2, "olmo", "zero3"),
+    Row(4, "olmo", "tp2 pp2 zero1"),
+    Row(2, "neox", "tp2 sp zero1", CI),
+    Row(2, "neox", "tp2 zero0"),
+    Row(2, "neox", "pp2 zero1"),
+    Row(2, "neox", "zero1"),
+    Row(2, "neox", "zero3"),
+    Row(4, "neox", "tp2 pp2 zero1"),
     # tensor parallel, with fewer KV heads than ranks in the rows of 4
     Row(2, "llama", "tp2 zero0", CI),
     Row(2, "llama", "tp2 zero1", CI),

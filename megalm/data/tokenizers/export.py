@@ -1,38 +1,92 @@
-"""A tokenizer as the files that transformers reads."""
+"""A tokenizer as the files that transformers reads: tokenizer.json and tokenizer_config.json."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megalm.data.tokenizers.base import Tokenizer
 from megalm.data.tokenizers.hugging_face import GPT2BPETokenizer, HFTokenizer
 from megalm.data.tokenizers.sentence_piece import GPTSentencePieceTokenizer, Llama2Tokenizer
 
+if TYPE_CHECKING:
+    import tokenizers
+
 _KEYS = {"bos": "bos_token", "eod": "eos_token", "pad": "pad_token", "unk": "unk_token", "mask": "mask_token"}
+_CONTROL, _USER_DEFINED = 3, 4
+"""Types of sentencepiece's pieces."""
 
 
 def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """File name -> content; none for a kind of tokenizer that transformers does not have."""
     if isinstance(tokenizer, HFTokenizer | GPT2BPETokenizer):
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", **_tokens(tokenizer)}
-        return {"tokenizer.json": tokenizer.to_json().encode(), "tokenizer_config.json": _json(config)}
-    if type(tokenizer) in (GPTSentencePieceTokenizer, Llama2Tokenizer):
+        content = tokenizer.to_json()
+    elif type(tokenizer) in (GPTSentencePieceTokenizer, Llama2Tokenizer):
         assert isinstance(tokenizer, GPTSentencePieceTokenizer)
-        config = {
-            "tokenizer_class": "LlamaTokenizer",
-            "legacy": False,
-            "add_bos_token": isinstance(tokenizer, Llama2Tokenizer),
-            "add_eos_token": False,
-            **_tokens(tokenizer),
-        }
-        return {"tokenizer.model": tokenizer.content, "tokenizer_config.json": _json(config)}
-    return {}
-
-
-def _tokens(tokenizer: HFTokenizer | GPT2BPETokenizer | GPTSentencePieceTokenizer) -> dict[str, str]:
-    """The special tokens under the keys of a tokenizer_config.json."""
+        content = from_sentencepiece(tokenizer).to_str()
+    else:
+        return {}
     special = tokenizer.special_ids
-    return {key: tokenizer.token(special[name]) for name, key in _KEYS.items() if name in special}
+    config: dict[str, Any] = {key: tokenizer.token(special[name]) for name, key in _KEYS.items() if name in special}
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    return {
+        "tokenizer.json": content.encode(),
+        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n",
+    }
 
 
-def _json(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, indent=2, ensure_ascii=False).encode() + b"\n"
+def from_sentencepiece(tokenizer: GPTSentencePieceTokenizer) -> "tokenizers.Tokenizer":
+    """The sentencepiece model for Hugging Face's library: the same ids, but for names of control pieces in a text.
+
+    Those are text to sentencepiece, and the pieces themselves to transformers.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import AddedToken, decoders, processors
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.content)
+    model = _model(proto)
+    model.normalizer = _normalizer(proto.normalizer_spec)
+    tail = [decoders.Strip(" ", 1, 0)] if proto.normalizer_spec.add_dummy_prefix else []
+    model.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *tail])
+    kinds = {_CONTROL: model.add_special_tokens, _USER_DEFINED: model.add_tokens}
+    for piece in proto.pieces:
+        if piece.type in kinds:
+            kinds[piece.type]([AddedToken(piece.piece, normalized=False, special=piece.type == _CONTROL)])
+    if isinstance(tokenizer, Llama2Tokenizer):
+        begin = tokenizer.special_ids["bos"]
+        token = tokenizer.token(begin)
+        model.post_processor = processors.TemplateProcessing(f"{token} $A", special_tokens=[(token, begin)])
+    return model
+
+
+def _model(proto: Any) -> "tokenizers.Tokenizer":
+    from tokenizers import Tokenizer, models
+
+    trainer, scores = proto.trainer_spec, [(piece.piece, piece.score) for piece in proto.pieces]
+    if trainer.model_type == trainer.UNIGRAM:
+        return Tokenizer(models.Unigram(scores, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback))
+    vocab = {piece: number for number, (piece, _) in enumerate(scores)}
+    merges = _merges(dict(scores))
+    unknown = trainer.unk_piece
+    return Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=trainer.byte_fallback))
+
+
+def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
+    """Every way to join two pieces to a third, the best-scored piece first, as sentencepiece joins them."""
+    found = []
+    for piece, score in scores.items():
+        halves = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+        known = [(left, right) for left, right in halves if left in scores and right in scores]
+        found += [(-score, left, right) for left, right in known]
+    return [(left, right) for _, left, right in sorted(found, key=lambda merge: merge[0])]
+
+
+def _normalizer(spec: Any) -> Any:
+    from tokenizers import Regex, normalizers
+
+    steps: list[Any] = []
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend(" "))
+    return normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
