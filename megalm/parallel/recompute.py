@@ -24,9 +24,9 @@ from megalm.config.recompute import RecomputeConfig
 from megalm.errors import ConfigError
 from megalm.models.contract import LanguageModel, LayerStep, Stream, run_in_order
 
-SELECTED = ("attention_norm", "attention.core", "mlp_norm")
+SELECTED = ("attention.core",)
 """Modules of a layer whose output is recomputed, besides every function called `activation` of its modules."""
-OPTIONAL = ("attention.q_norm", "attention.k_norm")
+OPTIONAL = ("attention_norm", "mlp_norm", "attention.q_norm", "attention.k_norm")
 """The same, where the layer has them."""
 
 

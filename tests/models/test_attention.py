@@ -47,3 +47,22 @@ def test_heads_come_from_the_projections_and_not_from_the_configuration(config_o
         part.wo.weight = nn.Parameter(whole.wo.weight[:, rank * 16 : (rank + 1) * 16])
         parts.append(part(x))
     torch.testing.assert_close(sum(parts), whole(x))
+
+
+@pytest.mark.parametrize("window", [0, 1, 5, 70])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize(("length", "queries"), [(150, 150), (64, 64), (90, 7), (90, 1)])
+def test_windows_and_soft_caps_match_the_formula(window, softcap, length, queries):
+    """Over several blocks of the window, over part of one, and for a few queries after a cache."""
+    q = torch.randn(2, queries, 4, 8, requires_grad=True)
+    k, v = (torch.randn(2, length, 2, 8, requires_grad=True) for _ in "kv")
+    found = CausalAttention(0.0, window=window, softcap=softcap, scale=0.5)(q, k, v)
+    positions = torch.arange(length - queries, length)[:, None] - torch.arange(length)
+    scores = torch.einsum("bthc,bshc->bhts", q, k.repeat_interleave(2, 2)) * 0.5
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill((positions < 0) | (positions > window), float("-inf")).softmax(-1)
+    expected = torch.einsum("bhts,bshc->bthc", weights, v.repeat_interleave(2, 2))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (found, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

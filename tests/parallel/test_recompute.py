@@ -28,6 +28,10 @@ STYLES = {
     "gpt2": {},
     "llama": LLAMA,
     "qwen": LLAMA | {"add_qkv_bias": True, "qk_layernorm": True},
+    "gemma": LLAMA
+    | {"norm_order": "sandwich", "window_size": (5, 0), "attn_logit_softcapping": 5.0, "geglu": True, "swiglu": False},
+    "olmo": LLAMA | {"norm_order": "branch", "qk_layernorm": True, "qk_layernorm_full_width": True},
+    "neox": {"use_parallel_residual": True, "relu": True},
     "nemotron": {"squared_relu": True, "apply_layernorm_1p": True, "kv_channels": 6, "position_embedding_type": "none"},
 }
 FULL = {"recompute_granularity": "full"}
