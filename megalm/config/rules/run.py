@@ -159,6 +159,16 @@ def evaluation(config: RunConfig) -> list[str]:
     return []
 
 
+def loss(config: RunConfig) -> list[str]:
+    """The loss without all logits knows no soft-capping."""
+    if config.kernels.cross_entropy_fusion_impl != "linear" or config.model.final_logit_softcapping is None:
+        return []
+    return [
+        f"cross_entropy_fusion_impl=linear does not know final_logit_softcapping={config.model.final_logit_softcapping}; "
+        "use --cross-entropy-fusion-impl logits"
+    ]
+
+
 def checkpoints(config: RunConfig) -> list[str]:
     """Settings of --save and --load come with it."""
     checkpoint = config.checkpoint
@@ -236,6 +246,7 @@ CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     precision,
     recomputation,
     evaluation,
+    loss,
     checkpoints,
     engine,
     optimizer,

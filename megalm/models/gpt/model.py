@@ -17,7 +17,7 @@ from megalm.models.blocks.attention import Attention, KVCache, LayerCache
 from megalm.models.blocks.documents import Documents
 from megalm.models.blocks.dropout import Dropout
 from megalm.models.blocks.embedding import Embedding
-from megalm.models.blocks.head import FullLogits, Head, TiedHead, TokenLoss
+from megalm.models.blocks.head import FullLogits, Head, OutputHead, TiedHead, TokenLoss
 from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.mlp import build_mlp
 from megalm.models.blocks.norm import build_norm
@@ -111,7 +111,7 @@ class GPT(LanguageModel):
         self.layers = nn.ModuleDict({str(number): TransformerLayer(config, number) for number in numbers})
         if has_head:
             self.final_norm = build_norm(config, config.hidden_size)
-            self.head = TiedHead() if config.tied else nn.Linear(config.hidden_size, rows, bias=False)
+            self.head = TiedHead() if config.tied else OutputHead(config.hidden_size, rows)
             self.token_loss = TokenLoss(config.vocab_size)
             self.full_logits = FullLogits(config.vocab_size)
 
@@ -148,7 +148,7 @@ class GPT(LanguageModel):
 
     def logits(self, stream: Stream) -> Tensor:
         """Logits (B, T, V) from the last layer's output; padded vocabulary columns are -inf."""
-        logits_BTV: Tensor = self.full_logits(self._head().project(self.final_norm(stream[0])))
+        logits_BTV: Tensor = self.full_logits(self._head()(self.final_norm(stream[0])))
         return logits_BTV
 
     def stream_shapes(self, rows: int, length: int) -> tuple[tuple[int, ...], ...]:
@@ -156,13 +156,9 @@ class GPT(LanguageModel):
         return ((rows, length, self.config.hidden_size),)
 
     def _head(self) -> Head:
-        if not self.config.tied:
-            project, owner = self.head, self.head
-        else:
-            owner = self.embedding.tokens
-            project = partial(self.head, embedding=owner)
+        head: Head = partial(self.head, embedding=self.embedding.tokens) if self.config.tied else self.head
         softcap = self.config.final_logit_softcapping
-        return Head(project if softcap is None else partial(_softcapped, project, softcap), owner=owner)
+        return head if softcap is None else partial(_softcapped, head, softcap)
 
     def _seed(self, batch: Batch) -> int | None:
         """The seed of the batch, where something is drawn from it."""
@@ -170,8 +166,9 @@ class GPT(LanguageModel):
         return batch.seed if draws else None
 
 
-def _softcapped(project: Callable[[Tensor], Tensor], softcap: float, x_BTD: Tensor) -> Tensor:
-    return torch.tanh(project(x_BTD) / softcap) * softcap
+def _softcapped(head: Head, softcap: float, x_BTD: Tensor) -> Tensor:
+    """Capped logits; a loss without all logits does not know them (`cross_entropy_impl`)."""
+    return torch.tanh(head(x_BTD) / softcap) * softcap
 
 
 def _run_layer(
