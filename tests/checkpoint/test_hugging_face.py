@@ -92,7 +92,7 @@ def rewrite(folder, change_tensors) -> None:
 
 BROKEN = {
     "no folder": (lambda folder: shutil.rmtree(folder), "does not exist"),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
     "a pickle": (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickle"),
     "cut off": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x10"), "cannot be read"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "must hold an object"),

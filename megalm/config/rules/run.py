@@ -161,10 +161,11 @@ def evaluation(config: RunConfig) -> list[str]:
 
 def loss(config: RunConfig) -> list[str]:
     """The loss without all logits knows no soft-capping."""
-    if config.kernels.cross_entropy_fusion_impl != "linear" or config.model.final_logit_softcapping is None:
+    softcap = config.model.final_logit_softcapping
+    if config.kernels.cross_entropy_fusion_impl != "linear" or softcap is None:
         return []
     return [
-        f"cross_entropy_fusion_impl=linear does not know final_logit_softcapping={config.model.final_logit_softcapping}; "
+        f"cross_entropy_fusion_impl=linear does not know final_logit_softcapping={softcap}; "
         "use --cross-entropy-fusion-impl logits"
     ]
 
