@@ -15,7 +15,7 @@ from megalm.distributed import mpi, slurm
 from megalm.distributed.network import check_interfaces, interface_towards, interfaces
 from megalm.errors import PlatformError
 
-_PLACE_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _MEETING_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
 _CAPTURED = (
     "PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV",
@@ -69,7 +69,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> LaunchEnvironm
     """
     environ = os.environ if environ is None else environ
     check_interfaces(environ)
-    if any(name in environ for name in _PLACE_VARIABLES):
+    if any(name in environ for name in _RANK_VARIABLES):
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
         found = _from_variables(environ, launcher)
         _check_one_job(found, environ)
@@ -81,13 +81,13 @@ def read_environment(environ: Mapping[str, str] | None = None) -> LaunchEnvironm
         return _from_mpi(environ, family)
     present = [name for name in _MEETING_VARIABLES if name in environ]
     if present:
-        raise _incomplete(present, [*_PLACE_VARIABLES, *(n for n in _MEETING_VARIABLES if n not in environ)])
+        raise _incomplete(present, [*_RANK_VARIABLES, *(n for n in _MEETING_VARIABLES if n not in environ)])
     return _single_process(environ)
 
 
 def _from_variables(environ: Mapping[str, str], launcher: str) -> LaunchEnvironment:
     """What RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say."""
-    names = (*_PLACE_VARIABLES, *_MEETING_VARIABLES)
+    names = (*_RANK_VARIABLES, *_MEETING_VARIABLES)
     missing = [name for name in names if name not in environ]
     if missing:
         raise _incomplete([name for name in names if name in environ], missing)

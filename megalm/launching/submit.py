@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megalm.config import RunConfig, build_parser, check_layout, load
+from megalm.config import RunConfig, build_parser, load
 from megalm.config.merging.suggest import did_you_mean
 from megalm.distributed.environment import captured_environment, user_variable
 from megalm.distributed.network import listens
@@ -239,9 +239,7 @@ def _elements(arguments: argparse.Namespace, flags: list[str]) -> tuple[tuple[El
 
 
 def _checked(flags: Sequence[str], arguments: argparse.Namespace) -> RunConfig:
-    config = load(flags, Path(arguments.script).name).config
-    check_layout(config, arguments.nodes * arguments.ntasks_per_node)
-    return config
+    return load(flags, Path(arguments.script).name).on_ranks(arguments.nodes * arguments.ntasks_per_node)
 
 
 def _axis(text: str) -> tuple[str, list[str]]:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from megalm.config import RunConfig, check_layout, load_config, with_micro_batch_size
+from megalm.config import RunConfig, load
 from megalm.config.rules.completion import complete_model
 from megalm.errors import ConfigError
 
@@ -25,13 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, run_flags: list[str]) -> int:
     """Print the plan; 0 when it fits, 1 when it will not."""
-    config = load_config(run_flags, "megalm plan")
+    loaded = load(run_flags, "megalm plan")
     if arguments.world_size is not None and arguments.world_size < 1:
         raise ConfigError(f"--world-size {arguments.world_size} must be at least 1")
-    parallel = config.parallel
+    parallel = loaded.config.parallel
     one = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     world = arguments.world_size or one
-    config = with_micro_batch_size(config, check_layout(config, world))
+    config = loaded.on_ranks(world)
 
     from megalm.planner.plan import make_plan  # imports torch: after the configuration is known to be good
     from megalm.planner.schedule import StepTimes

@@ -22,9 +22,11 @@ from megalm.config.merging.dump import render_sources
 from megalm.config.merging.flags import Flags, build_parser, parse_flags
 from megalm.config.merging.recipe import KeyPath, Recipe, read_recipe
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given
+from megalm.config.rules.batch import with_micro_batch_size
+from megalm.config.rules.layout import check_layout
 from megalm.config.rules.run import run_problems
 from megalm.config.sections import RunConfig
-from megalm.errors import ConfigError
+from megalm.errors import ConfigError, LayoutError
 
 DEFAULT = "default"
 """The source of a value that nobody gave."""
@@ -37,6 +39,18 @@ class Loaded:
     config: RunConfig
     sources: dict[str, str]
     notes: list[str]
+
+    def on_ranks(self, world_size: int) -> RunConfig:
+        """The run on so many ranks, with its micro-batch size.
+
+        Raises:
+            LayoutError: every problem, each with where its values come from.
+        """
+        try:
+            return with_micro_batch_size(self.config, check_layout(self.config, world_size))
+        except LayoutError as error:
+            given = {name: Given(None, source) for name, source in self.sources.items()}
+            raise LayoutError([with_sources(problem, given) for problem in error.problems]) from None
 
 
 @dataclass
