@@ -1,10 +1,11 @@
 """`megalm plan`: the run's flags and recipes in, its plan out; starts no process and leaves DeepSpeed alone."""
 
 import argparse
+import sys
 
 from megalm.config import RunConfig, load
 from megalm.config.rules.completion import complete_model
-from megalm.errors import ConfigError
+from megalm.errors import ConfigError, DataError
 
 TAKES_RUN_FLAGS = True
 """Every flag of a launch script is understood too."""
@@ -28,6 +29,8 @@ def run(arguments: argparse.Namespace, run_flags: list[str]) -> int:
     loaded = load(run_flags, "megalm plan")
     if arguments.world_size is not None and arguments.world_size < 1:
         raise ConfigError(f"--world-size {arguments.world_size} must be at least 1")
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
     parallel = loaded.config.parallel
     one = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     world = arguments.world_size or one
@@ -53,5 +56,8 @@ def _complete(config: RunConfig) -> RunConfig:
 
     import_modules(config.extensions.import_module)
     wanted = config.tokenizer.is_given and not config.model.vocab_size
-    vocab_size = build_tokenizer(config.tokenizer).vocab_size if wanted else None
+    try:
+        vocab_size = build_tokenizer(config.tokenizer).vocab_size if wanted else None
+    except DataError as error:
+        raise DataError(f"{error}; a plan needs no tokenizer where --vocab-size N is given") from error
     return config.model_copy(update={"model": complete_model(config, vocab_size)})

@@ -87,7 +87,8 @@ def load(argv: Sequence[str], prog: str | None = None) -> Loaded:
     if flags.print_config:
         sys.stdout.write(render_sources(config, sources))
         raise SystemExit(0)
-    return Loaded(config, sources, flags.notes)
+    notes = [note for recipe in recipes for note in recipe.notes]
+    return Loaded(config, sources, flags.notes + notes)
 
 
 def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
