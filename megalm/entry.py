@@ -11,6 +11,7 @@ from megalm.config import load
 from megalm.config.sections import RunConfig
 from megalm.distributed.environment import LaunchEnvironment, prepare_process, read_environment
 from megalm.errors import ConfigError
+from megalm.processes import outlive_readers
 from megalm.resilience.launcher import watch_launcher
 from megalm.resilience.reporting import leave, report_failure
 from megalm.resilience.signals import StopRequest
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     rank = 0
     stop = StopRequest()
     stop.listen_early()
+    outlive_readers()
     try:
         environment = read_environment()
         rank = environment.rank
