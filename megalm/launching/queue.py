@@ -12,6 +12,8 @@ from megalm.storage.durable import replace_text
 
 _RECORD = "submitted"
 """File of RUN/slurm: the number of each job that was submitted for the run."""
+_ALIVE = "PENDING,RUNNING,SUSPENDED,CONFIGURING,COMPLETING"
+"""States of a job that trains, will train, or still saves."""
 
 
 def check_idle(job: Job) -> None:
@@ -67,5 +69,7 @@ def _queued(numbers: Sequence[str]) -> list[str]:
     if not numbers:
         return []
     # of a single number that SLURM has forgotten it says that it is invalid, of several it shows what is left
-    shown = slurm_command("squeue", "--noheader", "--format=%F", f"--jobs={','.join(['1', '2', *numbers])}")
+    shown = slurm_command(
+        "squeue", "--noheader", "--format=%F", f"--states={_ALIVE}", f"--jobs={','.join(['1', '2', *numbers])}"
+    )
     return sorted(set(shown.split()) & set(numbers), key=int)
