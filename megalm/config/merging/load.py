@@ -59,6 +59,8 @@ class Merge:
 
     given: dict[str, Given] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+    """Fields whose value did not fit their type, which has been said: their sections cannot be judged."""
 
 
 def load_config(argv: Sequence[str], prog: str | None = None) -> RunConfig:
@@ -133,8 +135,10 @@ def convert_all(merge: Merge) -> None:
         try:
             merge.given[name] = Given(SETTINGS[name].convert(given.value), given.source)
         except ValueError as error:
-            merge.problems.append(f"{name}={given.value} ({given.source}) {error}")
+            shown = " ".join(map(str, given.value)) if isinstance(given.value, list) else given.value
+            merge.problems.append(f"{name}={shown} ({given.source}) {error}")
             merge.given[name] = Given(None, given.source)
+            merge.broken.add(name)
 
 
 def tell_tokenizer_vocab_size(given: dict[str, Given]) -> None:
@@ -177,7 +181,9 @@ def build_run(merge: Merge) -> RunConfig | None:
             if setting.section != section:
                 continue
             given = merge.given.get(name)
-            if given is not None and given.value is not None:
+            if name in merge.broken:
+                broken = True
+            elif given is not None and given.value is not None:
                 values[name] = given.value
             elif setting.required:
                 broken = True

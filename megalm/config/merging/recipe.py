@@ -72,10 +72,10 @@ def _read_section(path: str, section: str, content: dict[Any, Any], recipe: Reci
 
 def _located(recipe: str, setting: Setting, value: Any, source: str, notes: list[str]) -> Any:
     """A value with the relative paths in it that are read: as they are, else as they are found beside the recipe."""
-    if isinstance(value, list):
-        return [_located(recipe, setting, word, source, notes) for word in value]
-    if setting.input_path is None or not isinstance(value, str):
+    if setting.input_path is None or not isinstance(value, str | list):
         return value
+    if isinstance(value, list):
+        return [_located(recipe, setting, word, source, notes) if isinstance(word, str) else word for word in value]
     found = setting.input_path.find(recipe, value)
     if found is None and not re.fullmatch(r"[\d.eE+-]+", value):  # the weight of a dataset
         notes.append(f"{setting.name}: {value} ({source}) is neither in {os.getcwd()} nor beside the recipe")
