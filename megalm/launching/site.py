@@ -32,10 +32,20 @@ def _read_value(value: Any) -> Any:
 
 def _read_word(value: Any) -> Any:
     """A word; YAML makes numbers of some."""
+    if value == "":
+        raise ValueError('must be a name, not ""; leave it out for the default')
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Word = Annotated[str, BeforeValidator(_read_word), Field(min_length=1)]
+def _read_memory(value: Any) -> Any:
+    """An amount of memory as SLURM writes it."""
+    if not re.fullmatch(r"\d+[KMGT]?", str(value), re.IGNORECASE):
+        raise ValueError("must be a number with K, M, G or T after it, such as 64G; 0 is all of a node")
+    return str(value)
+
+
+Word = Annotated[str, BeforeValidator(_read_word)]
+Memory = Annotated[str, BeforeValidator(_read_memory)]
 Mount = Annotated[str, BeforeValidator(_read_mount)]
 
 
@@ -50,7 +60,7 @@ class Site(Section):
     """Quality of service."""
     constraint: Word | None = None
     """Features that the nodes must have."""
-    mem: Annotated[Word, Field(pattern=r"^\d+[KMGTkmgt]?$")] | None = None
+    mem: Memory | None = None
     """Memory of each node, such as 64G; 0 is all. Default: all, or the share that belongs to the GPUs asked for."""
     sbatch: tuple[str, ...] = ()
     """Other options of sbatch, such as "--exclusive" or "--exclude=n7"."""

@@ -196,7 +196,7 @@ def _training_flags(arguments: argparse.Namespace, run_flags: list[str]) -> list
 
 def _elements(arguments: argparse.Namespace, flags: list[str]) -> tuple[tuple[Element, ...], RunConfig]:
     """The runs of the job, each checked with its layout; `flags` loses --save and --fresh."""
-    config = _checked(flags, arguments)
+    config = _checked(flags, arguments, tell=True)
     _drop(flags, "--save", values=1)
     _drop(flags, "--fresh", values=0)
     folder = Path(config.checkpoint.save).absolute() if config.checkpoint.save else Path()
@@ -221,8 +221,12 @@ def _elements(arguments: argparse.Namespace, flags: list[str]) -> tuple[tuple[El
     return tuple(elements), config
 
 
-def _checked(flags: Sequence[str], arguments: argparse.Namespace) -> RunConfig:
-    return load(flags, Path(arguments.script).name).on_ranks(arguments.nodes * arguments.ntasks_per_node)
+def _checked(flags: Sequence[str], arguments: argparse.Namespace, *, tell: bool = False) -> RunConfig:
+    loaded = load(flags, Path(arguments.script).name)
+    config = loaded.on_ranks(arguments.nodes * arguments.ntasks_per_node)
+    for note in loaded.notes if tell else ():
+        print(f"note: {note}", file=sys.stderr)
+    return config
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
@@ -296,6 +300,8 @@ def _start(arguments: argparse.Namespace, job: Job) -> int:
     found = commands(arguments.launcher, job, hosts, mpi)
     if job.site.container_image:
         raise ConfigError("a container is started by --launcher slurm; start another launcher inside of it")
+    if job.site.setup:
+        print("note: setup: of the site runs in batch scripts only; run its lines in this shell first", file=sys.stderr)
     if variables := [f"{name}={value}" for name, value in job.site.variables().items()]:
         found = [["env", *variables, *command] for command in found]
     for command in found:

@@ -183,8 +183,8 @@ SIZE = ("--nodes", "4", "--gpus-per-node", "1")
         ((*SIZE, "--time", "10", "--chain", "2", "--fresh"), "--fresh and --chain exclude each other"),
         ((*SIZE, "--time", "10", "--save", "/a\\b"), "--save /a\\b has a backslash"),
         ((*SIZE, "--time", "10", "--job-name", "a\nb"), "'a\\nb' has a line break"),
-        ((*SIZE, "--time", "10", "--mem", "much"), "--mem=much"),
-        ((*SIZE, "--time", "10", "--partition", ""), "--partition="),
+        ((*SIZE, "--time", "10", "--mem", "much"), "--mem=much must be a number with K, M, G or T"),
+        ((*SIZE, "--time", "10", "--partition", ""), '--partition= must be a name, not ""'),
         (
             (*SIZE, "--time", "10", "--sbatch=--nodes=3"),
             "--sbatch=--nodes=3: the script decides about --nodes; give",
@@ -498,8 +498,8 @@ def test_paths_of_a_job_mean_in_the_job_what_they_meant_at_submission(
             "environment: {A: $NOPE}",
             "names $NOPE, which is not set here; set it, or write the path out; what only the job",
         ),
-        ("qos: ''", "qos= "),
-        ("mem: 5 GB", "mem=5 GB "),
+        ("qos: ''", 'qos= must be a name, not ""'),
+        ("mem: 5 GB", "mem=5 GB must be a number with K, M, G or T after it, such as 64G"),
     ],
 )
 def test_paths_and_words_of_a_site_are_checked(text: str, error: str, tmp_path: Path) -> None:
