@@ -35,7 +35,7 @@ class UnreadFile(io.FileIO):
     without an error: nobody waits for it, and who prints has other work.
     """
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         """Write, or turn the descriptor, and so everything else that writes to it, to /dev/null."""
         try:
             return super().write(data)
