@@ -369,8 +369,10 @@ def test_short_options_are_those_of_sbatch(capsys: pytest.CaptureFixture[str], t
 
 
 def job_with(**facts: Any) -> Job:
-    plain: dict[str, Any] = {"script": "x", "flags": (), "nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0, "folder": Path("/r"),
-             "elements": (), "directory": Path("/"), "site": Site()}  # fmt: skip
+    plain: dict[str, Any] = {
+        "script": "x", "flags": (), "nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0, "folder": Path("/r"),
+        "elements": (), "directory": Path("/"), "site": Site(),
+    }  # fmt: skip
     return Job(**(plain | facts))
 
 
