@@ -10,6 +10,7 @@ from megalm.checkpoint.reader import CheckpointReader
 from megalm.commands.generate import load_model, open_checkpoint, tokenizer_of
 from megalm.config.data import TokenizerConfig
 from megalm.config.hugging_face import ARCHITECTURES
+from megalm.config.paths import path_argument
 from megalm.data.tokenizers import Tokenizer
 from megalm.data.tokenizers.export import hugging_face_files
 from megalm.models.contract import LanguageModel
@@ -22,11 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two directions and their flags."""
     directions = parser.add_subparsers(dest="direction", required=True, metavar="DIRECTION")
     from_hf = directions.add_parser("from-hf", help="a model folder of transformers into a new run folder")
-    from_hf.add_argument("folder", metavar="DIR", help="what save_pretrained wrote: config.json and safetensors")
-    from_hf.add_argument("--save", required=True, metavar="RUN", help="new run folder; its step_0 holds the weights")
+    from_hf.add_argument(
+        "folder", type=path_argument, metavar="DIR", help="what save_pretrained wrote: config.json and safetensors"
+    )
+    from_hf.add_argument(
+        "--save", required=True, type=path_argument, metavar="RUN", help="new run folder; its step_0 holds the weights"
+    )
     to_hf = directions.add_parser("to-hf", help="a checkpoint into a new model folder of transformers")
-    to_hf.add_argument("run", metavar="RUN", help="run folder, or one of its step_N folders")
-    to_hf.add_argument("folder", metavar="DIR", help="new folder for from_pretrained")
+    to_hf.add_argument("run", type=path_argument, metavar="RUN", help="run folder, or one of its step_N folders")
+    to_hf.add_argument("folder", type=path_argument, metavar="DIR", help="new folder for from_pretrained")
     to_hf.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),

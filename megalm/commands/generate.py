@@ -12,7 +12,7 @@ from megalm.checkpoint.hugging_face import HuggingFaceReader
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import RunConfig
 from megalm.config.data import TokenizerConfig
-from megalm.config.output import hugging_face_folder
+from megalm.config.output import hugging_face_folder, load_argument
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.errors import CheckpointError, ConfigError
 from megalm.models.contract import LanguageModel
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--load",
         required=True,
+        type=load_argument,
         metavar="RUN",
         help="run folder, one of its step_N folders, or hf:DIR, a model of transformers",
     )
@@ -46,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="continuations to write (default 1)")
     parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same text (default 1234)")
-    parser.add_argument("--tokenizer-model", metavar="FILE", help="tokenizer file, if it moved since the training")
+    parser.add_argument(
+        "--tokenizer-model", type=path_argument, metavar="FILE", help="tokenizer file, if it moved since the training"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from megalm.config.base import OpenChoice, Section, as_list
+from megalm.config.paths import InputPath, PathText, path_argument, read_path
 
 HUGGING_FACE = "hf:"
 """What --load has before the folder of a model of transformers."""
@@ -16,15 +17,31 @@ def hugging_face_folder(load: str | None) -> Path | None:
     return Path(load.removeprefix(HUGGING_FACE)) if load is not None and load.startswith(HUGGING_FACE) else None
 
 
+def load_argument(text: str) -> str:
+    """--load of a command: a path, or `hf:` and a path."""
+    folder = hugging_face_folder(text)
+    return path_argument(text) if folder is None else HUGGING_FACE + path_argument(str(folder))
+
+
+def _read_load(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    marked = value.startswith(HUGGING_FACE)
+    return (HUGGING_FACE if marked else "") + read_path(value.removeprefix(HUGGING_FACE))
+
+
+Load = Annotated[str, BeforeValidator(_read_load)]
+
+
 class CheckpointConfig(Section):
     """The run folder and where to start from."""
 
-    save: str | None = None
+    save: PathText | None = None
     """Run folder: config.yaml, metrics.jsonl, tensorboard/, logs/, step_N/ checkpoints and `latest`. The same command
     continues the run that it finds there."""
     save_interval: int | None = Field(None, ge=1)
     """Steps between two checkpoints. Default: only at the end of the run."""
-    load: str | None = None
+    load: Annotated[Load | None, InputPath(prefix=HUGGING_FACE)] = None
     """Run folder or step_N folder to start from when --save holds no checkpoint yet; or hf:DIR, a model folder of
     transformers, whose weights, settings and tokenizer the run takes."""
     finetune: bool = False
@@ -51,7 +68,7 @@ class LoggingConfig(Section):
 
     log_interval: int = Field(10, ge=1)
     """Steps between two lines in the terminal and in metrics.jsonl."""
-    tensorboard_dir: str | None = None
+    tensorboard_dir: PathText | None = None
     """Folder of the TensorBoard event files. Default: SAVE/tensorboard."""
     tensorboard_log_interval: int = Field(1, ge=1)
     """Steps between two TensorBoard points."""
