@@ -13,6 +13,7 @@ from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import RunConfig
 from megalm.config.data import TokenizerConfig
 from megalm.config.output import hugging_face_folder, load_argument
+from megalm.config.paths import path_argument
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.errors import CheckpointError, ConfigError
 from megalm.models.contract import LanguageModel
