@@ -1,4 +1,7 @@
-"""Training from text to text: once through each of deepspeed, torchrun and python, else on warm ranks."""
+"""Training from text to text on warm ranks, and once through torchrun.
+
+The deepspeed launcher starts the runs of test_documentation.py, test_bad_input.py and test_parallel_run.py.
+"""
 
 import os
 import shutil
@@ -24,9 +27,9 @@ FORTY = ["--train-iters", "40", "--eval-interval", "20", "--save-interval", "20"
 
 @pytest.fixture(scope="module")
 def trained(workspace: Workspace) -> Path:
-    """Forty steps on two ranks of the deepspeed launcher at ZeRO 1, evaluated on the way."""
+    """Forty steps on two ranks at ZeRO 1, evaluated on the way."""
     folder = workspace.folder / "trained"
-    done = workspace.deepspeed(*FORTY, "--save", folder)
+    done = workspace.train(*FORTY, "--save", folder)
     assert done.code == 0, done.output
     return folder
 
@@ -35,7 +38,7 @@ def trained(workspace: Workspace) -> Path:
 def one_process(workspace: Workspace) -> Path:
     """Ten steps in one process without a launcher, same global batch, same micro-batches."""
     folder = workspace.folder / "one_process"
-    done = workspace.python("--zero-stage", "0", "--save", folder)
+    done = workspace.train("--zero-stage", "0", "--save", folder, ranks=None)
     assert done.code == 0, done.output
     return folder
 
@@ -145,27 +148,19 @@ def test_a_signal_to_one_rank_saves_and_stops_all_and_the_run_goes_on_bit_equal(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     flags = ["--train-iters", "60", "--eval-iters", "0"]
     assert workspace.train(*flags, "--save", whole).code == 0
-    command = [
-        "torchrun", "--nproc-per-node", "2", "--master-port", str(free_port()),
-        SCRIPT, *workspace.inputs, *flags, "--save", str(stopped),
-    ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "iteration        3/" in line:
-            break
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(ranks[-1]), signal.SIGUSR1)
-    output = process.stdout.read()
-    assert process.wait(timeout=120) != 0, output
-    assert "SIGUSR1 received" in output
+    with workspace.job(*flags, "--save", stopped) as job:
+        job.wait_for("iteration        3/")
+        os.kill(job.pids[1], signal.SIGUSR1)
+        done = job.wait(120)
+    assert done.code != 0, done.output
+    assert "SIGUSR1 received" in done.output
     step = int((stopped / "latest").read_text().removeprefix("step_"))
     assert 3 <= step < 60
     assert workspace.train(*flags, "--save", stopped).code == 0
     assert losses(stopped) == losses(whole)
 
 
-def test_torchrun_gives_the_losses_of_the_deepspeed_launcher(workspace: Workspace, one_process: Path) -> None:
+def test_torchrun_on_two_nodes_gives_the_losses_of_one_process(workspace: Workspace, one_process: Path) -> None:
     folder = workspace.folder / "torchrun"
     port = str(free_port())
     nodes = [
