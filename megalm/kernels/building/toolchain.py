@@ -107,9 +107,10 @@ class Toolchain:
         with_cuda = ["-DMEGALM_WITH_CUDA"] if self.nvcc else []
         add([self.cxx, *_FLAGS, *_QUIET, *with_cuda, *include], SOURCES / "library.cpp", "any")
         # so are, for each instruction set, the kernels: half the time goes into the compiler's own vector headers
-        *others, last = sorted(SOURCES.glob("*_cpu.cpp"))
-        for label, flags in reversed(self._instruction_sets().items()):
-            add([self.cxx, *_FLAGS, *_QUIET, *flags, f"-DMEGALM_ISA={label}", *included(others)], last, label)
+        kernels = sorted(SOURCES.glob("*_cpu.cpp"))
+        for label, flags in reversed(self._instruction_sets().items() if kernels else ()):
+            isa = [*flags, f"-DMEGALM_ISA={label}"]
+            add([self.cxx, *_FLAGS, *_QUIET, *isa, *included(kernels[:-1])], kernels[-1], label)
         objects = [command[-1] for command in commands]
         libraries = [f"-L{_TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
         # nvcc links its run time statically: the library loads on machines without a GPU too
