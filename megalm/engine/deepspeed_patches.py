@@ -62,7 +62,7 @@ def without_dynamo_in_optimizers() -> None:
     optimizer of ours is built, saved, loaded or stepped in one.
     """
     for method in (Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict):
-        plain = method.__wrapped__  # type: ignore[attr-defined]
+        plain = method.__wrapped__  # type: ignore[union-attr]
         setattr(plain, "__dynamo_disable", plain)
     Adam.step = torch.no_grad()(inspect.unwrap(Adam.step))  # type: ignore[method-assign]
 
