@@ -149,9 +149,9 @@ def test_a_signal_to_one_rank_saves_and_stops_all_and_the_run_goes_on_bit_equal(
     flags = ["--train-iters", "60", "--eval-iters", "0"]
     assert workspace.train(*flags, "--save", whole).code == 0
     with workspace.job(*flags, "--save", stopped) as job:
-        job.wait_for("iteration        3/")
+        job.wait_for("iteration        3/", timeout=200)
         os.kill(job.pids[1], signal.SIGUSR1)
-        done = job.wait(120)
+        done = job.wait()
     assert done.code != 0, done.output
     assert "SIGUSR1 received" in done.output
     step = int((stopped / "latest").read_text().removeprefix("step_"))
