@@ -148,12 +148,20 @@ def test_a_signal_to_one_rank_saves_and_stops_all_and_the_run_goes_on_bit_equal(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     flags = ["--train-iters", "60", "--eval-iters", "0"]
     assert workspace.train(*flags, "--save", whole).code == 0
-    with workspace.job(*flags, "--save", stopped) as job:
-        job.wait_for("iteration        3/", timeout=200)
-        os.kill(job.pids[1], signal.SIGUSR1)
-        done = job.wait()
-    assert done.code != 0, done.output
-    assert "SIGUSR1 received" in done.output
+    command = [
+        "torchrun", "--nproc-per-node", "2", "--master-port", str(free_port()),
+        SCRIPT, *workspace.inputs, *flags, "--save", str(stopped),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "iteration        3/" in line:
+            break
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(ranks[-1]), signal.SIGUSR1)
+    output = process.stdout.read()
+    assert process.wait(timeout=120) != 0, output
+    assert "SIGUSR1 received" in output
     step = int((stopped / "latest").read_text().removeprefix("step_"))
     assert 3 <= step < 60
     assert workspace.train(*flags, "--save", stopped).code == 0
@@ -212,8 +220,8 @@ def test_fp16_and_offload_train(workspace: Workspace, one_process: Path, name: s
     assert kept[1] == pytest.approx(losses(one_process)[1], rel=0.02)
 
 
-def test_nothing_heavy_is_imported_that_is_not_used(workspace: Workspace, tmp_path: Path) -> None:
-    flags = ["--train-iters", "1", "--eval-iters", "0", "--save", str(tmp_path)]
+def test_nothing_heavy_is_imported_that_is_not_used(workspace: Workspace) -> None:
+    flags = ["--train-iters", "1", "--eval-iters", "0"]
     done = run(BIN / "python", "-X", "importtime", SCRIPT, *workspace.inputs, *flags)
     assert done.code == 0, done.output
     modules = {line.rpartition("|")[2].strip() for line in done.output.splitlines() if "|" in line}
