@@ -17,8 +17,9 @@ DATA := data/quickstart
 RUN := runs/quickstart
 CORPUS_MB ?= 12
 PYTEST_ARGS ?=
-# test processes; tests/conftest.py says which tests stay together, and in which order
-JOBS ?= 2
+# test processes, for two cores (some tests wait for a scheduler); tests/conftest.py says which tests stay together,
+# and in which order
+JOBS ?= 3
 # the GPUs of this machine, or two ranks on its CPU
 TRAIN_ARGS ?=
 RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(d for d in (1, 2, 4, 8, 16) if d <= n))")
@@ -29,13 +30,14 @@ TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config la
 
 setup: $(INSTALLED)
 
-# DeepSpeed's build needs an installed torch, so it is built outside pip's isolation, after torch.
+# DeepSpeed's build needs an installed torch, so it is built outside pip's isolation, after torch; the kernels need no
+# more, and are built meanwhile. Python compiles what is imported, a fifth of all modules: pip would compile every one.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy setuptools wheel ninja
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation deepspeed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation \
-		--editable '.[mpi,hf,data,bench,dev]'
+	$(PIP_INSTALL) torch numpy setuptools wheel ninja
+	$(BIN)/python -m megalm.cli kernels build >/dev/null 2>&1 & \
+		$(PIP_INSTALL) --no-build-isolation --editable '.[mpi,hf,data,bench,dev]'; done=$$?; wait; exit $$done
 	$(BIN)/megalm kernels build || true  # without a compiler it says so, and runs use torch's operators
 	touch $@
 

@@ -7,15 +7,15 @@ inline namespace MEGALM_ISA {
 namespace {
 
 // Columns whose maximum is found before their exponentials: they come from memory once, then from the first cache.
-constexpr int64_t kBlock = 4096;
+constexpr int64_t kLossBlock = 4096;
 
 template <class T>
 void forward_row(const CrossEntropyForward& a, int64_t row) {
   const T* logits = static_cast<const T*>(a.logits) + row * a.stride;
   float largest = -INFINITY, total = 0;
-  for (int64_t start = 0; start < a.cols; start += kBlock) {
+  for (int64_t start = 0; start < a.cols; start += kLossBlock) {
     const T* block = logits + start;
-    const int64_t size = a.cols - start < kBlock ? a.cols - start : kBlock;
+    const int64_t size = a.cols - start < kLossBlock ? a.cols - start : kLossBlock;
     Vec block_max = splat(-INFINITY), block_sum{};
     for_lanes(size, [&](int64_t i, int n) {
       const Vec x = load(block + i, n, -INFINITY);

@@ -6,7 +6,7 @@ namespace megalm {
 inline namespace MEGALM_ISA {
 namespace {
 
-constexpr int kBlock = 256;  // elements whose scales are drawn before they are used
+constexpr int kDropoutBlock = 256;  // elements whose scales are drawn before they are used
 
 // Numbers of the Philox counters from `counter` on, in order: number j of counter c at 4 (c - counter) + j.
 void draw(int64_t seed, int64_t counter, uint32_t numbers[4 * kLanes]) {
@@ -55,9 +55,9 @@ void add_row(const DropoutAdd& a, int64_t row) {
   if (residual) residual += row * a.residual_stride;
   T* y = static_cast<T*>(a.y) + row * a.cols;
   const int64_t start = mask_start(a, row);
-  float scales[kBlock];
-  for (int64_t i = 0; i < a.cols; i += kBlock) {
-    const int64_t size = a.cols - i < kBlock ? a.cols - i : kBlock;
+  float scales[kDropoutBlock];
+  for (int64_t i = 0; i < a.cols; i += kDropoutBlock) {
+    const int64_t size = a.cols - i < kDropoutBlock ? a.cols - i : kDropoutBlock;
     if (a.probability > 0) mask(a, start + i, size, scales);
     add_block(a, x + i, residual ? residual + i : nullptr, scales, y + i, size);
   }

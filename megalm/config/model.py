@@ -19,7 +19,8 @@ def _numbers(value: object) -> object:
     if isinstance(value, str):
         return tuple(value.replace(",", " ").split())
     if isinstance(value, Sequence):
-        return tuple(word for item in value for word in (_numbers(item) if isinstance(item, str) else (item,)))
+        words = (item.replace(",", " ").split() if isinstance(item, str) else (item,) for item in value)
+        return tuple(word for some in words for word in some)
     return value if value is None else (value,)
 
 

@@ -34,6 +34,8 @@ def connect_deepspeed() -> None:
     """Let DeepSpeed use the process group that already stands."""
     deepspeed_patches.silence()
     deepspeed_patches.without_shared_memory_collectives()
+    deepspeed_patches.without_compiled_muon()
+    deepspeed_patches.without_dynamo_in_optimizers()
     deepspeed_patches.allow_fp16_on_cpu()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 

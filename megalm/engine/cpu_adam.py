@@ -31,7 +31,21 @@ _HELD = (
     "another process has been compiling DeepSpeedCPUAdam for {timeout_s:.0f} s and holds {path}; end it and start again"
 )
 _NAME = "cpu_adam"
-_PROGRAM = "from deepspeed.ops.op_builder import CPUAdamBuilder; CPUAdamBuilder().load(verbose=False)"
+_PROGRAM = """
+import os, pathlib
+from deepspeed.ops.op_builder import CPUAdamBuilder
+flags, sources = CPUAdamBuilder.cxx_args, CPUAdamBuilder.sources
+
+def as_one(builder):
+    one = pathlib.Path(os.environ["TORCH_EXTENSIONS_DIR"], "as_one.cpp")
+    one.write_text("".join(f'#include "{builder.deepspeed_src_path(path)}"\\n' for path in sources(builder)))
+    return [str(one)]
+
+CPUAdamBuilder.sources = as_one
+CPUAdamBuilder.cxx_args = lambda builder: [*flags(builder), "-g0"]
+CPUAdamBuilder().load(verbose=False)
+"""
+"""torch's headers are read once, not for each source, and no names for a debugger are written: a third of the work."""
 
 
 def build_cpu_adam(cache: Path | None = None) -> type[DeepSpeedCPUAdam]:
@@ -65,7 +79,8 @@ def _library(cache: Path) -> Path:
     """The compiled library of this environment in the folder `cache`; compiled first if it is not there."""
     import deepspeed
 
-    parts = (torch.__version__, deepspeed.__version__, sys.prefix, torch.backends.cpu.get_cpu_capability())
+    python = sys.implementation.cache_tag
+    parts = (torch.__version__, deepspeed.__version__, python, torch.backends.cpu.get_cpu_capability())
     folder = cache / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     library = folder / f"{_NAME}.so"
     try:

@@ -4,6 +4,8 @@ Written for DeepSpeed 0.19.8 and torch 2.13. tests/engine/test_deepspeed_patches
 fault is gone, the test fails, and the function can go. DeepSpeed takes two seconds to import, so each function does it.
 """
 
+import importlib
+import inspect
 import logging
 import math
 import warnings
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 
 _INVALID = -1.0  # DeepSpeed's word for a norm that is not finite
 
@@ -31,11 +34,37 @@ def without_shared_memory_collectives() -> None:
     """Keep DeepSpeed 0.19 from compiling collectives over shared memory of its own on CPUs.
 
     Every rank compiles them at first use, past the start-up bound, and they leave segments in /dev/shm when a rank is
-    killed.
+    killed. To learn whether it can, every rank would also try the compiler for each of DeepSpeed's operators.
     """
-    import deepspeed
+    # deepspeed.comm.torch, as a name, is torch
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+def without_compiled_muon() -> None:
+    """Keep DeepSpeed 0.19 from loading torch's code generator for its own Muon, which megalm does not use.
+
+    Every engine imports that optimizer, and its module gives three functions to torch.compile: a third of the time
+    in which a rank starts.
+    """
+    from deepspeed.runtime import compiler
+
+    compile_of_deepspeed, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = compile_of_deepspeed
+
+
+def without_dynamo_in_optimizers() -> None:
+    """Keep torch 2.13 from loading its compiler to mark, at their first call, methods of optimizers as not compiled.
+
+    That is a quarter of the time in which a rank starts. The marks only count inside of compiled functions, and no
+    optimizer of ours is built, saved, loaded or stepped in one.
+    """
+    for method in (Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict):
+        plain = method.__wrapped__  # type: ignore[union-attr]
+        setattr(plain, "__dynamo_disable", plain)
+    Adam.step = torch.no_grad()(inspect.unwrap(Adam.step))  # type: ignore[method-assign]
 
 
 def allow_fp16_on_cpu() -> None:

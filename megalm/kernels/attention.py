@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megalm.kernels.self_test import Check, Numbers, with_gradient
+from megalm.kernels.support import constant_when_compiled
 
 
 def causal_attention(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ def own_kernel_is_faster(q_BTHC: Tensor, k_BTGC: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _beats_torch(groups: int) -> bool:
     """With AMX torch is faster; our backward spreads the key/value heads over the threads, torch's all heads."""
     has_amx = bool(torch.cpu.get_capabilities().get("amx_bf16"))

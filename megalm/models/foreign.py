@@ -78,14 +78,15 @@ class ByHead:
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Heads taken in turns."""
-        return torch.stack([part.unflatten(0, (-1, self.head_dim)) for part in parts], dim=1).flatten(0, 2)
+        heads = [part.view(-1, self.head_dim, *part.shape[1:]) for part in parts]
+        return torch.stack(heads, dim=1).flatten(0, 2)
 
     def read(self, source: Source, number: int, shapes: Sequence[Shape], index: Index) -> Tensor:
         """The rows of the heads that `index` touches, then those of them that it wants."""
         rows, width, parts = index[0], self.head_dim, len(shapes)
         first, last = rows.start // width, -(-rows.stop // width)
         stored = source((slice(first * parts * width, last * parts * width), *index[1:]))
-        own = stored.unflatten(0, (last - first, parts, width))[:, number].flatten(0, 1)
+        own = stored.view(last - first, parts, width, *stored.shape[1:])[:, number].flatten(0, 1)
         return own[_moved(rows, -first * width)]
 
 

@@ -1,6 +1,7 @@
 """What a rank holds of a model, built: cut on the meta device, filled, with its operators and its recomputation."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,9 +17,11 @@ from megalm.models.families import FAMILIES
 from megalm.parallel.materialize import materialize
 from megalm.parallel.pipeline.chunks import ModelChunks, build_chunks
 from megalm.parallel.pipeline.plan import PipelinePlan
-from megalm.parallel.pipeline.runner import PipelineSpec
 from megalm.parallel.recompute import apply_recompute
 from megalm.parallel.region import TensorParallel
+
+if TYPE_CHECKING:
+    from megalm.parallel.pipeline.runner import PipelineSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class RankModel:
     """The whole model, or this rank's stages of a pipeline."""
     shard_specs: dict[str, ShardSpec]
     """Of every parameter of the whole model, by name: which part of it is here."""
-    pipeline: PipelineSpec | None = None
+    pipeline: "PipelineSpec | None" = None
 
 
 def build_rank_model(config: RunConfig, model: ModelConfig, context: RankContext, kernels: Kernels) -> RankModel:
@@ -48,6 +51,8 @@ def build_rank_model(config: RunConfig, model: ModelConfig, context: RankContext
     parts = [chunk for chunk, _ in chunks]
     if plan.num_ranks == 1:
         return RankModel(module=parts[0], shard_specs=shard_specs)
+    from megalm.parallel.pipeline.runner import PipelineSpec  # torch's pipelines load its compiler, for seconds
+
     pipeline = PipelineSpec.of(config, context, plan, parts)
     return RankModel(module=ModelChunks(parts), shard_specs=shard_specs, pipeline=pipeline)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from megalm.distributed.functional import own_shard
 from megalm.models.blocks.dropout import Dropout
+from megalm.models.blocks.embedding import EmbeddingTable
 from megalm.parallel.region import SEQUENCE, TensorParallel
 
 
@@ -17,7 +18,7 @@ class SequenceParallelPositions(nn.Module):
 
     def __init__(self, tp: TensorParallel, positions: int, width: int) -> None:
         super().__init__()
-        self.weight = nn.Embedding(positions, width).weight
+        self.weight = EmbeddingTable(positions, width).weight
         self.tp = tp
 
     def forward(self, position_ids_BT: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup
 
 from megalm.distributed.functional import all_gather_from_region, all_reduce, regathered
 from megalm.kernels.backend import REFERENCE, Kernels
+from megalm.models.blocks.embedding import EmbeddingTable
 from megalm.models.blocks.head import FullLogits, HeadUse, OutputHead, TiedHead, TokenLoss
 from megalm.parallel.region import TensorParallel
 from megalm.parallel.tensor import linear_with_async_grad_comm
@@ -26,7 +27,7 @@ class VocabParallelEmbedding(nn.Module):
     def __init__(self, tp: TensorParallel, rows: int, width: int) -> None:
         super().__init__()
         assert rows % tp.size == 0, f"{rows} padded rows are a multiple of {tp.size} ranks"
-        self.weight = nn.Embedding(rows // tp.size, width).weight
+        self.weight = EmbeddingTable(rows // tp.size, width).weight
         self.tp = tp
         self.kernels = REFERENCE
 

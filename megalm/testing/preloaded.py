@@ -11,18 +11,16 @@ from megalm.distributed.environment import choose_accelerator
 choose_accelerator(False)
 for module in (
     "torch",
-    "torch._inductor.compile_fx",
     "torch.utils.tensorboard",
     "deepspeed",
     "megalm.assembly",
     "megalm.cli",
     "megalm.engine.build",
     "megalm.entry",
+    "megalm.parallel.pipeline.runner",
     "megalm.training",
 ):
     importlib.import_module(module)
-# DeepSpeed looks once a process which of its operators could be compiled, by calling the compiler
-importlib.import_module("deepspeed.ops").__compatible_ops__  # noqa: B018
 # the objects of these modules stay for ever: no collection in a rank needs to look at them, or to copy their pages
 gc.collect()
 gc.freeze()

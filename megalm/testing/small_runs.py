@@ -1,7 +1,6 @@
 """Runs small enough for a test: recipes, a workspace with data of its own, and what a run wrote."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,3 @@ class Workspace:
             "deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port()), SCRIPT,
             *self.inputs, *flags, timeout=timeout,
         )  # fmt: skip
-
-    def python(self, *flags: str | Path, timeout: float = 240) -> Finished:
-        """Train in one process, as `python launch/pretrain_gpt.py` starts it."""
-        return run(sys.executable, SCRIPT, *self.inputs, *flags, timeout=timeout)

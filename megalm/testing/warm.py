@@ -177,7 +177,7 @@ def _rank(order: _Order, rank: int) -> int:
             "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": order.ranks, "LOCAL_SIZE": order.ranks,
             "CROSS_RANK": 0, "CROSS_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": order.port,
         }  # fmt: skip
-        marks = [f"--local_rank={rank}"]
+        marks = [] if program == "megalm" else [f"--local_rank={rank}"]  # torchrun starts modules, without it
     os.environ.clear()
     os.environ.update(order.environ | {name: str(value) for name, value in variables.items()})
     os.chdir(order.cwd)

@@ -4,6 +4,8 @@ A test that fails here says that upstream no longer needs it: delete the functio
 """
 
 import copy
+import importlib
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -49,15 +51,57 @@ def norms(trainer: Engine) -> list[float]:
 
 def compiled_by_every_rank() -> bool:
     """Whether DeepSpeed would compile its shared-memory collectives."""
-    from deepspeed.ops import __compatible_ops__
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
 
-    found = bool(__compatible_ops__["deepspeed_shm_comm"])
+    backend = importlib.import_module("deepspeed.comm.torch")
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": True}  # what it would find out with the compiler
+    builder = type(get_accelerator().create_op_builder("ShareMemCommBuilder"))
+    builder.load = lambda _self: "compiled"
+    found = backend.build_shm_op()
     deepspeed_patches.without_shared_memory_collectives()
-    return found and not __compatible_ops__["deepspeed_shm_comm"]
+    return found == "compiled" and backend.build_shm_op() is None
 
 
 def test_deepspeed_compiles_shared_memory_collectives_on_cpus() -> None:
     assert run_on_ranks(1, compiled_by_every_rank) == [True]
+
+
+def given_to_torchs_compiler(patched: bool) -> int:
+    """Functions of DeepSpeed's Muon that are given to torch.compile when it is imported."""
+    given: list[Any] = []
+    torch.compile = lambda function: given.append(function) or function  # type: ignore[assignment]
+    if patched:
+        deepspeed_patches.without_compiled_muon()
+    importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    return len(given)
+
+
+def test_deepspeed_compiles_a_muon_that_nobody_uses() -> None:
+    alone, patched = (run_on_ranks(1, given_to_torchs_compiler, patched)[0] for patched in (False, True))
+    assert alone > 0
+    assert patched == 0
+
+
+def works_without_dynamo(patched: bool) -> bool:
+    """Whether an optimizer is built, steps and is saved where torch's compiler cannot be imported."""
+    sys.modules["torch._dynamo"] = None  # type: ignore[assignment]
+    if patched:
+        deepspeed_patches.without_dynamo_in_optimizers()
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    try:
+        optimizer = torch.optim.AdamW([parameter], lr=0.5, weight_decay=0.0)
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.zero_grad()
+    except ImportError:
+        return False
+    return torch.allclose(parameter, torch.full((2,), 0.5)) and parameter.grad is None
+
+
+def test_torchs_optimizers_load_its_compiler() -> None:
+    assert [run_on_ranks(1, works_without_dynamo, patched)[0] for patched in (False, True)] == [False, True]
 
 
 def deprecated_calls(patched: bool) -> int:

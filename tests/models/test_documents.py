@@ -117,7 +117,7 @@ def test_the_cuda_kernel_gets_the_batch_in_one_launch(monkeypatch: pytest.Monkey
         calls.append((arguments[5:], options))
         return varlen_attn(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("megalm.models.blocks.documents.varlen_attn", counted)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", counted)
     with FakeTensorMode(allow_non_fake_inputs=True):
         q, k = (torch.empty(2, T, heads, 8, dtype=torch.bfloat16, device="cuda") for heads in (4, 2))
         assert takes_varlen(q, 0.0)

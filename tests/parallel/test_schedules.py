@@ -9,7 +9,8 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage
 
 from megalm.config.rules.pipeline import SCHEDULES
-from megalm.parallel.pipeline.schedules import build_schedule, rank_of_stage, stages_of_rank
+from megalm.parallel.pipeline.partition import rank_of_stage, stages_of_rank
+from megalm.parallel.pipeline.schedules import build_schedule
 from megalm.planner.schedule import parts
 
 TWO_CHUNKS = [name for name in SCHEDULES if SCHEDULES[name].chunks != (1, 1)]

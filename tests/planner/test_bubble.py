@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.parallel.pipeline.schedules import rank_of_stage
+from megalm.parallel.pipeline.partition import rank_of_stage
 from megalm.planner.schedule import StepTimes, action_table, simulate
 
 ALL = {

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, missing
+from jobs import LAUNCHED
 from nodes import Nodes, missing_for_nodes
 
 from megalm.testing import warm
@@ -31,9 +32,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole run on four warm ranks, without a scheduler and without a stop."""
+    """What the launchers start, on four warm ranks and without a scheduler."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    flags = ("--config", write_recipe(folder), *LAYOUT, "--save", folder / "run")
+    flags = ("--config", write_recipe(folder), *LAYOUT, *LAUNCHED, "--save", folder / "run")
     done = warm.run(SCRIPT, *flags, ranks=RANKS, environ=quiet_environment())
     assert done.code == 0, done.output
     return folder / "run"

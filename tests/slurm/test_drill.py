@@ -8,7 +8,7 @@ from jobs import SubmittedJob, hold_at, submit
 
 from megalm.testing import warm
 from megalm.testing.processes import quiet_environment
-from megalm.testing.small_runs import LAYOUT, SCRIPT, STEPS, losses_in_order, write_recipe
+from megalm.testing.small_runs import LAYOUT, RANKS, SCRIPT, STEPS, losses_in_order, write_recipe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 HELD = ("--script", "tests/slurm/held_gpt.py", "--save-interval", "4")
@@ -16,7 +16,7 @@ HELD = ("--script", "tests/slurm/held_gpt.py", "--save-interval", "4")
 
 @pytest.mark.long
 def test_a_job_that_reaches_its_limit_is_preempted_and_loses_a_node_ends_with_the_losses_of_an_undisturbed_run(
-    cluster: Cluster, undisturbed: Path, tmp_path: Path
+    cluster: Cluster, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     hold_at(folder, 3)
@@ -53,7 +53,9 @@ def test_a_job_that_reaches_its_limit_is_preempted_and_loses_a_node_ends_with_th
     assert job.wait_for_end() == "COMPLETED", job.log
     cluster.start_node(nodes[2])
 
-    assert losses_in_order(folder) == losses_in_order(undisturbed), "bit-equal"
+    flags = ("--config", write_recipe(tmp_path), *LAYOUT, "--save", tmp_path / "undisturbed")
+    assert warm.run(SCRIPT, *flags, ranks=RANKS, environ=quiet_environment()).code == 0
+    assert losses_in_order(folder) == losses_in_order(tmp_path / "undisturbed"), "bit-equal"
     assert len(losses_in_order(folder)) == STEPS
     assert "start 3 (SLURM_RESTART_COUNT), checkpoint step_16" in job.log
     assert job.field("ExitCode") == "0:0"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from jobs import SubmittedJob, run_on, submit
+from jobs import LAUNCHED, SubmittedJob, run_on, submit
 from nodes import Nodes
 
 from megalm.testing.processes import Finished, quiet_environment, run
@@ -20,7 +20,7 @@ RANKS = "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: 
 @pytest.fixture
 def flags(tmp_path: Path) -> list[str]:
     """The training flags of the undisturbed run, in a folder of their own."""
-    return ["--config", str(write_recipe(tmp_path)), *LAYOUT, "--save", str(tmp_path / "run")]
+    return ["--config", str(write_recipe(tmp_path)), *LAYOUT, *LAUNCHED, "--save", str(tmp_path / "run")]
 
 
 def test_deepspeed_with_a_hostfile_of_two_nodes(
@@ -80,7 +80,7 @@ def test_batch_scripts_end_with_the_code_of_the_first_rank_that_fails(
 
 
 def test_one_process(undisturbed: Path, tmp_path: Path) -> None:
-    flags = ["--config", str(write_recipe(tmp_path)), "--save", str(tmp_path / "run")]
+    flags = ["--config", str(write_recipe(tmp_path)), *LAUNCHED, "--save", str(tmp_path / "run")]
     done = run(sys.executable, "-m", "megalm.cli", "submit", "--launcher", "local", *flags, environ=quiet_environment())
     assert done.code == 0, done.output
     assert losses_in_order(tmp_path / "run") == pytest.approx(losses_in_order(undisturbed), rel=1e-5)

@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ NVCC_FLAGS = (
     *("-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=[sm_90,compute_90]"),
 )
 """Code for A100 and H100 (and their minor versions), and PTX that the driver compiles for what came later."""
+_TORCH = Path(torch.__file__).parent
 _NVCC_PLACES = ("nvcc", "/usr/local/cuda/bin/nvcc")
 
 
@@ -66,8 +68,9 @@ class Toolchain:
             *_version(self.cxx),
             *(_version(self.nvcc) if self.nvcc else ()),
         ]
-        # sources count by what they say, not by where the checkout is
-        parts += [" ".join(command).replace(str(SOURCES), "csrc") for command in self._commands(Path("out"))]
+        # sources and torch count by what they say, not by where they are
+        for command in self._commands(Path("out")):
+            parts.append(" ".join(command).replace(str(SOURCES), "csrc").replace(str(_TORCH), "torch"))
         digest = hashlib.sha256("\n".join(parts).encode())
         for path in sorted(SOURCES.iterdir()):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -87,26 +90,29 @@ class Toolchain:
 
     def _commands(self, folder: Path) -> list[list[str]]:
         """One command per object file, then the link; longest first, so that the cores end together."""
-        torch_root = Path(torch.__file__).parent
-        include = ["-isystem", str(torch_root / "include")]
+        include = ["-isystem", str(_TORCH / "include")]
         commands: list[list[str]] = []
 
         def add(compiler: list[str], source: Path, label: str) -> None:
             commands.append([*compiler, "-c", str(source), "-o", str(folder / f"{source.stem}.{label}.o")])
 
+        def included(sources: Sequence[Path]) -> list[str]:
+            return [word for source in sources for word in ("-include", str(source))]
+
         if self.nvcc:
             for source in sorted(SOURCES.glob("*_cuda.cu")):
                 add([self.nvcc, *NVCC_FLAGS, "-ccbin", self.cxx], source, "device")
         # the bindings of all operators are one object: torch's headers take longer to read than they do
-        for source in sorted(SOURCES.glob("*_bindings.cpp")):
-            include += ["-include", str(source)]
+        include += included(sorted(SOURCES.glob("*_bindings.cpp")))
         with_cuda = ["-DMEGALM_WITH_CUDA"] if self.nvcc else []
         add([self.cxx, *_FLAGS, *_QUIET, *with_cuda, *include], SOURCES / "library.cpp", "any")
-        for label, flags in self._instruction_sets().items():
-            for source in sorted(SOURCES.glob("*_cpu.cpp")):
-                add([self.cxx, *_FLAGS, *_QUIET, *flags, f"-DMEGALM_ISA={label}"], source, label)
+        # so are, for each instruction set, the kernels: half the time goes into the compiler's own vector headers
+        kernels = sorted(SOURCES.glob("*_cpu.cpp"))
+        for label, flags in reversed(self._instruction_sets().items() if kernels else ()):
+            isa = [*flags, f"-DMEGALM_ISA={label}"]
+            add([self.cxx, *_FLAGS, *_QUIET, *isa, *included(kernels[:-1])], kernels[-1], label)
         objects = [command[-1] for command in commands]
-        libraries = [f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"]
+        libraries = [f"-L{_TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
         # nvcc links its run time statically: the library loads on machines without a GPU too
         linker = [self.nvcc, "-ccbin", self.cxx] if self.nvcc else [self.cxx]
         commands.append([*linker, "-shared", *objects, *libraries, "-o", str(folder / "libmegalm.so")])

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,8 @@ def takes_varlen(q_BTHC: Tensor, dropout: float) -> bool:
 
 
 def _attend_at_once(q_MHC: Tensor, k_MGC: Tensor, v_MGC: Tensor, documents: Documents) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # it loads torch's compiler, for seconds
+
     starts, longest = documents.cu_seqlens, max(documents.lengths)
     grouped = q_MHC.shape[1] != k_MGC.shape[1]
     y_MHC = varlen_attn(q_MHC, k_MGC, v_MGC, starts, starts, longest, longest, window_size=(-1, 0), enable_gqa=grouped)

@@ -7,7 +7,16 @@ from megalm.kernels.backend import REFERENCE, Kernels
 from megalm.models.blocks.dropout import Dropout
 
 
-class TokenEmbedding(nn.Embedding):
+class EmbeddingTable(nn.Embedding):
+    """Rows by number, without torch's initial values on the meta device: their draw there loads torch's compiler."""
+
+    def reset_parameters(self) -> None:
+        """Torch's initial values, where there is memory for them; a run draws its own (see materialize.py)."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class TokenEmbedding(EmbeddingTable):
     """Rows of a table by token id."""
 
     def __init__(self, rows: int, width: int) -> None:
@@ -36,7 +45,7 @@ class Embedding(nn.Module):
             length = config.max_position_embeddings
             assert length is not None, "max_position_embeddings is filled from seq_length before the model is built"
             rows = length + config.position_embedding_offset
-            self.positions: nn.Embedding | None = nn.Embedding(rows, config.hidden_size)
+            self.positions: EmbeddingTable | None = EmbeddingTable(rows, config.hidden_size)
         else:
             self.positions = None
         self.position_offset = config.position_embedding_offset

@@ -1,4 +1,4 @@
-"""Which layers stand in which pipeline stage. Pure arithmetic on integers.
+"""Which layers stand in which pipeline stage, and which stages on which rank. Pure arithmetic on integers.
 
 A stage is a run of consecutive layers; the first also holds the embedding, the last the output head. A rank holds one
 stage, or several of them as its chunks.
@@ -6,6 +6,8 @@ stage, or several of them as its chunks.
 
 from collections.abc import Sequence
 
+from megalm.config.parallel import PipelineSchedule
+from megalm.config.rules.pipeline import SCHEDULES
 from megalm.models.contract import PartCosts
 
 
@@ -29,3 +31,14 @@ def layer_ranges(counts: Sequence[int]) -> list[range]:
     """Numbers of layers, stage by stage, as the layers themselves."""
     stops = [sum(counts[: stage + 1]) for stage in range(len(counts))]
     return [range(stop - count, stop) for stop, count in zip(stops, counts, strict=True)]
+
+
+def stages_of_rank(name: PipelineSchedule, rank: int, num_ranks: int, num_stages: int) -> list[int]:
+    """The stages that pipeline rank `rank` holds, in the order of the model."""
+    return [stage for stage in range(num_stages) if rank_of_stage(name, stage, num_ranks) == rank]
+
+
+def rank_of_stage(name: PipelineSchedule, stage: int, num_ranks: int) -> int:
+    """The pipeline rank that holds `stage`."""
+    turn, position = divmod(stage, num_ranks)
+    return num_ranks - 1 - position if SCHEDULES[name].v_shaped and turn % 2 else position

@@ -6,8 +6,7 @@ from megalm.config.model import ModelConfig
 from megalm.config.parallel import ParallelConfig, PipelineSchedule
 from megalm.config.rules.pipeline import layout_counts, num_stages, schedule_name
 from megalm.models.families import FAMILIES
-from megalm.parallel.pipeline.partition import balanced_layers, layer_ranges
-from megalm.parallel.pipeline.schedules import rank_of_stage, stages_of_rank
+from megalm.parallel.pipeline.partition import balanced_layers, layer_ranges, rank_of_stage, stages_of_rank
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,9 @@ from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Axis
 from megalm.models.contract import Batch, LanguageModel, Losses, OnLosses, Stream
 from megalm.models.dtypes import DTYPES
+from megalm.parallel.pipeline.partition import rank_of_stage
 from megalm.parallel.pipeline.plan import PipelinePlan
-from megalm.parallel.pipeline.schedules import build_schedule, rank_of_stage
+from megalm.parallel.pipeline.schedules import build_schedule
 from megalm.parallel.pipeline.stage import ModelStage, OnGradients, StageModule, StepInputs
 
 

@@ -1,4 +1,4 @@
-"""The pipeline schedules: which stages a rank holds, and torch's classes that order forward and backward passes.
+"""The pipeline schedules: torch's classes that order forward and backward passes; only running pipelines load them.
 
 Sources: GPipe (Huang et al. 2019, arXiv:1811.06965), 1F1B and interleaved 1F1B (Narayanan et al. 2021,
 arXiv:2104.04473), zero bubble and ZB-V (Qi et al. 2023, arXiv:2401.10241), DualPipeV (DeepSeek-AI 2024,
@@ -51,17 +51,6 @@ _CLASSES: dict[PipelineSchedule, Any] = {
     "zbv": ScheduleZBVZeroBubble,
     "dualpipev": ScheduleDualPipeV,
 }
-
-
-def stages_of_rank(name: PipelineSchedule, rank: int, num_ranks: int, num_stages: int) -> list[int]:
-    """The stages that pipeline rank `rank` holds, in the order of the model."""
-    return [stage for stage in range(num_stages) if rank_of_stage(name, stage, num_ranks) == rank]
-
-
-def rank_of_stage(name: PipelineSchedule, stage: int, num_ranks: int) -> int:
-    """The pipeline rank that holds `stage`."""
-    turn, position = divmod(stage, num_ranks)
-    return num_ranks - 1 - position if SCHEDULES[name].v_shaped and turn % 2 else position
 
 
 def build_schedule(
