@@ -78,7 +78,7 @@ class ByHead:
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Heads taken in turns."""
-        heads = [part.view(-1, self.head_dim, *part.shape[1:]) for part in parts]
+        heads = [part.reshape(-1, self.head_dim, *part.shape[1:]) for part in parts]
         return torch.stack(heads, dim=1).flatten(0, 2)
 
     def read(self, source: Source, number: int, shapes: Sequence[Shape], index: Index) -> Tensor:
@@ -86,7 +86,7 @@ class ByHead:
         rows, width, parts = index[0], self.head_dim, len(shapes)
         first, last = rows.start // width, -(-rows.stop // width)
         stored = source((slice(first * parts * width, last * parts * width), *index[1:]))
-        own = stored.view(last - first, parts, width, *stored.shape[1:])[:, number].flatten(0, 1)
+        own = stored.reshape(last - first, parts, width, *stored.shape[1:])[:, number].flatten(0, 1)
         return own[_moved(rows, -first * width)]
 
 

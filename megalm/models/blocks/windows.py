@@ -35,7 +35,7 @@ def windowed_attention(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, window: i
     B, T, _, C = q_BTHC.shape
     L = max(window, MIN_BLOCK)
     N = -(-T // L)
-    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, N * L - T)).view(B, N, L, -1, C) for x in (q_BTHC, k_BTGC, v_BTGC))
+    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, N * L - T)).reshape(B, N, L, -1, C) for x in (q_BTHC, k_BTGC, v_BTGC))
     k, v = (torch.cat((F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1], x), dim=2) for x in (k, v))
     visible = torch.ones(N, 1, L, 2 * L, dtype=torch.bool, device=q.device).tril(L).triu(L - window)
     visible[0, :, :, :L] = False  # before the first block there is nothing
@@ -58,5 +58,5 @@ def softcapped_attention(
     if visible is not None:
         scores = scores.masked_fill(~visible, float("-inf"))
     weights = F.dropout(scores.softmax(dim=-1, dtype=torch.float32), dropout).to(q_BTHC.dtype)
-    grouped = weights.view(B, G, H // G, T, -1)
+    grouped = weights.reshape(B, G, H // G, T, -1)
     return torch.einsum("bgrts,bsgc->btgrc", grouped, v_BSGC).reshape(B, T, H, C)
