@@ -31,13 +31,13 @@ def evaluate(run: Run, sets: dict[str, SampleDataset], name: str) -> None:
 
 def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.Tensor:
     """This rank's sums and counts of losses over the first eval_iters batches of a dataset, or the `whole` of it."""
-    size = run.global_batch_size
+    micro_batch_size, size = run.config.eval_sizes(run.data.size)
     if whole or len(dataset) < run.config.training.eval_iters * size:
         dataset = Padded(dataset, size)
     samples = len(dataset) if whole else min(len(dataset), run.config.training.eval_iters * size)
     sums = torch.zeros(2, len(run.engine.runner.loss_weights), dtype=torch.float64, device=run.context.device)
     batches = run.data.batches(dataset, 0, samples, workers=0)
-    while parts := list(islice(batches, run.accumulation)):
+    while parts := list(islice(batches, size // (micro_batch_size * run.data.size))):
         sums += run.engine.eval_step([part.to(run.context.device) for part in parts])
     return sums
 

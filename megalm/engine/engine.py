@@ -74,8 +74,18 @@ class Engine:
         """From now on training steps also give the loss of each dataset."""
         self.num_datasets = num_datasets
 
-    def train_step(self, batches: Sequence[Batch], learning_rate: float) -> StepResult:
-        """One optimizer step over this rank's micro-batches of the global batch.
+    def train_step(
+        self,
+        batches: Sequence[Batch],
+        learning_rate: float,
+        *,
+        decoupled_lr: float | None = None,
+        weight_decay: float | None = None,
+    ) -> StepResult:
+        """One optimizer step over this rank's micro-batches of the global batch, as many as it has.
+
+        `decoupled_lr` is the rate of the groups that have one of their own, `weight_decay` that of the groups that
+        decay; None: as the others, and as built.
 
         Each loss is sum of losses / sum of counts over all ranks and micro-batches, not a mean of means.
 
@@ -84,7 +94,10 @@ class Engine:
         ds_engine, weights = self.ds_engine, self.runner.loss_weights
         ds_engine.train()
         for group in ds_engine.basic_optimizer.param_groups:
-            group["lr"] = learning_rate
+            own = group.get("decoupled", False) and decoupled_lr is not None
+            group["lr"] = decoupled_lr if own else learning_rate
+            if group.get("decays", False) and weight_decay is not None:
+                group["weight_decay"] = weight_decay
         loss_scale, copies = self.loss_scale, self.groups.weights.size
         counts = self._counts(batches)
         # DeepSpeed averages gradients over the ranks with the same weights; the sum over them is wanted
