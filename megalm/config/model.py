@@ -74,6 +74,9 @@ class ModelConfig(Section):
     """Dropout probability on embeddings and on each residual branch."""
     init_method_std: float = Field(0.02, gt=0.0)
     """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 x num_layers)."""
+    init_method_xavier_uniform: bool = False
+    """Initial weights are uniform within sqrt(6 / (inputs + outputs)) instead (Glorot and Bengio 2010); query, key and
+    value count as one matrix, and so do gate and up, as in Megatron."""
 
     @property
     def head_dim(self) -> int:

@@ -92,6 +92,9 @@ class TrainingConfig(Section):
     """Save and exit after this many minutes."""
     seed: Annotated[int, FixedOnResume()] = Field(1234, ge=0)
     """Seed of initial values, sample order and dropout."""
+    deterministic_mode: bool = False
+    """Only algorithms that give the same bits each time, on GPUs too, where others are faster; one that torch has in no
+    other form ends the run."""
 
 
 class OptimizerConfig(Section):

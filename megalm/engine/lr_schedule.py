@@ -36,7 +36,7 @@ def step_settings(position: float, config: OptimizerConfig, lengths: Lengths) ->
 def learning_rate(position: float, config: OptimizerConfig, lengths: Lengths) -> float:
     """Learning rate of the step that ends at sample `position` of the schedules."""
     warmup, end = lengths.warmup, lengths.decay.samples
-    if 0 < warmup and position <= warmup:
+    if warmup > 0 and position <= warmup:
         return config.lr_warmup_init + (config.lr - config.lr_warmup_init) * position / warmup
     if config.lr_decay_style == "constant":
         return config.lr

@@ -8,7 +8,6 @@ from megalm.config import RunConfig, check_layout, layout_problems, load_config
 from megalm.config.rules.layout import nearest_multiples
 from megalm.errors import LayoutError
 
-
 IN_SAMPLES = "--train-iters none --train-samples 200 --global-batch-size 16 "
 
 
@@ -17,7 +16,10 @@ IN_SAMPLES = "--train-iters none --train-samples 200 --global-batch-size 16 "
     [
         ("--max-position-embeddings 16", "seq_length=32 must not exceed max_position_embeddings=16"),
         ("--train-samples 80", "train_iters=10 and train_samples=80 both say how long the run is"),
-        ("--train-iters none", "the length of the run is missing; give --train-iters, --train-samples or --train-tokens"),
+        (
+            "--train-iters none",
+            "the length of the run is missing; give --train-iters, --train-samples or --train-tokens",
+        ),
         ("--min-lr 1", "min_lr=1.0 must not exceed lr=0.001"),
         ("--lr-warmup-init 1", "lr_warmup_init=1.0 must not exceed lr=0.001"),
         ("--lr-warmup-iters 3 --lr-warmup-fraction 0.1", "both say how long the warmup is"),
@@ -68,9 +70,9 @@ IN_SAMPLES = "--train-iters none --train-samples 200 --global-batch-size 16 "
             IN_SAMPLES + "--rampup-batch-size 4 4 100 --gradient-accumulation-steps 2",
             "gradient_accumulation_steps=2 cannot be kept where rampup_batch_size changes the batch",
         ),
-        (IN_SAMPLES + '--step-batch-size-schedule 0:8,1K:12', "ends with 12 samples a step, but global_batch_size=16"),
-        (IN_SAMPLES + '--step-batch-size-schedule 8', "must be TOKENS:SAMPLES"),
-        (IN_SAMPLES + '--step-batch-size-schedule 1K:16', "must begin with the size of the first steps"),
+        (IN_SAMPLES + "--step-batch-size-schedule 0:8,1K:12", "ends with 12 samples a step, but global_batch_size=16"),
+        (IN_SAMPLES + "--step-batch-size-schedule 8", "must be TOKENS:SAMPLES"),
+        (IN_SAMPLES + "--step-batch-size-schedule 1K:16", "must begin with the size of the first steps"),
         ("--lr-wsd-decay-iters 2", "lr_wsd_decay_iters=2 needs lr_decay_style=WSD, not linear"),
         (
             "--lr-decay-style WSD --lr-wsd-decay-iters 8 --lr-warmup-iters 3",
@@ -158,7 +160,11 @@ def test_accumulation_that_contradicts_the_batch_is_an_error(load):
     ("flags", "ranks", "expected"),
     [
         ("--train-samples 7", 2, "train_samples=7 is less than the 8 samples of one step"),
-        ("--train-samples 32 --lr-warmup-iters 4", 3, r"lr_warmup_iters=4 \(48 samples\) must not exceed train_samples"),
+        (
+            "--train-samples 32 --lr-warmup-iters 4",
+            3,
+            r"lr_warmup_iters=4 \(48 samples\) must not exceed train_samples",
+        ),
         ("--train-samples 99 --global-batch-size 16 --rampup-batch-size 4 4 50", 2, "a step of 4 samples"),
         ("--train-samples 99 --eval-global-batch-size 12", 2, "eval_global_batch_size=12 = eval_micro_batch_size=4 x"),
     ],

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from megalm.config import load
 from megalm.config.merging.flags import build_parser
-from megalm.config.merging.names import IMPLIED, NO_EFFECT, RENAMED, UNSUPPORTED, VALUE_ALIASES, unsupported_text
+from megalm.config.merging.names import IMPLIED, RENAMED, UNSUPPORTED, VALUE_ALIASES, unsupported_text
+from megalm.config.merging.nothing import ANY, NEEDS, NO_EFFECT
 from megalm.config.merging.settings import SETTINGS
 
-# The flags in the argument parsers of Megatron-DeepSpeed and Megatron-LM (August 2026), one a line.
+# The flags in the argument parsers of Megatron-DeepSpeed and Megatron-LM (August 2026), those that Megatron generates
+# from the fields of its configuration classes among them, one a line.
 PEER_FLAGS = Path(__file__).with_name("peer_flags.txt").read_text().split()
 
 
@@ -20,12 +23,12 @@ def own_flags() -> set[str]:
 def test_every_flag_of_the_peers_is_accepted_or_explained():
     own = own_flags()
     names = {name.replace("_", "-") for name in PEER_FLAGS}
-    assert [name for name in sorted(names) if name not in own and unsupported_text(name) is None] == []
+    assert [name for name in sorted(names) if name.lower() not in own and unsupported_text(name) is None] == []
 
 
 def test_no_own_flag_is_called_unsupported():
     patterns = [pattern for names, _ in UNSUPPORTED for pattern in names.split()]
-    assert [flag for flag in own_flags() if any(fnmatchcase(flag, pattern) for pattern in patterns)] == []
+    assert [flag for flag in own_flags() - set(NO_EFFECT) if any(fnmatchcase(flag, pattern) for pattern in patterns)] == []
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,43 @@ def test_aliases_point_to_fields_and_their_values():
     for name, words in VALUE_ALIASES.items():
         for word, value in words.items():
             assert SETTINGS[name].convert(word.upper()) == value
+
+
+def test_what_asks_for_nothing_is_accepted_in_flags_and_recipes_alike(minimal, write):
+    for name, nothing in NO_EFFECT.items():
+        needs = ["--num-query-groups", "2"] if name in NEEDS else []
+        for value in nothing.values or ("true",):
+            word = "7" if value == ANY else value
+            flag = [f"--{name}", word] if nothing.values else [f"--{name}"]
+            assert [f"--{name} has no effect: {nothing.why}"] == load([*minimal, *needs, *flag]).notes
+            recipe = write("a.yaml", f"training:\n  {name.replace('-', '_')}: {word}\n")
+            found = load([*minimal, *needs, "--config", recipe]).notes
+            assert found == [f"{name.replace('-', '_')} (a.yaml:2) has no effect: {nothing.why}"]
+
+
+@pytest.mark.parametrize("key", ["data_impl: null", "use_flash_attn: false", "num_experts: 1"])
+def test_what_is_off_in_a_recipe_asks_for_nothing_too(minimal, write, key):
+    load([*minimal, "--config", write("a.yaml", f"{key}\nmodel:\n  {key}\n")])
+
+
+@pytest.mark.parametrize(
+    ("flags", "recipe", "expected"),
+    [
+        ("--num-experts 8", "num_experts: 8", "mixture-of-experts models are not available in this version"),
+        ("--data-impl lazy", "data_impl: lazy", "use infer or mmap, or drop it"),
+        ("--expert-model-parallel-size 2", "expert_model_parallel_size: 2", "use 1, or drop it"),
+        ("--ds-sequence-parallel-size 4", "ds_sequence_parallel_size: 4", "data parallelism with --zero-stage"),
+        ("--use-mup", "use_mup: true", "maximal update parametrization is not available"),
+        ("--zero-stage 0 --use-distributed-optimizer", None, "--use-distributed-optimizer needs zero_stage >= 1, not 0"),
+        (None, "use_flash_attn: 3", "use true, or drop it"),
+        ("--data-impl", None, "--data-impl needs a value: --data-impl infer or mmap"),
+    ],
+)
+def test_what_asks_for_something_else_is_refused_in_both(problem, write, flags, recipe, expected):
+    if flags:
+        assert expected in problem(flags)
+    if recipe:
+        assert expected in problem("--config", write("a.yaml", f"training:\n  {recipe}\n"))
 
 
 def test_flags_without_effect_are_no_fields():

@@ -61,9 +61,9 @@ def test_empty_recipe_and_empty_section_are_fine(load, write):
             "position_embedding_type: rope under model:",
         ),
         (
-            "rampup_batch_size: [1, 2, 3]\n",
-            "a.yaml:1: --rampup-batch-size is known in Megatron(-DeepSpeed) but not supported here; the batch size is "
-            "constant in this version; use --global-batch-size",
+            "head_lr_mult: 2\n",
+            "a.yaml:1: --head-lr-mult is known in Megatron(-DeepSpeed) but not supported here; use --decoupled-lr, the "
+            "rate of token embedding and head",
         ),
         ("model: 3\n", "a.yaml:1: model=3 must be a block of settings, one a line"),
         ("- model\n", "a.yaml: a recipe is a mapping of sections (model, batch, "),

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megalm.config.merging.names import IMPLIED, NEEDS, NO_EFFECT, RENAMED, unsupported_text
+from megalm.config.merging.names import IMPLIED, RENAMED, unsupported_text
+from megalm.config.merging.nothing import ANY, NO_EFFECT
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given, Setting
 from megalm.config.merging.suggest import did_you_mean
 
@@ -24,7 +25,7 @@ class Flags:
     print_config: bool = False
     notes: list[str] = field(default_factory=list)
     needs: list[str] = field(default_factory=list)
-    """Fields that a flag without effect relies on."""
+    """Flags without effect that may rely on a field (`NEEDS`)."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -63,12 +64,14 @@ class _NoEffect(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
         assert option is not None, "every setting is a flag"
-        allowed, reason = NO_EFFECT[self.dest]
-        if allowed and values not in allowed:
-            namespace.problems.append(f"{option} {values} is not supported here: {reason}; use {' or '.join(allowed)}")
+        nothing = NO_EFFECT[self.dest]
+        if nothing.values and values is None:
+            namespace.problems.append(f"{option} needs a value: {option} {' or '.join(nothing.values)}")
+        elif nothing.values and not nothing.allows(values):
+            namespace.problems.append(nothing.problem(option, values))
         else:
-            namespace.notes.append(f"{option} has no effect: {reason}")
-            namespace.needs += [NEEDS[self.dest]] if self.dest in NEEDS else []
+            namespace.notes.append(f"{option} has no effect: {nothing.why}")
+            namespace.needs.append(self.dest)
 
 
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -95,10 +98,11 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
             if setting.section == section:
                 _add_setting(group, setting)
     other = parser.add_argument_group("accepted, without effect", "What these ask for is always so.")
-    for name, (allowed, reason) in NO_EFFECT.items():
-        metavar = "{" + ",".join(allowed) + "}"
-        kwargs: dict[str, Any] = {"nargs": "?", "metavar": metavar} if allowed else {"nargs": 0}
-        other.add_argument("--" + name, action=_NoEffect, dest=name, default=argparse.SUPPRESS, help=reason, **kwargs)
+    for name, nothing in NO_EFFECT.items():
+        metavar = "X" if ANY in nothing.values else "{" + ",".join(nothing.values) + "}"
+        kwargs: dict[str, Any] = {"nargs": "?", "metavar": metavar} if nothing.values else {"nargs": 0}
+        text = nothing.why
+        other.add_argument("--" + name, action=_NoEffect, dest=name, default=argparse.SUPPRESS, help=text, **kwargs)
     return parser
 
 

@@ -20,6 +20,7 @@ from megalm.config.deepspeed.read import (
 from megalm.config.deepspeed.write import DEFAULT_ZERO_STAGE
 from megalm.config.merging.dump import render_sources
 from megalm.config.merging.flags import Flags, build_parser, parse_flags
+from megalm.config.merging.nothing import NEEDS
 from megalm.config.merging.recipe import KeyPath, Recipe, read_recipe
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given
 from megalm.config.rules.run import run_problems
@@ -73,7 +74,7 @@ def load(argv: Sequence[str], prog: str | None = None) -> Loaded:
     if flags.print_config:
         sys.stdout.write(render_sources(config, sources))
         raise SystemExit(0)
-    return Loaded(config, sources, flags.notes)
+    return Loaded(config, sources, [note for notes in (flags, *recipes) for note in notes.notes])
 
 
 def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
@@ -87,9 +88,6 @@ def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
             lines = recipe.lines
     merge.given |= flags.given
     merge.given = {name: given for name, given in merge.given.items() if given.value is not None}
-    for name in flags.needs:
-        if name not in merge.given:
-            merge.problems.append(f"{name} is missing; give {SETTINGS[name].flag} {SETTINGS[name].metavar}")
     convert_all(merge)
     tell_tokenizer_vocab_size(merge.given)
     document = find_json(merge, lines)
@@ -97,7 +95,23 @@ def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
         join_json(merge, document)
     if "zero_stage" not in merge.given:
         merge.given["zero_stage"] = Given(DEFAULT_ZERO_STAGE, DEFAULT)
+    merge.problems += _unmet_needs([name for said in (flags, *recipes) for name in said.needs], merge.given)
     return merge
+
+
+def _unmet_needs(names: list[str], given: dict[str, Given]) -> list[str]:
+    """What is missing of the fields without which flags without effect would stand for something."""
+    problems = []
+    for name in dict.fromkeys(names):
+        if name not in NEEDS:
+            continue
+        field_name, least = NEEDS[name]
+        setting, value = SETTINGS[field_name], given.get(field_name, Given(None, DEFAULT)).value
+        if field_name not in given:
+            problems.append(f"{field_name} is missing; give {setting.flag} {setting.metavar}")
+        elif value is not None and value < least:
+            problems.append(f"--{name} needs {field_name} >= {least}, not {value}; drop one of them")
+    return problems
 
 
 def find_json(merge: Merge, recipe_lines: dict[KeyPath, int]) -> DeepSpeedJson | None:

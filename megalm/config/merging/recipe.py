@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from megalm.config.merging.names import IMPLIED, RENAMED, unsupported_text
+from megalm.config.merging.nothing import NO_EFFECT
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given
 from megalm.config.merging.suggest import did_you_mean
 from megalm.shipped import shipped_hint
@@ -38,6 +39,9 @@ class Recipe:
     given: dict[str, Given] = field(default_factory=dict)
     lines: dict[KeyPath, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)
+    """Names without effect that may rely on a field (`nothing.NEEDS`)."""
 
 
 def read_recipe(path: str) -> Recipe:
@@ -46,6 +50,8 @@ def read_recipe(path: str) -> Recipe:
     data = _parse(path, recipe)
     for section, content in data.items():
         source = f"{path}:{recipe.lines.get((str(section),), 1)}"
+        if section not in SECTIONS and _asks_for_nothing(section, content, source, recipe):
+            continue
         if section not in SECTIONS:
             recipe.problems.append(f"{source}: {_unknown_top_level(str(section))}")
         elif content is None:
@@ -61,10 +67,26 @@ def _read_section(path: str, section: str, content: dict[Any, Any], recipe: Reci
     for key, value in content.items():
         source = f"{path}:{recipe.lines.get((section, str(key)), 1)}"
         setting = SETTINGS.get(key)
+        if setting is None and _asks_for_nothing(key, value, source, recipe):
+            continue
         if setting is None or setting.section != section:
             recipe.problems.append(f"{source}: {_unknown_in_section(str(key), section)}")
         else:
             recipe.given[key] = Given(value, source)
+
+
+def _asks_for_nothing(key: Any, value: Any, source: str, recipe: Recipe) -> bool:
+    """Whether a key is a peer's flag without effect; the recipe notes it, or why its value is wrong."""
+    name = str(key).replace("_", "-")
+    nothing = NO_EFFECT.get(name)
+    if nothing is None:
+        return False
+    if not nothing.allows(value):
+        recipe.problems.append(f"{source}: {nothing.problem(str(key), value)}")
+    elif value not in (None, False):
+        recipe.notes.append(f"{key} ({source}) has no effect: {nothing.why}")
+        recipe.needs.append(name)
+    return True
 
 
 def _parse(path: str, recipe: Recipe) -> dict[Any, Any]:
