@@ -23,6 +23,10 @@ _COMMANDS = {
     "merge": ("megalm.data.tools.merge", "join indexed datasets into one"),
     "split": ("megalm.data.tools.split", "cut an indexed dataset into several"),
     "generate": ("megalm.commands.generate", "continue a prompt with a trained model"),
+    "translate": (
+        "megalm.commands.translate",
+        "turn a shell script of Megatron or YAML of GPT-NeoX into a recipe, and say what became of each setting",
+    ),
     "plan": ("megalm.planner.command", "say what a run needs: memory, communication, pipeline bubble; starts nothing"),
     "kernels": ("megalm.kernels.building.command", "build the fused kernels, or say what a run would use"),
     "shipped": (

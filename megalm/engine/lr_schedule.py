@@ -56,7 +56,8 @@ def weight_decay(position: float, config: OptimizerConfig, lengths: Lengths) -> 
     if config.weight_decay_incr_style == "constant":
         return config.weight_decay
     start, end = config.start_weight_decay, config.end_weight_decay
-    assert start is not None and end is not None, "checked: a style needs both"
+    assert start is not None, "checked: a style needs a start"
+    assert end is not None, "checked: a style needs an end"
     progress = min(1.0, position / lengths.total.samples)
     share = progress if config.weight_decay_incr_style == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
     return start + share * (end - start)

@@ -28,7 +28,9 @@ def test_every_flag_of_the_peers_is_accepted_or_explained():
 
 def test_no_own_flag_is_called_unsupported():
     patterns = [pattern for names, _ in UNSUPPORTED for pattern in names.split()]
-    assert [flag for flag in own_flags() - set(NO_EFFECT) if any(fnmatchcase(flag, pattern) for pattern in patterns)] == []
+    assert [
+        flag for flag in own_flags() - set(NO_EFFECT) if any(fnmatchcase(flag, pattern) for pattern in patterns)
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,11 @@ def test_what_is_off_in_a_recipe_asks_for_nothing_too(minimal, write, key):
         ("--expert-model-parallel-size 2", "expert_model_parallel_size: 2", "use 1, or drop it"),
         ("--ds-sequence-parallel-size 4", "ds_sequence_parallel_size: 4", "data parallelism with --zero-stage"),
         ("--use-mup", "use_mup: true", "maximal update parametrization is not available"),
-        ("--zero-stage 0 --use-distributed-optimizer", None, "--use-distributed-optimizer needs zero_stage >= 1, not 0"),
+        (
+            "--zero-stage 0 --use-distributed-optimizer",
+            None,
+            "--use-distributed-optimizer needs zero_stage >= 1, not 0",
+        ),
         (None, "use_flash_attn: 3", "use true, or drop it"),
         ("--data-impl", None, "--data-impl needs a value: --data-impl infer or mmap"),
     ],

@@ -107,9 +107,12 @@ def _unmet_needs(names: list[str], given: dict[str, Given]) -> list[str]:
             continue
         field_name, least = NEEDS[name]
         setting, value = SETTINGS[field_name], given.get(field_name, Given(None, DEFAULT)).value
+        wanted = " or ".join(least) if isinstance(least, tuple) else setting.metavar
         if field_name not in given:
-            problems.append(f"{field_name} is missing; give {setting.flag} {setting.metavar}")
-        elif value is not None and value < least:
+            problems.append(f"{field_name} is missing; give {setting.flag} {wanted}")
+        elif isinstance(least, tuple) and value is not None and value not in least:
+            problems.append(f"--{name} needs {field_name}={wanted}, not {value}; drop one of them")
+        elif isinstance(least, int) and value is not None and value < least:
             problems.append(f"--{name} needs {field_name} >= {least}, not {value}; drop one of them")
     return problems
 

@@ -20,7 +20,6 @@ RENAMED = {
 
 IMPLIED: dict[str, tuple[str, str]] = {
     "use-rotary-position-embeddings": ("position_embedding_type", "rope"),
-    "no-position-embedding": ("position_embedding_type", "none"),
     "accumulate-allreduce-grads-in-fp32": ("grad_accum_dtype", "fp32"),
     "grad-reduce-in-bf16": ("grad_accum_dtype", "model"),
     "recompute-activations": ("recompute_granularity", "selective"),
@@ -40,8 +39,8 @@ VALUE_ALIASES = {
 
 _MOE = "mixture-of-experts models are not available in this version; train a dense model"
 _RECOMPUTE = (
-    "a layer's saved input stays whole on its device, and nothing is offloaded; use --recompute-granularity full, with --recompute-num-layers N "
-    "to save fewer inputs"
+    "a layer's saved input stays whole on its device, and nothing is offloaded; use --recompute-granularity full, with "
+    "--recompute-num-layers N to save fewer inputs"
 )
 _LENGTH = "give the length of runs in --train-iters or --train-samples and of schedules in -iters"
 _KERNELS = "megalm chooses kernels when the model is built, by --kernels-backend; remove the flag"
@@ -85,8 +84,8 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("use-grouped-gemm-for-dense-mlp use-kitchen-attention use-te-activation-func", _KERNELS),
     ("use-transformer-engine-op-fuser disable-bf16-reduced-precision-matmul", _KERNELS),
     ("no-clone-scatter-output-in-embedding disable-clone-scatter-output-in-embedding", _KERNELS),
-    ("activation-offload-fraction cpu-offloading-* delta-offload-* fine-grained-* min-offloaded-tensor-size", _RECOMPUTE),
-    ("offload-modules delay-offload-until-cuda-graph", _RECOMPUTE),
+    ("activation-offload-fraction cpu-offloading-* delta-offload-* fine-grained-*", _RECOMPUTE),
+    ("min-offloaded-tensor-size offload-modules delay-offload-until-cuda-graph", _RECOMPUTE),
     ("no-async-tensor-model-parallel-allreduce mla-down-proj-fusion onnx-safe *cuda-graph*", _KERNELS),
     ("transformer-impl-* te-* kitchen-* enable-experimental spec no-gradient-reduce-div-fusion", _KERNELS),
     ("zero-reduce-* zero-allgather-* zero-contigious-gradients remote-device use-pin-memory", _ZERO),
@@ -101,7 +100,8 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("gtp-* disable-symmetric-registration suggested-communication-unit-size keep-fp8-transpose-cache", _FSDP),
     ("ds-sequence-parallel-* force-ds-sequence-parallel cp-comm-type", _PARALLEL),
     ("hierarchical-context-parallel-sizes tp-comm-overlap* use-tp-pp-dp-mapping", _PARALLEL),
-    ("hybrid-context-parallel max-seqlen-per-dp-cp-rank tensor-parallel-num-weight-shards symmetric-ar-type", _PARALLEL),
+    ("hybrid-context-parallel max-seqlen-per-dp-cp-rank symmetric-ar-type", _PARALLEL),
+    ("tensor-parallel-num-weight-shards", _PARALLEL),
     ("no-tp-comm-* disable-tp-comm-* tp-comm-bootstrap-backend", _PARALLEL),
     ("pipeline-model-parallel-split-rank pipeline-model-parallel-layout *-pipeline-num-layers", _STAGES),
     ("account-for-*-in-pipeline-split standalone-embedding-stage defer-embedding-*", _STAGES),
@@ -142,7 +142,7 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("tokenizer-metadata tokenizer-special-tokens tokenizer-*-options tiktoken-special-tokens",
      "special tokens come from the tokenizer's files; name its end of document with --eod-token"),
     ("null-tokenizer-*", "ids of the null tokenizer follow from --vocab-size; remove the flag"),
-    ("padded-vocab-size no-pad-vocab-size disable-pad-vocab-size", "use --make-vocab-size-divisible-by (1: no padding)"),
+    ("*pad-vocab-size padded-vocab-size", "use --make-vocab-size-divisible-by; 1 pads nothing"),
     ("chat-template", "no conversations are formatted; this program pre-trains"),
     ("no-tokenizer-* disable-tokenizer-* no-save-tokenizer-assets disable-save-tokenizer-assets",
      "give the tokenizer as one file: --tokenizer-model; the run knows it by its content"),
@@ -192,7 +192,9 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("straggler-* disable-straggler-on-startup log-device-memory-used log-memory-interval",
      "step times and memory are always logged; remove the flag"),
     ("logging-level config-logger-dir", "the log has one level and goes to the run folder; remove the flag"),
-    ("pytorch-profiler-collect-* record-shapes profile profile-* use-pytorch-profiler record-memory-history memory-snapshot-path nvtx-ranges",
+    ("pytorch-profiler-collect-* record-shapes profile profile-*",
+     "profiling is not available in this version; step times and memory are always logged"),
+    ("use-pytorch-profiler record-memory-history memory-snapshot-path nvtx-ranges",
      "profiling is not available in this version; step times and memory are always logged"),
     ("flash-decode mlp-chunks-for-* nccl-all-reduce-for-prefill", _INFERENCE),
     ("inference inference-* ds-inference max-tokens-to-oom output-logit-dtype num-speculative-tokens", _INFERENCE),

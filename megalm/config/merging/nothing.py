@@ -21,7 +21,7 @@ class Nothing:
 
     def allows(self, value: Any) -> bool:
         """Whether a value asks for nothing; a switch that is off does."""
-        if value is None or value is False:
+        if value is None or value is False:  # 0 is a value
             return True
         word = str(value).lower()
         return (value is True or word == "true") if not self.values else word in self.values or ANY in self.values
@@ -42,14 +42,15 @@ _ONE_RANK = "this form of parallelism is not available in this version; use data
 _KERNELS = "megalm chooses kernels when the model is built, by --kernels-backend"
 
 NO_EFFECT: dict[str, Nothing] = _table(
+    ("no-position-embedding", (), "--position-embedding-type rope and none have no table of positions"),
     ("group-query-attention", (), "--num-query-groups alone turns grouped-query attention on"),
     ("no-pipeline-parallel", (), "without pipeline stages the model is always a plain module"),
     ("no-query-key-layer-scaling", (), "megalm never scales attention scores by the layer number"),
     ("attention-softmax-in-fp32", (), "the attention softmax is always computed in fp32"),
     ("use-flash-attn use-flash-attn-v1 use-flash-attn-v2 use-flash-attn-triton", (),
      "attention always runs in a fused kernel where the device has one"),
-    ("attention-backend", ("auto", "flash", "fused"), "attention always runs in a fused kernel where the device has one",
-     _KERNELS),
+    ("attention-backend", ("auto", "flash", "fused"),
+     "attention always runs in a fused kernel where the device has one", _KERNELS),
     ("no-masked-softmax-fusion no-bias-gelu-fusion no-bias-swiglu-fusion no-bias-dropout-fusion no-rope-fusion", (),
      "there is no such kernel here to turn off; --kernels-backend reference turns megalm's own off"),
     ("no-gradient-accumulation-fusion no-persist-layer-norm", (),
@@ -97,8 +98,9 @@ NO_EFFECT: dict[str, Nothing] = _table(
 )  # fmt: skip
 """A flag that is accepted because what it asks for is always so."""
 
-NEEDS: dict[str, tuple[str, int]] = {
+NEEDS: dict[str, tuple[str, int | tuple[str, ...]]] = {
     "group-query-attention": ("num_query_groups", 1),
     "use-distributed-optimizer": ("zero_stage", 1),
+    "no-position-embedding": ("position_embedding_type", ("rope", "none")),
 }
-"""Flags without effect that stand for nothing unless this field is given, and at least so large."""
+"""Flags without effect that stand for nothing unless this field is given, and at least so large or one of these."""

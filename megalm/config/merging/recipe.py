@@ -83,7 +83,7 @@ def _asks_for_nothing(key: Any, value: Any, source: str, recipe: Recipe) -> bool
         return False
     if not nothing.allows(value):
         recipe.problems.append(f"{source}: {nothing.problem(str(key), value)}")
-    elif value not in (None, False):
+    elif value is not None and value is not False:  # 0 is a value
         recipe.notes.append(f"{key} ({source}) has no effect: {nothing.why}")
         recipe.needs.append(name)
     return True

@@ -25,7 +25,8 @@ def initial_value(name: str, shape: Shape, config: ModelConfig, seed: int) -> Te
     `name` and `shape` are those of the one-device model (for vocabulary tables: with padding, whose rows are zero; the
     other rows do not depend on the padding). Linear and embedding weights are normal with standard deviation
     init_method_std, output projections of attention and MLP with init_method_std / sqrt(2 x num_layers) (GPT-2, Radford
-    et al. 2019, section 2.3), or all of them as init_method_xavier_uniform says; norms start as the identity, biases at zero.
+    et al. 2019, section 2.3), or all of them are as init_method_xavier_uniform says; norms start as the identity,
+    biases at zero.
     Raises ConfigError where the table of rules has no rule, or more than one, for `name`.
     """
     rules = [rule for pattern, rule in _RULES if re.fullmatch(pattern, name)]
