@@ -9,6 +9,7 @@ import torch
 
 from megalm.data.samples.sample import SampleDataset
 from megalm.data.samples.source import Padded
+from megalm.errors import DataError
 from megalm.run import Run
 
 
@@ -44,7 +45,12 @@ def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.T
 
 def evaluated_losses(run: Run, sums: torch.Tensor, name: str, suffix: str = "") -> dict[str, float]:
     """What is reported of one evaluation, from every rank's sums and counts: the loss, and each that is part of it."""
-    losses = run.engine.mean_over_ranks(sums)
+    losses = run.engine.mean_over_ranks(sums)  # and `sums` is now that of all ranks
+    if not sums[1].any():
+        raise DataError(
+            f"no token of the {name} set{suffix.replace('/', ' ')} counts for the loss: all are masked; look at the "
+            "data, or drop --eod-mask-loss"
+        )
     loss = run.engine.total_loss(losses)
     row = {f"{name}_loss{suffix}": loss, f"{name}_ppl{suffix}": math.exp(min(loss, 20.0))}
     return row | named_losses(losses, f"{name}_", suffix)

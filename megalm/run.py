@@ -44,6 +44,8 @@ class Run:
     """When this start began, by the monotonic clock."""
     saved_step: int
     evaluated_step: int = -1
+    empty_steps: int | None = None
+    """Steps in a row in which no token counted; None before the first step of this start."""
 
     @cached_property
     def lengths(self) -> Lengths:

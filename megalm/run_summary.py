@@ -30,7 +30,7 @@ def describe_run(run: Run) -> str:
         ("schedule", _schedule(run)),
         ("data", _data(config, run.data)),
         ("kernels", _kernels(config, context)),
-        ("start", _start(run.progress, run.origin)),
+        ("start", _start(run.progress, run.origin, skip_train=config.training.skip_train)),
         ("run folder", config.checkpoint.save or "none: no checkpoint is written (--save DIR)"),
     ]
     return summary("megalm", rows)
@@ -121,7 +121,9 @@ def _data(config: RunConfig, data: RunData) -> str:
     return f"{source}{order}: {sizes}"
 
 
-def _start(progress: Progress, origin: Path | None) -> str:
+def _start(progress: Progress, origin: Path | None, *, skip_train: bool) -> str:
+    if origin is None and skip_train:
+        return "RANDOM WEIGHTS are evaluated: --skip-train trains nothing, and no checkpoint is loaded (--load)"
     if origin is None:
         return f"from scratch (seed-drawn weights), step {progress.step}"
     return f"from {origin}, step {progress.step}, sample {progress.consumed_samples}"

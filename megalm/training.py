@@ -15,7 +15,7 @@ from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.engine.engine import StepResult
 from megalm.engine.lr_schedule import StepSettings, step_settings
-from megalm.errors import NonFiniteError
+from megalm.errors import DataError, NonFiniteError
 from megalm.evaluation import evaluate, evaluate_at_end, named_losses, show_sample
 from megalm.monitor.throughput import peak_memory_bytes
 from megalm.resilience.signals import StopRequest
@@ -90,11 +90,27 @@ def step_once(run: Run, micro_batches: Iterator[Batch]) -> None:
     result = run.engine.train_step(parts, now.lr, decoupled_lr=now.decoupled_lr, weight_decay=now.weight_decay)
     progress.count(result.loss, result.skipped, samples)
     run.metric_logger.step(step_row(run, result, now, samples), samples * batch.seq_length, wait_s)
+    check_counts(run, result)
     if run.progress.bad_in_a_row >= MAX_BAD_STEPS and not run.config.precision.fp16:
         raise NonFiniteError(
             f"the gradients of the last {MAX_BAD_STEPS} steps were not finite (last good step: "
             f"{run.progress.step - MAX_BAD_STEPS}); lower --lr or look at the data of samples "
             f"{run.progress.consumed_samples - MAX_BAD_STEPS * samples} and on; checkpoints are untouched"
+        )
+
+
+def check_counts(run: Run, result: StepResult) -> None:
+    """Tokens count: a step without any has loss 0 and trains nothing.
+
+    Raises:
+        DataError: none did in the first step of this start, or in MAX_BAD_STEPS in a row.
+    """
+    first, run.empty_steps = run.empty_steps is None, run.empty_steps or 0
+    run.empty_steps = 0 if any(result.counts.values()) else run.empty_steps + 1
+    if run.empty_steps >= (1 if first else MAX_BAD_STEPS):
+        raise DataError(
+            f"no token of the samples up to {run.progress.consumed_samples} counts for the loss: all are masked; look "
+            "at the data, or drop --eod-mask-loss"
         )
 
 

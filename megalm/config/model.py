@@ -1,11 +1,14 @@
 """The shape of the Transformer: GPT-2 style and Llama style from the same fields."""
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from megalm.config.base import FixedOnResume, OpenChoice, Section
 
+MOST_LAYERS, WIDEST = 1 << 20, 1 << 30
+"""Beyond any model; the rules of a layout go through the divisors of such numbers."""
 PositionEmbedding = Literal["learned_absolute", "rope", "none"]
 Normalization = Literal["LayerNorm", "RMSNorm"]
 
@@ -17,17 +20,17 @@ class ModelConfig(Section):
 
     model_family: Annotated[str, OpenChoice(("gpt",))] = "gpt"
     """Family of the model: gpt (decoder-only, GPT-2 and Llama style)."""
-    num_layers: int = Field(ge=1)
+    num_layers: int = Field(ge=1, le=MOST_LAYERS)
     """Number of Transformer layers."""
-    hidden_size: int = Field(ge=1)
+    hidden_size: int = Field(ge=1, le=WIDEST)
     """Width of the residual stream."""
-    num_attention_heads: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1, le=WIDEST)
     """Number of query heads of each attention layer."""
-    num_query_groups: int | None = Field(None, ge=1)
+    num_query_groups: int | None = Field(None, ge=1, le=WIDEST)
     """Number of key/value heads (grouped-query attention; 1 is multi-query). Default: num_attention_heads."""
-    kv_channels: int | None = Field(None, ge=1)
+    kv_channels: int | None = Field(None, ge=1, le=WIDEST)
     """Width of one attention head. Default: hidden_size / num_attention_heads."""
-    ffn_hidden_size: int | None = Field(None, ge=1)
+    ffn_hidden_size: int | None = Field(None, ge=1, le=WIDEST)
     """Width of the MLP. Default: 4 x hidden_size; with --swiglu two thirds of it, rounded up to a multiple of 64."""
     max_position_embeddings: int | None = Field(None, ge=1)
     """Longest sequence that the positions cover. Default: seq_length."""
@@ -148,7 +151,13 @@ class ModelConfig(Section):
         return found
 
 
+def divisors_of(number: int) -> list[int]:
+    """All divisors, ascending."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return small + [number // d for d in reversed(small) if d * d != number]
+
+
 def _nearest_divisors(number: int, near: int) -> str:
     """The divisors of `number` next to `near`, as a readable list."""
-    divisors = sorted((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - near))[:4]
+    divisors = sorted(divisors_of(number), key=lambda d: abs(d - near))[:4]
     return " or ".join(str(d) for d in sorted(divisors))

@@ -19,7 +19,7 @@ class BatchConfig(Section):
     micro_batch_size: int | None = Field(None, ge=1)
     """Samples that one data-parallel rank takes through the model at once. Default: what follows from
     global_batch_size: a rank's whole share, under a pipeline the largest part that gives each stage a micro-batch."""
-    global_batch_size: int | None = Field(None, ge=1)
+    global_batch_size: int | None = Field(None, ge=1, le=1 << 40)
     """Samples of one optimizer step over all ranks. Default: micro_batch_size x gradient_accumulation_steps x
     data-parallel size."""
     gradient_accumulation_steps: int | None = Field(None, ge=1)

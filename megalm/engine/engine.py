@@ -152,7 +152,7 @@ class Engine:
         return sums.values[..., 0]
 
     def mean_over_ranks(self, sums: Tensor) -> dict[str, float]:
-        """Every loss from every rank's sum of `eval_step` results."""
+        """Every loss from every rank's sum of `eval_step` results; `sums` becomes that of all ranks."""
         totals, counts = self._sum_over_ranks(sums)
         return means(totals, dict(zip(self.runner.loss_weights, counts.tolist(), strict=True)))
 

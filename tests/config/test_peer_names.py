@@ -51,7 +51,7 @@ def test_aliases_point_to_fields_and_their_values():
 
 def test_what_asks_for_nothing_is_accepted_in_flags_and_recipes_alike(minimal, write):
     for name, nothing in NO_EFFECT.items():
-        needs = ["--num-query-groups", "2"] if name in NEEDS else []
+        needs = ["--num-query-groups", "2", "--position-embedding-type", "rope"] if name in NEEDS else []
         for value in nothing.values or ("true",):
             word = "7" if value == ANY else value
             flag = [f"--{name}", word] if nothing.values else [f"--{name}"]
@@ -73,6 +73,8 @@ def test_what_is_off_in_a_recipe_asks_for_nothing_too(minimal, write, key):
         ("--data-impl lazy", "data_impl: lazy", "use infer or mmap, or drop it"),
         ("--expert-model-parallel-size 2", "expert_model_parallel_size: 2", "use 1, or drop it"),
         ("--ds-sequence-parallel-size 4", "ds_sequence_parallel_size: 4", "data parallelism with --zero-stage"),
+        ("--no-position-embedding", None, "give --position-embedding-type rope or none"),
+        ("--no-position-embedding --position-embedding-type learned_absolute", None, "rope or none, not learned"),
         ("--use-mup", "use_mup: true", "maximal update parametrization is not available"),
         (
             "--zero-stage 0 --use-distributed-optimizer",
@@ -88,6 +90,12 @@ def test_what_asks_for_something_else_is_refused_in_both(problem, write, flags, 
         assert expected in problem(flags)
     if recipe:
         assert expected in problem("--config", write("a.yaml", f"training:\n  {recipe}\n"))
+
+
+def test_no_position_embedding_does_not_take_rotary_ones_away(minimal):
+    """Public Mixtral commands give both; Megatron keeps rope."""
+    flags = ["--position-embedding-type", "rope", "--no-position-embedding"]
+    assert load([*minimal, *flags]).config.model.position_embedding_type == "rope"
 
 
 def test_flags_without_effect_are_no_fields():

@@ -9,6 +9,7 @@ from megalm.config.merging.names import IMPLIED, RENAMED, unsupported_text
 from megalm.config.merging.nothing import ANY, NO_EFFECT
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given, Setting
 from megalm.config.merging.suggest import did_you_mean
+from megalm.config.merging.typography import typed
 
 _EPILOG = (
     "Order: defaults < recipes (--config, left to right) < flags. Flags may be spelled with - or _. "
@@ -115,6 +116,15 @@ def option_names(setting: Setting) -> tuple[list[str], list[str]]:
     return names, ["--" + opposite]
 
 
+def as_flags(name: str, value: str) -> tuple[str, ...]:
+    """The words that give a setting a value: --name value, or of a switch --name or --no-name."""
+    setting = SETTINGS.get(name.replace("-", "_"))
+    if setting is None or not setting.is_bool or value.lower() not in ("true", "false"):
+        return (f"--{name}", value)
+    positive, negative = option_names(setting)
+    return (positive[0] if value.lower() == "true" else negative[0],)
+
+
 def help_text(setting: Setting) -> str:
     """The help text with its default."""
     if setting.required:
@@ -146,8 +156,9 @@ def parse_flags(argv: Sequence[str], parser: argparse.ArgumentParser | None = No
     The last of several equal flags counts, so that a wrapper script can append its own. `--help` prints and exits.
     """
     parser = parser or build_parser()
-    start = argparse.Namespace(said=[], problems=[], notes=[], needs=[])
-    tokens = _without_values_of_switches([_dashes(token) for token in argv], parser, start.problems)
+    words, problems = typed(list(argv))
+    start = argparse.Namespace(said=[], problems=problems, notes=[], needs=[])
+    tokens = _without_values_of_switches([_dashes(word) for word in words], parser, start.problems)
     space, unknown = parser.parse_known_args(tokens, namespace=start)
     flags = Flags(print_config=space.print_config, notes=space.notes, needs=space.needs, problems=space.problems)
     flags.recipes = [file for file in space.config if file is not None]

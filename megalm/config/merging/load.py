@@ -22,7 +22,7 @@ from megalm.config.merging.dump import render_sources
 from megalm.config.merging.flags import Flags, build_parser, parse_flags
 from megalm.config.merging.nothing import NEEDS
 from megalm.config.merging.recipe import KeyPath, Recipe, read_recipe
-from megalm.config.merging.settings import SECTIONS, SETTINGS, Given
+from megalm.config.merging.settings import SECTIONS, SETTINGS, Given, shortened
 from megalm.config.rules.run import run_problems
 from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError
@@ -135,7 +135,7 @@ def convert_all(merge: Merge) -> None:
         try:
             merge.given[name] = Given(SETTINGS[name].convert(given.value), given.source)
         except ValueError as error:
-            merge.problems.append(f"{name}={given.value} ({given.source}) {error}")
+            merge.problems.append(f"{name}={shortened(given.value)} ({given.source}) {error}")
             merge.given[name] = Given(None, given.source)
 
 

@@ -16,12 +16,26 @@ from megalm.shipped import shipped_hint
 
 KeyPath = tuple[str, ...]
 
-# YAML 1.1 reads 3e-4 and 5e8 as text because they lack a point; everybody means numbers.
-_FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$")
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_NUMBERS = {
+    _INT: re.compile(r"^[-+]?\d(?:_?\d)*$"),
+    _FLOAT: re.compile(r"^[-+]?(?:(?:\d(?:_?\d)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\.inf|\.nan)$", re.IGNORECASE),
+}
+_LONGEST = 300
+"""Characters of a number; what is longer is text, which no setting takes for a number."""
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML without code, in which 3e-4 is a number."""
+    """YAML without code, in which numbers are those of flags: decimal, 010 is 10, 3e-4 is a number, 1:30 is text."""
+
+    def number(self, node: yaml.ScalarNode) -> int | float | str:
+        """A number in decimal."""
+        text = self.construct_scalar(node).replace("_", "")
+        if len(text) > _LONGEST:
+            return text
+        if node.tag == _INT:
+            return int(text)
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
 class RecipeDumper(yaml.SafeDumper):
@@ -29,7 +43,15 @@ class RecipeDumper(yaml.SafeDumper):
 
 
 for _class in (RecipeLoader, RecipeDumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+    # YAML 1.1's own rules read 010 as 8, 1:30 as 90 and 3e-4 as text
+    _class.yaml_implicit_resolvers = {
+        first: [(tag, rule) for tag, rule in rules if tag not in _NUMBERS]
+        for first, rules in _class.yaml_implicit_resolvers.items()
+    }
+    for _tag, _rule in _NUMBERS.items():
+        _class.add_implicit_resolver(_tag, _rule, list("-+0123456789."))
+for _tag in _NUMBERS:
+    RecipeLoader.add_constructor(_tag, RecipeLoader.number)
 
 
 @dataclass

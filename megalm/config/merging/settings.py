@@ -105,11 +105,16 @@ class Setting:
             raise ValueError(f"must be {self.metavar}, not true or false")
         if self.choices and isinstance(value, str):
             return self._choose(value)
+        if _is_too_long(value) or (isinstance(value, int) and abs(value) > LARGEST):
+            raise ValueError(f"must be {self.metavar} of at most {LARGEST}")
         try:
-            return self._adapter().validate_python(value)
+            found = self._adapter().validate_python(value)
         except ValidationError as error:
             texts = dict.fromkeys(_rule(e["msg"]) for e in error.errors())
             raise ValueError(" or ".join(texts)) from error
+        if isinstance(found, int) and abs(found) > LARGEST:
+            raise ValueError(f"must be at most {LARGEST}")
+        return found
 
     def _choose(self, word: str) -> str:
         word = VALUE_ALIASES.get(self.name, {}).get(word.lower(), word)
@@ -125,6 +130,21 @@ class Setting:
         for constraint in self.info.metadata:
             annotation = Annotated[annotation, constraint]
         return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+
+
+LARGEST = 2**63 - 1
+"""Of whole numbers."""
+
+
+def _is_too_long(value: Any) -> bool:
+    """Whether a text of digits is longer than any number that a setting takes."""
+    return isinstance(value, str) and len(value) > 300 and value.strip("+-_.").isdigit()
+
+
+def shortened(value: Any) -> str:
+    """A value as a message shows it."""
+    text = str(value) if not isinstance(value, int) or abs(value) <= LARGEST else f"{value:.6e}"
+    return text if len(text) <= 200 else f"{text[:40]}... ({len(text)} characters)"
 
 
 def _rule(message: str) -> str:

@@ -1,5 +1,6 @@
 """The micro-batch size of a run that gives none: it follows from the global batch, the ranks and the schedule."""
 
+from megalm.config.model import divisors_of
 from megalm.config.rules.pipeline import micro_batch_problems, num_stages
 from megalm.config.sections import RunConfig
 
@@ -24,7 +25,7 @@ def derived_micro_batch_size(config: RunConfig, data_parallel_size: int) -> int:
     if steps is not None:
         return max(1, share // steps)
     wanted = num_stages(parallel, layers) if parallel.pipeline_model_parallel_size > 1 else 1
-    counts = [count for count in range(1, share + 1) if share % count == 0]
+    counts = divisors_of(share)
     possible = [count for count in counts if not micro_batch_problems(parallel, layers, count)]
     enough = [count for count in possible if count >= wanted]
     return share // (enough[0] if enough else (possible or counts)[-1])

@@ -1,6 +1,7 @@
 """Rules of the layout: what ranks, layers, heads and batches must have so that the split comes out even."""
 
 from megalm.config.lengths import Lengths
+from megalm.config.model import divisors_of
 from megalm.config.rules.batch import derived_split_problems, with_micro_batch_size
 from megalm.config.rules.pipeline import micro_batch_problems, pipeline_problems
 from megalm.config.rules.schedule import phase_problems
@@ -99,7 +100,7 @@ def model_split(config: RunConfig) -> list[str]:
             f"use {_nearest(tp, valid)}"
         )
     if model.ffn_size % tp:
-        sizes = [size for size in range(1, model.ffn_size + 1) if model.ffn_size % size == 0]
+        sizes = divisors_of(model.ffn_size)
         found.append(
             f"tensor_model_parallel_size={tp} must divide ffn_hidden_size={model.ffn_size}; use {_nearest(tp, sizes)}, "
             f"or --ffn-hidden-size {nearest_multiples(model.ffn_size, tp)}"
@@ -165,7 +166,7 @@ def _axes_that_fit(config: RunConfig, world_size: int) -> str:
 def _tensor_parallel_sizes(config: RunConfig) -> list[int]:
     """The numbers of ranks over which the heads can be spread."""
     heads, kv_heads = config.model.num_attention_heads, config.model.num_kv_heads
-    return [size for size in range(1, heads + 1) if heads % size == 0 and _share_heads(kv_heads, size)]
+    return [size for size in divisors_of(heads) if _share_heads(kv_heads, size)]
 
 
 def _share_heads(kv_heads: int, ranks: int) -> bool:
