@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+MOST_SIZES = 10_000
+"""Different batch sizes of a run."""
 _SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -67,6 +69,8 @@ def read_step_schedule(text: str, seq_length: int) -> BatchSchedule:
             raise ValueError(f'"{entry}" must be TOKENS:SAMPLES')
         stages.append((_number(threshold) // seq_length, _number(size)))
     stages.sort()
+    if len(stages) > MOST_SIZES:
+        raise ValueError(f"has more than {MOST_SIZES} sizes")
     if not stages or stages[0][0] != 0:
         raise ValueError("must begin with the size of the first steps, as 0:256")
     if any(first == second for (first, _), (second, _) in pairwise(stages)):

@@ -93,6 +93,7 @@ class Engine:
         """
         ds_engine, weights = self.ds_engine, self.runner.loss_weights
         ds_engine.train()
+        self._accumulate(len(batches))
         for group in ds_engine.basic_optimizer.param_groups:
             own = group.get("decoupled", False) and decoupled_lr is not None
             group["lr"] = decoupled_lr if own else learning_rate
@@ -117,6 +118,16 @@ class Engine:
             skipped=not ds_engine.was_step_applied(),
             dataset_losses=dataset_losses(totals[..., 1:], weights),
         )
+
+    def _accumulate(self, micro_batches: int) -> None:
+        """Tell DeepSpeed of how many micro-batches this step is; with offload its optimizer goes by it as well."""
+        ds_engine = self.ds_engine
+        if micro_batches == ds_engine.gradient_accumulation_steps():
+            return
+        micro_batch_size = ds_engine.train_micro_batch_size_per_gpu()
+        ds_engine.set_train_batch_size(micro_batches * micro_batch_size * ds_engine.dp_world_size)
+        if self.zero_stage > 0:
+            ds_engine.optimizer.gradient_accumulation_steps = micro_batches
 
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float]:
         """The denominator of each loss, over this rank's micro-batches and all data-parallel ranks."""

@@ -3,7 +3,7 @@
 All of them look at samples. Where the global batch size follows from the number of ranks, they are asked again with it.
 """
 
-from megalm.config.batch_schedule import read_step_schedule
+from megalm.config.batch_schedule import MOST_SIZES, read_step_schedule
 from megalm.config.lengths import Length, Lengths
 from megalm.config.sections import RunConfig
 
@@ -13,8 +13,6 @@ STEMS = {
     "lr_warmup": "the warmup",
     "lr_wsd_decay": "the last phase of WSD",
 }
-MOST_SIZES = 10_000
-"""Different batch sizes of a run."""
 
 
 def run_length(config: RunConfig) -> list[str]:
