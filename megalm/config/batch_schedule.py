@@ -22,6 +22,8 @@ class BatchSchedule:
         --rampup-batch-size): start + increment x floor(consumed x increments / samples).
         """
         count = (end - start) // increment
+        if count < 1:
+            return cls(((0, end),))
         found = {-(-number * samples // count): start + number * increment for number in range(count + 1)}
         return cls(tuple(found.items()))
 

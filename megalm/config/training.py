@@ -54,8 +54,9 @@ class BatchConfig(Section):
         if self.step_batch_size_schedule is not None:
             return read_step_schedule(self.step_batch_size_schedule, self.seq_length)
         end = self.global_size(data_parallel_size)
-        if self.rampup_batch_size is not None and self.rampup_batch_size[0] < end:
-            return BatchSchedule.ramp(*self.rampup_batch_size, end)
+        if self.rampup_batch_size is not None:
+            start, increment, samples = self.rampup_batch_size
+            return BatchSchedule.ramp(start, increment, samples, end)
         return BatchSchedule(((0, end),))
 
 
