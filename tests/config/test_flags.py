@@ -144,8 +144,9 @@ def test_pasted_characters_are_named(minimal, word, expected):
     assert [problem.endswith(expected) for problem in caught.value.problems] == [True]
 
 
-def test_pasted_characters_in_values_are_the_users(load):
-    assert load_config([*minimal, "--sample-prompt", "\u2013 a\u00a0b"]).training.sample_prompt == "\u2013 a\u00a0b"
+def test_pasted_characters_in_values_are_the_users(minimal):
+    prompt = "\u2013 a\u00a0b"
+    assert load_config([*minimal, "--sample-prompt", prompt]).training.sample_prompt == prompt
 
 
 @pytest.mark.timeout(20)
