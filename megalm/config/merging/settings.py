@@ -3,6 +3,7 @@
 Nothing is listed here: a field added to a section becomes a flag, a recipe key and a line of the reference by itself.
 """
 
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ class Setting:
             raise ValueError(f"must be {self.metavar}, not true or false")
         if self.choices and isinstance(value, str):
             return self._choose(value)
+        if int in self.types and isinstance(value, str) and _WHOLE.fullmatch(value) and float(value).is_integer():
+            value = int(float(value))  # 3e9 is a whole number in a flag as it is in a recipe
         if _is_too_long(value) or (isinstance(value, int) and abs(value) > LARGEST):
             raise ValueError(f"must be {self.metavar} of at most {LARGEST}")
         try:
@@ -132,6 +135,7 @@ class Setting:
         return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
 
+_WHOLE = re.compile(r"[-+]?\d{1,20}(?:\.\d{0,20})?[eE]\+?\d{1,2}")
 LARGEST = 2**63 - 1
 """Of whole numbers."""
 
