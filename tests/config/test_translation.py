@@ -114,6 +114,7 @@ SCRIPTS = {
     "cat <<EOT > pretrain_gpt.py\npretrain_gpt.py --no\nEOT\nsrun pretrain_gpt.py --yes": "srun pretrain_gpt.py --yes",
     "f() { pretrain_gpt.py --no; }\nfor i in 1 2; do pretrain_gpt.py --no; done\npretrain_gpt.py --yes 2>&1 | tee log":
         "pretrain_gpt.py --yes",
+    "R=\"python -u x/pretrain_gpt.py --a\"\nsrun -l --output=x sh -c \"${R}\"": "python -u x/pretrain_gpt.py --a",
     "export A=1 B=2\nC=3 pretrain_gpt.py --a $A --b $B": "pretrain_gpt.py --a 1 --b 2",
     "python -m megatron.pretrain_gpt --a 1 > log": "python -m megatron.pretrain_gpt --a 1",
 }  # fmt: skip

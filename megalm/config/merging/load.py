@@ -74,7 +74,7 @@ def load(argv: Sequence[str], prog: str | None = None) -> Loaded:
     if flags.print_config:
         sys.stdout.write(render_sources(config, sources))
         raise SystemExit(0)
-    return Loaded(config, sources, [note for notes in (flags, *recipes) for note in notes.notes])
+    return Loaded(config, sources, flags.notes + [note for recipe in recipes for note in recipe.notes])
 
 
 def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
@@ -95,7 +95,7 @@ def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
         join_json(merge, document)
     if "zero_stage" not in merge.given:
         merge.given["zero_stage"] = Given(DEFAULT_ZERO_STAGE, DEFAULT)
-    merge.problems += _unmet_needs([name for said in (flags, *recipes) for name in said.needs], merge.given)
+    merge.problems += _unmet_needs(flags.needs + [name for recipe in recipes for name in recipe.needs], merge.given)
     return merge
 
 

@@ -8,7 +8,7 @@ from megalm.config.merging.flags import build_parser, parse_flags
 from megalm.config.merging.nothing import NO_EFFECT
 from megalm.config.merging.settings import SETTINGS
 from megalm.config.translation.shell import PLACEHOLDER, training_command
-from megalm.config.translation.table import Translation
+from megalm.config.translation.table import Fate, Translation
 
 _NUMBER = re.compile(r"-[\d.]")
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*[A-Z0-9]")
@@ -53,7 +53,9 @@ def _translate(group: list[str], found: Translation, folder: Path) -> None:
     flag, *values = group
     theirs = " ".join(group)
     name = flag.lstrip("-").replace("_", "-")
-    if name in ("deepspeed-config", "deepspeed") and not (values and (folder / values[0]).is_file()):
+    if name == "deepspeed-config" and values and (folder / values[0]).is_file():
+        values = [str(folder / values[0])]
+    elif name in ("deepspeed-config", "deepspeed"):
         why = "the engine is always DeepSpeed's; the flags say what its JSON needs"
         found.add(theirs, "nothing", why)
         return
@@ -71,8 +73,8 @@ def _translate(group: list[str], found: Translation, folder: Path) -> None:
         if unknown and not SETTINGS[field_name].choices and not is_text:
             found.add(theirs, "REFUSED", f"only a run of the script knows the value; give {SETTINGS[field_name].flag}")
         else:
-            known = "same" if field_name == name.replace("-", "_") else "renamed"
-            found.give(theirs, field_name, given.value, "fill in" if unknown and is_text else known)
+            fate: Fate = "same" if field_name == name.replace("-", "_") else "renamed"
+            found.give(theirs, field_name, given.value, "fill in" if unknown and is_text else fate)
 
 
 def _defaults(found: Translation) -> None:

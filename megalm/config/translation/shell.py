@@ -155,11 +155,24 @@ def _statement(words: list[str], shell: Shell, *, evaluated: bool = False) -> No
         if sum(map(len, shell.variables[name])) > LONGEST:
             raise ConfigError(f"the value of {name} grows beyond {LONGEST} characters; give the flags as one command")
     expanded = [part for word in words for part in expand(word, shell)]
-    if expanded[:1] == ["eval"] and not evaluated:
-        for inner in statements(" ".join(expanded[1:])):
-            _statement(inner, shell, evaluated=True)
+    inner = _inner(expanded)
+    if inner is not None and not evaluated:
+        for line in statements(inner):
+            _statement(line, shell, evaluated=True)
     elif any(_SCRIPT.search(word) for word in expanded):
         shell.commands.append(expanded)
+
+
+def _inner(words: list[str]) -> str | None:
+    """The text that `eval TEXT` or `... bash -c TEXT` takes for a command."""
+    if words[:1] == ["eval"]:
+        return " ".join(words[1:])
+    found = [text for a, flag, text in zip(words, words[1:], words[2:], strict=False) if _is_shell(a, flag)]
+    return found[0] if found else None
+
+
+def _is_shell(program: str, flag: str) -> bool:
+    return program.rpartition("/")[2] in ("sh", "bash") and flag in ("-c", "-lc", "-xc")
 
 
 def _value(name: str, value: str, shell: Shell) -> str:
