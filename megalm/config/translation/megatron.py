@@ -1,5 +1,6 @@
 """Shell scripts of Megatron-LM and Megatron-DeepSpeed."""
 
+import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,9 @@ def from_shell(text: str, source: str) -> Translation:
     for group in _groups(words[:script]):
         if group[0].startswith("--"):
             found.add(" ".join(group), "launch", "give it to the launcher, or to `megalm submit`")
+    parser = build_parser()
     for group in _groups(words[script + 1 :]):
-        _translate(group, found, Path(source).parent)
+        _translate(group, found, parser, Path(source).parent)
     _defaults(found)
     found.settle()
     return found
@@ -48,7 +50,7 @@ def _groups(words: list[str]) -> Iterator[list[str]]:
         yield group
 
 
-def _translate(group: list[str], found: Translation, folder: Path) -> None:
+def _translate(group: list[str], found: Translation, parser: argparse.ArgumentParser, folder: Path) -> None:
     """What becomes of a flag and its values."""
     flag, *values = group
     theirs = " ".join(group)
@@ -62,7 +64,7 @@ def _translate(group: list[str], found: Translation, folder: Path) -> None:
     setting = SETTINGS.get(name.replace("-", "_"))
     if setting is not None and setting.name in ("step_batch_size_schedule", "split", "pipeline_layout"):
         values = [" ".join(values)]
-    said = parse_flags([flag, *values], build_parser())
+    said = parse_flags([flag, *values], parser)
     if said.problems:
         found.add(theirs, "REFUSED", "; ".join(said.problems))
     elif name in NO_EFFECT:
