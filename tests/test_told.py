@@ -40,7 +40,8 @@ def run_of(flags: str) -> Any:
         ("--train-iters 1", "1 steps", "the last step has rate 0 (--min-lr), so this run trains nothing"),
         ("--train-iters 2", "2 steps", "the last step has rate 0 (--min-lr) and changes nothing"),
         ("--train-iters 1 --lr-decay-style constant", "1 steps", "constant learning rate 0.1"),
-        ("--train-samples 20 --rampup-batch-size 2 2 4", "2 growing to 4 samples", "at sample 20"),
+        ("--train-samples 20 --rampup-batch-size 2 2 4", "2 growing to 4 samples",
+         "the last step has rate 0 (--min-lr) and changes nothing"),
     ],
 )  # fmt: skip
 def test_lengths_are_told_with_what_is_left_over(flags: str, batch: str, schedule: str) -> None:

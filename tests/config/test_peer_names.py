@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from megalm.config import load
-from megalm.config.merging.flags import build_parser
+from megalm.config.merging.flags import build_parser, parse_flags
 from megalm.config.merging.names import IMPLIED, RENAMED, UNSUPPORTED, VALUE_ALIASES, unsupported_text
-from megalm.config.merging.nothing import ANY, NEEDS, NO_EFFECT
+from megalm.config.merging.nothing import ANY, NO_EFFECT
+from megalm.config.merging.recipe import read_recipe
 from megalm.config.merging.settings import SETTINGS
 
 # The flags in the argument parsers of Megatron-DeepSpeed and Megatron-LM (August 2026), those that Megatron generates
@@ -49,16 +50,17 @@ def test_aliases_point_to_fields_and_their_values():
             assert SETTINGS[name].convert(word.upper()) == value
 
 
-def test_what_asks_for_nothing_is_accepted_in_flags_and_recipes_alike(minimal, write):
+def test_what_asks_for_nothing_is_accepted_in_flags_and_recipes_alike(write):
+    parser = build_parser()
     for name, nothing in NO_EFFECT.items():
-        needs = ["--num-query-groups", "2", "--position-embedding-type", "rope"] if name in NEEDS else []
         for value in nothing.values or ("true",):
             word = "7" if value == ANY else value
-            flag = [f"--{name}", word] if nothing.values else [f"--{name}"]
-            assert [f"--{name} has no effect: {nothing.why}"] == load([*minimal, *needs, *flag]).notes
-            recipe = write("a.yaml", f"training:\n  {name.replace('-', '_')}: {word}\n")
-            found = load([*minimal, *needs, "--config", recipe]).notes
-            assert found == [f"{name.replace('-', '_')} (a.yaml:2) has no effect: {nothing.why}"]
+            said = parse_flags([f"--{name}", word] if nothing.values else [f"--{name}"], parser)
+            assert (said.notes, said.problems) == ([f"--{name} has no effect: {nothing.why}"], [])
+            key = name.replace("-", "_")
+            read = read_recipe(write("a.yaml", f"training:\n  {key}: {word}\n"))
+            assert (read.notes, read.problems) == ([f"{key} (a.yaml:2) has no effect: {nothing.why}"], [])
+            assert said.needs == read.needs == [name]
 
 
 @pytest.mark.parametrize("key", ["data_impl: null", "use_flash_attn: false", "num_experts: 1"])
@@ -90,6 +92,13 @@ def test_what_asks_for_something_else_is_refused_in_both(problem, write, flags, 
         assert expected in problem(flags)
     if recipe:
         assert expected in problem("--config", write("a.yaml", f"training:\n  {recipe}\n"))
+
+
+def test_a_flag_without_effect_and_what_it_relies_on_are_accepted_with_notes(minimal, write):
+    recipe = write("a.yaml", "use_distributed_optimizer: true\nmodel:\n  group_query_attention: true\n")
+    loaded = load([*minimal, "--num-query-groups", "2", "--data-impl", "mmap", "--config", recipe])
+    notes = [note.split(" has no effect")[0] for note in loaded.notes]
+    assert notes == ["--data-impl", "use_distributed_optimizer (a.yaml:1)", "group_query_attention (a.yaml:3)"]
 
 
 def test_no_position_embedding_does_not_take_rotary_ones_away(minimal):

@@ -99,7 +99,7 @@ def test_empty_recipe_and_empty_section_are_fine(load, write):
             "training:\n  seed: 99999999999999999999\n",
             "seed=1.000000e+20 (a.yaml:2) must be N of at most 92",
         ),
-        ("optimizer:\n  lr: .inf\n", "lr=inf (a.yaml:2) must be a finite number"),
+        ("optimizer:\n  weight_decay: .inf\n", "weight_decay=inf (a.yaml:2) must be a finite number"),
         ("checkpoint:\n  save: 2020-01-01\n", "save=2020-01-01 (a.yaml:2) must be a string"),
         ("training:\n  seed: 1.5\n", "seed=1.5 (a.yaml:2) must be a whole number"),
         ("precision:\n  bf16: maybe\n", "bf16=maybe (a.yaml:2) must be true or false"),
