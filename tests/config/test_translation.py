@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from megalm.errors import ConfigError
 PEERS = Path(__file__).with_name("peers")
 
 
+@cache
 def translated(*names: str) -> Translation:
     return translate([PEERS / name for name in names])
 
