@@ -17,9 +17,10 @@ from megalm.shipped import shipped_hint
 KeyPath = tuple[str, ...]
 
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_DIGITS = "[0-9](?:_?[0-9])*"
 _NUMBERS = {
-    _INT: re.compile(r"^[-+]?\d(?:_?\d)*$"),
-    _FLOAT: re.compile(r"^[-+]?(?:(?:\d(?:_?\d)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\.inf|\.nan)$", re.IGNORECASE),
+    _INT: re.compile(rf"^[-+]?{_DIGITS}$"),
+    _FLOAT: re.compile(rf"^[-+]?(?:(?:{_DIGITS}\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\.inf|\.nan)$", re.IGNORECASE),
 }
 _LONGEST = 300
 """Characters of a number; what is longer is text, which no setting takes for a number."""

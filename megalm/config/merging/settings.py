@@ -135,8 +135,8 @@ class Setting:
         return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
 
-_WHOLE = re.compile(r"[-+]?\d{1,20}(?:\.\d{0,20})?[eE]\+?\d{1,2}")
-LARGEST = 2**63 - 1
+_WHOLE = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?[eE]\+?[0-9]{1,2}")
+LARGEST = 2**64 - 1
 """Of whole numbers."""
 
 
