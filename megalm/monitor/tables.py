@@ -20,3 +20,8 @@ def count(number: float) -> str:
             shown = number / size
             return f"{shown:,.0f}{suffix}" if abs(shown) >= 999.5 else f"{shown:.3g}{suffix}"
     return f"{number:.3g}" if isinstance(number, float) else f"{number:g}"
+
+
+def gigabytes(size: float) -> str:
+    """Bytes as GB or MB (powers of ten)."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

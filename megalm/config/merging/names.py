@@ -34,6 +34,7 @@ VALUE_ALIASES = {
         "huggingfacetokenizer": "HFTokenizer",
         "pretrainedfromhf": "HFTokenizer",
     },
+    "cross_entropy_fusion_impl": {"native": "logits", "te": "logits"},
 }
 """Other words (in lower case) for a choice of a field."""
 
@@ -199,9 +200,9 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("flash-decode mlp-chunks-for-* nccl-all-reduce-for-prefill", _INFERENCE),
     ("inference inference-* ds-inference max-tokens-to-oom output-logit-dtype num-speculative-tokens", _INFERENCE),
     ("enable-chunked-prefill decode-only-cuda-graphs use-legacy-*", _INFERENCE),
-    ("inprocess-* enable-ft-package ft-* calc-ft-timeouts adlr-autoresume* kill-switch-file",
+    ("inprocess-* enable-ft-package ft-* calc-ft-timeouts adlr-autoresume* kill-switch-*",
      "the same command continues the run that --save holds; use --exit-duration-in-mins and signals"),
-    ("check-for-*-grads check-for-spiky-loss no-check-for-* check-weight-hash-* kill-*",
+    ("check-for-*-grads check-for-spiky-loss no-check-for-* check-weight-hash-*",
      "loss and gradients are always checked; remove the flag"),
     ("distributed-timeout-seconds-after-init", "use --distributed-timeout-minutes"),
     ("ddp-impl lazy-mpu-init local-world-size deepspeed-mpi deepscale deepscale-config", _LAUNCH),
@@ -214,7 +215,9 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
 
 def unsupported_text(name: str) -> str | None:
     """What to say about a peer's flag that megalm lacks; None for a name that is not known there."""
-    for patterns, instead in UNSUPPORTED:
-        if name.lower() not in NO_EFFECT and any(fnmatchcase(name.lower(), pattern) for pattern in patterns.split()):
-            return f"--{name} is known in Megatron(-DeepSpeed) but not supported here; {instead}"
-    return None
+    if name.lower() in NO_EFFECT:
+        return None
+    words = [(patterns.split(), instead) for patterns, instead in UNSUPPORTED]
+    exact = [instead for known, instead in words if name.lower() in known]  # a whole name tells more than a pattern
+    fitting = exact or [instead for known, instead in words if any(fnmatchcase(name.lower(), word) for word in known)]
+    return f"--{name} is known in Megatron(-DeepSpeed) but not supported here; {fitting[0]}" if fitting else None

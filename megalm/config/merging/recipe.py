@@ -1,5 +1,6 @@
 """A recipe (YAML file) in, its values with file and line out; unknown, misplaced and repeated keys are problems."""
 
+import os
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import yaml
 
 from megalm.config.merging.names import IMPLIED, RENAMED, unsupported_text
 from megalm.config.merging.nothing import NO_EFFECT
-from megalm.config.merging.settings import SECTIONS, SETTINGS, Given
+from megalm.config.merging.settings import SECTIONS, SETTINGS, Given, Setting
 from megalm.config.merging.suggest import did_you_mean
 from megalm.shipped import shipped_hint
 
@@ -63,6 +64,7 @@ class Recipe:
     lines: dict[KeyPath, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    """Which file is meant where that is not the one from the current folder."""
     needs: list[str] = field(default_factory=list)
     """Names without effect that may rely on a field (`nothing.NEEDS`)."""
 
@@ -95,7 +97,21 @@ def _read_section(path: str, section: str, content: dict[Any, Any], recipe: Reci
         if setting is None or setting.section != section:
             recipe.problems.append(f"{source}: {_unknown_in_section(str(key), section)}")
         else:
-            recipe.given[key] = Given(value, source)
+            recipe.given[key] = Given(_located(path, setting, value, source, recipe.notes), source)
+
+
+def _located(recipe: str, setting: Setting, value: Any, source: str, notes: list[str]) -> Any:
+    """A value with the relative paths in it that are read: as they are, else as they are found beside the recipe."""
+    if setting.input_path is None or not isinstance(value, str | list):
+        return value
+    if isinstance(value, list):
+        return [_located(recipe, setting, word, source, notes) if isinstance(word, str) else word for word in value]
+    found = setting.input_path.find(recipe, value)
+    if found is None and not re.fullmatch(r"[\d.eE+-]+", value):  # the weight of a dataset
+        notes.append(f"{setting.name}: {value} ({source}) is neither in {os.getcwd()} nor beside the recipe")
+    elif found not in (None, value):
+        notes.append(f"{setting.name}: {value} ({source}) is not in {os.getcwd()}; {found} is taken")
+    return found or value
 
 
 def _asks_for_nothing(key: Any, value: Any, source: str, recipe: Recipe) -> bool:

@@ -63,7 +63,7 @@ class PipelineSpec:
         cls, config: RunConfig, context: RankContext, plan: PipelinePlan, parts: Sequence[LanguageModel]
     ) -> "PipelineSpec":
         """The spec of this rank; every rank of the job calls it."""
-        batch, tp, rank = config.batch, context.mesh.size(Axis.TP), context.groups.pipeline.rank
+        batch, tp, rank = config.batch, context.groups.tensor.size, context.groups.pipeline.rank
         ends = context.groups.subgroup(Axis.PP, plan.ends) if plan.copied else None
         parameters = dict(parts[0 if rank == plan.ends[0] else -1].named_parameters())
         length = batch.seq_length // tp if config.parallel.sequence_parallel else batch.seq_length
