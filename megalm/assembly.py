@@ -6,6 +6,7 @@ from pathlib import Path
 from megalm.checkpoint.run_folder import write_config
 from megalm.commands.generate import Sampler
 from megalm.config import RunConfig, dump_config
+from megalm.config.lengths import Lengths
 from megalm.config.model import ModelConfig
 from megalm.config.rules.completion import complete_model
 from megalm.continuation import Progress, ResumePoint, SampleOrder, restore
@@ -36,9 +37,8 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     progress = Progress()
     order = SampleOrder(progress)
     point.load(progress, order)
-    global_batch_size = config.batch.global_size(context.groups.data.size)
-    total_iters = config.training.total_iters(global_batch_size, progress.step, progress.consumed_samples)
-    data = on_all_ranks(device, lambda: build_data(config, context, tokenizer, order, total_iters))
+    total_iters, stop_sample = run_end(config, context.groups.data.size, progress)
+    data = on_all_ranks(device, lambda: build_data(config, context, tokenizer, order, stop_sample))
     order.dataset = data.train
     engine = build_model_and_engine(config, model, context)
     if len(data.train_names) > 1:
@@ -57,17 +57,24 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
         identity=identity,
         origin=point.origin,
         total_iters=total_iters,
+        stop_sample=stop_sample,
         started=started,
         saved_step=progress.step if point.same_run else -1,
     )
 
 
+def run_end(config: RunConfig, data_parallel_size: int, progress: Progress) -> tuple[int, int]:
+    """(steps of the whole run, the sample at which the last one ends), `progress` of which is done."""
+    batch = config.batch
+    lengths = Lengths.of(config, batch.global_size(data_parallel_size))
+    return lengths.end(batch.schedule(data_parallel_size), progress.step, progress.consumed_samples)
+
+
 def build_data(
-    config: RunConfig, context: RankContext, tokenizer: Tokenizer | None, order: SampleOrder, total_iters: int
+    config: RunConfig, context: RankContext, tokenizer: Tokenizer | None, order: SampleOrder, stop_sample: int
 ) -> RunData:
-    """The datasets of the run; training samples go on as `order` says."""
-    ranks, progress = context.groups.data, order.progress
-    steps = max(0, total_iters - progress.step)
+    """The datasets of the run, training samples up to `stop_sample`; they go on as `order` says."""
+    ranks = context.groups.data
     objective = build_objective(config, tokenizer)
     return RunData.build(
         config,
@@ -76,7 +83,7 @@ def build_data(
         rank=ranks.rank,
         size=ranks.size,
         pin_memory=context.device.type == "cuda",
-        trained_samples=progress.consumed_samples + steps * config.batch.global_size(ranks.size),
+        trained_samples=stop_sample,
         record=order.record,
     )
 
@@ -97,7 +104,7 @@ def build_metric_logger(config: RunConfig, context: RankContext, progress: Progr
         build_sinks(config.logging, facts) if is_main else [],
         facts,
         flops_per_token=FAMILIES[config.model.model_family].training_flops_per_token(
-            config.model, config.batch.seq_length
+            config.model, config.batch.seq_length, config.model.padded_vocab_size(context.mesh.tp)
         ),
         ranks=context.mesh.world_size,
     )

@@ -25,6 +25,10 @@ _COMMANDS = {
     "split": ("megalm.data.tools.split", "cut an indexed dataset into several"),
     "convert": ("megalm.commands.convert", "from and to models of Hugging Face's transformers"),
     "generate": ("megalm.commands.generate", "continue a prompt with a trained model"),
+    "translate": (
+        "megalm.commands.translate",
+        "turn a shell script of Megatron or YAML of GPT-NeoX into a recipe, and say what became of each setting",
+    ),
     "plan": ("megalm.planner.command", "say what a run needs: memory, communication, pipeline bubble; starts nothing"),
     "kernels": ("megalm.kernels.building.command", "build the fused kernels, or say what a run would use"),
     "shipped": (

@@ -142,8 +142,10 @@ def start_place(config: RunConfig) -> tuple[Path | None, bool]:
         found = find_checkpoint(Path(checkpoint.save))
         if found is not None:
             return found, True
-    if checkpoint.load is None:
-        return None, False
+    if checkpoint.load is None or (
+        checkpoint.save and Path(checkpoint.load).resolve() == Path(checkpoint.save).resolve()
+    ):
+        return None, False  # Megatron's scripts give one folder to both: it is gone on from once it holds a checkpoint
     if (folder := hugging_face_folder(checkpoint.load)) is not None:
         return folder, False
     found = find_checkpoint(Path(checkpoint.load))

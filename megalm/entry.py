@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         rank = environment.rank
         watch_launcher(environment.launcher)
         config, notes = _checked(argv, prog, environment)
-        threads = prepare_process(environment)
+        threads = prepare_process(environment, deterministic=config.training.deterministic_mode)
         code = _run(config, notes, environment, threads, stop)
     except Exception as error:
         code = report_failure(error, rank)
@@ -60,6 +60,9 @@ def _run(config: RunConfig, notes: list[str], environment: LaunchEnvironment, th
     from megalm.distributed.process_group import stop_process_group
 
     torch.set_num_threads(threads)
+    if config.training.deterministic_mode:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     context = join_job(config.parallel, environment)
     import_modules(config.extensions.import_module)
 

@@ -9,6 +9,7 @@ import torch
 
 from megalm.data.samples.sample import SampleDataset
 from megalm.data.samples.source import Padded
+from megalm.errors import DataError
 from megalm.run import Run
 
 
@@ -31,20 +32,25 @@ def evaluate(run: Run, sets: dict[str, SampleDataset], name: str) -> None:
 
 def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.Tensor:
     """This rank's sums and counts of losses over the first eval_iters batches of a dataset, or the `whole` of it."""
-    size = run.global_batch_size
+    micro_batch_size, size = run.config.eval_sizes(run.data.size)
     if whole or len(dataset) < run.config.training.eval_iters * size:
         dataset = Padded(dataset, size)
     samples = len(dataset) if whole else min(len(dataset), run.config.training.eval_iters * size)
     sums = torch.zeros(2, len(run.engine.runner.loss_weights), dtype=torch.float64, device=run.context.device)
     batches = run.data.batches(dataset, 0, samples, workers=0)
-    while parts := list(islice(batches, run.accumulation)):
+    while parts := list(islice(batches, size // (micro_batch_size * run.data.size))):
         sums += run.engine.eval_step([part.to(run.context.device) for part in parts])
     return sums
 
 
 def evaluated_losses(run: Run, sums: torch.Tensor, name: str, suffix: str = "") -> dict[str, float]:
     """What is reported of one evaluation, from every rank's sums and counts: the loss, and each that is part of it."""
-    losses = run.engine.mean_over_ranks(sums)
+    losses = run.engine.mean_over_ranks(sums)  # and `sums` is now that of all ranks
+    if not sums[1].any():
+        raise DataError(
+            f"no token of the {name} set{suffix.replace('/', ' ')} counts for the loss: all are masked; look at the "
+            "data, or drop --eod-mask-loss"
+        )
     loss = run.engine.total_loss(losses)
     row = {f"{name}_loss{suffix}": loss, f"{name}_ppl{suffix}": math.exp(min(loss, 20.0))}
     return row | named_losses(losses, f"{name}_", suffix)

@@ -1,11 +1,14 @@
 """A run: the parts that `assembly` builds and that the training loop works on."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from megalm.commands.generate import Sampler
 from megalm.config import RunConfig
+from megalm.config.batch_schedule import BatchSchedule
+from megalm.config.lengths import Lengths
 from megalm.continuation import Progress, Stateful
 from megalm.data.run_data import RunData
 from megalm.distributed.context import RankContext
@@ -35,17 +38,26 @@ class Run:
     """The checkpoint that the run started from."""
     total_iters: int
     """Optimizer steps of the whole run."""
+    stop_sample: int
+    """The training sample at which its last step ends."""
     started: float
     """When this start began, by the monotonic clock."""
     saved_step: int
     evaluated_step: int = -1
+    empty_steps: int | None = None
+    """Steps in a row in which no token counted; None before the first step of this start."""
+
+    @cached_property
+    def lengths(self) -> Lengths:
+        """How long the run and its schedules are."""
+        return Lengths.of(self.config, self.global_batch_size)
+
+    @cached_property
+    def batch_schedule(self) -> BatchSchedule:
+        """Samples of each optimizer step."""
+        return self.config.batch.schedule(self.data.size)
 
     @property
     def global_batch_size(self) -> int:
-        """Samples of one optimizer step."""
+        """Samples of one optimizer step, the last of the run where their number changes."""
         return self.config.batch.global_size(self.data.size)
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches that each rank accumulates in one optimizer step."""
-        return self.config.batch.accumulation(self.data.size)

@@ -9,6 +9,7 @@ from megalm.continuation import Progress
 from megalm.data.run_data import RunData
 from megalm.data.samples.sample import SampleDataset
 from megalm.distributed.context import RankContext
+from megalm.engine.lr_schedule import learning_rate
 from megalm.kernels.building import library
 from megalm.models.families import FAMILIES
 from megalm.monitor.tables import count, gigabytes, summary
@@ -19,31 +20,33 @@ def describe_run(run: Run) -> str:
     """The text of the summary."""
     config, context, engine = run.config, run.context, run.engine
     rows = [
-        ("model", _model(config)),
+        ("model", _model(config, context.mesh.tp)),
         ("layout", f"{context.mesh}, ZeRO {engine.zero_stage}, {engine.optimizer_name}"),
         *([("stages", engine.runner.stages)] if engine.runner.stages else []),
         ("device", _device(context)),
         ("precision", _precision(config)),
         ("recompute", _recompute(config)),
         ("batch", _batch(run)),
+        ("schedule", _schedule(run)),
         ("data", _data(config, run.data)),
         ("kernels", _kernels(config, context)),
         ("loss", _loss(config)),
-        ("start", _start(run.progress, run.origin)),
+        ("start", _start(run.progress, run.origin, skip_train=config.training.skip_train)),
         ("run folder", config.checkpoint.save or "none: no checkpoint is written (--save DIR)"),
     ]
     return summary("megalm", rows)
 
 
-def _model(config: RunConfig) -> str:
+def _model(config: RunConfig, tensor_parallel_size: int) -> str:
     model = config.model
     family = FAMILIES[model.model_family]
-    flops = family.training_flops_per_token(model, config.batch.seq_length)
+    rows = model.padded_vocab_size(tensor_parallel_size)
+    flops = family.training_flops_per_token(model, config.batch.seq_length, rows)
     activation = "SwiGLU" if model.swiglu else "squared ReLU" if model.squared_relu else "GELU"
     return (
         f"{count(family.num_parameters(model))} parameters, {model.num_layers} layers x {model.hidden_size}, "
         f"{model.num_attention_heads} heads ({model.num_kv_heads} KV), {activation}, {model.normalization}, "
-        f"{model.position_embedding_type}, vocabulary {model.vocab_size} (padded {model.padded_vocab_size()}), "
+        f"{model.position_embedding_type}, vocabulary {model.vocab_size} (padded {rows}), "
         f"{count(flops)}FLOP/token"
     )
 
@@ -85,12 +88,31 @@ def _recompute(config: RunConfig) -> str:
 
 def _batch(run: Run) -> str:
     batch, dp = run.config.batch, run.data.size
-    size, steps = run.global_batch_size, run.total_iters
+    size, sizes, total = run.global_batch_size, run.batch_schedule.sizes, run.lengths.total
+    from_size = f"{sizes[0]} growing to " if len(sizes) > 1 else ""
+    left = 0 if total.name == "train_iters" else int(total.samples) - run.stop_sample
     return (
-        f"{size} samples = {batch.micro_size} micro x {dp} dp x {batch.accumulation(dp)} accumulated, "
-        f"{count(size * batch.seq_length)} tokens a step, {steps} steps = "
-        f"{count(size * batch.seq_length * steps)} tokens"
+        f"{from_size}{size} samples = {batch.micro_size} micro x {dp} dp x {batch.accumulation(dp)} accumulated, "
+        f"{count(size * batch.seq_length)} tokens a step, {run.total_iters} steps = "
+        f"{count(run.stop_sample * batch.seq_length)} tokens"
+        + (f"; {left} samples of {total}, less than a step, are left over" if left > 0 else "")
     )
+
+
+def _schedule(run: Run) -> str:
+    """Rates, and the lengths of their phases in samples."""
+    optimizer, lengths = run.config.optimizer, run.lengths
+    text = f"{optimizer.lr_decay_style} learning rate {optimizer.lr:g}"
+    if lengths.warmup:
+        text += f", warmup over {lengths.warmup:g} samples"
+    if optimizer.lr_decay_style == "constant":
+        return text
+    text += f", down to {optimizer.min_lr:g} at sample {lengths.decay.samples:g}"
+    last = run.lengths.position(run.total_iters, run.stop_sample)
+    if learning_rate(last, optimizer, lengths) == 0:
+        text += "; the last step has rate 0 (--min-lr)"
+        text += ", so this run trains nothing" if run.total_iters == 1 else " and changes nothing"
+    return text
 
 
 def _data(config: RunConfig, data: RunData) -> str:
@@ -107,7 +129,9 @@ def _data(config: RunConfig, data: RunData) -> str:
     return f"{source}{order}: {sizes}"
 
 
-def _start(progress: Progress, origin: Path | None) -> str:
+def _start(progress: Progress, origin: Path | None, *, skip_train: bool) -> str:
+    if origin is None and skip_train:
+        return "RANDOM WEIGHTS are evaluated: --skip-train trains nothing, and no checkpoint is loaded (--load)"
     if origin is None:
         return f"from scratch (seed-drawn weights), step {progress.step}"
     return f"from {origin}, step {progress.step}, sample {progress.consumed_samples}"

@@ -14,8 +14,8 @@ from megalm.continuation import save
 from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.engine.engine import StepResult
-from megalm.engine.lr_schedule import learning_rate
-from megalm.errors import NonFiniteError
+from megalm.engine.lr_schedule import StepSettings, step_settings
+from megalm.errors import DataError, NonFiniteError
 from megalm.evaluation import evaluate, evaluate_at_end, named_losses, show_sample
 from megalm.monitor.throughput import peak_memory_bytes
 from megalm.resilience.signals import StopRequest
@@ -40,7 +40,8 @@ def pretrain(config: RunConfig, context: RankContext, stop: StopRequest | None =
     run = build_run(config, context, stop)
     log.info(describe_run(run))
     if run.progress.step >= run.total_iters and not config.training.skip_train:
-        log.info("already complete: step %d of %d; raise --train-iters to go on", run.progress.step, run.total_iters)
+        flag = "--" + run.lengths.total.name.replace("_", "-")
+        log.info("already complete: step %d of %d; raise %s to go on", run.progress.step, run.total_iters, flag)
         return 0
     try:
         finished = True if config.training.skip_train else train(run)
@@ -55,9 +56,8 @@ def train(run: Run) -> bool:
     """Step until the run is complete (True) or asked to stop (False); either way the last step is saved."""
     training, every = run.config.training, run.config.checkpoint.save_interval
     assert run.data.train is not None
-    stop_sample = run.progress.consumed_samples + run.global_batch_size * (run.total_iters - run.progress.step)
-    start = run.progress.consumed_samples
-    micro_batches = run.data.batches(run.data.train, start, stop_sample, workers=run.config.data.num_workers)
+    start, workers = run.progress.consumed_samples, run.config.data.num_workers
+    micro_batches = run.data.batches(run.data.train, start, run.stop_sample, workers=workers)
     with micro_batches:
         reason = None
         while run.progress.step < run.total_iters and reason is None:
@@ -79,37 +79,60 @@ def train(run: Run) -> bool:
 
 def step_once(run: Run, micro_batches: Iterator[Batch]) -> None:
     """One optimizer step: fetch, train, count, report."""
-    batch = run.config.batch
+    batch, progress = run.config.batch, run.progress
+    samples = run.batch_schedule.size(progress.consumed_samples)
     begin = time.monotonic()
-    parts = list(islice(micro_batches, run.accumulation))
+    parts = list(islice(micro_batches, samples // (batch.micro_size * run.data.size)))
     wait_s = time.monotonic() - begin
-    lr = learning_rate(run.progress.step + 1, run.config.optimizer, run.total_iters)
+    position = run.lengths.position(progress.step + 1, progress.consumed_samples + samples)
+    now = step_settings(position, run.config.optimizer, run.lengths)
     parts = [part.to(run.context.device) for part in parts]
-    result = run.engine.train_step(parts, lr)
-    run.progress.count(result.loss, result.skipped, run.global_batch_size)
-    run.metric_logger.step(step_row(run, result, lr), run.global_batch_size * batch.seq_length, wait_s)
+    result = run.engine.train_step(parts, now.lr, decoupled_lr=now.decoupled_lr, weight_decay=now.weight_decay)
+    progress.count(result.loss, result.skipped, samples)
+    run.metric_logger.step(step_row(run, result, now, samples), samples * batch.seq_length, wait_s)
+    check_counts(run, result)
     if run.progress.bad_in_a_row >= MAX_BAD_STEPS and not run.config.precision.fp16:
         raise NonFiniteError(
             f"the gradients of the last {MAX_BAD_STEPS} steps were not finite (last good step: "
             f"{run.progress.step - MAX_BAD_STEPS}); lower --lr or look at the data of samples "
-            f"{run.progress.consumed_samples - MAX_BAD_STEPS * run.global_batch_size} and on; checkpoints are untouched"
+            f"{run.progress.consumed_samples - MAX_BAD_STEPS * samples} and on; checkpoints are untouched"
         )
 
 
-def step_row(run: Run, result: StepResult, lr: float) -> dict[str, float | int]:
-    """What is reported of one step."""
+def check_counts(run: Run, result: StepResult) -> None:
+    """Tokens count: a step without any has loss 0 and trains nothing.
+
+    Raises:
+        DataError: none did in the first step of this start, or in MAX_BAD_STEPS in a row.
+    """
+    first, run.empty_steps = run.empty_steps is None, run.empty_steps or 0
+    run.empty_steps = 0 if any(result.counts.values()) else run.empty_steps + 1
+    if run.empty_steps >= (1 if first else MAX_BAD_STEPS):
+        raise DataError(
+            f"no token of the samples up to {run.progress.consumed_samples} counts for the loss: all are masked; look "
+            "at the data, or drop --eod-mask-loss"
+        )
+
+
+def step_row(run: Run, result: StepResult, settings: StepSettings, samples: int) -> dict[str, float | int]:
+    """What is reported of one step of so many samples."""
     row: dict[str, float | int] = {
         "step": run.progress.step,
         "loss": result.loss,
         "grad_norm": result.grad_norm,
-        "learning_rate": lr,
+        "learning_rate": settings.lr,
         "consumed_samples": run.progress.consumed_samples,
-        "global_batch_size": run.global_batch_size,
+        "global_batch_size": samples,
         "loss_scale": result.loss_scale,
         "skipped_iterations": run.progress.skipped_iterations,
         "nan_iterations": run.progress.nan_iterations,
         "memory_bytes": peak_memory_bytes(run.context.device),
     }
+    optimizer = run.config.optimizer
+    if optimizer.decoupled_lr is not None:
+        row["decoupled_learning_rate"] = settings.decoupled_lr
+    if optimizer.weight_decay_incr_style != "constant":
+        row["weight_decay"] = settings.weight_decay
     row |= named_losses(result.losses)
     for name, loss in zip(run.data.train_names, result.dataset_losses, strict=False):
         if loss is not None:  # samples of this dataset were in the batch

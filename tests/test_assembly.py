@@ -29,12 +29,11 @@ def prefix(tmp_path: Any) -> str:
 def build(prefix: str, flags: str, order: SampleOrder | None = None) -> Any:
     config = load_config([*FLAGS.split(), "--train-data-path", prefix, *flags.split()])
     order = order or SampleOrder(Progress())
-    progress = order.progress
-    total_iters = config.training.total_iters(config.batch.global_size(1), progress.step, progress.consumed_samples)
+    _, stop_sample = assembly.run_end(config, 1, order.progress)
     one_rank: Any = SimpleNamespace(
         groups=SimpleNamespace(data=SimpleNamespace(rank=0, size=1)), device=SimpleNamespace(type="cpu")
     )
-    return assembly.build_data(config, one_rank, None, order, total_iters), config
+    return assembly.build_data(config, one_rank, None, order, stop_sample), config
 
 
 def test_less_data_than_a_global_batch_is_an_error_with_numbers(prefix: str) -> None:
@@ -54,5 +53,12 @@ def test_another_batch_size_on_resume_continues_the_samples(prefix: str) -> None
 
 def test_train_samples_are_counted_over_a_change_of_batch_size(prefix: str) -> None:
     _, config = build(prefix, "--train-samples 24 --global-batch-size 4")
-    assert config.training.total_iters(4, 4, 8) == 4 + 16 // 4
-    assert config.training.total_iters(4) == 6
+    assert assembly.run_end(config, 1, Progress(step=4, consumed_samples=8)) == (4 + 16 // 4, 24)
+    assert assembly.run_end(config, 1, Progress()) == (6, 24)
+
+
+@pytest.mark.parametrize("length", ["--train-samples 27", "--train-tokens 216", "--train-tokens 223"])
+def test_samples_that_do_not_fill_a_step_are_left_over(prefix: str, length: str) -> None:
+    _, config = build(prefix, f"{length} --global-batch-size 4")
+    assert assembly.run_end(config, 1, Progress()) == (6, 24)
+    assert assembly.run_end(config, 1, Progress(step=2, consumed_samples=24)) == (2, 24)

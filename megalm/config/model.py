@@ -1,5 +1,6 @@
 """The shape of the Transformer: the published decoders, from GPT-2 to Gemma 3, from the same fields."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -7,6 +8,8 @@ from pydantic import BeforeValidator, Field
 
 from megalm.config.base import FixedOnResume, OpenChoice, Section
 
+MOST_LAYERS, WIDEST = 1 << 20, 1 << 30
+"""Beyond any model; the rules of a layout go through the divisors of such numbers."""
 PositionEmbedding = Literal["learned_absolute", "rope", "none"]
 RopeScaling = Literal["none", "llama3", "yarn"]
 Normalization = Literal["LayerNorm", "RMSNorm"]
@@ -35,17 +38,17 @@ class ModelConfig(Section):
 
     model_family: Annotated[str, OpenChoice(("gpt",))] = "gpt"
     """Family of the model: gpt (decoder-only, GPT-2 and Llama style)."""
-    num_layers: int = Field(ge=1)
+    num_layers: int = Field(ge=1, le=MOST_LAYERS)
     """Number of Transformer layers."""
-    hidden_size: int = Field(ge=1)
+    hidden_size: int = Field(ge=1, le=WIDEST)
     """Width of the residual stream."""
-    num_attention_heads: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1, le=WIDEST)
     """Number of query heads of each attention layer."""
-    num_query_groups: int | None = Field(None, ge=1)
+    num_query_groups: int | None = Field(None, ge=1, le=WIDEST)
     """Number of key/value heads (grouped-query attention; 1 is multi-query). Default: num_attention_heads."""
-    kv_channels: int | None = Field(None, ge=1)
+    kv_channels: int | None = Field(None, ge=1, le=WIDEST)
     """Width of one attention head. Default: hidden_size / num_attention_heads."""
-    ffn_hidden_size: int | None = Field(None, ge=1)
+    ffn_hidden_size: int | None = Field(None, ge=1, le=WIDEST)
     """Width of the MLP. Default: 4 x hidden_size; of a gated one two thirds of it, rounded up to a multiple of 64."""
     max_position_embeddings: int | None = Field(None, ge=1)
     """Longest sequence that the positions cover. Default: seq_length."""
@@ -139,6 +142,9 @@ class ModelConfig(Section):
     """Dropout probability on embeddings and on each residual branch."""
     init_method_std: float = Field(0.02, gt=0.0)
     """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 x num_layers)."""
+    init_method_xavier_uniform: bool = False
+    """Initial weights are uniform within sqrt(6 / (inputs + outputs)) instead (Glorot and Bengio 2010); query, key and
+    value count as one matrix, and so do gate and up, as in Megatron."""
 
     @property
     def head_dim(self) -> int:
@@ -281,7 +287,13 @@ def _pair(window: tuple[int, int]) -> str:
     return f"{window[0]},{window[1]}"
 
 
+def divisors_of(number: int) -> list[int]:
+    """All divisors, ascending."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return small + [number // d for d in reversed(small) if d * d != number]
+
+
 def _nearest_divisors(number: int, near: int) -> str:
     """The divisors of `number` next to `near`, as a readable list."""
-    divisors = sorted((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - near))[:4]
+    divisors = sorted(divisors_of(number), key=lambda d: abs(d - near))[:4]
     return " or ".join(str(d) for d in sorted(divisors))

@@ -28,3 +28,8 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig
     logging: LoggingConfig
     extensions: ExtensionsConfig
+
+    def eval_sizes(self, data_parallel_size: int) -> tuple[int, int]:
+        """Samples of one micro-batch and of one global batch of an evaluation."""
+        micro, size = self.training.eval_micro_batch_size, self.training.eval_global_batch_size
+        return micro or self.batch.micro_size, size or self.batch.global_size(data_parallel_size)

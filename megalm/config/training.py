@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from megalm.config.base import FixedOnResume, OpenChoice, Section
+from megalm.config.batch_schedule import BatchSchedule, read_step_schedule
 
 DecayStyle = Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"]
 WsdDecayStyle = Literal["linear", "exponential", "cosine", "minus_sqrt"]
@@ -18,11 +19,17 @@ class BatchConfig(Section):
     micro_batch_size: int | None = Field(None, ge=1)
     """Samples that one data-parallel rank takes through the model at once. Default: what follows from
     global_batch_size: a rank's whole share, under a pipeline the largest part that gives each stage a micro-batch."""
-    global_batch_size: int | None = Field(None, ge=1)
+    global_batch_size: int | None = Field(None, ge=1, le=1 << 40)
     """Samples of one optimizer step over all ranks. Default: micro_batch_size x gradient_accumulation_steps x
     data-parallel size."""
     gradient_accumulation_steps: int | None = Field(None, ge=1)
     """Micro-batches that each rank accumulates in one step. Default: what global_batch_size asks for, else 1."""
+    rampup_batch_size: tuple[int, ...] | None = None
+    """START INCREMENT SAMPLES: steps begin with START samples, and over the first SAMPLES of the run grow by INCREMENT
+    to global_batch_size. For runs in samples or tokens; where a run goes on follows from its samples."""
+    step_batch_size_schedule: str | None = None
+    """Samples a step from so many tokens on: "0:256 1B:512 4B:1024" (K, M, B, T: thousands, ...). The last size is
+    global_batch_size. For runs in samples or tokens."""
 
     @property
     def micro_size(self) -> int:
@@ -31,13 +38,26 @@ class BatchConfig(Section):
         return self.micro_batch_size
 
     def global_size(self, data_parallel_size: int) -> int:
-        """Samples of one optimizer step."""
-        steps = self.gradient_accumulation_steps or 1
-        return self.global_batch_size or self.micro_size * steps * data_parallel_size
+        """Samples of one optimizer step, the last of the run where their number changes."""
+        if self.global_batch_size is not None:
+            return self.global_batch_size
+        if self.step_batch_size_schedule is not None:
+            return read_step_schedule(self.step_batch_size_schedule, self.seq_length).sizes[-1]
+        return self.micro_size * (self.gradient_accumulation_steps or 1) * data_parallel_size
 
     def accumulation(self, data_parallel_size: int) -> int:
-        """Micro-batches that each rank accumulates in one optimizer step."""
+        """Micro-batches that each rank accumulates in one optimizer step, the last of the run."""
         return self.global_size(data_parallel_size) // (self.micro_size * data_parallel_size)
+
+    def schedule(self, data_parallel_size: int) -> BatchSchedule:
+        """Samples of each optimizer step of the run."""
+        if self.step_batch_size_schedule is not None:
+            return read_step_schedule(self.step_batch_size_schedule, self.seq_length)
+        end = self.global_size(data_parallel_size)
+        if self.rampup_batch_size is not None:
+            start, increment, samples = self.rampup_batch_size
+            return BatchSchedule.ramp(start, increment, samples, end)
+        return BatchSchedule(((0, end),))
 
 
 class TrainingConfig(Section):
@@ -46,13 +66,20 @@ class TrainingConfig(Section):
     train_iters: int | None = Field(None, ge=1)
     """Optimizer steps of the whole run."""
     train_samples: int | None = Field(None, ge=1)
-    """Samples of the whole run, in place of --train-iters."""
+    """Samples of the whole run, in place of --train-iters; schedules then count samples."""
+    train_tokens: int | None = Field(None, ge=1)
+    """Tokens of the whole run, in place of --train-iters; with --train-samples the shorter of the two counts."""
     objective: Annotated[str, OpenChoice(("causal",))] = "causal"
     """What the model is trained to predict: causal is the next token."""
     eval_interval: int | None = Field(None, ge=1)
     """Steps between two evaluations on the validation set. Default: only at the end of the run."""
     eval_iters: int = Field(100, ge=0)
     """Global batches of one evaluation, the same ones every time; 0 turns evaluation off."""
+    eval_global_batch_size: int | None = Field(None, ge=1)
+    """Samples of one of them. Default: global_batch_size."""
+    eval_micro_batch_size: int | None = Field(None, ge=1)
+    """Samples that one data-parallel rank takes through the model at once in an evaluation, of which the loss does not
+    depend. Default: micro_batch_size."""
     sample_prompt: str | None = None
     """Text to continue with the likeliest tokens after each evaluation and at the end; the log and TensorBoard show
     it."""
@@ -66,13 +93,9 @@ class TrainingConfig(Section):
     """Save and exit after this many minutes."""
     seed: Annotated[int, FixedOnResume()] = Field(1234, ge=0)
     """Seed of initial values, sample order and dropout."""
-
-    def total_iters(self, global_batch_size: int, step: int = 0, consumed_samples: int = 0) -> int:
-        """Optimizer steps of the whole run; `step` with `consumed_samples` are done, perhaps in other sizes."""
-        if self.train_iters is not None:
-            return self.train_iters
-        assert self.train_samples is not None, "checked: one of train_iters and train_samples is given"
-        return step + max(0, self.train_samples - consumed_samples) // global_batch_size
+    deterministic_mode: bool = False
+    """Only algorithms that give the same bits each time, on GPUs too, where others are faster; one that torch has in no
+    other form ends the run."""
 
 
 class OptimizerConfig(Section):
@@ -89,18 +112,40 @@ class OptimizerConfig(Section):
     """Shape of the decay after warmup."""
     lr_decay_iters: int | None = Field(None, ge=1)
     """Step at which the decay ends. Default: the end of the run."""
+    lr_decay_samples: int | None = Field(None, ge=1)
+    """The same in samples."""
+    lr_decay_tokens: int | None = Field(None, ge=1)
+    """The same in tokens."""
     lr_warmup_iters: int = Field(0, ge=0)
     """Steps of linear warmup from lr_warmup_init."""
+    lr_warmup_samples: int = Field(0, ge=0)
+    """The same in samples."""
+    lr_warmup_tokens: int = Field(0, ge=0)
+    """The same in tokens."""
     lr_warmup_fraction: float | None = Field(None, ge=0, le=1)
-    """Warmup as a share of lr_decay_iters, in place of --lr-warmup-iters."""
+    """Warmup as a share of the decay, in place of its length."""
     lr_warmup_init: float = Field(0.0, ge=0)
     """Learning rate at the start of warmup."""
     lr_wsd_decay_style: WsdDecayStyle = "exponential"
     """Shape of the last phase of the WSD (warmup, stable, decay) schedule."""
     lr_wsd_decay_iters: int | None = Field(None, ge=1)
-    """Steps of the last phase of the WSD schedule. Default: a tenth of lr_decay_iters."""
+    """Steps of the last phase of the WSD schedule. Default: a tenth of the decay."""
+    lr_wsd_decay_samples: int | None = Field(None, ge=1)
+    """The same in samples."""
+    lr_wsd_decay_tokens: int | None = Field(None, ge=1)
+    """The same in tokens."""
+    decoupled_lr: float | None = Field(None, gt=0)
+    """Peak learning rate of the token embedding and the output head. Default: lr."""
+    decoupled_min_lr: float | None = Field(None, ge=0)
+    """Their rate at the end of the decay. Default: min_lr."""
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay of matrices; norms and biases have none."""
+    start_weight_decay: float | None = Field(None, ge=0)
+    """Weight decay at the start of the run, with weight_decay_incr_style."""
+    end_weight_decay: float | None = Field(None, ge=0)
+    """Weight decay at the end of the run."""
+    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = "constant"
+    """How the weight decay goes from its start to its end over the run; constant: it is weight_decay."""
     clip_grad: float = Field(1.0, ge=0)
     """Gradients are scaled down to this global L2 norm; 0 turns clipping off."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)

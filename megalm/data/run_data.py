@@ -70,9 +70,9 @@ class RunData:
         Raises:
             DataError, CheckpointError: as `build_datasets`; or an epoch is less than one global batch.
         """
-        training, global_batch_size = config.training, config.batch.global_size(size)
+        training, global_batch_size = config.training, max(config.batch.schedule(size).sizes)
         assert config.model.vocab_size is not None, "complete_model fills it in"
-        evaluated = training.eval_iters * global_batch_size
+        evaluated = training.eval_iters * config.eval_sizes(size)[1]
         built = build_datasets(
             config.data,
             seq_length=objective.sample_tokens(config.batch.seq_length) - objective.shared_tokens,
@@ -108,11 +108,12 @@ class RunData:
     def batches(self, dataset: SampleDataset, start: int, stop: int, *, workers: int) -> MicroBatchIterator:
         """This rank's micro-batches of samples start..stop of all ranks; those of training have seeds."""
         batch, trains = self.config.batch, dataset is self.train
+        micro_batch_size = batch.micro_size if trains else self.config.eval_sizes(self.size)[0]
         return build_loader(
             dataset,
             self.objective,
-            micro_batch_size=batch.micro_size,
-            global_batch_size=batch.global_size(self.size),
+            micro_batch_size=micro_batch_size,
+            global_batch_size=micro_batch_size * self.size,  # start..stop is whole steps, perhaps of several sizes
             start_sample=start,
             stop_sample=stop,
             rank=self.rank,

@@ -261,13 +261,23 @@ def _integer(environ: Mapping[str, str], name: str) -> int:
         raise PlatformError(f"{name}={environ[name]!r} in the environment must be a whole number") from None
 
 
-def prepare_process(environment: LaunchEnvironment, environ: MutableMapping[str, str] | None = None) -> int:
+DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring"}
+"""Variables under which cuBLAS and NCCL give the same bits each time; what the user set stays."""
+
+
+def prepare_process(
+    environment: LaunchEnvironment, environ: MutableMapping[str, str] | None = None, *, deterministic: bool = False
+) -> int:
     """Set what torch and DeepSpeed read from the environment when they are imported; call before importing them.
+
+    `deterministic`: also what makes libraries give the same bits each time.
 
     Returns:
         The number of CPU threads for this rank: OMP_NUM_THREADS if the user set it, else an equal share of the cores.
     """
     environ = os.environ if environ is None else environ
+    for name, value in DETERMINISTIC.items() if deterministic else ():
+        environ.setdefault(name, value)
     # deepspeed.comm falls back to MPI discovery unless all of these are set
     environ["RANK"] = str(environment.rank)
     environ["WORLD_SIZE"] = str(environment.world_size)

@@ -74,8 +74,18 @@ class Engine:
         """From now on training steps also give the loss of each dataset."""
         self.num_datasets = num_datasets
 
-    def train_step(self, batches: Sequence[Batch], learning_rate: float) -> StepResult:
-        """One optimizer step over this rank's micro-batches of the global batch.
+    def train_step(
+        self,
+        batches: Sequence[Batch],
+        learning_rate: float,
+        *,
+        decoupled_lr: float | None = None,
+        weight_decay: float | None = None,
+    ) -> StepResult:
+        """One optimizer step over this rank's micro-batches of the global batch, as many as it has.
+
+        `decoupled_lr` is the rate of the groups that have one of their own, `weight_decay` that of the groups that
+        decay; None: as the others, and as built.
 
         Each loss is sum of losses / sum of counts over all ranks and micro-batches, not a mean of means.
 
@@ -83,8 +93,12 @@ class Engine:
         """
         ds_engine, weights = self.ds_engine, self.runner.loss_weights
         ds_engine.train()
+        self._accumulate(len(batches))
         for group in ds_engine.basic_optimizer.param_groups:
-            group["lr"] = learning_rate
+            own = group.get("decoupled", False) and decoupled_lr is not None
+            group["lr"] = decoupled_lr if own else learning_rate
+            if group.get("decays", False) and weight_decay is not None:
+                group["weight_decay"] = weight_decay
         loss_scale, copies = self.loss_scale, self.groups.weights.size
         counts = self._counts(batches)
         # DeepSpeed averages gradients over the ranks with the same weights; the sum over them is wanted
@@ -104,6 +118,16 @@ class Engine:
             skipped=not ds_engine.was_step_applied(),
             dataset_losses=dataset_losses(totals[..., 1:], weights),
         )
+
+    def _accumulate(self, micro_batches: int) -> None:
+        """Tell DeepSpeed of how many micro-batches this step is; with offload its optimizer goes by it as well."""
+        ds_engine = self.ds_engine
+        if micro_batches == ds_engine.gradient_accumulation_steps():
+            return
+        micro_batch_size = ds_engine.train_micro_batch_size_per_gpu()
+        ds_engine.set_train_batch_size(micro_batches * micro_batch_size * ds_engine.dp_world_size)
+        if self.zero_stage > 0:
+            ds_engine.optimizer.gradient_accumulation_steps = micro_batches
 
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float]:
         """The denominator of each loss, over the micro-batches of all ranks with the same weights.
@@ -143,7 +167,7 @@ class Engine:
         return sums.values[..., 0]
 
     def mean_over_ranks(self, sums: Tensor) -> dict[str, float]:
-        """Every loss from every rank's sum of `eval_step` results."""
+        """Every loss from every rank's sum of `eval_step` results; `sums` becomes that of all ranks."""
         totals, counts = self._sum_over_ranks(sums)
         return means(totals, dict(zip(self.runner.loss_weights, counts.tolist(), strict=True)))
 

@@ -13,6 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from megalm.config import RunConfig, build_parser, load
+from megalm.config.merging.flags import as_flags
+from megalm.config.merging.names import RENAMED
+from megalm.config.merging.settings import SETTINGS
 from megalm.config.merging.suggest import did_you_mean
 from megalm.config.paths import read_path, variables_of
 from megalm.distributed.environment import captured_environment, environment_without, left_behind, user_variable
@@ -212,7 +215,7 @@ def _elements(arguments: argparse.Namespace, flags: list[str]) -> tuple[tuple[El
     elements: list[Element] = []
     for values in itertools.product(*(axis[1] for axis in axes)):
         pairs = [(axis[0], value) for axis, value in zip(axes, values, strict=True)]
-        chosen = tuple(word for name, value in pairs for word in (f"--{name}", value))
+        chosen = tuple(word for name, value in pairs for word in as_flags(name, value))
         run = folder / ",".join(f"{name}={value}" for name, value in pairs).replace("/", "_")
         _checked([*flags, *chosen, "--save", str(run)], arguments)
         if run in (element.run for element in elements):
@@ -231,10 +234,19 @@ def _checked(flags: Sequence[str], arguments: argparse.Namespace, *, tell: bool 
 
 def _axis(text: str) -> tuple[str, list[str]]:
     name, _, values = text.partition("=")
-    found = [value for value in values.split(",") if value]
-    if not name or not found or len(set(found)) < len(found):
+    name, found = name.removeprefix("--").replace("_", "-"), [value for value in values.split(",") if value]
+    if not name or not found or len({_meaning(name, value) for value in found}) < len(found):
         raise ConfigError(f"--sweep {text} must be a flag and different values for it: --sweep lr=1e-3,3e-4")
-    return name.removeprefix("--").replace("_", "-"), found
+    return name, found
+
+
+def _meaning(name: str, value: str) -> str:
+    """What a value says, however it is written: 1e-3 and 0.001 are one; a value that does not fit stays as it is."""
+    setting = SETTINGS.get(RENAMED.get(name, name.replace("-", "_")))
+    try:
+        return value if setting is None else repr(setting.convert(value))
+    except ValueError:
+        return value
 
 
 def _drop(flags: list[str], name: str, values: int) -> None:

@@ -15,6 +15,8 @@ TAGS = {
     "loss_scale": "loss-scale",
     "iteration_time_s": "iteration-time",
     "params_norm": "params-norm",
+    "decoupled_learning_rate": "decoupled-learning-rate",
+    "weight_decay": "weight-decay",
     "tokens_per_s": "throughput/tokens-per-s",
     "tflops_per_rank": "throughput/model-tflops-per-rank",
     "data_wait_s": "data/wait-s",

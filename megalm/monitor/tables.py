@@ -14,11 +14,12 @@ def summary(title: str, rows: list[tuple[str, str]]) -> str:
 
 
 def count(number: float) -> str:
-    """A number as people say it: 12.6M, 1.3B."""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{suffix}"
-    return f"{number:g}"
+    """A number as people say it, in three figures: 12.6M, 1.3B, 11.2P."""
+    for size, suffix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= 0.9995 * size:  # 999,500 and more round to a million
+            shown = number / size
+            return f"{shown:,.0f}{suffix}" if abs(shown) >= 999.5 else f"{shown:.3g}{suffix}"
+    return f"{number:.3g}" if isinstance(number, float) else f"{number:g}"
 
 
 def gigabytes(size: float) -> str:

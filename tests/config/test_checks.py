@@ -8,22 +8,71 @@ from megalm.config import RunConfig, check_layout, layout_problems, load_config
 from megalm.config.rules.layout import nearest_multiples
 from megalm.errors import LayoutError
 
+IN_SAMPLES = "--train-iters none --train-samples 200 --global-batch-size 16 "
+
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
         ("--max-position-embeddings 16", "seq_length=32 must not exceed max_position_embeddings=16"),
         ("--train-samples 80", "train_iters=10 and train_samples=80 both say how long the run is"),
-        ("--train-iters none", "the length of the run is missing; give --train-iters or --train-samples"),
         (
-            "--train-iters none --train-samples 100 --global-batch-size 16",
-            "train_samples=100 must be a multiple of global_batch_size=16; use 96 or 112",
+            "--train-iters none",
+            "the length of the run is missing; give --train-iters, --train-samples or --train-tokens",
         ),
         ("--min-lr 1", "min_lr=1.0 must not exceed lr=0.001"),
         ("--lr-warmup-init 1", "lr_warmup_init=1.0 must not exceed lr=0.001"),
         ("--lr-warmup-iters 3 --lr-warmup-fraction 0.1", "both say how long the warmup is"),
         ("--lr-warmup-iters 11", "lr_warmup_iters=11 must not exceed train_iters=10"),
         ("--lr-warmup-iters 6 --lr-decay-iters 5", "lr_warmup_iters=6 must not exceed lr_decay_iters=5"),
+        (
+            "--train-iters none --train-samples 32 --global-batch-size 8 --lr-warmup-iters 100",
+            "lr_warmup_iters=100 (800 samples) must not exceed train_samples=32 (32 samples)",
+        ),
+        (
+            "--train-iters none --train-tokens 1024 --global-batch-size 8 --lr-warmup-iters 100",
+            "lr_warmup_iters=100 (800 samples) must not exceed train_tokens=1024 (32 samples)",
+        ),
+        (
+            "--train-iters none --train-samples 32 --lr-warmup-tokens 1056",
+            "lr_warmup_tokens=1056 (33 samples) must not exceed train_samples=32 (32 samples)",
+        ),
+        (
+            "--global-batch-size 8 --lr-warmup-samples 81",
+            "lr_warmup_samples=81 (81 samples) must not exceed train_iters=10 (80 samples)",
+        ),
+        (
+            "--global-batch-size 8 --lr-decay-samples 16 --lr-warmup-iters 3",
+            "lr_warmup_iters=3 (24 samples) must not exceed lr_decay_samples=16 (16 samples)",
+        ),
+        ("--lr-decay-iters 5 --lr-decay-tokens 50", "lr_decay_iters=5 and lr_decay_tokens=50 both say how long the"),
+        ("--train-tokens 320", "train_iters=10 and train_tokens=320 both say how long the run is"),
+        (
+            "--lr-decay-style WSD --lr-warmup-fraction 0.95 --lr-wsd-decay-iters 1",
+            "lr_wsd_decay_iters=1 and lr_warmup_fraction=0.95",
+        ),
+        ("--lr-wsd-decay-samples 2", "lr_wsd_decay_samples=2 needs lr_decay_style=WSD, not linear"),
+        ("--decoupled-min-lr 0.1", "decoupled_min_lr=0.1 needs decoupled_lr"),
+        ("--decoupled-lr 0.1 --decoupled-min-lr 0.2", "decoupled_min_lr=0.2 must not exceed decoupled_lr=0.1"),
+        ("--decoupled-lr 1e-4 --min-lr 2e-4", "min_lr=0.0002 must not exceed decoupled_lr=0.0001"),
+        ("--start-weight-decay 0.1", "need a way from one to the other; give --weight-decay-incr-style"),
+        ("--weight-decay-incr-style linear --end-weight-decay 0.1", "needs --start-weight-decay and"),
+        (
+            "--weight-decay-incr-style cosine --start-weight-decay 0.2 --end-weight-decay 0.1",
+            "start_weight_decay=0.2 must not exceed end_weight_decay=0.1",
+        ),
+        ("--rampup-batch-size 4 4 100 --global-batch-size 16", "train_iters=10 does not say how many samples"),
+        (IN_SAMPLES + "--rampup-batch-size 4 4", "must be three numbers: START INCREMENT SAMPLES"),
+        (IN_SAMPLES + "--rampup-batch-size 4 5 100", "16 - 4 must be a multiple of 5"),
+        (IN_SAMPLES + "--rampup-batch-size 20 4 100", "starts above global_batch_size=16"),
+        (IN_SAMPLES + "--rampup-batch-size 0 4 100", "at least 1"),
+        (
+            IN_SAMPLES + "--rampup-batch-size 4 4 100 --gradient-accumulation-steps 2",
+            "gradient_accumulation_steps=2 cannot be kept where rampup_batch_size changes the batch",
+        ),
+        (IN_SAMPLES + "--step-batch-size-schedule 0:8,1K:12", "ends with 12 samples a step, but global_batch_size=16"),
+        (IN_SAMPLES + "--step-batch-size-schedule 8", "must be TOKENS:SAMPLES"),
+        (IN_SAMPLES + "--step-batch-size-schedule 1K:16", "must begin with the size of the first steps"),
         ("--lr-wsd-decay-iters 2", "lr_wsd_decay_iters=2 needs lr_decay_style=WSD, not linear"),
         (
             "--lr-decay-style WSD --lr-wsd-decay-iters 8 --lr-warmup-iters 3",
@@ -58,9 +107,17 @@ def test_settings_that_do_not_fit_each_other(problem, flags, expected):
     [
         "--min-lr 0.001",
         "--lr-warmup-iters 10",
+        "--lr-warmup-iters 0 --lr-warmup-samples 3 --global-batch-size 8",
+        "--lr-warmup-fraction 1",
+        "--lr-decay-style WSD --lr-warmup-fraction 0.95",
+        "--train-iters none --train-samples 32 --train-tokens 2048 --lr-decay-tokens 900",
+        IN_SAMPLES + "--rampup-batch-size 4 4 100",
+        IN_SAMPLES + "--rampup-batch-size 16 4 100",
+        IN_SAMPLES + "--step-batch-size-schedule 0:8,1K:12,2K:16",
+        "--decoupled-lr 5e-4 --weight-decay-incr-style linear --start-weight-decay 0 --end-weight-decay 0.1",
         "--lr-decay-style WSD --lr-wsd-decay-iters 7 --lr-warmup-iters 3",
         "--max-position-embeddings 32",
-        "--train-iters none --train-samples 96 --global-batch-size 16",
+        "--train-iters none --train-samples 100 --global-batch-size 16",
         "--no-mock-data --train-data-path x",
         "--no-mock-data --data-path x --split 1",
         "--save x --save-interval 5 --fresh",
@@ -99,11 +156,24 @@ def test_accumulation_that_contradicts_the_batch_is_an_error(load):
         check_layout(load("--global-batch-size 16 --gradient-accumulation-steps 2"), 1)
 
 
-def test_samples_must_fill_steps_of_the_batch_that_the_ranks_give(load):
-    config = load("--train-iters none --train-samples 12")
-    assert check_layout(config, 3) == 3
-    with pytest.raises(LayoutError, match="train_samples=12 must be a multiple of global_batch_size=8"):
-        check_layout(config, 2)
+@pytest.mark.parametrize(
+    ("flags", "ranks", "expected"),
+    [
+        ("--train-samples 7", 2, "train_samples=7 is less than the 8 samples of one step"),
+        (
+            "--train-samples 32 --lr-warmup-iters 4",
+            3,
+            r"lr_warmup_iters=4 \(48 samples\) must not exceed train_samples",
+        ),
+        ("--train-samples 99 --global-batch-size 16 --rampup-batch-size 4 4 50", 2, "a step of 4 samples"),
+        ("--train-samples 99 --eval-global-batch-size 12", 2, "eval_global_batch_size=12 = eval_micro_batch_size=4 x"),
+    ],
+)
+def test_lengths_are_checked_with_the_batch_that_the_ranks_give(load, flags, ranks, expected):
+    config = load("--train-iters none " + flags)
+    assert check_layout(config, 1) == 1
+    with pytest.raises(LayoutError, match=expected):
+        check_layout(config, ranks)
 
 
 def with_axes(config: RunConfig, tp: int, pp: int) -> RunConfig:

@@ -1,8 +1,10 @@
 """Flags: spelling, types, aliases, unknown names."""
 
+import contextlib
+
 import pytest
 
-from megalm.config import build_parser, load_config
+from megalm.config import build_parser, check_layout, load_config
 from megalm.config import load as load_with_sources
 from megalm.config.merging.settings import SECTIONS, SETTINGS
 from megalm.errors import ConfigError
@@ -122,7 +124,50 @@ def test_every_spelling_of_recomputation(load, flags, granularity):
 
 
 def test_values_of_unsupported_flags_are_not_reported_too(problem):
-    assert "--rampup-batch-size" in problem("--rampup-batch-size 16 16 1000")
+    assert "--window-size" in problem("--window-size 16 16")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("\u2013bf16", "begins with an en dash (U+2013), not with two hyphens; write --bf16"),
+        ("\u2014\u2014bf16", "begins with an em dash (U+2014), not with two hyphens; write --bf16"),
+        ("-\u2212seed=3", "begins with a minus sign (U+2212), not with two hyphens; write --seed=3"),
+        ("--seed\u00a03", "holds a no-break space (U+00A0); type a blank: --seed 3"),
+        ("--seed\u202f3", "holds a narrow no-break space (U+202F); type a blank: --seed 3"),
+        ("--bf16\u200b", "holds a zero width space (U+200B); type a blank: --bf16"),
+    ],
+)
+def test_pasted_characters_are_named(minimal, word, expected):
+    with pytest.raises(ConfigError) as caught:
+        load_config([*minimal, word])
+    assert [problem.endswith(expected) for problem in caught.value.problems] == [True]
+
+
+def test_pasted_characters_in_values_are_the_users(minimal):
+    prompt = "\u2013 a\u00a0b"
+    assert load_config([*minimal, "--sample-prompt", prompt]).training.sample_prompt == prompt
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "num-attention-heads",
+        "num-layers",
+        "hidden-size",
+        "global-batch-size",
+        "seed",
+        "train-samples",
+        "seq-length",
+        "tensor-model-parallel-size",
+        "ffn-hidden-size",
+    ],
+)
+@pytest.mark.parametrize("number", [10**30, 2**63 - 1, 2**30 - 1])
+def test_huge_numbers_end_at_once(flag, number, load):
+    with contextlib.suppress(ConfigError):
+        check_layout(load(f"--{flag} {number}"), 1)
 
 
 def test_unquoted_values_are_reported(problems):

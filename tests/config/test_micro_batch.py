@@ -53,7 +53,7 @@ def test_no_batch_size_at_all_is_an_error():
             4,
             "with 2 micro-batches a step and rank needs at least one for each of its 4 stages; change --global-batch",
         ),
-        ("--global-batch-size 8 --train-iters none --train-samples 12", 2, "train_samples=12 must be a multiple"),
+        ("--global-batch-size 8 --train-iters none --train-samples 7", 2, "train_samples=7 is less than the 8 samples"),
         ("--global-batch-size 16 --micro-batch-size 8", 4, "use 32, or leave --micro-batch-size out: it follows"),
     ],
 )

@@ -30,6 +30,24 @@ def test_a_number_with_exponent_and_without_point_is_a_number(load, write):
     assert load("--config", write("a.yaml", RECIPE)).optimizer.min_lr == 1e-5
 
 
+@pytest.mark.parametrize("number", ["010", "+10", "10", '"10"', "1_0", "'010'"])
+def test_numbers_in_recipes_are_those_of_flags(load, write, number):
+    config = load("--config", write("a.yaml", f"training:\n  seed: {number}\n"))
+    assert config.training.seed == load("--seed " + number.strip("\"'")).training.seed == 10
+
+
+def test_a_number_of_very_many_digits_is_an_error_of_one_line(problem, write):
+    text = problem("--config", write("a.yaml", "training:\n  seed: " + "9" * 200_000))
+    assert text.startswith("seed=9999999999999999999999999999999999999999... (200000 characters) (a.yaml:2) must be")
+    assert len(text) < 200
+
+
+@pytest.mark.parametrize("number", ["1e-3", ".001", "1E-3", '"1e-3"', "0.001", "+1e-3"])
+def test_small_numbers_too(load, write, number):
+    config = load("--config", write("a.yaml", f"optimizer:\n  weight_decay: {number}\n"))
+    assert config.optimizer.weight_decay == load("--weight-decay " + number.strip('"')).optimizer.weight_decay == 0.001
+
+
 def test_null_in_a_recipe_and_none_as_flag_give_the_default_back(load, write):
     first = write("a.yaml", "training: {exit_interval: 5}\ncheckpoint: {save: here}")
     second = write("b.yaml", "training: {exit_interval: null}")
@@ -61,9 +79,9 @@ def test_empty_recipe_and_empty_section_are_fine(load, write):
             "position_embedding_type: rope under model:",
         ),
         (
-            "rampup_batch_size: [1, 2, 3]\n",
-            "a.yaml:1: --rampup-batch-size is known in Megatron(-DeepSpeed) but not supported here; the batch size is "
-            "constant in this version; use --global-batch-size",
+            "head_lr_mult: 2\n",
+            "a.yaml:1: --head-lr-mult is known in Megatron(-DeepSpeed) but not supported here; use --decoupled-lr, the "
+            "rate of token embedding and head",
         ),
         ("model: 3\n", "a.yaml:1: model=3 must be a block of settings, one a line"),
         ("- model\n", "a.yaml: a recipe is a mapping of sections (model, batch, "),
@@ -75,6 +93,13 @@ def test_empty_recipe_and_empty_section_are_fine(load, write):
         ("model: {a: [}\n", "a.yaml:1:13: not YAML: "),
         ("model: !!python/name:os.system\n", "a.yaml:1:8: not YAML: could not determine a constructor"),
         ("training:\n  seed: yes\n", "seed=True (a.yaml:2) must be N, not true or false"),
+        ("training:\n  seed: 1:30\n", "seed=1:30 (a.yaml:2) must be a whole number"),
+        ("training:\n  seed: 0x10\n", "seed=0x10 (a.yaml:2) must be a whole number"),
+        (
+            "training:\n  seed: 99999999999999999999\n",
+            "seed=1.000000e+20 (a.yaml:2) must be N of at most 18",
+        ),
+        ("optimizer:\n  weight_decay: .inf\n", "weight_decay=inf (a.yaml:2) must be a finite number"),
         ("checkpoint:\n  save: 2020-01-01\n", "save=2020-01-01 (a.yaml:2) must be a string"),
         ("training:\n  seed: 1.5\n", "seed=1.5 (a.yaml:2) must be a whole number"),
         ("precision:\n  bf16: maybe\n", "bf16=maybe (a.yaml:2) must be true or false"),

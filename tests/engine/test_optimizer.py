@@ -12,6 +12,7 @@ from megalm.config import ModelConfig, OptimizerConfig, PrecisionConfig
 from megalm.engine.build import _build_scaler
 from megalm.engine.master_weights import MasterWeights, with_masters
 from megalm.engine.optimizers.adamw import AdamSpec, adam_options
+from megalm.engine.optimizers.muon import MuonSpec
 from megalm.engine.optimizers.spec import Surroundings, decay_groups
 from megalm.kernels.backend import REFERENCE
 from megalm.models.gpt.model import GPT
@@ -25,7 +26,7 @@ STYLES: list[dict[str, Any]] = [{}, {"normalization": "RMSNorm", "swiglu": True,
 def test_matrices_decay_and_norms_and_biases_do_not(style: dict[str, Any]) -> None:
     sizes = {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 32}
     model = GPT(ModelConfig(**(sizes | {"max_position_embeddings": 8} | style)))
-    decayed, plain = decay_groups(model.parameters(), 0.3)
+    decayed, plain = decay_groups(dict(model.named_parameters()), OptimizerConfig(lr=1.0, weight_decay=0.3))
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
     names = {parameter: name for name, parameter in model.named_parameters()}
     for parameter in decayed["params"]:
@@ -42,13 +43,25 @@ def test_the_shape_counts_that_zero_3_has_taken_away() -> None:
     for parameter in model.parameters():
         parameter.ds_shape = parameter.shape
         parameter.data = torch.empty(0)
-    decayed, plain = decay_groups(model.parameters(), 0.3)
+    decayed, plain = decay_groups(dict(model.named_parameters()), OptimizerConfig(lr=1.0, weight_decay=0.3))
     assert decayed["params"] == [model.weight]
     assert plain["params"] == [model.bias]
 
 
 def test_a_group_without_parameters_is_left_out() -> None:
-    assert len(decay_groups(nn.Linear(2, 3, bias=False).parameters(), 0.1)) == 1
+    assert len(decay_groups(dict(nn.Linear(2, 3, bias=False).named_parameters()), OptimizerConfig(lr=1.0))) == 1
+
+
+def test_embedding_and_head_are_a_group_of_their_own_where_their_rate_is() -> None:
+    sizes = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 32}
+    model = GPT(ModelConfig(**sizes, max_position_embeddings=8, untie_embeddings_and_output_weights=True))
+    names = dict(model.named_parameters())
+    groups = decay_groups(names, OptimizerConfig(lr=1.0, decoupled_lr=2.0))
+    own = [group for group in groups if group["decoupled"]]
+    assert [group["decays"] for group in groups] == [True, False, True]
+    assert [id(p) for p in own[0]["params"]] == [id(names[n]) for n in ("embedding.tokens.weight", "head.weight")]
+    muon = MuonSpec().parameter_groups(names, OptimizerConfig(lr=1.0, optimizer="muon", decoupled_lr=2.0))
+    assert [group.get("decoupled", False) for group in muon] == [False, False, False, True]
 
 
 def small_model(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -57,7 +70,9 @@ def small_model(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def replicated(model: nn.Module, *, clip_grad: float = 0.0, accumulate_fp32: bool = True, scaler: Any = None) -> Any:
-    groups, models = with_masters(decay_groups(model.parameters(), 0.1))
+    groups, models = with_masters(
+        decay_groups(dict(model.named_parameters()), OptimizerConfig(lr=1.0, weight_decay=0.1))
+    )
     adam = AdamSpec().build(groups, CONFIG, Surroundings(zero_stage=0, kernels=REFERENCE))
     return MasterWeights(adam, models, clip_grad=clip_grad, accumulate_fp32=accumulate_fp32, scaler=scaler)
 
@@ -73,7 +88,11 @@ def test_in_fp32_it_is_torchs_adamw_after_torchs_clipping(clip_grad: float) -> N
     model = small_model()
     reference = copy.deepcopy(model)
     optimizer = replicated(model, clip_grad=clip_grad)
-    expected = torch.optim.AdamW(decay_groups(reference.parameters(), 0.1), fused=True, **OPTIONS)
+    expected = torch.optim.AdamW(
+        decay_groups(dict(reference.named_parameters()), OptimizerConfig(lr=1.0, weight_decay=0.1)),
+        fused=True,
+        **OPTIONS,
+    )
     for seed in range(4):
         backward(model, seed)
         backward(reference, seed)

@@ -143,7 +143,9 @@ def compare_adamw(device: str, sharded: bool) -> None:
     for kernels in (apex.with_apex(REFERENCE), REFERENCE):
         torch.manual_seed(3)
         model = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16)).to(device)
-        groups, masters = with_masters(decay_groups(model.parameters(), 0.1))
+        groups, masters = with_masters(
+            decay_groups(dict(model.named_parameters()), OptimizerConfig(lr=1.0, weight_decay=0.1))
+        )
         surroundings = Surroundings(zero_stage=1 if sharded else 0, kernels=kernels)
         optimizer = AdamSpec().build(groups, config, surroundings)
         if not sharded:

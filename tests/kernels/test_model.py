@@ -56,7 +56,9 @@ def losses_of(kernels, options, dtype, device, steps=6):
     initialize(model, config, 1)
     use_kernels(model, kernels)
     model.to(device, dtype)
-    groups, models = with_masters(decay_groups(model.parameters(), 0.1))
+    groups, models = with_masters(
+        decay_groups(dict(model.named_parameters()), OptimizerConfig(lr=1.0, weight_decay=0.1))
+    )
     adam = AdamSpec().build(
         groups, OptimizerConfig(lr=3e-3, adam_beta2=0.95), Surroundings(zero_stage=0, kernels=kernels)
     )

@@ -155,6 +155,14 @@ def test_a_sweep_is_an_array_of_all_combinations(capsys: pytest.CaptureFixture[s
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
 
 
+def test_a_switch_is_swept_by_true_and_false(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    asked = ("--nodes", "4", "--gpus-per-node", "1", "--time", "10", "--sweep", "qk_layernorm=true,false")
+    script = submit(capsys, tmp_path, *asked)[1]
+    assert "varied=(--qk-layernorm)" in script
+    assert "varied=(--no-qk-layernorm)" in script
+    assert f"run={tmp_path}/run/qk-layernorm=false " in script
+
+
 def test_fresh_counts_at_the_first_start_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     script = submit(capsys, tmp_path, "--nodes", "4", "--gpus-per-node", "1", "--time", "10", "--fresh")[1]
     assert '[ "$restart" -gt 0 ] || flags+=(--fresh)' in script
@@ -177,6 +185,8 @@ SIZE = ("--nodes", "4", "--gpus-per-node", "1")
         ((*SIZE, "--time", "10", "--partitoin", "x"), 'unknown option --partitoin; did you mean "--partition"?'),
         ((*SIZE, "--time", "10", "--sweep", "lr"), "--sweep lr must be a flag and different values"),
         ((*SIZE, "--time", "10", "--sweep", "lr=0.001,fast"), "lr=fast"),
+        ((*SIZE, "--time", "10", "--sweep", "lr=1e-3,1e-03"), "different values"),
+        ((*SIZE, "--time", "10", "--sweep", "qk_layernorm=true,True"), "different values"),
         ((*SIZE, "--time", "10", "--array-limit", "2"), "--array-limit is about the runs of a --sweep"),
         ((*SIZE, "--time", "10", "--sweep", "load=/a/b,/a_b"), "two runs of the sweep would share the folder"),
         ((*SIZE, "--time", "10", "--site", "/no/site.yaml"), "--site /no/site.yaml cannot be read"),

@@ -64,7 +64,21 @@ def test_a_duration_says_the_seconds_to_half_a_second(seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(12_600_000, "12.6M"), (1.3e9, "1.3B"), (2e12, "2T"), (1500, "1.5k"), (999, "999"), (0, "0")]
+    ("number", "text"),
+    [
+        (12_600_000, "12.6M"),
+        (1.3e9, "1.3B"),
+        (2e12, "2T"),
+        (1500, "1.5k"),
+        (999, "999"),
+        (0, "0"),
+        (1.12e16, "11.2P"),
+        (999_600, "1M"),
+        (3.2e18, "3.2E"),
+        (1.5e21, "1,500E"),
+        (0.25, "0.25"),
+        (1 / 3, "0.333"),
+    ],
 )
 def test_counts(number: float, text: str) -> None:
     assert count(number) == text

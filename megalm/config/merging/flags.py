@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megalm.config.merging.names import IMPLIED, NEEDS, NO_EFFECT, RENAMED, unsupported_text
+from megalm.config.merging.names import IMPLIED, RENAMED, unsupported_text
+from megalm.config.merging.nothing import ANY, NO_EFFECT
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given, Setting
 from megalm.config.merging.suggest import did_you_mean
+from megalm.config.merging.typography import typed
 from megalm.config.paths import read_path
 
 _EPILOG = (
@@ -25,7 +27,7 @@ class Flags:
     print_config: bool = False
     notes: list[str] = field(default_factory=list)
     needs: list[str] = field(default_factory=list)
-    """Fields that a flag without effect relies on."""
+    """Flags without effect that may rely on a field (`NEEDS`)."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -64,12 +66,14 @@ class _NoEffect(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
         assert option is not None, "every setting is a flag"
-        allowed, reason = NO_EFFECT[self.dest]
-        if allowed and values not in allowed:
-            namespace.problems.append(f"{option} {values} is not supported here: {reason}; use {' or '.join(allowed)}")
+        nothing = NO_EFFECT[self.dest]
+        if nothing.values and values is None:
+            namespace.problems.append(f"{option} needs a value: {option} {' or '.join(nothing.values)}")
+        elif nothing.values and not nothing.allows(values):
+            namespace.problems.append(nothing.problem(option, values))
         else:
-            namespace.notes.append(f"{option} has no effect: {reason}")
-            namespace.needs += [NEEDS[self.dest]] if self.dest in NEEDS else []
+            namespace.notes.append(f"{option} has no effect: {nothing.why}")
+            namespace.needs.append(self.dest)
 
 
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -96,10 +100,11 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
             if setting.section == section:
                 _add_setting(group, setting)
     other = parser.add_argument_group("accepted, without effect", "What these ask for is always so.")
-    for name, (allowed, reason) in NO_EFFECT.items():
-        metavar = "{" + ",".join(allowed) + "}"
-        kwargs: dict[str, Any] = {"nargs": "?", "metavar": metavar} if allowed else {"nargs": 0}
-        other.add_argument("--" + name, action=_NoEffect, dest=name, default=argparse.SUPPRESS, help=reason, **kwargs)
+    for name, nothing in NO_EFFECT.items():
+        metavar = "X" if ANY in nothing.values else "{" + ",".join(nothing.values) + "}"
+        kwargs: dict[str, Any] = {"nargs": "?", "metavar": metavar} if nothing.values else {"nargs": 0}
+        text = nothing.why
+        other.add_argument("--" + name, action=_NoEffect, dest=name, default=argparse.SUPPRESS, help=text, **kwargs)
     return parser
 
 
@@ -110,6 +115,15 @@ def option_names(setting: Setting) -> tuple[list[str], list[str]]:
         return names, []
     opposite = setting.flag.removeprefix("--no-") if setting.name.startswith("no_") else "no-" + setting.flag[2:]
     return names, ["--" + opposite]
+
+
+def as_flags(name: str, value: str) -> tuple[str, ...]:
+    """The words that give a setting a value: --name value, or of a switch --name or --no-name."""
+    setting = SETTINGS.get(name.replace("-", "_"))
+    if setting is None or not setting.is_bool or value.lower() not in ("true", "false"):
+        return (f"--{name}", value)
+    positive, negative = option_names(setting)
+    return (positive[0] if value.lower() == "true" else negative[0],)
 
 
 def help_text(setting: Setting) -> str:
@@ -143,8 +157,9 @@ def parse_flags(argv: Sequence[str], parser: argparse.ArgumentParser | None = No
     The last of several equal flags counts, so that a wrapper script can append its own. `--help` prints and exits.
     """
     parser = parser or build_parser()
-    start = argparse.Namespace(said=[], problems=[], notes=[], needs=[])
-    tokens = _without_values_of_switches([_dashes(token) for token in argv], parser, start.problems)
+    words, problems = typed(list(argv))
+    start = argparse.Namespace(said=[], problems=problems, notes=[], needs=[])
+    tokens = _without_values_of_switches([_dashes(word) for word in words], parser, start.problems)
     space, unknown = parser.parse_known_args(tokens, namespace=start)
     flags = Flags(print_config=space.print_config, notes=space.notes, needs=space.needs, problems=space.problems)
     for file in filter(None.__ne__, space.config):

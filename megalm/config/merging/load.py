@@ -22,8 +22,9 @@ from megalm.config.deepspeed.write import DEFAULT_ZERO_STAGE
 from megalm.config.hugging_face import read_settings
 from megalm.config.merging.dump import render_sources
 from megalm.config.merging.flags import Flags, build_parser, parse_flags
+from megalm.config.merging.nothing import NEEDS
 from megalm.config.merging.recipe import KeyPath, Recipe, read_recipe
-from megalm.config.merging.settings import SECTIONS, SETTINGS, Given
+from megalm.config.merging.settings import SECTIONS, SETTINGS, Given, shortened
 from megalm.config.output import HUGGING_FACE, hugging_face_folder
 from megalm.config.rules.batch import with_micro_batch_size
 from megalm.config.rules.layout import check_layout
@@ -108,9 +109,6 @@ def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
     merge.given |= flags.given
     take_hugging_face(merge)
     merge.given = {name: given for name, given in merge.given.items() if given.value is not None}
-    for name in flags.needs:
-        if name not in merge.given:
-            merge.problems.append(f"{name} is missing; give {SETTINGS[name].flag} {SETTINGS[name].metavar}")
     convert_all(merge)
     tell_tokenizer_vocab_size(merge.given)
     document = find_json(merge, lines)
@@ -118,6 +116,7 @@ def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
         join_json(merge, document)
     if "zero_stage" not in merge.given:
         merge.given["zero_stage"] = Given(DEFAULT_ZERO_STAGE, DEFAULT)
+    merge.problems += _unmet_needs(flags.needs + [name for recipe in recipes for name in recipe.needs], merge.given)
     return merge
 
 
@@ -144,6 +143,24 @@ def take_hugging_face(merge: Merge) -> None:
         merge.given["tokenizer_model"] = Given(str(folder), f"--load {HUGGING_FACE}{folder}")
 
 
+def _unmet_needs(names: list[str], given: dict[str, Given]) -> list[str]:
+    """What is missing of the fields without which flags without effect would stand for something."""
+    problems = []
+    for name in dict.fromkeys(names):
+        if name not in NEEDS:
+            continue
+        field_name, least = NEEDS[name]
+        setting, value = SETTINGS[field_name], given.get(field_name, Given(None, DEFAULT)).value
+        wanted = " or ".join(least) if isinstance(least, tuple) else setting.metavar
+        if field_name not in given:
+            problems.append(f"{field_name} is missing; give {setting.flag} {wanted}")
+        elif isinstance(least, tuple) and value is not None and value not in least:
+            problems.append(f"--{name} needs {field_name}={wanted}, not {value}; drop one of them")
+        elif isinstance(least, int) and value is not None and value < least:
+            problems.append(f"--{name} needs {field_name} >= {least}, not {value}; drop one of them")
+    return problems
+
+
 def find_json(merge: Merge, recipe_lines: dict[KeyPath, int]) -> DeepSpeedJson | None:
     """The DeepSpeed JSON of the run: a file, or the block inside a recipe."""
     given = merge.given.get("deepspeed_config")
@@ -162,7 +179,7 @@ def convert_all(merge: Merge) -> None:
         try:
             merge.given[name] = Given(SETTINGS[name].convert(given.value), given.source)
         except ValueError as error:
-            shown = " ".join(map(str, given.value)) if isinstance(given.value, list) else given.value
+            shown = " ".join(map(str, given.value)) if isinstance(given.value, list) else shortened(given.value)
             merge.problems.append(f"{name}={shown} ({given.source}) {error}")
             merge.given[name] = Given(None, given.source)
             merge.broken.add(name)

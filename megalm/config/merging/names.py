@@ -1,10 +1,12 @@
-"""Names that users bring from Megatron-LM and Megatron-DeepSpeed: other spellings, switches without effect, and flags
-of features that megalm lacks, each with what to use instead.
+"""Names that users bring from Megatron-LM and Megatron-DeepSpeed: other spellings, and flags of features that megalm
+lacks, each with what to use instead. Flags that ask for what is always so are in nothing.py.
 
 Flag names are written without the leading dashes and with `-` between words, whatever the peer's own spelling.
 """
 
 from fnmatch import fnmatchcase
+
+from megalm.config.merging.nothing import NO_EFFECT
 
 RENAMED = {
     "num-key-value-heads": "num_query_groups",
@@ -19,7 +21,6 @@ RENAMED = {
 IMPLIED: dict[str, tuple[str, str]] = {
     "use-rotary-position-embeddings": ("position_embedding_type", "rope"),
     "use-rope-scaling": ("rope_scaling", "llama3"),
-    "no-position-embedding": ("position_embedding_type", "none"),
     "accumulate-allreduce-grads-in-fp32": ("grad_accum_dtype", "fp32"),
     "grad-reduce-in-bf16": ("grad_accum_dtype", "model"),
     "recompute-activations": ("recompute_granularity", "selective"),
@@ -38,30 +39,10 @@ VALUE_ALIASES = {
 }
 """Other words (in lower case) for a choice of a field."""
 
-NO_EFFECT: dict[str, tuple[tuple[str, ...], str]] = {
-    "group-query-attention": ((), "--num-query-groups alone turns grouped-query attention on"),
-    "no-pipeline-parallel": ((), "without pipeline stages the model is always a plain module"),
-    "no-query-key-layer-scaling": ((), "megalm never scales attention scores by the layer number"),
-    "attention-softmax-in-fp32": ((), "the attention softmax is always computed in fp32"),
-    "use-flash-attn": ((), "attention always runs in a fused kernel where the device has one"),
-    "use-mcore-models": ((), "there is one implementation of the model"),
-    "exit-signal-handler": ((), "SIGTERM, SIGUSR1 and SIGUSR2 always save and end the run"),
-    "data-impl": (("infer", "mmap"), "datasets are always memory-mapped"),
-    "dataloader-type": (("single",), "samples are always numbered and read once, in one order"),
-    "muon-no-split-qkv": ((), "query, key and value are separate matrices, and so are gate and up"),
-    "muon-scalar-optimizer": (("adam",), "what Muon leaves out is always AdamW's"),
-    "cross-entropy-loss-fusion": ((), "the loss is always one operator; --cross-entropy-fusion-impl says of what"),
-    "transformer-impl": (("local",), "layers are always megalm's own"),
-}
-"""A flag that is accepted because what it asks for is always so: the values it may have, and the reason."""
-
-NEEDS = {"group-query-attention": "num_query_groups"}
-"""Flags without effect that stand for nothing unless this field is given."""
-
 _MOE = "mixture-of-experts models are not available in this version; train a dense model"
 _RECOMPUTE = (
-    "a layer's saved input stays whole on its device; use --recompute-granularity full, with --recompute-num-layers N "
-    "to save fewer inputs"
+    "a layer's saved input stays whole on its device, and nothing is offloaded; use --recompute-granularity full, with "
+    "--recompute-num-layers N to save fewer inputs"
 )
 _LENGTH = "give the length of runs in --train-iters or --train-samples and of schedules in -iters"
 _KERNELS = "megalm chooses kernels when the model is built, by --kernels-backend; remove the flag"
@@ -88,32 +69,48 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("distribute-*-activations partition-activations contigious-checkpointing", _RECOMPUTE),
     ("contiguous-checkpointing checkpoint-in-cpu synchronize-each-layer profile-backward", _RECOMPUTE),
     ("recompute-modules", "--recompute-granularity selective always recomputes attention core, norms and activation"),
-    ("moe-* num-experts* topk expert-* mlp-type enable-expert-tensor-parallelism use-tutel", _MOE),
+    ("moe-* num-experts-* topk expert-* enable-expert-tensor-parallelism use-tutel", _MOE),
     ("disable-moe-* create-moe-param-group", _MOE),
-    ("train-tokens lr-decay-tokens lr-warmup-tokens lr-decay-samples lr-warmup-samples", _LENGTH),
-    ("lr-wsd-decay-samples train-data-exact-num-epochs iter-per-epoch phase-transition-iterations", _LENGTH),
-    ("rampup-batch-size", "the batch size is constant in this version; use --global-batch-size"),
-    ("decoupled-lr decoupled-min-lr head-lr-mult", "all parameters share --lr and --min-lr"),
-    ("start-weight-decay end-weight-decay weight-decay-incr-style", "use one constant --weight-decay"),
-    ("override-opt-param-scheduler use-checkpoint-opt-param-scheduler", "the flags always decide; remove the flag"),
-    ("use-flash-attn-* attention-backend no-masked-softmax-fusion no-bias-*-fusion quick-geglu", _KERNELS),
-    ("no-gradient-accumulation-fusion no-persist-layer-norm disable-mem-efficient-ln no-rope-fusion", _KERNELS),
+    ("train-data-exact-num-epochs iter-per-epoch phase-transition-iterations", _LENGTH),
+    ("head-lr-mult", "use --decoupled-lr, the rate of token embedding and head"),
+    ("decrease-batch-size-if-needed", "a --global-batch-size that the ranks cannot share is an error; change it"),
+    ("use-mup mup-*", "maximal update parametrization is not available; set --init-method-std and --lr for the size"),
+    ("iterations-to-skip", "samples are used once and in order; a step that is not finite is skipped by itself"),
+    ("start-eval-at-iter", "use --eval-interval; every evaluation is of the same samples"),
+    ("validation-set-names", "validation sets are named after their files"),
+    ("test-mode train-sync-interval", "remove the flag"),
+    ("use-checkpoint-opt-param-scheduler", "the flags always decide; remove the flag"),
+    ("quick-geglu disable-mem-efficient-ln", _KERNELS),
+    ("batch-invariant-* disable-jit-fuser disable-mamba-mem-eff-path flash-attention-version", _KERNELS),
+    ("fused-residual-rmsnorm gdp-* use-flash-attn-builder use-fused-weighted-squared-relu", _KERNELS),
+    ("use-grouped-gemm-for-dense-mlp use-kitchen-attention use-te-activation-func", _KERNELS),
+    ("use-transformer-engine-op-fuser disable-bf16-reduced-precision-matmul", _KERNELS),
+    ("no-clone-scatter-output-in-embedding disable-clone-scatter-output-in-embedding", _KERNELS),
+    ("activation-offload-fraction cpu-offloading-* delta-offload-* fine-grained-*", _RECOMPUTE),
+    ("min-offloaded-tensor-size offload-modules delay-offload-until-cuda-graph", _RECOMPUTE),
     ("no-async-tensor-model-parallel-allreduce mla-down-proj-fusion onnx-safe *cuda-graph*", _KERNELS),
     ("transformer-impl-* te-* kitchen-* enable-experimental spec no-gradient-reduce-div-fusion", _KERNELS),
     ("zero-reduce-* zero-allgather-* zero-contigious-gradients remote-device use-pin-memory", _ZERO),
     ("cpu-optimizer cpu-torch-adam optimizer-cpu-offload optimizer-offload-fraction ds-fused-adam", _ZERO),
     ("overlap-cpu-optimizer-* use-torch-optimizer-for-cpu-offload no-pin-cpu-*", _ZERO),
-    ("use-distributed-optimizer overlap-grad-reduce overlap-param-gather*", "use --zero-stage 1 or higher"),
+    ("overlap-grad-reduce overlap-param-gather*", 'put "overlap_comm": true into "zero_optimization" of the JSON'),
     ("ddp-* accumulate-*-local-ddp no-contiguous-buffers-in-local-ddp use-nccl-ub no-align-param-gather", _ZERO),
+    ("no-align-grad-reduce disable-align-grad-reduce", _ZERO),
     ("reuse-grad-buf-* num-distributed-optimizer-instances use-contiguous-buffers-in-local-ddp", _ZERO),
     ("use-torch-fsdp2 torch-fsdp2-* use-megatron-fsdp megatron-fsdp-* fsdp-* data-parallel-sharding-strategy", _FSDP),
     ("outer-dp-sharding-strategy enable-full-sharding-in-hsdp init-model-with-meta-device", _FSDP),
     ("gtp-* disable-symmetric-registration suggested-communication-unit-size keep-fp8-transpose-cache", _FSDP),
     ("ds-sequence-parallel-* force-ds-sequence-parallel cp-comm-type", _PARALLEL),
     ("hierarchical-context-parallel-sizes tp-comm-overlap* use-tp-pp-dp-mapping", _PARALLEL),
+    ("hybrid-context-parallel max-seqlen-per-dp-cp-rank symmetric-ar-type", _PARALLEL),
+    ("tensor-parallel-num-weight-shards", _PARALLEL),
+    ("no-tp-comm-* disable-tp-comm-* tp-comm-bootstrap-backend", _PARALLEL),
     ("pipeline-model-parallel-split-rank pipeline-model-parallel-layout *-pipeline-num-layers", _STAGES),
     ("account-for-*-in-pipeline-split standalone-embedding-stage defer-embedding-*", _STAGES),
-    ("enable-zbh1-* microbatch-group-*", _SCHEDULE),
+    ("enable-zbh1-* microbatch-group-* delay-wgrad-compute wgrad-deferral-limit", _SCHEDULE),
+    ("overlap-moe-* overlap-dispatch-backward-* ep-overlap-* high-priority-a2a-comm-stream", _MOE),
+    ("save-tokens-per-expert-interval use-grouped-gemm-for-shared-expert", _MOE),
+    ("pipeline-model-parallel-comm-backend", "use --distributed-backend"),
     ("overlap-p2p-communication* no-overlap-p2p-communication no-scatter-gather-tensors-in-pipeline", _SCHEDULE),
     ("use-ring-exchange-p2p", _SCHEDULE),
     ("bert-* encoder-* decoder-* mask-prob mask-type mask-factor short-seq-prob fim-* retro-* ict-*", _OBJECTIVE),
@@ -123,7 +120,7 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("sample-rate mtp-* relative-attention-*", _OBJECTIVE),
     ("kd kd-* mos load-teacher *-teacher", "distillation is not available; train on the data alone"),
     ("rl-* grpo-* langrl-* perform-rl-step sft sft-* refit-method run-workload-inspector-server", _RL),
-    ("fp8-* no-fp8-wgrad fp4-*", _FP8),
+    ("fp8-* no-fp8-wgrad disable-fp8-wgrad fp4-* first-last-layers-bf16 num-layers-at-*-in-bf16", _FP8),
     ("fp32-residual-connection", "the residual stream has the model's type; leave out --bf16 for fp32"),
     ("fp16-lm-cross-entropy", "the loss is always computed in fp32; remove the flag"),
     ("use-precision-aware-optimizer exp-avg-* main-grads-dtype main-params-dtype", _OPTIMIZER),
@@ -132,9 +129,12 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("apply-wd-to-qk-layernorm no-weight-decay-cond-type", _OPTIMIZER),
     ("apply-query-key-layer-scaling", "attention scores are computed safely in fp32 instead; remove the flag"),
     ("apply-residual-connection-post-layernorm", "normalization is always before attention and MLP; remove the flag"),
-    ("init-method-xavier-uniform use-cpu-initialization no-initialization data-parallel-random-init",
+    ("no-initialization data-parallel-random-init",
      "weights are drawn from a normal distribution, the same under every layout; use --init-method-std"),
     ("perform-initialization embedding-init-method-std", "use --init-method-std"),
+    ("dsa-* no-dsa-* disable-dsa-* linear-* qk-clip qk-clip-* qk-l2-norm log-max-attention-logit", _ATTENTION),
+    ("enable-mhc-connections mhc-*", "the residual stream is one tensor a layer; remove the flag"),
+    ("activation-func-clamp-value glu-linear-offset", "the activations are --swiglu, --squared-relu and GELU"),
     ("multi-latent-attention *-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim cache-mla-latents", _ATTENTION),
     ("linear-attention-freq mamba-* hybrid-* is-hybrid-model", _ATTENTION),
     ("heterogeneous-layers-* experimental-attention-* attention-output-gate softmax-type", _ATTENTION),
@@ -143,11 +143,18 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("embedding-weights-in-fp32 disable-embedding-*", "the embedding has the model's type; remove the flag"),
     ("tokenizer-metadata tokenizer-special-tokens tokenizer-*-options tiktoken-special-tokens",
      "special tokens come from the tokenizer's files; name its end of document with --eod-token"),
+    ("null-tokenizer-*", "ids of the null tokenizer follow from --vocab-size; remove the flag"),
+    ("*pad-vocab-size padded-vocab-size", "use --make-vocab-size-divisible-by; 1 pads nothing"),
+    ("chat-template", "no conversations are formatted; this program pre-trains"),
+    ("no-tokenizer-* disable-tokenizer-* no-save-tokenizer-assets disable-save-tokenizer-assets",
+     "give the tokenizer as one file: --tokenizer-model; the run knows it by its content"),
+    ("no-use-tokenizer-model-from-checkpoint-args disable-use-tokenizer-model-from-checkpoint-args",
+     "give the tokenizer as one file: --tokenizer-model; the run knows it by its content"),
     ("tokenizer-hf-* tokenizer-sentencepiece-* tokenizer-prompt-format legacy-tokenizer",
      "give the tokenizer as one file: --tokenizer-model"),
     ("trust-remote-code", "megalm runs no code from tokenizers or checkpoints; remove the flag"),
     ("dataloader-inter-document-masking", "use --reset-attention-mask"),
-    ("create-attention-mask-in-dataloader no-create-attention-mask-in-dataloader",
+    ("create-attention-mask-in-dataloader",
      "the causal mask is never stored; remove the flag"),
     ("data-args-path per-split-data-args-path per-dataset-sequences-path",
      "give the data in flags or in a recipe: --data-path, --train-data-path"),
@@ -157,46 +164,60 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
      "datasets are memory-mapped local files; copy remote ones to a local disk"),
     ("dataloader-fast-cache-load use-dataset-only allow-ambiguous-pad-tokens aml-data-download-path enable-msc",
      "datasets are memory-mapped local files; copy remote ones to a local disk"),
-    ("disable-msc result-rejected-tracker-filename rerun-mode error-injection-*",
+    ("disable-msc result-rejected-tracker-filename error-injection-*",
      "see --exit-interval and the run folder's logs; remove the flag"),
     ("data-efficiency-curriculum-learning curriculum-* random-ltd compression-training",
      "all samples are full-length and every layer sees every token; remove the flag"),
-    ("no-load-rng no-save-rng", "random draws follow from --seed and the step, nothing is stored; remove the flag"),
     ("no-load-lr-state no-load-loss-scale reset-iteration", "use --finetune to take only the weights"),
     ("use-checkpoint-args yaml-cfg", "give the run folder's config.yaml as a recipe: --config RUN/config.yaml"),
-    ("exit-on-missing-checkpoint", "a missing --load is always an error; remove the flag"),
+    ("pretrained-checkpoint", "use --load with --finetune, which takes only the weights"),
+    ("load-main-params-from-ckpt", "fp32 master weights are always loaded; remove the flag"),
+    ("use-mp-args-from-checkpoint-args", "the flags decide the layout; a checkpoint loads under every one"),
     ("load-tag", "name the step's folder: --load RUN/step_N"),
     ("override-ckpt-iteration ckpt-step", "name the step's folder: --load RUN/step_N"),
     ("universal-checkpoint use-dist-ckpt* dist-ckpt-* ckpt-* auto-detect-ckpt-format async-save", _CHECKPOINT),
     ("no-ckpt-* non-persistent-* persistent-save-interval verify-integrity async-strategy", _CHECKPOINT),
+    ("async-ckpt-* disable-ckpt-* no-strict-fsdp-dtensor-load disable-strict-fsdp-dtensor-load", _CHECKPOINT),
+    ("distrib-optim-fully-reshardable-* use-persistent-ckpt-worker replication replication-*", _CHECKPOINT),
+    ("save-activations-interval save-dgrads-interval save-params-interval save-wgrads-interval",
+     "use --log-params-norm and --save-interval; single tensors are not written"),
     ("save-retain-interval", "use --keep-checkpoints"),
-    ("log-timers-to-tensorboard log-batch-size-to-tensorboard log-memory-to-tensorboard", _TENSORBOARD),
-    ("log-validation-ppl-to-tensorboard log-world-size-to-tensorboard log-optimizer-states-to-tensorboard",
-     _TENSORBOARD),
-    ("log-loss-scale-to-tensorboard no-log-*-to-tensorboard log-throughput log-progress log-energy", _TENSORBOARD),
+    ("log-optimizer-states-to-tensorboard log-energy", "use --log-params-norm; the gradient norm is always logged"),
+    ("no-log-*-to-tensorboard disable-log-*-to-tensorboard", _TENSORBOARD),
     ("log-num-zeros-in-grad log-straggler", "use --log-params-norm; the gradient norm is always logged"),
-    ("timing-log-level timing-log-option no-barrier-with-level-1-timing", "step times are always logged"),
+    ("no-barrier-with-level-1-timing", "step times are always logged; remove the flag"),
     ("wandb-* one-logger-* no-one-logger app-tag-* otel-* logits-* inference-wandb-logging",
      "results go to metrics.jsonl and TensorBoard; use --tensorboard-dir"),
-    ("profile profile-* use-pytorch-profiler record-memory-history memory-snapshot-path nvtx-ranges",
+    ("flight-recorder-* no-flight-recorder-* disable-flight-recorder-*",
+     "torch's flight recorder is set by its own variables (TORCH_NCCL_TRACE_BUFFER_SIZE)"),
+    ("gpu-sniff-test-interval fault-injector-*", "see `megalm doctor`; remove the flag"),
+    ("straggler-* disable-straggler-on-startup log-device-memory-used log-memory-interval",
+     "step times and memory are always logged; remove the flag"),
+    ("logging-level config-logger-dir", "the log has one level and goes to the run folder; remove the flag"),
+    ("pytorch-profiler-collect-* record-shapes profile profile-*",
      "profiling is not available in this version; step times and memory are always logged"),
-    ("manual-gc*", "remove the flag"),
+    ("use-pytorch-profiler record-memory-history memory-snapshot-path nvtx-ranges",
+     "profiling is not available in this version; step times and memory are always logged"),
+    ("flash-decode mlp-chunks-for-* nccl-all-reduce-for-prefill", _INFERENCE),
     ("inference inference-* ds-inference max-tokens-to-oom output-logit-dtype num-speculative-tokens", _INFERENCE),
     ("enable-chunked-prefill decode-only-cuda-graphs use-legacy-*", _INFERENCE),
     ("inprocess-* enable-ft-package ft-* calc-ft-timeouts adlr-autoresume* kill-switch-*",
      "the same command continues the run that --save holds; use --exit-duration-in-mins and signals"),
-    ("check-for-*-grads no-check-for-* check-for-nan-in-loss-and-grad check-weight-hash-*",
+    ("check-for-*-grads check-for-spiky-loss no-check-for-* check-weight-hash-*",
      "loss and gradients are always checked; remove the flag"),
+    ("distributed-timeout-seconds-after-init", "use --distributed-timeout-minutes"),
     ("ddp-impl lazy-mpu-init local-world-size deepspeed-mpi deepscale deepscale-config", _LAUNCH),
     ("create-all-gather-group disable-gloo-process-groups enable-gloo-process-groups *-process-group", _LAUNCH),
     ("use-sharp sharp-* nccl-communicator-config-path high-priority-stream-groups", _LAUNCH),
-    ("empty-unused-memory-level use-one-* use-same-sampling-seed-across-dp-ranks freeze-all-layers", "remove the flag"),
+    ("use-one-* use-same-sampling-seed-across-dp-ranks freeze-all-layers", "remove the flag"),
 )  # fmt: skip
 """Flags of the peers that megalm lacks (names and patterns, blank-separated): what to use instead."""
 
 
 def unsupported_text(name: str) -> str | None:
     """What to say about a peer's flag that megalm lacks; None for a name that is not known there."""
+    if name.lower() in NO_EFFECT:
+        return None
     words = [(patterns.split(), instead) for patterns, instead in UNSUPPORTED]
     exact = [instead for known, instead in words if name.lower() in known]  # a whole name tells more than a pattern
     fitting = exact or [instead for known, instead in words if any(fnmatchcase(name.lower(), word) for word in known)]

@@ -10,18 +10,34 @@ from typing import Any
 import yaml
 
 from megalm.config.merging.names import IMPLIED, RENAMED, unsupported_text
+from megalm.config.merging.nothing import NO_EFFECT
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given, Setting
 from megalm.config.merging.suggest import did_you_mean
 from megalm.shipped import shipped_hint
 
 KeyPath = tuple[str, ...]
 
-# YAML 1.1 reads 3e-4 and 5e8 as text because they lack a point; everybody means numbers.
-_FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$")
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_DIGITS = "[0-9](?:_?[0-9])*"
+_NUMBERS = {
+    _INT: re.compile(rf"^[-+]?{_DIGITS}$"),
+    _FLOAT: re.compile(rf"^[-+]?(?:(?:{_DIGITS}\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\.inf|\.nan)$", re.IGNORECASE),
+}
+_LONGEST = 300
+"""Characters of a number; what is longer is text, which no setting takes for a number."""
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML without code, in which 3e-4 is a number."""
+    """YAML without code, in which numbers are those of flags: decimal, 010 is 10, 3e-4 is a number, 1:30 is text."""
+
+    def number(self, node: yaml.ScalarNode) -> int | float | str:
+        """A number in decimal."""
+        text = self.construct_scalar(node).replace("_", "")
+        if len(text) > _LONGEST:
+            return text
+        if node.tag == _INT:
+            return int(text)
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
 class RecipeDumper(yaml.SafeDumper):
@@ -29,7 +45,15 @@ class RecipeDumper(yaml.SafeDumper):
 
 
 for _class in (RecipeLoader, RecipeDumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+    # YAML 1.1's own rules read 010 as 8, 1:30 as 90 and 3e-4 as text
+    _class.yaml_implicit_resolvers = {
+        first: [(tag, rule) for tag, rule in rules if tag not in _NUMBERS]
+        for first, rules in _class.yaml_implicit_resolvers.items()
+    }
+    for _tag, _rule in _NUMBERS.items():
+        _class.add_implicit_resolver(_tag, _rule, list("-+0123456789."))
+for _tag in _NUMBERS:
+    RecipeLoader.add_constructor(_tag, RecipeLoader.number)
 
 
 @dataclass
@@ -41,6 +65,8 @@ class Recipe:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Which file is meant where that is not the one from the current folder."""
+    needs: list[str] = field(default_factory=list)
+    """Names without effect that may rely on a field (`nothing.NEEDS`)."""
 
 
 def read_recipe(path: str) -> Recipe:
@@ -49,6 +75,8 @@ def read_recipe(path: str) -> Recipe:
     data = _parse(path, recipe)
     for section, content in data.items():
         source = f"{path}:{recipe.lines.get((str(section),), 1)}"
+        if section not in SECTIONS and _asks_for_nothing(section, content, source, recipe):
+            continue
         if section not in SECTIONS:
             recipe.problems.append(f"{source}: {_unknown_top_level(str(section))}")
         elif content is None:
@@ -64,6 +92,8 @@ def _read_section(path: str, section: str, content: dict[Any, Any], recipe: Reci
     for key, value in content.items():
         source = f"{path}:{recipe.lines.get((section, str(key)), 1)}"
         setting = SETTINGS.get(key)
+        if setting is None and _asks_for_nothing(key, value, source, recipe):
+            continue
         if setting is None or setting.section != section:
             recipe.problems.append(f"{source}: {_unknown_in_section(str(key), section)}")
         else:
@@ -82,6 +112,20 @@ def _located(recipe: str, setting: Setting, value: Any, source: str, notes: list
     elif found not in (None, value):
         notes.append(f"{setting.name}: {value} ({source}) is not in {os.getcwd()}; {found} is taken")
     return found or value
+
+
+def _asks_for_nothing(key: Any, value: Any, source: str, recipe: Recipe) -> bool:
+    """Whether a key is a peer's flag without effect; the recipe notes it, or why its value is wrong."""
+    name = str(key).replace("_", "-")
+    nothing = NO_EFFECT.get(name)
+    if nothing is None:
+        return False
+    if not nothing.allows(value):
+        recipe.problems.append(f"{source}: {nothing.problem(str(key), value)}")
+    elif value is not None and value is not False:  # 0 is a value
+        recipe.notes.append(f"{key} ({source}) has no effect: {nothing.why}")
+        recipe.needs.append(name)
+    return True
 
 
 def _parse(path: str, recipe: Recipe) -> dict[Any, Any]:

@@ -1,7 +1,8 @@
 """All flags as Markdown, for docs/configuration.md (a test keeps the file equal to this)."""
 
 from megalm.config.merging.flags import help_text, option_names
-from megalm.config.merging.names import IMPLIED, NO_EFFECT
+from megalm.config.merging.names import IMPLIED
+from megalm.config.merging.nothing import NO_EFFECT
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Setting
 
 _INTRODUCTION = """# Settings
@@ -20,8 +21,8 @@ def reference_markdown() -> str:
         rows = [_row(setting) for setting in SETTINGS.values() if setting.section == section]
         about = " ".join((cls.__doc__ or "").split())
         parts.append(f"## {section}\n\n{about}\n\n| flag | value | meaning |\n|---|---|---|\n" + "\n".join(rows))
-    rows = [f"| `--{name}` | {_cell(' '.join(values))} | {_cell(why)} |" for name, (values, why) in NO_EFFECT.items()]
-    about = "What these ask for is always so."
+    rows = [f"| `--{name}` | {_cell(', '.join(of.values))} | {_cell(of.why)} |" for name, of in NO_EFFECT.items()]
+    about = "What these ask for is always so. They may stand in a recipe too, under any section."
     parts.append(f"## Accepted, without effect\n\n{about}\n\n| flag | value | why |\n|---|---|---|\n" + "\n".join(rows))
     return "\n\n".join(parts) + "\n"
 

@@ -3,6 +3,7 @@
 Nothing is listed here: a field added to a section becomes a flag, a recipe key and a line of the reference by itself.
 """
 
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -111,12 +112,19 @@ class Setting:
             raise ValueError(f"must be {self.metavar}, not true or false")
         if self.choices and isinstance(value, str):
             return self._choose(value)
+        if int in self.types and isinstance(value, str) and _WHOLE.fullmatch(value) and float(value).is_integer():
+            value = int(float(value))  # 3e9 is a whole number in a flag as it is in a recipe
+        if _is_too_long(value) or (isinstance(value, int) and abs(value) > LARGEST):
+            raise ValueError(f"must be {self.metavar} of at most {LARGEST}")
         try:
-            return self._adapter().validate_python(value)
+            found = self._adapter().validate_python(value)
         except ValidationError as error:
             errors = error.errors()
             own = [e for e in errors if e["type"] == "value_error"]  # a rule of ours knows what is meant
             raise ValueError(" or ".join(dict.fromkeys(rule(e["msg"]) for e in own or errors))) from error
+        if isinstance(found, int) and abs(found) > LARGEST:
+            raise ValueError(f"must be at most {LARGEST}")
+        return found
 
     def _choose(self, word: str) -> str:
         word = VALUE_ALIASES.get(self.name, {}).get(word.lower(), word)
@@ -132,6 +140,22 @@ class Setting:
         for constraint in self.info.metadata:
             annotation = Annotated[annotation, constraint]
         return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+
+
+_WHOLE = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?[eE]\+?[0-9]{1,2}")
+LARGEST = 2**64 - 1
+"""Of whole numbers."""
+
+
+def _is_too_long(value: Any) -> bool:
+    """Whether a text of digits is longer than any number that a setting takes."""
+    return isinstance(value, str) and len(value) > 300 and value.strip("+-_.").isdigit()
+
+
+def shortened(value: Any) -> str:
+    """A value as a message shows it."""
+    text = str(value) if not isinstance(value, int) or abs(value) <= LARGEST else f"{value:.6e}"
+    return text if len(text) <= 200 else f"{text[:40]}... ({len(text)} characters)"
 
 
 def rule(message: str) -> str:

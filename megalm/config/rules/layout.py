@@ -1,18 +1,44 @@
 """Rules of the layout: what ranks, layers, heads and batches must have so that the split comes out even."""
 
-from megalm.config.rules.batch import derived_split_problems
+from megalm.config.lengths import Lengths
+from megalm.config.model import divisors_of
+from megalm.config.rules.batch import derived_split_problems, with_micro_batch_size
 from megalm.config.rules.pipeline import micro_batch_problems, pipeline_problems
+from megalm.config.rules.schedule import phase_problems
 from megalm.config.sections import RunConfig
 from megalm.errors import LayoutError
 
 
-def sample_count(config: RunConfig, global_batch_size: int) -> list[str]:
-    """train_samples fills whole steps."""
-    samples = config.training.train_samples
-    if samples is None or samples % global_batch_size == 0:
-        return []
-    nearest = nearest_multiples(samples, global_batch_size)
-    return [f"train_samples={samples} must be a multiple of global_batch_size={global_batch_size}; use {nearest}"]
+def sample_count(config: RunConfig, data_parallel_size: int) -> list[str]:
+    """The run's samples fill a step, and its schedules fit into each other at this batch size."""
+    total = config.batch.global_size(data_parallel_size)
+    lengths = Lengths.of(config, total)
+    found = phase_problems(config, total)
+    if lengths.end(config.batch.schedule(data_parallel_size))[0] == 0:
+        first = config.batch.schedule(data_parallel_size).sizes[0]
+        found.append(f"{lengths.total} is less than the {first} samples of one step; give at least one step")
+    return found
+
+
+def changing_batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
+    """Every size that the global batch has is micro-batches over ranks."""
+    sizes, unit = config.batch.schedule(data_parallel_size).sizes, config.batch.micro_size * data_parallel_size
+    wrong = [size for size in sizes if size % unit]
+    if wrong:
+        return [
+            f"a step of {wrong[0]} samples, as the batch size changes, is not micro_batch_size="
+            f"{config.batch.micro_size} x dp {data_parallel_size} x accumulation ?: every size must be a multiple of "
+            f"{unit}"
+        ]
+    micro, size = config.eval_sizes(data_parallel_size)
+    if size % (micro * data_parallel_size):
+        nearest = nearest_multiples(size, micro * data_parallel_size)
+        return [
+            f"eval_global_batch_size={size} = eval_micro_batch_size={micro} x dp {data_parallel_size} x ? has no "
+            f"solution: it must be a multiple of {micro * data_parallel_size}; use {nearest}"
+        ]
+    counts = dict.fromkeys(size // unit for size in sizes)
+    return [p for count in counts for p in micro_batch_problems(config.parallel, config.model.num_layers, count)]
 
 
 UNAVAILABLE_AXES = ("context_parallel_size",)
@@ -74,7 +100,7 @@ def model_split(config: RunConfig) -> list[str]:
             f"use {_nearest(tp, valid)}"
         )
     if model.ffn_size % tp:
-        sizes = [size for size in range(1, model.ffn_size + 1) if model.ffn_size % size == 0]
+        sizes = divisors_of(model.ffn_size)
         found.append(
             f"tensor_model_parallel_size={tp} must divide ffn_hidden_size={model.ffn_size}; use {_nearest(tp, sizes)}, "
             f"or --ffn-hidden-size {nearest_multiples(model.ffn_size, tp)}"
@@ -101,7 +127,8 @@ def batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
     """The global batch is micro-batches over ranks and accumulation steps."""
     batch, dp = config.batch, data_parallel_size
     if batch.micro_batch_size is None:
-        return derived_split_problems(config, dp) + sample_count(config, batch.global_size(dp))
+        found = derived_split_problems(config, dp)
+        return found or changing_batch_split(with_micro_batch_size(config, dp), dp) + sample_count(config, dp)
     total, micro, steps = batch.global_size(dp), batch.micro_batch_size, batch.gradient_accumulation_steps
     if total % (micro * dp):
         equation = f"global_batch_size={total} = micro_batch_size={micro} x dp {dp} x accumulation ? has no solution"
@@ -112,8 +139,7 @@ def batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
         product = f"micro_batch_size={micro} x dp {dp} x gradient_accumulation_steps={steps} = {micro * dp * steps}"
         fix = f"drop gradient_accumulation_steps or set it to {total // (micro * dp)}"
         return [f"global_batch_size={total} is not {product}; {fix}"]
-    found = micro_batch_problems(config.parallel, config.model.num_layers, total // (micro * dp))
-    return found + sample_count(config, total)
+    return changing_batch_split(config, dp) + sample_count(config, dp)
 
 
 def _ranks_of_one_model(config: RunConfig) -> int:
@@ -140,7 +166,7 @@ def _axes_that_fit(config: RunConfig, world_size: int) -> str:
 def _tensor_parallel_sizes(config: RunConfig) -> list[int]:
     """The numbers of ranks over which the heads can be spread."""
     heads, kv_heads = config.model.num_attention_heads, config.model.num_kv_heads
-    return [size for size in range(1, heads + 1) if heads % size == 0 and _share_heads(kv_heads, size)]
+    return [size for size in divisors_of(heads) if _share_heads(kv_heads, size)]
 
 
 def _share_heads(kv_heads: int, ranks: int) -> bool:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from megalm.config.base import OpenChoice
 from megalm.config.deepspeed.write import deepspeed_only, offloads_optimizer, zero_stage
 from megalm.config.merging.suggest import did_you_mean
-from megalm.config.rules.layout import available_axes, sample_count
+from megalm.config.rules.layout import available_axes
 from megalm.config.rules.pipeline import SCHEDULES, pipeline_problems, schedule_name
+from megalm.config.rules.schedule import changing_batch, phases, rates, run_length
 from megalm.config.sections import RunConfig
 
 
@@ -47,29 +48,21 @@ def _named(config: RunConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 
 def lengths(config: RunConfig) -> list[str]:
-    """Sample length, run length and the intervals inside the run."""
+    """Sample length."""
     found = []
-    training, positions = config.training, config.model.max_position_embeddings
+    positions = config.model.max_position_embeddings
     if positions is not None and config.batch.seq_length > positions:
         found.append(
             f"seq_length={config.batch.seq_length} must not exceed max_position_embeddings={positions}; "
             "raise --max-position-embeddings or shorten --seq-length"
         )
-    if training.train_iters is None and training.train_samples is None:
-        found.append("the length of the run is missing; give --train-iters or --train-samples")
-    if training.train_iters is not None and training.train_samples is not None:
-        found.append(
-            f"train_iters={training.train_iters} and train_samples={training.train_samples} both say how long the run "
-            "is; give one of them"
-        )
-    if config.batch.global_batch_size is not None:
-        found += sample_count(config, config.batch.global_batch_size)
     return found
 
 
 def batch_sizes(config: RunConfig) -> list[str]:
     """A batch size from which the others follow."""
-    if config.batch.micro_batch_size is not None or config.batch.global_batch_size is not None:
+    batch = config.batch
+    if batch.micro_batch_size or batch.global_batch_size or batch.step_batch_size_schedule:
         return []
     return ["micro_batch_size is missing; give --micro-batch-size N, or --global-batch-size N, from which it follows"]
 
@@ -80,48 +73,6 @@ def recomputation(config: RunConfig) -> list[str]:
     if count <= layers:
         return []
     return [f"recompute_num_layers={count} must not exceed num_layers={layers}; lower --recompute-num-layers"]
-
-
-def learning_rate(config: RunConfig) -> list[str]:
-    """Peak, end and start of the learning rate."""
-    optimizer = config.optimizer
-    found = []
-    if optimizer.min_lr > optimizer.lr:
-        found.append(f"min_lr={optimizer.min_lr} must not exceed lr={optimizer.lr}; lower --min-lr")
-    if optimizer.lr_warmup_init > optimizer.lr:
-        found.append(
-            f"lr_warmup_init={optimizer.lr_warmup_init} must not exceed lr={optimizer.lr}; lower --lr-warmup-init"
-        )
-    return found
-
-
-def schedule(config: RunConfig) -> list[str]:
-    """Warmup, decay and WSD phases fit into each other."""
-    optimizer = config.optimizer
-    found = []
-    if optimizer.lr_warmup_fraction is not None and optimizer.lr_warmup_iters:
-        found.append(
-            f"lr_warmup_fraction={optimizer.lr_warmup_fraction} and lr_warmup_iters={optimizer.lr_warmup_iters} both "
-            "say how long the warmup is; give one of them"
-        )
-    name = "lr_decay_iters" if optimizer.lr_decay_iters is not None else "train_iters"
-    end = optimizer.lr_decay_iters if optimizer.lr_decay_iters is not None else config.training.train_iters
-    if end is not None and optimizer.lr_warmup_iters > end:
-        found.append(
-            f"lr_warmup_iters={optimizer.lr_warmup_iters} must not exceed {name}={end}; shorten --lr-warmup-iters"
-        )
-    wsd = optimizer.lr_wsd_decay_iters
-    if wsd is not None and optimizer.lr_decay_style != "WSD":
-        found.append(
-            f"lr_wsd_decay_iters={wsd} needs lr_decay_style=WSD, not {optimizer.lr_decay_style}; "
-            "give --lr-decay-style WSD or drop it"
-        )
-    elif wsd is not None and end is not None and wsd + optimizer.lr_warmup_iters > end:
-        found.append(
-            f"lr_wsd_decay_iters={wsd} and lr_warmup_iters={optimizer.lr_warmup_iters} must fit into {name}={end}; "
-            "shorten one of them"
-        )
-    return found
 
 
 def precision(config: RunConfig) -> list[str]:
@@ -242,8 +193,10 @@ CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     open_choices,
     lengths,
     batch_sizes,
-    learning_rate,
-    schedule,
+    run_length,
+    phases,
+    rates,
+    changing_batch,
     precision,
     recomputation,
     evaluation,

@@ -22,7 +22,7 @@ class AdamSpec:
 
     def parameter_groups(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> Groups:
         """Matrices with weight decay, norms and biases without."""
-        return decay_groups(parameters.values(), config.weight_decay)
+        return decay_groups(parameters, config)
 
     def build(self, groups: Groups, config: OptimizerConfig, surroundings: Surroundings) -> optim.Optimizer:
         """torch's own, or that of a kernel where it serves; DeepSpeed's in host memory."""

@@ -19,7 +19,7 @@ class LionSpec:
 
     def parameter_groups(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> Groups:
         """Matrices with weight decay, norms and biases without."""
-        return decay_groups(parameters.values(), config.weight_decay)
+        return decay_groups(parameters, config)
 
     def build(self, groups: Groups, config: OptimizerConfig, surroundings: Surroundings) -> optim.Optimizer:
         """The same at every ZeRO stage: it goes by elements."""

@@ -37,9 +37,9 @@ class MuonSpec:
     def parameter_groups(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> Groups:
         """Matrices of layers; then embeddings and head with weight decay, norms and biases without."""
         matrices = [p for name, p in parameters.items() if orthogonalizes(name, tuple(p.shape))]
-        rest = [p for name, p in parameters.items() if not orthogonalizes(name, tuple(p.shape))]
-        muon = {"params": matrices, "weight_decay": config.weight_decay, "muon": True}
-        return [group for group in (muon, *decay_groups(rest, config.weight_decay)) if group["params"]]
+        rest = {name: p for name, p in parameters.items() if not orthogonalizes(name, tuple(p.shape))}
+        muon = {"params": matrices, "weight_decay": config.weight_decay, "decays": True, "muon": True}
+        return [group for group in (muon, *decay_groups(rest, config)) if group["params"]]
 
     def build(self, groups: Groups, config: OptimizerConfig, surroundings: Surroundings) -> optim.Optimizer:
         """The optimizer; `place` tells it where the matrices lie."""

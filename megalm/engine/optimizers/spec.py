@@ -5,7 +5,7 @@ copy and loss scaling lie around it: `MasterWeights` at ZeRO 0, DeepSpeed's opti
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -97,11 +97,21 @@ def is_matrix(parameter: Any) -> bool:
     return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
 
 
-def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> Groups:
-    """Two groups: matrices with weight decay; norms and biases (fewer than two dims) without."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in parameters:
-        (decayed if is_matrix(parameter) else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+DECOUPLED = ("embedding.tokens.weight", "head.weight")
+"""What --decoupled-lr is for, as Megatron's `is_embedding_or_output_parameter`."""
+
+
+def decay_groups(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> Groups:
+    """Matrices, which decay; norms and biases (fewer than two dims), which do not; with --decoupled-lr token embedding
+    and output head in a group of their own.
+
+    Groups say so (`decays`, `decoupled`), for the settings of a step (`Engine.train_step`).
+    """
+    found: dict[tuple[bool, bool], list[nn.Parameter]] = {(True, False): [], (False, False): [], (True, True): []}
+    for name, parameter in parameters.items():
+        found[is_matrix(parameter), config.decoupled_lr is not None and name in DECOUPLED].append(parameter)
+    return [
+        {"params": own, "weight_decay": config.weight_decay * decays, "decays": decays, "decoupled": decoupled}
+        for (decays, decoupled), own in found.items()
+        if own
+    ]

@@ -25,7 +25,8 @@ def initial_value(name: str, shape: Shape, config: ModelConfig, seed: int) -> Te
     `name` and `shape` are those of the one-device model (for vocabulary tables: with padding, whose rows are zero; the
     other rows do not depend on the padding). Linear and embedding weights are normal with standard deviation
     init_method_std, output projections of attention and MLP with init_method_std / sqrt(2 x num_layers) (GPT-2, Radford
-    et al. 2019, section 2.3); norms start as the identity, biases at zero.
+    et al. 2019, section 2.3), or all of them are as init_method_xavier_uniform says; norms start as the identity,
+    biases at zero.
     Raises ConfigError where the table of rules has no rule, or more than one, for `name`.
     """
     rules = [rule for pattern, rule in _RULES if re.fullmatch(pattern, name)]
@@ -49,19 +50,34 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
         parameter.copy_(initial_value(name, tuple(parameter.shape), config, seed))
 
 
-def _normal(shape: Shape, config: ModelConfig, generator: torch.Generator) -> Tensor:
+def _normal(shape: Shape, config: ModelConfig, generator: torch.Generator, outputs: int | None = None) -> Tensor:
+    """A matrix of the run's distribution; `outputs` are those of the matrix that it is part of in Megatron."""
+    if config.init_method_xavier_uniform:
+        bound = math.sqrt(6 / ((outputs or shape[0]) + shape[1]))
+        return torch.rand(shape, generator=generator).mul_(2 * bound).sub_(bound)
     return torch.randn(shape, generator=generator).mul_(config.init_method_std)
 
 
+def _query_key_value(shape: Shape, config: ModelConfig, generator: torch.Generator) -> Tensor:
+    outputs = (config.num_attention_heads + 2 * config.num_kv_heads) * config.head_dim
+    return _normal(shape, config, generator, outputs)
+
+
+def _gate_up(shape: Shape, config: ModelConfig, generator: torch.Generator) -> Tensor:
+    return _normal(shape, config, generator, config.ffn_size * (2 if config.swiglu else 1))
+
+
 def _output_projection(shape: Shape, config: ModelConfig, generator: torch.Generator) -> Tensor:
-    return _normal(shape, config, generator).div_(math.sqrt(2 * config.num_layers))
+    drawn = _normal(shape, config, generator)
+    # Megatron's scaled_init_method is not scaled under xavier either
+    return drawn if config.init_method_xavier_uniform else drawn.div_(math.sqrt(2 * config.num_layers))
 
 
 def _vocabulary(shape: Shape, config: ModelConfig, generator: torch.Generator) -> Tensor:
     """Rows past vocab_size are zero; the rows before are drawn alone, so that they do not depend on the padding."""
     assert config.vocab_size is not None, "vocab_size is filled from the tokenizer before the model is built"
     table = torch.zeros(shape)
-    table[: config.vocab_size] = _normal((config.vocab_size, *shape[1:]), config, generator)
+    table[: config.vocab_size] = _normal((config.vocab_size, *shape[1:]), config, generator, config.padded_vocab_size())
     return table
 
 
@@ -79,8 +95,8 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r"embedding\.tokens\.weight", _vocabulary),
     (r"head\.weight", _vocabulary),
     (r"embedding\.positions\.weight", _normal),
-    (r"layers\.\d+\.attention\.w[qkv]\.weight", _normal),
-    (r"layers\.\d+\.mlp\.w_(gate|up)\.weight", _normal),
+    (r"layers\.\d+\.attention\.w[qkv]\.weight", _query_key_value),
+    (r"layers\.\d+\.mlp\.w_(gate|up)\.weight", _gate_up),
     (r"layers\.\d+\.(attention\.wo|mlp\.w_down)\.weight", _output_projection),
     (r"layers\.\d+\.(attention\.w[qkvo]|mlp\.w_(gate|up|down))\.bias", _zeros),
     (rf"{_NORMS}\.weight", _norm_weight),

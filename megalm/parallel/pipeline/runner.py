@@ -47,12 +47,13 @@ class PipelineSpec:
     """B of every micro-batch."""
     seq_length: int
     """The whole T."""
+    length: int
+    """T of what stages exchange: its part of a tensor-parallel rank, with sequence parallelism."""
     stream_shapes: tuple[tuple[int, ...], ...]
     """Of each tensor between stages, or of what a tensor-parallel rank holds of it."""
     dtype: torch.dtype
     device: torch.device
     group: ProcessGroup
-    num_micro_batches: int
     shared: tuple[nn.Parameter, ...] = ()
     """Parameters of this rank of which another stage holds a copy."""
     shared_over: ProcessGroup | None = None
@@ -72,11 +73,11 @@ class PipelineSpec:
             parts=parts,
             rows=batch.micro_size,
             seq_length=batch.seq_length,
+            length=length,
             stream_shapes=parts[0].stream_shapes(batch.micro_size, length),
             dtype=DTYPES[config.precision.dtype],
             device=context.device,
             group=context.groups.pipeline.group,
-            num_micro_batches=batch.accumulation(context.groups.data.size),
             shared=tuple(parameters[name] for name in plan.copied) if ends is not None else (),
             shared_over=ends,
         )
@@ -94,8 +95,7 @@ class Pipeline:
         self._rank, self._last = dist.get_rank(spec.group), len(spec.plan.layers) - 1
         self._parts = dict(zip(spec.plan.stages(self._rank), spec.parts, strict=True))
         self._inputs = StepInputs()
-        stages = [self._stage(number, part) for number, part in self._parts.items()]
-        self._schedule = build_schedule(spec.plan.schedule, stages, spec.num_micro_batches, _started_from)
+        self._schedules: dict[int, Any] = {}
         dist.barrier(spec.group)  # NCCL makes a group's communicator at its first collective, not at a send
 
     @property
@@ -120,7 +120,15 @@ class Pipeline:
         inputs.batches, inputs.on_losses = batches, on_losses
         inputs.scales = {name: scale * loss_scale for name, scale in scales.items()}
         with self._gradients.collected() as inputs.on_gradients:
-            self._schedule.step(target=torch.arange(self._spec.num_micro_batches), return_outputs=False)
+            self._schedule(len(batches)).step(target=torch.arange(len(batches)), return_outputs=False)
+
+    def _schedule(self, micro_batches: int) -> Any:
+        """The schedule of a step of so many micro-batches; kept until their number changes."""
+        if micro_batches not in self._schedules:
+            stages = [self._stage(number, part) for number, part in self._parts.items()]
+            built = build_schedule(self._spec.plan.schedule, stages, micro_batches, _started_from)
+            self._schedules = {micro_batches: built}
+        return self._schedules[micro_batches]
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], on_losses: OnLosses) -> None:
@@ -158,7 +166,7 @@ class Pipeline:
             for start in range(0, len(batches), ranks):
                 for number, part in self._parts.items():
                     for index, batch in enumerate(batches[start : start + ranks], start):
-                        stream = part.embed(batch) if number == 0 else self._received(number, index, kept)
+                        stream = part.embed(batch) if number == 0 else self._received(number, index, kept, batch)
                         stream = part.run_layers(stream, batch)
                         if number == self._last:
                             at_end(part, stream, batch)
@@ -169,12 +177,13 @@ class Pipeline:
         for work, _ in sending:
             work.wait()
 
-    def _received(self, number: int, index: int, kept: dict[tuple[int, int], Stream]) -> Stream:
+    def _received(self, number: int, index: int, kept: dict[tuple[int, int], Stream], batch: Batch) -> Stream:
         """What stage `number` gets of micro-batch `index`: from this rank's own earlier stage, or by a receive."""
         if number - 1 in self._parts:
             return kept.pop((number, index))
         spec = self._spec
-        stream = tuple(torch.empty(shape, dtype=spec.dtype, device=spec.device) for shape in spec.stream_shapes)
+        shapes = spec.parts[0].stream_shapes(len(batch["tokens"]), spec.length)
+        stream = tuple(torch.empty(shape, dtype=spec.dtype, device=spec.device) for shape in shapes)
         for x in stream:
             dist.recv(x, group=spec.group, group_src=self._holder(number - 1))
         return stream
