@@ -19,6 +19,7 @@ from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.sample import SampleDataset
 from megalm.engine.engine import Engine
 from megalm.errors import CheckpointError
+from megalm.storage.documents import Count, validated
 
 log = logging.getLogger("megalm")
 
@@ -42,15 +43,15 @@ class Progress:
     """How far a run is."""
 
     name: ClassVar[str] = "progress"
-    step: int = 0
+    step: Count = 0
     """Optimizer steps done, skipped ones included."""
-    consumed_samples: int = 0
+    consumed_samples: Count = 0
     """Training samples used: the number of the next sample."""
-    skipped_iterations: int = 0
+    skipped_iterations: Count = 0
     """Steps whose gradients were not finite."""
-    nan_iterations: int = 0
+    nan_iterations: Count = 0
     """Steps whose loss was not finite."""
-    bad_in_a_row: int = 0
+    bad_in_a_row: Count = 0
     """Skipped steps since the last good one."""
 
     def count(self, loss: float, skipped: bool, samples: int) -> None:
@@ -67,8 +68,9 @@ class Progress:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
-        for counter, value in state.items():
-            setattr(self, counter, value)
+        known = validated(Progress, state)
+        for counter in asdict(known).keys() & state.keys():
+            setattr(self, counter, getattr(known, counter))
 
 
 @dataclass
@@ -120,10 +122,20 @@ class ResumePoint:
         return cls(origin, same_run, manifest.states)
 
     def load(self, *states: Stateful) -> None:
-        """Give each its state; one that the checkpoint does not know stays as it is."""
+        """Give each its state; one that the checkpoint does not know stays as it is.
+
+        Raises:
+            CheckpointError: what the checkpoint holds is no state of it.
+        """
         for stateful in states:
-            if stateful.name in self.states:
+            if stateful.name not in self.states:
+                continue
+            try:
                 stateful.load(self.states[stateful.name])
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise CheckpointError(
+                    f"{self.origin} is damaged (its state {stateful.name}: {error}); load another step"
+                ) from error
 
 
 def start_place(config: RunConfig) -> tuple[Path | None, bool]:
@@ -141,7 +153,7 @@ def start_place(config: RunConfig) -> tuple[Path | None, bool]:
             return found, True
     if checkpoint.load is None:
         return None, False
-    found = find_checkpoint(Path(checkpoint.load))
+    found = find_checkpoint(Path(checkpoint.load), "load one of its step_N folders")
     if found is None:
         raise CheckpointError(
             f"--load {checkpoint.load} holds no checkpoint (a run folder with `latest`, or a step_N folder); "

@@ -1,9 +1,11 @@
 """Writing a checkpoint. Phases: shard (every rank), manifest (rank 0), commit (rank 0), prune (rank 0)."""
 
-import contextlib
+import functools
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,16 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from megalm.checkpoint.format import LATEST, MANIFEST, Manifest, step_folder, steps_of
+from megalm.checkpoint.schema import FileEntry, TensorEntry
 from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.distributed.shards import StateSlice
 from megalm.errors import CheckpointError
-from megalm.storage.durable import replace_text, sha256_of, sync_file, sync_folder
+from megalm.storage.durable import open_new, replace_text, sha256_of, sync_file, sync_folder
+from megalm.storage.faults import file_size_limit, reason_of, writing
+
+log = logging.getLogger("megalm")
+
+_ADVICE = "mend the folder, free some space there, or choose another --save"
 
 
 def save_checkpoint(
@@ -32,43 +40,82 @@ def save_checkpoint(
 
     `header` holds the Manifest's fields but `files` and `tensors`. Only after every rank's shard is on disk does the
     folder get its final name, and only then does `latest` name it. This checkpoint and the `keep` - 1 before it stay;
-    so do later ones, left by an attempt that this run has turned back from.
+    so do later ones, left by an attempt that this run has turned back from. What cannot be removed stays, with a
+    warning: it is house-keeping, and no reason to lose a run.
 
     Raises:
         CheckpointError: a rank could not write; nothing incomplete is left behind and `latest` is as before.
     """
     final = step_folder(run, header["step"])
-    partial = final.with_name(f".{final.name}.partial")
-    on_all_ranks(device, lambda: _new_folder(run, partial) if dist.get_rank() == 0 else None)
+    is_main = dist.get_rank() == 0
+    name = on_all_ranks(device, lambda: _new_folder(run, final).name if is_main else "")
+    partial = run / gather_json(name, device)[0]
     try:
         entry = on_all_ranks(device, lambda: _write_shard(partial, slices, with_moments))
         entries = gather_json(entry, device)
-        on_all_ranks(device, lambda: _commit(partial, final, header, entries) if dist.get_rank() == 0 else None)
+        on_all_ranks(device, lambda: _commit(partial, final, header, entries) if is_main else None)
     except BaseException:
-        if dist.get_rank() == 0:
+        if is_main:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    if keep is not None:
-        on_all_ranks(device, lambda: _prune(run, header["step"], keep) if dist.get_rank() == 0 else None)
+    if keep is not None and is_main:
+        _prune(run, header["step"], keep)
     return final
 
 
-def _new_folder(run: Path, partial: Path) -> None:
-    """An empty `partial`; what killed saves have left is removed."""
-    with _or_checkpoint_error(partial):
-        for pattern in (".step_*.partial", ".step_*.removed"):
-            for left in run.glob(pattern):
-                shutil.rmtree(left)
+def check_room(run: Path, slices: Sequence[StateSlice], *, with_moments: bool) -> None:
+    """Checks that a shard as large as this rank's may be written, before time is spent on what it is to hold.
+
+    Raises:
+        CheckpointError: it is larger than the files of this process may be.
+    """
+    needed, limit = _bytes_of(slices, with_moments), file_size_limit()
+    if limit is not None and needed > limit:
+        raise CheckpointError(
+            f"--save {run}: this rank's shard of a checkpoint has {needed / 1e6:.1f} MB, and ulimit -f allows "
+            f"{limit / 1e6:.1f} MB a file; raise it (ulimit -f unlimited), or train on more ranks"
+        )
+    free = shutil.disk_usage(run).free
+    if needed > free:
+        log.warning(
+            "--save %s: %.1f MB are free, but this rank's shard of a checkpoint alone has %.1f MB; free some space "
+            "before the first save",
+            *(run, free / 1e6, needed / 1e6),
+        )
+
+
+def _bytes_of(slices: Sequence[StateSlice], with_moments: bool) -> int:
+    return sum(tensor.numel() * 4 for piece in slices for tensor in piece.tensors(with_moments).values())
+
+
+def _new_folder(run: Path, final: Path) -> Path:
+    """An empty folder for the shards; what killed saves have left is removed."""
+    for pattern in (".step_*.partial", ".step_*.removed"):
+        for left in run.glob(pattern):
+            _discard(left)
+    partial = _free_name(run, f".{final.name}", ".partial")
+    with writing(partial, CheckpointError, _ADVICE):
         partial.mkdir(parents=True)
+    return partial
 
 
-@contextlib.contextmanager
-def _or_checkpoint_error(path: Path) -> Iterator[None]:
-    """The operating system's refusal to write `path` as a CheckpointError."""
+def _free_name(run: Path, name: str, suffix: str) -> Path:
+    """`name` + `suffix`, with a number between them where that name is taken by what cannot be removed."""
+    numbers = ("", *(f".{number}" for number in range(1, 10_000)))
+    return next(path for number in numbers if not os.path.lexists(path := run / f"{name}{number}{suffix}"))
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder that is not wanted any more, as far as that is possible."""
     try:
-        yield
+        shutil.rmtree(folder)
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error}; mend the folder or choose another --save") from error
+        _warn_once(f"{folder} cannot be removed: {reason_of(error, error.filename or folder)}; it takes up space")
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
 
 
 def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool) -> dict[str, Any]:
@@ -79,17 +126,14 @@ def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool
         for piece in slices
         for kind, tensor in piece.tensors(with_moments).items()
     }
-    try:
+    needed = _bytes_of(slices, with_moments)
+    with writing(path, CheckpointError, f"it needs {needed / 1e6:.1f} MB: free some space or choose another --save"):
+        with open_new(path) as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
         save_file(tensors, path)
+        path.chmod(mode)  # by the umask; safetensors makes files that only their owner can read
         sync_file(path)
         written = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    except Exception as error:  # safetensors has its own error type for a full disk
-        free = shutil.disk_usage(partial).free if partial.exists() else 0
-        needed = sum(tensor.nbytes for tensor in tensors.values())
-        raise CheckpointError(
-            f"cannot write {path} ({error}): it needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
-            "free some space or choose another --save"
-        ) from error
     return {**written, "slices": [_described(piece, path.name, with_moments) for piece in slices]}
 
 
@@ -105,31 +149,39 @@ def _described(piece: StateSlice, file: str, with_moments: bool) -> dict[str, An
 
 def _commit(partial: Path, final: Path, header: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     """Manifest, then the folder's final name, then `latest`: each durable before the next begins."""
-    files: dict[str, dict[str, Any]] = {}
-    tensors: dict[str, dict[str, Any]] = {}
+    files: dict[str, FileEntry] = {}
+    tensors: dict[str, TensorEntry] = {}
     for rank, entry in enumerate(entries):
         files[entry["file"]] = {"bytes": entry["bytes"], "sha256": entry["sha256"], "rank": rank}
         for piece in entry["slices"]:
             tensor = tensors.setdefault(piece["name"], {**piece["tensor"], "slices": []})
             tensor["slices"].append(piece["slice"])
-    with _or_checkpoint_error(final):
+    with writing(final, CheckpointError, _ADVICE):
         replace_text(partial / MANIFEST, Manifest(**header, files=files, tensors=tensors).to_json())
-        if final.exists():  # the same step of an earlier, diverged attempt
-            _remove(final)
-        os.rename(partial, final)
+        replaced = _set_aside(final) if final.exists() else None  # the same step of an earlier, diverged attempt
+        try:
+            os.rename(partial, final)
+        except OSError:
+            if replaced is not None:
+                os.rename(replaced, final)
+            raise
         sync_folder(final.parent)
         replace_text(final.parent / LATEST, final.name + "\n")
+    if replaced is not None:
+        _discard(replaced)
 
 
 def _prune(run: Path, saved: int, keep: int) -> None:
     """Remove the oldest checkpoints, so that `keep` are left up to the step just saved."""
-    with _or_checkpoint_error(run):
+    try:
         for step in [step for step in steps_of(run) if step <= saved][:-keep]:
-            _remove(step_folder(run, step))
+            _discard(_set_aside(step_folder(run, step)))
+    except OSError as error:
+        _warn_once(f"{run}: old checkpoints cannot be removed: {reason_of(error, error.filename or run)}")
 
 
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint; it is renamed first, so that none is ever half there."""
-    doomed = folder.with_name(f".{folder.name}.removed")
+def _set_aside(folder: Path) -> Path:
+    """A checkpoint is renamed before it is removed, so that none is ever half there; its new name."""
+    doomed = _free_name(folder.parent, f".{folder.name}", ".removed")
     os.rename(folder, doomed)
-    shutil.rmtree(doomed)
+    return doomed

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megalm.errors import MegalmError
+from megalm.storage.faults import unforeseen
 
 T = TypeVar("T")
 
@@ -48,15 +49,16 @@ def on_all_ranks(device: torch.device, action: Callable[[], T]) -> T:
     except MegalmError as error:
         failure = error
     except OSError as error:
-        failure = MegalmError(f"{error.strerror}: {error.filename}" if error.filename else str(error))
-    codes = gather_json(failure.exit_code if failure else 0, device)
-    failed = [rank for rank, code in enumerate(codes) if code]
+        failure = unforeseen(error) or MegalmError(str(error))
+    failures = gather_json([failure.exit_code, str(failure)] if failure else None, device)
+    failed = [rank for rank, told in enumerate(failures) if told]
     if not failed:
         return result  # type: ignore[return-value]
     if failed[0] == dist.get_rank():
         assert failure is not None
         failure.local = True
         raise failure
-    peer = PeerError(f"rank {failed[0]} failed")
-    peer.exit_code = codes[failed[0]]
+    code, text = failures[failed[0]]
+    peer = PeerError(f"rank {failed[0]}: {text}")
+    peer.exit_code = code
     raise peer
