@@ -8,6 +8,7 @@ from types import ModuleType
 
 from megalm import __version__
 from megalm.errors import ConfigError, MegalmError
+from megalm.storage.faults import unforeseen
 
 _COMMANDS = {
     "corpus": (
@@ -53,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        if (refused := unforeseen(error)) is None:
+            raise
+        print(f"megalm {arguments.command}: error: {refused}", file=sys.stderr)
+        return refused.exit_code
 
 
 def _unknown(module: ModuleType, words: Sequence[str]) -> list[str]:

@@ -18,7 +18,8 @@ class CheckpointReader:
     """A verified checkpoint.
 
     Raises:
-        CheckpointError: a file is missing or cannot be read, has another size or another hash than the manifest says; all at once.
+        CheckpointError: a file is missing or cannot be read, has another size or another hash than the manifest says;
+            all at once.
     """
 
     def __init__(self, folder: Path, *, verify: bool = True) -> None:

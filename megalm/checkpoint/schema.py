@@ -1,4 +1,4 @@
-"""What the manifest of a checkpoint must be beyond JSON: the kinds of its values, and slices that make up each tensor."""
+"""What the manifest of a checkpoint must be beyond JSON: the kinds of its values, and slices that fill each tensor."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -65,7 +65,8 @@ def _check_partition(name: str, tensor: TensorEntry) -> None:
     ranges: dict[Box, list[tuple[int, int]]] = defaultdict(list)
     for piece in tensor["slices"]:
         box = Box(tuple(piece["offsets"]), tuple(piece["sizes"]))
-        if not len(box.offsets) == len(box.sizes) == len(whole.sizes) or not piece["start"] <= piece["stop"] <= box.numel:
+        inside = piece["start"] <= piece["stop"] <= box.numel
+        if not inside or not len(box.offsets) == len(box.sizes) == len(whole.sizes):
             raise DocumentError(f"a slice of {name} in {piece['file']} lies outside of its box")
         ranges[box].append((piece["start"], piece["stop"]))
     parts = [part for box, found in ranges.items() for part in _parts(name, box, whole, found)]

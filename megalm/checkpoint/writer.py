@@ -154,7 +154,8 @@ def _commit(partial: Path, final: Path, header: dict[str, Any], entries: list[di
     for rank, entry in enumerate(entries):
         files[entry["file"]] = {"bytes": entry["bytes"], "sha256": entry["sha256"], "rank": rank}
         for piece in entry["slices"]:
-            tensor = tensors.setdefault(piece["name"], {**piece["tensor"], "slices": []})
+            shape, kinds = piece["tensor"]["shape"], piece["tensor"]["kinds"]
+            tensor = tensors.setdefault(piece["name"], {"shape": shape, "kinds": kinds, "slices": []})
             tensor["slices"].append(piece["slice"])
     with writing(final, CheckpointError, _ADVICE):
         replace_text(partial / MANIFEST, Manifest(**header, files=files, tensors=tensors).to_json())

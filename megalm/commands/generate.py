@@ -113,7 +113,10 @@ def tokenizer_of(reader: CheckpointReader, moved_to: str | None = None) -> Token
     if moved_to is not None:
         settings = settings.model_copy(update={"tokenizer_model": moved_to})
     if not settings.is_given:
-        raise ConfigError(f"the run of {reader.folder} was trained without a tokenizer; give --tokenizer-model FILE")
+        raise ConfigError(
+            f"the run of {reader.folder} was trained without a tokenizer; `megalm generate` takes one: "
+            "--tokenizer-model FILE"
+        )
     tokenizer = build_tokenizer(settings)
     trained_with = reader.manifest.identity.get("tokenizer")
     if trained_with is not None and trained_with != tokenizer.identity:

@@ -19,18 +19,18 @@ class PeerError(MegalmError):
     silent = True
 
 
-def gather_json(value: Any, device: torch.device) -> list[Any]:
-    """Every rank's `value` (anything that JSON holds), by rank, on every rank."""
-    if dist.get_world_size() == 1:
+def gather_json(value: Any, device: torch.device, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Every rank's `value` (anything that JSON holds), by rank, on every rank of the group (default: all)."""
+    if dist.get_world_size(group) == 1:
         return [value]
     own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
-    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, torch.tensor([own.numel()], device=device))
+    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(lengths, torch.tensor([own.numel()], device=device), group=group)
     longest = max(int(length) for length in lengths)
     padded = torch.zeros(longest, dtype=torch.uint8, device=device)
     padded[: own.numel()] = own
     received = [torch.zeros_like(padded) for _ in lengths]
-    dist.all_gather(received, padded)
+    dist.all_gather(received, padded, group=group)
     texts = (bytes(row[: int(length)].cpu().numpy()) for row, length in zip(received, lengths, strict=True))
     return [json.loads(text) for text in texts]
 

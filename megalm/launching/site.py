@@ -1,16 +1,16 @@
 """The site file: what holds on a cluster whatever is trained there (network, partition, modules, container)."""
 
 import re
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from megalm.config.base import Section
 from megalm.config.merging.suggest import did_you_mean
 from megalm.errors import ConfigError
 from megalm.shipped import shipped_hint
+from megalm.storage.documents import DocumentError, parse_yaml, read_settings
+from megalm.storage.faults import reason_of
 
 
 class Site(Section):
@@ -72,14 +72,15 @@ def read_site(path: str | None, given: dict[str, Any]) -> Site:
 
 def _parse(path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        _, content = parse_yaml(read_settings(path))
     except OSError as error:
         raise ConfigError(
-            f"--site {path} cannot be read: {error.strerror}; correct the path{shipped_hint(path)}"
+            f"--site {path} cannot be read: {reason_of(error, path)}; correct the path{shipped_hint(path)}"
         ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--site {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict | None):
+    except DocumentError as error:
+        source = f"{path}:{error.line}" if error.line else path
+        raise ConfigError(f"--site {source}: {error}") from None
+    if not isinstance(content, dict | None) or not all(isinstance(name, str) for name in content or {}):
         raise ConfigError(f"--site {path} must hold settings, one a line, such as partition: gpu")
     return content or {}
 

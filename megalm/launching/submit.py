@@ -23,6 +23,7 @@ from megalm.launching.job import IDLE_STARTS, Element, Job, time_seconds
 from megalm.launching.script import batch_script
 from megalm.launching.site import Site, read_site
 from megalm.storage.durable import replace_text
+from megalm.storage.faults import attempting
 
 TAKES_RUN_FLAGS = True
 """What this command does not know itself it hands to the training script."""
@@ -276,16 +277,12 @@ def _signal_before(arguments: argparse.Namespace) -> int:
 
 
 def _write(job: Job, path: Path, text: str) -> None:
-    try:
+    with attempting("write the batch script", path, PlatformError, "choose another --save or mend this one"):
         for element in job.elements:
             (element.run / "slurm").mkdir(parents=True, exist_ok=True)
             (element.run / "slurm" / "starts").unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, text)
-    except OSError as error:
-        raise PlatformError(
-            f"the batch script {path} cannot be written: {error.strerror}; choose another --save or mend this one"
-        ) from error
+        replace_text(path, text, mode=0o600)  # it holds the environment of the submission
 
 
 def _submit(path: Path, chain: int) -> list[str]:

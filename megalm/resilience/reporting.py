@@ -9,6 +9,7 @@ import traceback
 
 from megalm.distributed.environment import seconds_since_start
 from megalm.errors import MegalmError, PlatformError
+from megalm.storage.faults import unforeseen
 
 WAIT_FOR_REPORT_S, LONGEST_WAIT_S = 8.0, 60.0
 _LOST_PEER = re.compile("Connection (closed|reset) by peer|writev .*Broken pipe")
@@ -19,6 +20,9 @@ _NO_ANSWER = re.compile(r"Timed out waiting \d+ms for (send|recv) operation")
 
 def report_failure(error: Exception, rank: int) -> int:
     """Say what ended this rank, if it is this rank that has to; its exit code (see docs/exit_codes.md)."""
+    if isinstance(error, OSError) and (refused := unforeseen(error)) is not None:
+        refused.local = True
+        error = refused
     if isinstance(error, MegalmError):
         _report(error, rank)
         return error.exit_code

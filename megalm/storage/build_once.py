@@ -1,8 +1,8 @@
 """What takes long to make (a file, a folder) is made once, by one process, while the others that want it wait.
 
 They wait on a file lock, which the system frees when its holder dies. What is made has a folder of its own and appears
-under its name by a rename, so that a killed build leaves nothing that could be loaded. The SHA-256 of a file lies beside
-it: one that a disk or a crash has damaged is made again. What others can write is not used: it may be loaded as code.
+under its name by a rename, so that a killed build leaves nothing that could be loaded. The SHA-256 of a file lies
+beside it: one that a disk or a crash has damaged is made again. What others can write is not used: it may be code.
 """
 
 import grp
@@ -60,8 +60,8 @@ def _require_own(folder: Path, error: type[Exception]) -> None:
     open_to = found.st_mode & (stat.S_IWOTH if _is_own_group(found.st_gid) else stat.S_IWOTH | stat.S_IWGRP)
     if open_to:
         raise error(
-            f"others can write {folder} (mode {stat.filemode(found.st_mode)}) and could plant code there; empty it, and "
-            "chmod go-w"
+            f"others can write {folder} (mode {stat.filemode(found.st_mode)}) and could plant code there; empty it "
+            "and chmod go-w"
         )
 
 

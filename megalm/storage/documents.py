@@ -9,10 +9,12 @@ import json
 import math
 import os
 import re
-from typing import Annotated, Any, TypeVar
+from collections.abc import Hashable
+from typing import Annotated, Any, TypeVar, cast
 
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
 T = TypeVar("T")
 AnyPath = str | os.PathLike[str]
 
@@ -212,7 +214,7 @@ def _too_many(line: int) -> DocumentError:
 
 
 @functools.cache
-def _adapter(schema: Any) -> TypeAdapter[Any]:
+def _adapter(schema: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 
@@ -223,7 +225,7 @@ def validated(schema: type[T], value: Any) -> T:
         DocumentError: the first place where it is none.
     """
     try:
-        checked: T = _adapter(schema).validate_python(value)
+        checked: T = _adapter(cast(Hashable, schema)).validate_python(value)
         return checked
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]

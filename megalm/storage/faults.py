@@ -25,19 +25,20 @@ _IN_WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 @contextlib.contextmanager
 def reading(path: AnyPath, kind: type[E], advice: str) -> Iterator[None]:
     """What the system refuses inside the block becomes a `kind`: PATH cannot be read, why, and `advice`."""
-    with _translated("read", path, kind, advice):
+    with attempting("read", path, kind, advice):
         yield
 
 
 @contextlib.contextmanager
 def writing(path: AnyPath, kind: type[E], advice: str) -> Iterator[None]:
     """What the system refuses inside the block becomes a `kind`: PATH cannot be written, why, and `advice`."""
-    with _translated("write", path, kind, advice):
+    with attempting("write", path, kind, advice):
         yield
 
 
 @contextlib.contextmanager
-def _translated(doing: str, path: AnyPath, kind: type[E], advice: str) -> Iterator[None]:
+def attempting(doing: str, path: AnyPath, kind: type[E], advice: str) -> Iterator[None]:
+    """What the system refuses inside the block becomes a `kind`: cannot `doing` PATH, why, and `advice`."""
     try:
         yield
     except MegalmError:
@@ -84,6 +85,17 @@ def reason_of(error: OSError, path: AnyPath) -> str:
         detail = _DETAILS.get(error.errno or 0, _nothing)(Path(os.path.abspath(path)))
     said = os.strerror(error.errno) if error.errno else str(error)
     return f"{said} ({detail})" if detail else said
+
+
+def files_beside(path: AnyPath) -> list[str]:
+    """The files in the folder of one that is not there, as far as they can be seen: one of them may be meant."""
+    try:
+        if os.path.lexists(path):
+            return []
+        folder = os.path.dirname(path)
+        return sorted(os.path.join(folder, entry.name) for entry in os.scandir(folder or os.curdir) if entry.is_file())
+    except OSError:
+        return []
 
 
 def _nothing(path: Path) -> str:

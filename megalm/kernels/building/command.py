@@ -9,7 +9,9 @@ from megalm.errors import PlatformError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm kernels`."""
     parser.add_argument("action", choices=("build", "show"), help="build and check them, or say what a run would use")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="default: $XDG_CACHE_HOME/megalm/kernels, or ~/.cache/megalm/kernels")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="default: $XDG_CACHE_HOME/megalm/kernels, or ~/.cache/megalm/kernels"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
