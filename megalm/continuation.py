@@ -13,7 +13,7 @@ from megalm.checkpoint.format import Manifest, find_checkpoint
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.restore import restore_slices, restore_weights
 from megalm.checkpoint.resume import check_same_run
-from megalm.checkpoint.writer import save_checkpoint
+from megalm.checkpoint.writer import check_room, save_checkpoint
 from megalm.config import RunConfig
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.sample import SampleDataset
@@ -160,6 +160,18 @@ def start_place(config: RunConfig) -> tuple[Path | None, bool]:
             "correct the path, or drop --load to start from scratch"
         )
     return found, False
+
+
+def prove_room(engine: Engine, config: RunConfig) -> None:
+    """Checks at the start that the run's checkpoints can be written at its end.
+
+    Raises:
+        CheckpointError: they cannot.
+    """
+    if config.checkpoint.save is not None:
+        num_elements = sum(math.prod(spec.shape) for spec in engine.shard_specs.values())
+        with_moments = not config.checkpoint.no_save_optim
+        check_room(Path(config.checkpoint.save), num_elements, engine.owned_slices, with_moments=with_moments)
 
 
 def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> None:

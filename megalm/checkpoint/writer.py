@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,24 +63,28 @@ def save_checkpoint(
     return final
 
 
-def check_room(run: Path, slices: Sequence[StateSlice], *, with_moments: bool) -> None:
-    """Checks that a shard as large as this rank's may be written, before time is spent on what it is to hold.
+def check_room(run: Path, num_elements: int, slices: Callable[[], Sequence[StateSlice]], *, with_moments: bool) -> None:
+    """Checks that a checkpoint can be written, before time is spent on what it is to hold.
+
+    It has `num_elements` of the model's weights; `slices` gives what this rank is to write of it. Too little free space
+    is a warning: there may be more when it is needed.
 
     Raises:
-        CheckpointError: it is larger than the files of this process may be.
+        CheckpointError: this rank's shard is larger than the files of this process may be.
     """
-    needed, limit = _bytes_of(slices, with_moments), file_size_limit()
+    limit = file_size_limit()
+    needed = _bytes_of(slices(), with_moments) if limit is not None else 0
     if limit is not None and needed > limit:
         raise CheckpointError(
             f"--save {run}: this rank's shard of a checkpoint has {needed / 1e6:.1f} MB, and ulimit -f allows "
             f"{limit / 1e6:.1f} MB a file; raise it (ulimit -f unlimited), or train on more ranks"
         )
-    free = shutil.disk_usage(run).free
-    if needed > free:
+    whole, free = num_elements * (12 if with_moments else 4), shutil.disk_usage(run).free
+    if whole > free:
         log.warning(
-            "--save %s: %.1f MB are free, but this rank's shard of a checkpoint alone has %.1f MB; free some space "
-            "before the first save",
-            *(run, free / 1e6, needed / 1e6),
+            "--save %s: a checkpoint has about %.1f MB, and %.1f MB are free there; free some space before the first "
+            "save",
+            *(run, whole / 1e6, free / 1e6),
         )
 
 

@@ -5,7 +5,6 @@ MPI launcher, those of `srun`, a single process. Where two of them speak, they m
 """
 
 import os
-import re
 import socket
 import time
 from collections.abc import Mapping, MutableMapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from megalm.distributed import mpi, slurm
 from megalm.distributed.network import check_interfaces, interface_towards, interfaces
 from megalm.errors import PlatformError
+from megalm.secrets import is_secret
 
 _PLACE_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _MEETING_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
@@ -21,8 +21,18 @@ _CAPTURED = (
     "PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV",
     "PYTHONPATH", "CUDA_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SLURM_CONF",
 )  # fmt: skip
-_CAPTURED_PREFIXES = ("NCCL_", "UCX_", "GLOO_", "FI_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "DS_", "HF_", "MEGALM_")
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
+_CAPTURED_PREFIXES = ("UCX_", "FI_", "TORCH_", "TORCHINDUCTOR_", "TRITON_")
+_CAPTURED_FAMILIES = {
+    "NCCL_": "ALGO ASYNC BLOCKING BUFFSIZE CGA CHECK CHECKS COLLNET COMM CONF CREATE CROSS CTA CUMEM DEBUG DMABUF GDR "
+    "GDRCOPY GIN GRAPH HOSTID IB IGNORE LAUNCH LL LL128 LOCAL MAX MIN MNNVL NCHANNELS NET NSOCKS NTHREADS NVB NVLS "
+    "NVLSTREE OOB P2P PAT PROFILER PROGRAM PROTO PXN RAS RUNTIME SET SHM SINGLE SOCKET SPLIT STORE SYM THREAD TOPO "
+    "TREE TUNER UNPACK WIN WORK",
+    "GLOO_": "SOCKET DEVICE",
+    "DS_": "ACCELERATOR BUILD ENABLE IGNORE SKIP",
+    "HF_": "ASSETS DATASETS ENDPOINT EVALUATE HOME HUB MODULES XET",
+    "MEGALM_": "SITE",
+}
+"""Prefix -> the words that follow it in variables that are known: people use these prefixes for their own too."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -306,13 +316,14 @@ def user_variable(name: str, environ: Mapping[str, str] | None = None) -> str | 
 def captured_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """The variables that a job needs to run like this shell.
 
-    Never what looks like a secret, by name or as user:password@.
+    Never what looks like a secret, by name or by value.
     """
     environ = os.environ if environ is None else environ
-    return {
-        name: value
-        for name, value in environ.items()
-        if (name in _CAPTURED or name.startswith(_CAPTURED_PREFIXES))
-        and not _SECRET.search(name)
-        and not re.search(r"://[^/@\s]*:[^/@\s]*@", value)
-    }
+    return {name: value for name, value in environ.items() if _is_known(name) and not is_secret(name, value)}
+
+
+def _is_known(name: str) -> bool:
+    """Whether a variable is one that a job needs."""
+    prefix, _, rest = name.partition("_")
+    family = _CAPTURED_FAMILIES.get(f"{prefix}_", "").split()
+    return name in _CAPTURED or name.startswith(_CAPTURED_PREFIXES) or rest.partition("_")[0] in family

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 from megalm.config.base import Section
 from megalm.config.merging.suggest import did_you_mean
 from megalm.errors import ConfigError
+from megalm.secrets import is_secret
 from megalm.shipped import shipped_hint
 from megalm.storage.documents import DocumentError, parse_yaml, read_settings
 from megalm.storage.faults import reason_of
@@ -60,6 +61,12 @@ def read_site(path: str | None, given: dict[str, Any]) -> Site:
         values["environment"] = {str(name): _text(value) for name, value in environment.items()}
         bad = [name for name in values["environment"] if not re.fullmatch(r"[A-Za-z_]\w*", name)]
         problems += [f"{path}: environment: {name!r} is no name of a variable" for name in bad]
+        problems += [
+            f"{path}: environment: {name} looks like a secret, and the batch script and ps would show it; let setup "
+            "read it from a file that is yours alone"
+            for name, value in values["environment"].items()
+            if is_secret(name, value)
+        ]
     if problems:
         raise ConfigError(problems)
     try:

@@ -22,6 +22,7 @@ from megalm.launching.commands import LAUNCHERS, Hosts, commands, which_mpi
 from megalm.launching.job import IDLE_STARTS, Element, Job, time_seconds
 from megalm.launching.script import batch_script
 from megalm.launching.site import Site, read_site
+from megalm.secrets import masked
 from megalm.storage.durable import replace_text
 from megalm.storage.faults import attempting
 
@@ -177,7 +178,7 @@ def describe(arguments: argparse.Namespace, run_flags: list[str]) -> Job:
         cpus_per_task=arguments.cpus_per_task,
         environment=captured_environment(),
         is_module=is_module,
-        command=shlex.join(["megalm", *(word for word in arguments.words if word != "--dry-run")]),
+        command=masked(shlex.join(["megalm", *(word for word in arguments.words if word != "--dry-run")])),
     )
     return job
 

@@ -215,7 +215,7 @@ def _too_many(line: int) -> DocumentError:
 
 @functools.cache
 def _adapter(schema: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(schema)
+    return TypeAdapter(cast(Any, schema))
 
 
 def validated(schema: type[T], value: Any) -> T:

@@ -131,7 +131,8 @@ def _open_files(path: Path) -> str:
 
 def _owner_and_mode(path: Path) -> str:
     """Of what closes the way: the first folder that this process may not enter, else the file, else its folder."""
-    closed = next((folder for folder in reversed(path.parents) if not os.access(folder, os.X_OK)), None)
+    above = reversed(path.parents)
+    closed = next((folder for folder in above if not os.access(folder, os.X_OK, effective_ids=True)), None)
     blocking = closed or (path if os.path.lexists(path) else _nearest_folder(path))
     found = os.lstat(blocking)
     return (

@@ -25,6 +25,7 @@ from megalm.config.merging.settings import SECTIONS, SETTINGS, Given
 from megalm.config.rules.run import run_problems
 from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError
+from megalm.secrets import holds_secret
 
 DEFAULT = "default"
 """The source of a value that nobody gave."""
@@ -91,6 +92,7 @@ def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
         if name not in merge.given:
             merge.problems.append(f"{name} is missing; give {SETTINGS[name].flag} {SETTINGS[name].metavar}")
     convert_all(merge)
+    refuse_secrets(merge)
     tell_tokenizer_vocab_size(merge.given)
     document = find_json(merge, lines)
     if document is not None:
@@ -119,6 +121,17 @@ def convert_all(merge: Merge) -> None:
             merge.given[name] = Given(SETTINGS[name].convert(given.value), given.source)
         except ValueError as error:
             merge.problems.append(f"{name}={given.value} ({given.source}) {error}")
+            merge.given[name] = Given(None, given.source)
+
+
+def refuse_secrets(merge: Merge) -> None:
+    """What looks like a secret is a problem and is taken out: config.yaml, checkpoints and logs show every setting."""
+    for name, given in list(merge.given.items()):
+        if not isinstance(given.value, int | float) and holds_secret(str(given.value)):
+            merge.problems.append(
+                f"{name} ({given.source}) holds what looks like a secret (a password before @ in an address, or a "
+                "token), and config.yaml, checkpoints and logs show every setting; give it without"
+            )
             merge.given[name] = Given(None, given.source)
 
 
