@@ -47,7 +47,7 @@ def test_a_site_file_cannot_spread_it(tmp_path: Path, name: str) -> None:
 
 
 def test_a_setting_cannot_hold_it() -> None:
-    with pytest.raises(ConfigError, match="tokenizer_model .* holds what looks like a secret") as caught:
+    with pytest.raises(ConfigError, match=r"tokenizer_model .* holds what looks like a secret") as caught:
         load_config(["--tokenizer-model", "https://me:canary@host/x", "--mock-data"])
     assert "canary" not in str(caught.value)
 

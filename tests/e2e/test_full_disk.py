@@ -1,4 +1,4 @@
-"""A disk that is full for a while, or for good: what is secondary only warns, a save is tried again, the end is true."""
+"""A disk that is full for a while, or for good: secondary output only warns, and a failed save is tried again."""
 
 import subprocess
 from collections.abc import Iterator
