@@ -27,9 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.load)
     reader = open_checkpoint(arguments.load)
     metrics = folder / "metrics.jsonl"
-    if not metrics.is_file():
-        raise CheckpointError(f"{folder} has no metrics.jsonl; give the run folder (--save of the training)")
     with reading(metrics, CheckpointError, "give this process the right to read it"):
+        if not metrics.is_file():
+            raise CheckpointError(f"{folder} has no metrics.jsonl; give the run folder (--save of the training)")
         rows = read_metrics(metrics)
     lines = [("training loss", _span(rows, "loss")), ("validation loss", _span(rows, "validation_loss"))]
     perplexities = _points(rows, "validation_ppl")

@@ -50,10 +50,10 @@ def attempting(doing: str, path: AnyPath, kind: type[E], advice: str) -> Iterato
 
 
 def refused(doing: str, path: AnyPath, error: Exception, kind: type[E], advice: str) -> E:
-    """The error of `kind` for what the system said; a file below `path` that it names is named."""
+    """The error of `kind` for what the system said; a path that it names and that begins with `path` is named."""
     fault = system_fault(error) or OSError(errno.EIO, str(error))
     where = fault.filename if isinstance(fault.filename, str) else ""
-    below = where if where.startswith(f"{os.fspath(path)}{os.sep}") else os.fspath(path)
+    below = where if where.startswith(os.fspath(path)) else os.fspath(path)
     return kind(f"cannot {doing} {below}: {reason_of(fault, below)}; {advice}")
 
 
