@@ -16,7 +16,7 @@ ROOT = Path(megalm.__file__).parent
         # pickles can run code
         (r"torch\.load\b|\bimport pickle|(all_gather|gather|broadcast|scatter)_object|allow_pickle=True", set()),
         # the system's refusals are put into words in one place; two sinks hand an error on under another name
-        (r"\.strerror\b", {"monitor/sinks/jsonl.py", "monitor/sinks/tensorboard.py"}),
+        (r"(?<!os)\.strerror\b", {"monitor/sinks/jsonl.py", "monitor/sinks/tensorboard.py"}),
         (r"os\.strerror", {"storage/faults.py", "data/text/input_file.py"}),
         # files of strangers are parsed where depth, size and repeats are bounded
         (r"yaml\.(safe_)?load\b|SafeLoader\b", {"storage/documents.py"}),

@@ -1,17 +1,19 @@
 """Writing a checkpoint. Phases: shard (every rank), manifest (rank 0), commit (rank 0), prune (rank 0)."""
 
 import functools
+import itertools
 import logging
 import os
 import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from megalm.checkpoint.format import LATEST, MANIFEST, Manifest, step_folder, steps_of
@@ -20,7 +22,7 @@ from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.distributed.shards import StateSlice
 from megalm.errors import CheckpointError
 from megalm.storage.durable import open_new, replace_text, sha256_of, sync_file, sync_folder
-from megalm.storage.faults import file_size_limit, reason_of, writing
+from megalm.storage.faults import file_size_limit, reason_of, system_fault, writing
 
 log = logging.getLogger("megalm")
 
@@ -110,16 +112,31 @@ def _free_name(run: Path, name: str, suffix: str) -> Path:
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder that is not wanted any more, as far as that is possible."""
+    """Remove a folder that is not wanted any more, as far as that is possible; what goes wrong is said once a run."""
     try:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder if folder.name.startswith(".") else _set_aside(folder))
     except OSError as error:
-        _warn_once(f"{folder} cannot be removed: {reason_of(error, error.filename or folder)}; it takes up space")
+        _warn_once(folder.parent, error)
+
+
+def _warn_once(run: Path, error: OSError) -> None:
+    """House-keeping that fails is said once for each reason."""
+    if next(_failures(run, error.errno)) == 0:
+        where = error.filename or run
+        log.warning("%s: old checkpoints take up space and cannot be removed: %s", where, reason_of(error, where))
 
 
 @functools.cache
-def _warn_once(text: str) -> None:
-    log.warning(text)
+def _failures(run: Path, number: int | None) -> Iterator[int]:
+    """Counts how often something in a run folder could not be removed for the same reason."""
+    return itertools.count()
+
+
+def _set_aside(folder: Path) -> Path:
+    """A checkpoint is renamed before it is removed, so that none is ever half there; its new name."""
+    doomed = _free_name(folder.parent, f".{folder.name}", ".removed")
+    os.rename(folder, doomed)
+    return doomed
 
 
 def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool) -> dict[str, Any]:
@@ -130,11 +147,14 @@ def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool
         for piece in slices
         for kind, tensor in piece.tensors(with_moments).items()
     }
-    needed = _bytes_of(slices, with_moments)
-    with writing(path, CheckpointError, f"it needs {needed / 1e6:.1f} MB: free some space or choose another --save"):
+    advice = f"it needs {_bytes_of(slices, with_moments) / 1e6:.1f} MB: free some space or choose another --save"
+    with writing(path, CheckpointError, advice):
         with open_new(path) as stream:
             mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
-        save_file(tensors, path)
+        try:
+            save_file(tensors, path)
+        except SafetensorError as error:  # it puts the system's error into words
+            raise system_fault(error) or CheckpointError(f"cannot write {path}: {error}; {advice}") from error
         path.chmod(mode)  # by the umask; safetensors makes files that only their owner can read
         sync_file(path)
         written = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -179,14 +199,9 @@ def _commit(partial: Path, final: Path, header: dict[str, Any], entries: list[di
 def _prune(run: Path, saved: int, keep: int) -> None:
     """Remove the oldest checkpoints, so that `keep` are left up to the step just saved."""
     try:
-        for step in [step for step in steps_of(run) if step <= saved][:-keep]:
-            _discard(_set_aside(step_folder(run, step)))
+        doomed = [step for step in steps_of(run) if step <= saved][:-keep]
     except OSError as error:
-        _warn_once(f"{run}: old checkpoints cannot be removed: {reason_of(error, error.filename or run)}")
-
-
-def _set_aside(folder: Path) -> Path:
-    """A checkpoint is renamed before it is removed, so that none is ever half there; its new name."""
-    doomed = _free_name(folder.parent, f".{folder.name}", ".removed")
-    os.rename(folder, doomed)
-    return doomed
+        _warn_once(run, error)
+        return
+    for step in doomed:
+        _discard(step_folder(run, step))

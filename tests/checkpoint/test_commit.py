@@ -238,8 +238,7 @@ class TestPruning:
         with caplog.at_level(logging.WARNING, "megalm"), replaced(*fault):
             for step in (4, 6, 8):
                 save(tmp_path, step, keep=1)
-        assert [record.levelname for record in caplog.records] == ["WARNING"] * (3 if refused == "rmtree" else 1)
-        assert all("cannot be removed: No space left on device" in record.getMessage() for record in caplog.records)
+        assert ["cannot be removed: No space left" in record.getMessage() for record in caplog.records] == [True]
         assert find_checkpoint(tmp_path) == tmp_path / "step_8"
         save(tmp_path, 2, keep=1)  # a name that is taken by what could not be removed
         save(tmp_path, 10, keep=1)

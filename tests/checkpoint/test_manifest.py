@@ -137,11 +137,11 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 OTHERS = (None, True, -1, 0, 1, 7, 2**63, 10**30, 1.5, "", "x", "..", "rank_00001.safetensors", [], [0], {}, {"a": 1})
 
 
-def test_thousands_of_mutants_are_refused_or_read_right(run: Path) -> None:
+def test_mutants_are_refused_or_read_right(run: Path) -> None:
     """Only a manifest that means the same is read; what it does not need (config, layout) may say anything."""
     folder = run / "step_2"
     original, source = content(folder), random.Random("mutants of a manifest")
-    for number in range(2000):
+    for number in range(1000):
         values = copy.deepcopy(original)
         for _ in range(source.randint(1, 2)):
             container, key = source.choice(places(values))
