@@ -1,5 +1,6 @@
 """How a rank ends that has an error: one message for the whole job, from the rank that has to say it."""
 
+import contextlib
 import os
 import re
 import signal
@@ -40,8 +41,9 @@ def leave(code: int) -> None:
     """End this process at once: peers may be waiting in a collective that will never complete, and threads of torch
     take up to a second to end in good order.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it any more, or its disk is full
+            stream.flush()
     os._exit(code)
 
 

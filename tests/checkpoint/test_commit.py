@@ -229,7 +229,7 @@ class TestPruning:
         rename, rmtree = os.rename, shutil.rmtree
 
         def only_shards_move(source: Any, target: Any) -> None:
-            failing() if "removed" in str(target) else rename(source, target)
+            failing() if str(target).endswith(".removed") else rename(source, target)
 
         def nothing_goes(folder: Any, **options: Any) -> None:
             rmtree(folder, **options) if options else failing()

@@ -51,7 +51,7 @@ def test_a_save_that_fails_is_tried_again_at_the_next_interval(tmp_path: Path, d
 
 def test_at_the_end_a_failed_save_is_the_error(tmp_path: Path, disk: Path) -> None:
     run = disk / "run"
-    done = warm.run(*command(tmp_path, run, "--train-iters", "4", "--save-interval", "2"), ranks=2)
+    done = warm.run(*command(tmp_path, run, "--train-iters", "6", "--save-interval", "3"), ranks=2)
     assert done.code == 4, done.output
     assert done.output.count("error") == 1
     assert "is not saved: " in done.output
