@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from megalm.checkpoint.format import MANIFEST, Manifest, _digest
 from megalm.checkpoint.reader import CheckpointReader
+from megalm.commands.generate import open_checkpoint
 from megalm.errors import CheckpointError
 from megalm.storage.durable import sha256_of
 
@@ -91,6 +92,13 @@ def test_a_folder_under_another_number_is_refused(run: Path) -> None:
         Manifest.read(run / "step_9")
     (run / "step_9").rename(run / "best")
     assert Manifest.read(run / "best").step == 2
+
+
+def test_what_load_says_is_no_advice_for_save(run: Path) -> None:
+    (run / "latest").unlink()
+    with pytest.raises(CheckpointError, match="or load one of its step_N folders") as caught:
+        open_checkpoint(str(run))
+    assert "--fresh" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,10 @@ def test_a_save_that_fails_is_tried_again_at_the_next_interval(tmp_path: Path, d
     CheckpointReader(found)
     assert [path.name for path in run.glob(".*") if path.name != ".lock"] == []
     assert len(losses_in_order(run)) == 400
+    report = warm.run("megalm", "report", "--load", run)  # the run has no tokenizer, so there is no sample
+    assert report.code == 0, report.output
+    assert "training loss" in report.output
+    assert "no sample: the run of " in report.output
 
 
 def test_at_the_end_a_failed_save_is_the_error(tmp_path: Path, disk: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from megalm.checkpoint import run_folder
-from megalm.checkpoint.format import find_checkpoint
+from megalm.checkpoint.format import Manifest, find_checkpoint
 from megalm.config import load_config
 from megalm.config.data import TokenizerConfig
 from megalm.data.indexed.manifest import read_manifest
@@ -88,6 +88,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "asked.jsonl").write_text('{"text": "a"}\n')
     (folder / "asked").mkdir()
     (folder / "asked" / "a.jsonl").write_text('{"text": "a"}\n')
+    (folder / "asked_checkpoint").mkdir()
+    (folder / "asked_checkpoint" / "manifest.json").write_text("{}")
     (folder / "run_asked").mkdir()
     (folder / "run_asked" / "latest").write_text("step_2\n")
     with IndexedDatasetBuilder(folder / "asked_data", np.int32) as builder:
@@ -103,6 +105,7 @@ READERS: dict[str, tuple[type[MegalmError], Callable[[Path], Any]]] = {
     "site": (ConfigError, lambda folder: read_site(f"{folder}/asked.yaml", {})),
     "hostfile": (ConfigError, lambda folder: read_hostfile(folder / "asked.hosts")),
     "run folder": (CheckpointError, lambda folder: find_checkpoint(folder / "run_asked")),
+    "manifest": (CheckpointError, lambda folder: Manifest.read(folder / "asked_checkpoint")),
     "tokenizer": (
         DataError,
         lambda folder: build_tokenizer(
