@@ -27,7 +27,18 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def command(tmp_path: Path, run: Path, *flags: str) -> list[str]:
     (tmp_path / "file").touch()
     recipe = str(write_recipe(tmp_path))
-    return [SCRIPT, "--config", recipe, "--save", str(run), "--tensorboard-dir", str(tmp_path / "file"), *flags]
+    return [
+        SCRIPT,
+        "--config",
+        recipe,
+        "--save",
+        str(run),
+        "--tensorboard-dir",
+        str(tmp_path / "file"),
+        "--kernels-backend",
+        "reference",
+        *flags,
+    ]
 
 
 def test_a_save_that_fails_is_tried_again_at_the_next_interval(tmp_path: Path, disk: Path) -> None:
