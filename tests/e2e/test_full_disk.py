@@ -45,7 +45,7 @@ def test_a_save_that_fails_is_tried_again_at_the_next_interval(tmp_path: Path, d
     run = disk / "run"
     flags = ("--train-iters", "400", "--save-interval", "20", "--keep-checkpoints", "1")
     with warm.Job(*command(tmp_path, run, *flags), ranks=2) as job:
-        job.wait_for("step 20 is not saved: ")
+        job.wait_for("step 20 is not saved: ", timeout=240)
         (disk / "filler").unlink()
         done = job.wait()
     assert done.code == 0, done.output
