@@ -8,6 +8,7 @@ from types import ModuleType
 
 from megalm import __version__
 from megalm.errors import ConfigError, MegalmError
+from megalm.processes import outlive_readers
 from megalm.storage.faults import unforeseen
 
 _COMMANDS = {
@@ -37,6 +38,7 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. A MegalmError is one line on stderr and the error's exit code."""
+    outlive_readers()
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, rest = _parser(argv[0] if argv and argv[0] in _COMMANDS else None).parse_known_args(argv)
     arguments.words = argv
@@ -52,8 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"megalm {arguments.command}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 1
     except OSError as error:
         if (refused := unforeseen(error)) is None:
             raise

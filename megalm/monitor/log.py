@@ -1,4 +1,4 @@
-"""Where log lines go: rank 0 speaks on the terminal, every rank writes logs/rank_N.log of the run folder.
+"""Where log lines go: rank 0 speaks on the terminal, every rank writes a file into logs/ of the run folder.
 
 A log that cannot be written is no reason to end a run: it is said once, and the run goes on.
 """
@@ -13,12 +13,17 @@ from megalm.storage.faults import reason_of
 _FORMAT = "%(asctime)s rank {rank} %(levelname)s %(message)s"
 
 
+def log_file(rank: int) -> str:
+    """The name of a rank's log in the folder logs/ of a run."""
+    return f"rank_{rank:05d}.log"
+
+
 def start_logging(rank: int, folder: Path | None) -> logging.Logger:
     """The logger "megalm" of this rank; DeepSpeed's own lines go to the file only."""
     handlers: list[logging.Handler] = []
     problem = ""
     if folder is not None:
-        path = folder / f"rank_{rank:05d}.log"
+        path = folder / log_file(rank)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handlers.append(_LogFile(path))
