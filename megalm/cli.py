@@ -9,6 +9,7 @@ from types import ModuleType
 from megalm import __version__
 from megalm.errors import ConfigError, MegalmError
 from megalm.processes import outlive_readers
+from megalm.storage.faults import unforeseen
 
 _COMMANDS = {
     "corpus": (
@@ -58,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"megalm {arguments.command}: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        if (refused := unforeseen(error)) is None:
+            raise
+        print(f"megalm {arguments.command}: error: {refused}", file=sys.stderr)
+        return refused.exit_code
 
 
 def _unknown(module: ModuleType, words: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from megalm.checkpoint.hugging_face import HuggingFaceReader
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.restore import restore_slices, restore_weights
 from megalm.checkpoint.resume import check_same_run
-from megalm.checkpoint.writer import save_checkpoint
+from megalm.checkpoint.writer import check_room, save_checkpoint
 from megalm.config import RunConfig
 from megalm.config.hugging_face import same_model
 from megalm.config.output import hugging_face_folder
@@ -22,6 +22,7 @@ from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.sample import SampleDataset
 from megalm.engine.engine import Engine
 from megalm.errors import CheckpointError
+from megalm.storage.documents import Count, validated
 
 log = logging.getLogger("megalm")
 
@@ -45,15 +46,15 @@ class Progress:
     """How far a run is."""
 
     name: ClassVar[str] = "progress"
-    step: int = 0
+    step: Count = 0
     """Optimizer steps done, skipped ones included."""
-    consumed_samples: int = 0
+    consumed_samples: Count = 0
     """Training samples used: the number of the next sample."""
-    skipped_iterations: int = 0
+    skipped_iterations: Count = 0
     """Steps whose gradients were not finite."""
-    nan_iterations: int = 0
+    nan_iterations: Count = 0
     """Steps whose loss was not finite."""
-    bad_in_a_row: int = 0
+    bad_in_a_row: Count = 0
     """Skipped steps since the last good one."""
 
     def count(self, loss: float, skipped: bool, samples: int) -> None:
@@ -70,8 +71,9 @@ class Progress:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
-        for counter, value in state.items():
-            setattr(self, counter, value)
+        known = validated(Progress, state)
+        for counter in asdict(known).keys() & state.keys():
+            setattr(self, counter, getattr(known, counter))
 
 
 @dataclass
@@ -123,10 +125,20 @@ class ResumePoint:
         return cls(origin, same_run, manifest.states)
 
     def load(self, *states: Stateful) -> None:
-        """Give each its state; one that the checkpoint does not know stays as it is."""
+        """Give each its state; one that the checkpoint does not know stays as it is.
+
+        Raises:
+            CheckpointError: what the checkpoint holds is no state of it.
+        """
         for stateful in states:
-            if stateful.name in self.states:
+            if stateful.name not in self.states:
+                continue
+            try:
                 stateful.load(self.states[stateful.name])
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise CheckpointError(
+                    f"{self.origin} is damaged (its state {stateful.name}: {error}); load another step"
+                ) from error
 
 
 def start_place(config: RunConfig) -> tuple[Path | None, bool]:
@@ -148,13 +160,25 @@ def start_place(config: RunConfig) -> tuple[Path | None, bool]:
         return None, False  # Megatron's scripts give one folder to both: it is gone on from once it holds a checkpoint
     if (folder := hugging_face_folder(checkpoint.load)) is not None:
         return folder, False
-    found = find_checkpoint(Path(checkpoint.load))
+    found = find_checkpoint(Path(checkpoint.load), "load one of its step_N folders")
     if found is None:
         raise CheckpointError(
             f"--load {checkpoint.load} holds no checkpoint (a run folder with `latest`, or a step_N folder); "
             "correct the path, or drop --load to start from scratch"
         )
     return found, False
+
+
+def prove_room(engine: Engine, config: RunConfig) -> None:
+    """Checks at the start that the run's checkpoints can be written at its end.
+
+    Raises:
+        CheckpointError: they cannot.
+    """
+    if config.checkpoint.save is not None:
+        num_elements = sum(math.prod(spec.shape) for spec in engine.shard_specs.values())
+        with_moments = not config.checkpoint.no_save_optim
+        check_room(Path(config.checkpoint.save), num_elements, engine.owned_slices, with_moments=with_moments)
 
 
 def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> None:

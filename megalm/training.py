@@ -15,7 +15,7 @@ from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.engine.engine import StepResult
 from megalm.engine.lr_schedule import StepSettings, step_settings
-from megalm.errors import DataError, NonFiniteError
+from megalm.errors import CheckpointError, DataError, MegalmError, NonFiniteError, PlatformError
 from megalm.evaluation import evaluate, evaluate_at_end, named_losses, show_sample
 from megalm.monitor.throughput import peak_memory_bytes
 from megalm.resilience.signals import StopRequest
@@ -68,7 +68,7 @@ def train(run: Run) -> bool:
                 show_sample(run)
             reason = stop_reason(run)
             if every and step % every == 0:
-                save_now(run)
+                save_now(run, may_fail=True)
     save_now(run)
     if reason is not None and run.progress.step < run.total_iters:
         way_on = "run the same command again to continue" if run.config.checkpoint.save else "nothing is saved (--save)"
@@ -160,14 +160,25 @@ def stop_reason(run: Run) -> str | None:
     return None
 
 
-def save_now(run: Run) -> None:
-    """Save this step, unless it is saved already or the run has no folder."""
+def save_now(run: Run, *, may_fail: bool = False) -> None:
+    """Save this step, unless it is saved already or the run has no folder.
+
+    A save that `may_fail` is tried again at the next interval if the disk refuses it; the run goes on meanwhile.
+
+    Raises:
+        MegalmError: the checkpoint could not be written, on every rank.
+    """
     if run.config.checkpoint.save is None or run.saved_step == run.progress.step:
         return
     run.metric_logger.pause()
     begin = time.monotonic()
     context, step = run.context, run.progress.step
-    path = save(run.engine, run.config, run.identity, step, run.states, str(context.mesh), context.device)
-    run.saved_step = run.progress.step
-    log.info("saved %s in %.1f s", path, time.monotonic() - begin)
+    try:
+        path = save(run.engine, run.config, run.identity, step, run.states, str(context.mesh), context.device)
+        run.saved_step = step
+        log.info("saved %s in %.1f s", path, time.monotonic() - begin)
+    except MegalmError as error:
+        if not may_fail or error.exit_code not in (CheckpointError.exit_code, PlatformError.exit_code):
+            raise
+        log.warning("step %d is not saved: %s; training goes on, and the next save tries again", step, error)
     run.metric_logger.resume()

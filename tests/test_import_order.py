@@ -13,7 +13,7 @@ import pytest
 import megalm
 
 ROOT = Path(megalm.__file__).parent
-L0 = {"errors", "randomness", "processes", "storage", "config", "tables", "shipped"}
+L0 = {"errors", "randomness", "processes", "secrets", "storage", "config", "tables", "shipped"}
 L1 = {"kernels", "distributed", "monitor"}
 L2 = {"data", "objectives", "models"}
 L3 = {"parallel", "engine", "checkpoint", "resilience", "launching", "doctor"}
@@ -35,9 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "randomness": set(),
     "processes": set(),
+    "secrets": set(),
     "storage": {"errors"},
     "shipped": set(),
-    "config": {"errors", "storage", "shipped"},
+    "config": {"errors", "secrets", "storage", "shipped"},
     "tables": {"errors", "config"},
     **dict.fromkeys(L1, L0),
     **{part: L0 | {"kernels"} for part in L2},
@@ -49,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TEXTS = {"sentencepiece", "tokenizers", "tiktoken", "gigatoken", "zstandard", "pyarrow"}
 FILTERS = {"ftfy", "nltk", "detect_secrets", "phonenumbers"}
 THIRD_PARTY: dict[str, set[str]] = {
+    "storage": {"pydantic", "yaml"},
     "config": {"pydantic", "yaml"},
     "kernels": {"torch", "numpy", "apex"},
     "distributed": {"torch", "torch.distributed", "psutil", "mpi4py"},
@@ -58,9 +60,9 @@ THIRD_PARTY: dict[str, set[str]] = {
     "models": {"torch"},
     "parallel": {"torch", "torch.distributed"},
     "engine": {"torch", "torch.distributed", "deepspeed"},
-    "checkpoint": {"torch", "torch.distributed", "safetensors"},
+    "checkpoint": {"torch", "torch.distributed", "safetensors", "pydantic", "typing_extensions"},
     "resilience": {"psutil"},
-    "launching": {"pydantic", "yaml"},
+    "launching": {"pydantic"},
     "doctor": {"torch", "torch.distributed", "psutil"},
     **{part: {"torch", "torch.distributed"} for part in (*TOP, "testing")},
 }

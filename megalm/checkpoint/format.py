@@ -16,32 +16,38 @@ one-dimensional, fp32, under the key `<kind>/<name>`. Shapes are those of the wh
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from megalm import __version__
+from megalm.checkpoint.schema import FileEntry, TensorEntry, check_contents
 from megalm.checkpoint.upgrade import upgraded
 from megalm.errors import CheckpointError
+from megalm.storage.documents import Count, DocumentError, PlainName, parse_json, validated
+from megalm.storage.faults import reading
+
+T = TypeVar("T")
 
 FORMAT = 3
 MANIFEST = "manifest.json"
 LATEST = "latest"
-_STEP_FOLDER = re.compile(r"step_(\d+)")
+_STEP_FOLDER = re.compile(r"step_([0-9]{1,18})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything about a checkpoint but the tensors' values."""
 
-    step: int
+    step: Count
     layout: str
-    config: dict[str, Any]
+    config: dict[str, dict[str, Any]]
     identity: dict[str, Any]
     states: dict[str, dict[str, Any]]
-    files: dict[str, dict[str, Any]]
-    tensors: dict[str, dict[str, Any]]
+    files: dict[PlainName, FileEntry]
+    tensors: dict[str, TensorEntry]
     format: int = FORMAT
     megalm: str = __version__
 
@@ -50,30 +56,68 @@ class Manifest:
         values = asdict(self)
         return json.dumps({"sha256": _digest(values), **values}, indent=1) + "\n"
 
+    def section(self, name: str, schema: type[T]) -> T:
+        """A section of the configuration of the run that wrote it.
+
+        Raises:
+            CheckpointError: it is not there, or not what this version knows under that name.
+        """
+        try:
+            return validated(schema, self.config.get(name))
+        except DocumentError as error:
+            raise CheckpointError(
+                f"the {name} settings in the manifest of step {self.step} are none of this megalm {__version__} "
+                f"({error}); it was written by megalm {self.megalm}"
+            ) from error
+
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
         """The manifest of a checkpoint folder, of this format or an earlier one.
 
         Raises:
-            CheckpointError: it is missing, unreadable, or of a newer format.
+            CheckpointError: it is missing, unreadable, damaged, of a newer format, or of another step than its folder.
         """
         path = folder / MANIFEST
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format"] > FORMAT:
-                raise CheckpointError(
-                    f"{path} has format {values['format']}, written by megalm {values['megalm']}; this megalm "
-                    f"{__version__} reads up to format {FORMAT}: upgrade megalm"
-                )
-            if values.pop("sha256") != _digest(values):
-                raise ValueError("another SHA-256 than was written")
-            return cls(**(values if values["format"] == FORMAT else upgraded(values)))
-        except FileNotFoundError:
+            with reading(path, CheckpointError, "load another step, or give this process the right to read it"):
+                content = path.read_bytes() if os.path.lexists(path) else None
+            if content is None:
+                raise CheckpointError(f"{folder} is no complete checkpoint: it has no {MANIFEST}; load another step")
+            manifest = _checked(parse_json(content), path)
+            check_contents(manifest.files, manifest.tensors)
+        except DocumentError as error:
+            raise CheckpointError(f"{path} is damaged ({error}); load another step") from error
+        named = _STEP_FOLDER.fullmatch(folder.name)
+        if named and int(named[1]) != manifest.step:
             raise CheckpointError(
-                f"{folder} is no complete checkpoint: it has no {MANIFEST}; load another step"
-            ) from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{path} is damaged ({error!r}); load another step") from error
+                f"{path} is that of step {manifest.step}, not of the step that its folder names; load the folder under "
+                f"its own name, step_{manifest.step}"
+            )
+        return manifest
+
+
+def _checked(values: Any, path: Path) -> Manifest:
+    """The manifest of a parsed file, of whatever format.
+
+    Raises:
+        CheckpointError: it is of a newer format.
+        DocumentError: it is not what was written, or no manifest.
+    """
+    if not isinstance(values, dict) or type(values.get("format")) is not int:
+        raise DocumentError("it is no manifest: it says no format")
+    if values["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {values['format']}, written by megalm {values.get('megalm')}; this megalm "
+            f"{__version__} reads up to format {FORMAT}: upgrade megalm"
+        )
+    if values.pop("sha256", None) != _digest(values):
+        raise DocumentError("it has another SHA-256 than was written")
+    if values["format"] != FORMAT:
+        try:
+            values = upgraded(values)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise DocumentError(f"it is no manifest of format {values['format']}: {error!r}") from error
+    return validated(Manifest, values)
 
 
 def _digest(values: dict[str, Any]) -> str:
@@ -87,20 +131,30 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def steps_of(run: Path) -> list[int]:
-    """Steps of the complete checkpoints in a run folder, ascending."""
-    found = (_STEP_FOLDER.fullmatch(path.parent.name) for path in run.glob(f"step_*/{MANIFEST}"))
+    """Steps of the complete checkpoints in a run folder, ascending; none where there is no folder.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    names = os.listdir(run) if run.is_dir() else []
+    found = (_STEP_FOLDER.fullmatch(name) for name in names if (run / name / MANIFEST).is_file())
     return sorted(int(match[1]) for match in found if match)
 
 
-def find_checkpoint(path: Path) -> Path | None:
+def find_checkpoint(path: Path, way_out: str = "give --fresh to start over") -> Path | None:
     """The checkpoint that `path` (a run folder or a step folder) offers: its own, or the one that `latest` names.
 
-    None if there is none at all.
+    None if there is none at all. `way_out` is what an error offers besides a repair.
 
     Raises:
-        CheckpointError: there are checkpoints but `latest` is missing or wrong, so that a start from scratch would
-            silently waste them.
+        CheckpointError: it cannot be read, or there are checkpoints but `latest` is missing or wrong, so that a start
+            from scratch would silently waste them.
     """
+    with reading(path, CheckpointError, "give this process the right to read it, or another folder"):
+        return _found(path, way_out)
+
+
+def _found(path: Path, way_out: str) -> Path | None:
     if (path / MANIFEST).is_file():
         return path
     pointer = path / LATEST
@@ -110,13 +164,14 @@ def find_checkpoint(path: Path) -> Path | None:
             return None
         raise CheckpointError(
             f"{path} holds checkpoints ({_names(steps)}) but no file `{LATEST}`; write the one to continue into it "
-            f"(`echo step_{steps[-1]} > {pointer}`), or give --fresh to start over"
+            f"(`echo step_{steps[-1]} > {pointer}`), or {way_out}"
         )
-    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    with pointer.open("rb") as stream:
+        name = stream.read(100).decode(errors="replace").strip()
     if not _STEP_FOLDER.fullmatch(name) or not (path / name / MANIFEST).is_file():
         raise CheckpointError(
             f"{pointer} names {name!r}, which is no complete checkpoint here (there are: {_names(steps)}); "
-            "correct it, or give --fresh to start over"
+            f"correct it, or {way_out}"
         )
     return path / name
 

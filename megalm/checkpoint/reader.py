@@ -4,27 +4,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from megalm.checkpoint.format import Manifest
+from megalm.checkpoint.schema import SliceEntry
 from megalm.config.model import ModelConfig
 from megalm.distributed.shards import Box
 from megalm.errors import CheckpointError
 from megalm.storage.durable import sha256_of
+from megalm.storage.faults import reading
 
 
 class CheckpointReader:
     """A verified checkpoint.
 
     Raises:
-        CheckpointError: a file is missing, has another size or another hash than the manifest says; all at once.
+        CheckpointError: a file is missing or cannot be read, has another size or another hash than the manifest says;
+            all at once.
     """
 
     def __init__(self, folder: Path, *, verify: bool = True) -> None:
         self.folder = folder
         self.manifest = Manifest.read(folder)
         self._shards: dict[str, Any] = {}
-        problems = self._problems(verify)
+        with reading(folder, CheckpointError, "load another step, or give this process the right to read it"):
+            problems = self._problems(verify)
         if problems:
             raise CheckpointError(
                 f"{folder} is damaged: {'; '.join(problems)}; load another step or restore the files from a copy"
@@ -34,9 +38,7 @@ class CheckpointReader:
         found = []
         for name, entry in self.manifest.files.items():
             path = self.folder / name
-            if Path(name).name != name:
-                found.append(f"{name!r} is no plain file name")
-            elif not path.is_file():
+            if not path.is_file():
                 found.append(f"{name} is missing")
             elif path.stat().st_size != entry["bytes"]:
                 found.append(f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}")
@@ -47,7 +49,7 @@ class CheckpointReader:
     @property
     def model_config(self) -> ModelConfig:
         """The model's settings."""
-        return ModelConfig(**self.manifest.config["model"])
+        return self.manifest.section("model", ModelConfig)
 
     @property
     def names(self) -> set[str]:
@@ -60,8 +62,7 @@ class CheckpointReader:
 
     def kinds(self, name: str) -> list[str]:
         """What is kept of a global tensor: "weight" and what its optimizer had."""
-        kinds: list[str] = self.manifest.tensors[name]["kinds"]
-        return kinds
+        return self.manifest.tensors[name]["kinds"]
 
     @property
     def has_optimizer_state(self) -> bool:
@@ -88,7 +89,7 @@ class CheckpointReader:
             raise CheckpointError(f"{self.folder} lacks {stop - start - filled} elements of {kind} {name}")
         return result
 
-    def _fill(self, target: torch.Tensor, wanted: Box, piece: dict[str, Any], key: str) -> int:
+    def _fill(self, target: torch.Tensor, wanted: Box, piece: SliceEntry, key: str) -> int:
         """Copy what a stored slice has of the box `wanted` into `target`; the number of elements."""
         filled = 0
         stored_box = Box(tuple(piece["offsets"]), tuple(piece["sizes"]))
@@ -97,16 +98,27 @@ class CheckpointReader:
             if common.numel == 0:
                 continue
             first, last = (offset + position for position in held.span(common))
-            stored = self._shard(piece["file"]).get_slice(key)[first:last]
+            stored = self._stored(piece, key)[first:last]
             target[common.index(wanted)].copy_(stored.as_strided(common.sizes, held.strides))
             filled += common.numel
         return filled
 
-    def _shard(self, name: str) -> Any:
-        """An open shard; opened once, since every tensor may have a part in it."""
-        if name not in self._shards:
-            self._shards[name] = safe_open(self.folder / name, framework="pt")
-        return self._shards[name]
+    def _stored(self, piece: SliceEntry, key: str) -> Any:
+        """What a shard, opened once, holds under `key`: it must be what the manifest says."""
+        name, path = piece["file"], self.folder / piece["file"]
+        try:
+            with reading(path, CheckpointError, "load another step, or restore the file from a copy"):
+                if name not in self._shards:
+                    self._shards[name] = safe_open(path, framework="pt")
+                stored = self._shards[name].get_slice(key)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged ({error}); load another step") from error
+        found, wanted = (stored.get_dtype(), stored.get_shape()), ("F32", [piece["stop"] - piece["start"]])
+        if found != wanted:
+            raise CheckpointError(
+                f"{path} is damaged: {key} is {found[0]} {found[1]}, not {wanted[0]} {wanted[1]}; load another step"
+            )
+        return stored
 
     def read_tensor(self, name: str, kind: str = "weight") -> torch.Tensor:
         """A whole global tensor in its shape, fp32."""

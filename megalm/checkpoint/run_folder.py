@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from megalm.checkpoint.format import LATEST
 from megalm.config.output import CheckpointConfig
@@ -13,6 +13,7 @@ from megalm.distributed.collectives import on_all_ranks
 from megalm.distributed.context import RankContext
 from megalm.errors import CheckpointError
 from megalm.storage.durable import replace_text
+from megalm.storage.faults import writing
 from megalm.storage.lock import HeldError, hold
 
 _ENTRIES = ("config.yaml", "metrics.jsonl", "tensorboard", "logs", LATEST)
@@ -45,24 +46,27 @@ def prepare_run_folder(run: Path) -> None:
     Raises:
         CheckpointError: it cannot be made or written.
     """
-    try:
+    with _usable(run):
         run.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=run, prefix=".probe-"):
-            pass
-    except OSError as error:
-        raise CheckpointError(
-            f"--save {run} cannot be written: {error.strerror}; choose another folder or mend its permissions"
-        ) from error
+        with tempfile.NamedTemporaryFile(dir=run, prefix=".probe-") as probe:
+            probe.write(bytes(4096))  # a full disk still takes an empty file
+            probe.flush()
+            os.fsync(probe.fileno())
 
 
-def lock_run_folder(run: Path) -> TextIO:
+def _usable(run: Path) -> contextlib.AbstractContextManager[None]:
+    return writing(run, CheckpointError, "choose another folder for --save, or mend this one")
+
+
+def lock_run_folder(run: Path) -> BinaryIO:
     """Hold the run folder for this job as long as the returned file is open; a dead job's hold is gone with it.
 
     Raises:
         CheckpointError: another job holds it.
     """
     try:
-        return hold(run / ".lock")
+        with _usable(run):
+            return hold(run / ".lock")
     except HeldError as holder:
         raise CheckpointError(
             f"--save {run} is in use by another job ({holder}); wait for it, end it, or choose another folder"
@@ -70,21 +74,31 @@ def lock_run_folder(run: Path) -> TextIO:
 
 
 def set_aside(run: Path) -> Path | None:
-    """Move an earlier run's files into `run/previous_N` (--fresh); None if there are none."""
-    entries = [run / name for name in _ENTRIES if (run / name).exists()]
-    entries += [path for path in run.glob("step_*") if path.is_dir()]
-    if not entries:
-        return None
-    number = 1
-    while (run / f"previous_{number}").exists():
-        number += 1
-    aside = run / f"previous_{number}"
-    aside.mkdir()
-    for path in entries:
-        os.rename(path, aside / path.name)
-    return aside
+    """Move an earlier run's files into `run/previous_N` (--fresh); None if there are none.
+
+    Raises:
+        CheckpointError: they cannot be moved.
+    """
+    with _usable(run):
+        entries = [run / name for name in _ENTRIES if (run / name).exists()]
+        entries += [path for path in run.glob("step_*") if path.is_dir()]
+        if not entries:
+            return None
+        number = 1
+        while (run / f"previous_{number}").exists():
+            number += 1
+        aside = run / f"previous_{number}"
+        aside.mkdir()
+        for path in entries:
+            os.rename(path, aside / path.name)
+        return aside
 
 
 def write_config(run: Path, text: str) -> None:
-    """Leave the merged configuration in the run folder."""
-    replace_text(run / "config.yaml", text)
+    """Leave the merged configuration in the run folder.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with _usable(run):
+        replace_text(run / "config.yaml", text)

@@ -1,22 +1,32 @@
 """Writing a checkpoint. Phases: shard (every rank), manifest (rank 0), commit (rank 0), prune (rank 0)."""
 
-import contextlib
+import functools
+import itertools
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from megalm.checkpoint.format import LATEST, MANIFEST, Manifest, step_folder, steps_of
+from megalm.checkpoint.schema import FileEntry, TensorEntry
 from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.distributed.shards import StateSlice
 from megalm.errors import CheckpointError
-from megalm.storage.durable import replace_text, sha256_of, sync_file, sync_folder
+from megalm.storage.durable import open_new, replace_text, sha256_of, sync_file, sync_folder
+from megalm.storage.faults import file_size_limit, reason_of, system_fault, writing
+
+log = logging.getLogger("megalm")
+
+_ADVICE = "mend the folder, free some space there, or choose another --save"
 
 
 def save_checkpoint(
@@ -32,43 +42,101 @@ def save_checkpoint(
 
     `header` holds the Manifest's fields but `files` and `tensors`. Only after every rank's shard is on disk does the
     folder get its final name, and only then does `latest` name it. This checkpoint and the `keep` - 1 before it stay;
-    so do later ones, left by an attempt that this run has turned back from.
+    so do later ones, left by an attempt that this run has turned back from. What cannot be removed stays, with a
+    warning: it is house-keeping, and no reason to lose a run.
 
     Raises:
         CheckpointError: a rank could not write; nothing incomplete is left behind and `latest` is as before.
     """
     final = step_folder(run, header["step"])
-    partial = final.with_name(f".{final.name}.partial")
-    on_all_ranks(device, lambda: _new_folder(run, partial) if dist.get_rank() == 0 else None)
+    is_main = dist.get_rank() == 0
+    name = on_all_ranks(device, lambda: _new_folder(run, final).name if is_main else "")
+    partial = run / gather_json(name, device)[0]
     try:
         entry = on_all_ranks(device, lambda: _write_shard(partial, slices, with_moments))
         entries = gather_json(entry, device)
-        on_all_ranks(device, lambda: _commit(partial, final, header, entries) if dist.get_rank() == 0 else None)
+        on_all_ranks(device, lambda: _commit(partial, final, header, entries) if is_main else None)
     except BaseException:
-        if dist.get_rank() == 0:
+        if is_main:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    if keep is not None:
-        on_all_ranks(device, lambda: _prune(run, header["step"], keep) if dist.get_rank() == 0 else None)
+    if keep is not None and is_main:
+        _prune(run, header["step"], keep)
     return final
 
 
-def _new_folder(run: Path, partial: Path) -> None:
-    """An empty `partial`; what killed saves have left is removed."""
-    with _or_checkpoint_error(partial):
-        for pattern in (".step_*.partial", ".step_*.removed"):
-            for left in run.glob(pattern):
-                shutil.rmtree(left)
+def check_room(run: Path, num_elements: int, slices: Callable[[], Sequence[StateSlice]], *, with_moments: bool) -> None:
+    """Checks that a checkpoint can be written, before time is spent on what it is to hold.
+
+    It has `num_elements` of the model's weights; `slices` gives what this rank is to write of it. Too little free space
+    is a warning: there may be more when it is needed.
+
+    Raises:
+        CheckpointError: this rank's shard is larger than the files of this process may be.
+    """
+    limit = file_size_limit()
+    needed = _bytes_of(slices(), with_moments) if limit is not None else 0
+    if limit is not None and needed > limit:
+        raise CheckpointError(
+            f"--save {run}: this rank's shard of a checkpoint has {needed / 1e6:.1f} MB, and ulimit -f allows "
+            f"{limit / 1e6:.1f} MB a file; raise it (ulimit -f unlimited), or train on more ranks"
+        )
+    whole, free = num_elements * (12 if with_moments else 4), shutil.disk_usage(run).free
+    if whole > free:
+        log.warning(
+            "--save %s: a checkpoint has about %.1f MB, and %.1f MB are free there; free some space before the first "
+            "save",
+            *(run, whole / 1e6, free / 1e6),
+        )
+
+
+def _bytes_of(slices: Sequence[StateSlice], with_moments: bool) -> int:
+    return sum(tensor.numel() * 4 for piece in slices for tensor in piece.tensors(with_moments).values())
+
+
+def _new_folder(run: Path, final: Path) -> Path:
+    """An empty folder for the shards; what killed saves have left is removed."""
+    for pattern in (".step_*.partial", ".step_*.removed"):
+        for left in run.glob(pattern):
+            _discard(left)
+    partial = _free_name(run, f".{final.name}", ".partial")
+    with writing(partial, CheckpointError, _ADVICE):
         partial.mkdir(parents=True)
+    return partial
 
 
-@contextlib.contextmanager
-def _or_checkpoint_error(path: Path) -> Iterator[None]:
-    """The operating system's refusal to write `path` as a CheckpointError."""
+def _free_name(run: Path, name: str, suffix: str) -> Path:
+    """`name` + `suffix`, with a number between them where that name is taken by what cannot be removed."""
+    numbers = ("", *(f".{number}" for number in range(1, 10_000)))
+    return next(path for number in numbers if not os.path.lexists(path := run / f"{name}{number}{suffix}"))
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder that is not wanted any more, as far as that is possible; what goes wrong is said once a run."""
     try:
-        yield
+        shutil.rmtree(folder if folder.name.startswith(".") else _set_aside(folder))
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error}; mend the folder or choose another --save") from error
+        _warn_once(folder.parent, error)
+
+
+def _warn_once(run: Path, error: OSError) -> None:
+    """House-keeping that fails is said once for each reason."""
+    if next(_failures(run, error.errno)) == 0:
+        where = error.filename or run
+        log.warning("%s: old checkpoints take up space and cannot be removed: %s", where, reason_of(error, where))
+
+
+@functools.cache
+def _failures(run: Path, number: int | None) -> Iterator[int]:
+    """Counts how often something in a run folder could not be removed for the same reason."""
+    return itertools.count()
+
+
+def _set_aside(folder: Path) -> Path:
+    """A checkpoint is renamed before it is removed, so that none is ever half there; its new name."""
+    doomed = _free_name(folder.parent, f".{folder.name}", ".removed")
+    os.rename(folder, doomed)
+    return doomed
 
 
 def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool) -> dict[str, Any]:
@@ -79,17 +147,17 @@ def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool
         for piece in slices
         for kind, tensor in piece.tensors(with_moments).items()
     }
-    try:
-        save_file(tensors, path)
+    advice = f"it needs {_bytes_of(slices, with_moments) / 1e6:.1f} MB: free some space or choose another --save"
+    with writing(path, CheckpointError, advice):
+        with open_new(path) as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+        try:
+            save_file(tensors, path)
+        except SafetensorError as error:  # it puts the system's error into words
+            raise system_fault(error) or CheckpointError(f"cannot write {path}: {error}; {advice}") from error
+        path.chmod(mode)  # by the umask; safetensors makes files that only their owner can read
         sync_file(path)
         written = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    except Exception as error:  # safetensors has its own error type for a full disk
-        free = shutil.disk_usage(partial).free if partial.exists() else 0
-        needed = sum(tensor.nbytes for tensor in tensors.values())
-        raise CheckpointError(
-            f"cannot write {path} ({error}): it needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
-            "free some space or choose another --save"
-        ) from error
     return {**written, "slices": [_described(piece, path.name, with_moments) for piece in slices]}
 
 
@@ -105,31 +173,35 @@ def _described(piece: StateSlice, file: str, with_moments: bool) -> dict[str, An
 
 def _commit(partial: Path, final: Path, header: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     """Manifest, then the folder's final name, then `latest`: each durable before the next begins."""
-    files: dict[str, dict[str, Any]] = {}
-    tensors: dict[str, dict[str, Any]] = {}
+    files: dict[str, FileEntry] = {}
+    tensors: dict[str, TensorEntry] = {}
     for rank, entry in enumerate(entries):
         files[entry["file"]] = {"bytes": entry["bytes"], "sha256": entry["sha256"], "rank": rank}
         for piece in entry["slices"]:
-            tensor = tensors.setdefault(piece["name"], {**piece["tensor"], "slices": []})
+            shape, kinds = piece["tensor"]["shape"], piece["tensor"]["kinds"]
+            tensor = tensors.setdefault(piece["name"], {"shape": shape, "kinds": kinds, "slices": []})
             tensor["slices"].append(piece["slice"])
-    with _or_checkpoint_error(final):
+    with writing(final, CheckpointError, _ADVICE):
         replace_text(partial / MANIFEST, Manifest(**header, files=files, tensors=tensors).to_json())
-        if final.exists():  # the same step of an earlier, diverged attempt
-            _remove(final)
-        os.rename(partial, final)
+        replaced = _set_aside(final) if final.exists() else None  # the same step of an earlier, diverged attempt
+        try:
+            os.rename(partial, final)
+        except OSError:
+            if replaced is not None:
+                os.rename(replaced, final)
+            raise
         sync_folder(final.parent)
         replace_text(final.parent / LATEST, final.name + "\n")
+    if replaced is not None:
+        _discard(replaced)
 
 
 def _prune(run: Path, saved: int, keep: int) -> None:
     """Remove the oldest checkpoints, so that `keep` are left up to the step just saved."""
-    with _or_checkpoint_error(run):
-        for step in [step for step in steps_of(run) if step <= saved][:-keep]:
-            _remove(step_folder(run, step))
-
-
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint; it is renamed first, so that none is ever half there."""
-    doomed = folder.with_name(f".{folder.name}.removed")
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed)
+    try:
+        doomed = [step for step in steps_of(run) if step <= saved][:-keep]
+    except OSError as error:
+        _warn_once(run, error)
+        return
+    for step in doomed:
+        _discard(step_folder(run, step))

@@ -81,7 +81,7 @@ def open_checkpoint(path: str) -> CheckpointReader:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    folder = find_checkpoint(Path(path))
+    folder = find_checkpoint(Path(path), "load one of its step_N folders")
     if folder is None:
         raise CheckpointError(
             f"--load {path} holds no checkpoint; give a run folder (--save of the training) or one of its step_N "
@@ -103,13 +103,23 @@ def open_weights(path: str) -> WeightsReader:
 
 
 def load_model(reader: WeightsReader) -> LanguageModel:
-    """The one-device model with the checkpoint's weights, fp32."""
+    """The one-device model with the checkpoint's weights, fp32.
+
+    Raises:
+        CheckpointError: its settings are not those of its tensors.
+    """
     config = reader.model_config
     with torch.device("meta"):
         model = FAMILIES[config.model_family].build(config)
     model.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if name not in reader.names or reader.shape(name)[1:] != tuple(parameter.shape)[1:]:
+                found = reader.shape(name) if name in reader.names else "nothing"
+                raise CheckpointError(
+                    f"{reader.folder} holds {found} of {name}, and its settings ask for {tuple(parameter.shape)}; "
+                    "load another step"
+                )
             rows = reader.read_tensor(name)  # a vocabulary table has padding here that the checkpoint may lack
             parameter.zero_()[: rows.shape[0]] = rows
     return model
@@ -124,11 +134,14 @@ def tokenizer_of(reader: WeightsReader, moved_to: str | None = None) -> Tokenize
     """
     if isinstance(reader, HuggingFaceReader):
         return build_tokenizer(TokenizerConfig(tokenizer_model=moved_to or str(reader.folder)))
-    settings = TokenizerConfig(**reader.manifest.config["tokenizer"])
+    settings = reader.manifest.section("tokenizer", TokenizerConfig)
     if moved_to is not None:
         settings = settings.model_copy(update={"tokenizer_model": moved_to})
     if not settings.is_given:
-        raise ConfigError(f"the run of {reader.folder} was trained without a tokenizer; give --tokenizer-model FILE")
+        raise ConfigError(
+            f"the run of {reader.folder} was trained without a tokenizer; `megalm generate` takes one: "
+            "--tokenizer-model FILE"
+        )
     tokenizer = build_tokenizer(settings)
     trained_with = reader.manifest.identity.get("tokenizer")
     if trained_with is not None and trained_with != tokenizer.identity:

@@ -21,6 +21,7 @@ from megalm.data.samples.sample import Sample, SampleDataset
 from megalm.errors import ConfigError, DataError, MegalmError, PlatformError
 from megalm.processes import follow_parent
 from megalm.randomness import stable_seed
+from megalm.storage.faults import attempting, unforeseen
 
 _Arrays = dict[str, npt.NDArray[Any]]
 Transform = Callable[[Sample], _Arrays]
@@ -125,7 +126,10 @@ class MicroBatchIterator(Iterator[Batch]):
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WORKER_SIGNALS)
         child_handler = signal.getsignal(signal.SIGCHLD)
         try:
-            self._batches: Any = iter(loader) if num_batches else iter(())
+            # the queues to the workers have their semaphores there
+            advice = "free some space there, or give --num-workers 0"
+            with attempting("start workers, with semaphores in", "/dev/shm", PlatformError, advice):
+                self._batches: Any = iter(loader) if num_batches else iter(())
         finally:
             # torch's handler raises in whatever the main thread is doing, such as saving a checkpoint, when a worker
             # dies; without it `next` finds out, within 5 s.
@@ -209,6 +213,10 @@ class _Rows(Dataset[Any]):
                 self._unchecked = None
         except MegalmError as error:
             return error
+        except OSError as error:
+            if (refused := unforeseen(error)) is None:
+                raise
+            return refused
         if self._dataset_ids:
             arrays["dataset_id"] = np.asarray(sample.dataset, dtype=np.int64)
         return _Row(number, arrays)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megalm.errors import MegalmError
+from megalm.storage.faults import unforeseen
 
 T = TypeVar("T")
 
@@ -18,18 +19,18 @@ class PeerError(MegalmError):
     silent = True
 
 
-def gather_json(value: Any, device: torch.device) -> list[Any]:
-    """Every rank's `value` (anything that JSON holds), by rank, on every rank."""
-    if dist.get_world_size() == 1:
+def gather_json(value: Any, device: torch.device, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Every rank's `value` (anything that JSON holds), by rank, on every rank of the group (default: all)."""
+    if dist.get_world_size(group) == 1:
         return [value]
     own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
-    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, torch.tensor([own.numel()], device=device))
+    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(lengths, torch.tensor([own.numel()], device=device), group=group)
     longest = max(int(length) for length in lengths)
     padded = torch.zeros(longest, dtype=torch.uint8, device=device)
     padded[: own.numel()] = own
     received = [torch.zeros_like(padded) for _ in lengths]
-    dist.all_gather(received, padded)
+    dist.all_gather(received, padded, group=group)
     texts = (bytes(row[: int(length)].cpu().numpy()) for row, length in zip(received, lengths, strict=True))
     return [json.loads(text) for text in texts]
 
@@ -48,15 +49,16 @@ def on_all_ranks(device: torch.device, action: Callable[[], T]) -> T:
     except MegalmError as error:
         failure = error
     except OSError as error:
-        failure = MegalmError(f"{error.strerror}: {error.filename}" if error.filename else str(error))
-    codes = gather_json(failure.exit_code if failure else 0, device)
-    failed = [rank for rank, code in enumerate(codes) if code]
+        failure = unforeseen(error) or MegalmError(str(error))
+    failures = gather_json([failure.exit_code, str(failure)] if failure else None, device)
+    failed = [rank for rank, told in enumerate(failures) if told]
     if not failed:
         return result  # type: ignore[return-value]
     if failed[0] == dist.get_rank():
         assert failure is not None
         failure.local = True
         raise failure
-    peer = PeerError(f"rank {failed[0]} failed")
-    peer.exit_code = codes[failed[0]]
+    code, text = failures[failed[0]]
+    peer = PeerError(f"rank {failed[0]}: {text}")
+    peer.exit_code = code
     raise peer

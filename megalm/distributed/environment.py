@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from megalm.distributed import mpi, slurm
 from megalm.distributed.network import check_interfaces, interface_towards, interfaces
 from megalm.errors import PlatformError
+from megalm.secrets import is_secret
 
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _MEETING_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
@@ -24,10 +25,20 @@ _CAPTURED = (
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 )  # fmt: skip
 _CAPTURED_PREFIXES = (
-    "NCCL_", "UCX_", "GLOO_", "FI_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "DS_", "HF_", "MEGALM_", "PYTORCH_",
-    "CUDA_", "CUBLAS_", "CUDNN_", "NVTE_", "ROCM_", "HIP_", "HSA_", "OMP_", "GOMP_", "KMP_", "MKL_", "DNNL_", "ONEDNN_",
-    "MALLOC_", "TIKTOKEN_",
+    "UCX_", "FI_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "PYTORCH_", "CUDA_", "CUBLAS_", "CUDNN_", "NVTE_", "ROCM_",
+    "HIP_", "HSA_", "OMP_", "GOMP_", "KMP_", "MKL_", "DNNL_", "ONEDNN_", "MALLOC_", "TIKTOKEN_",
 )  # fmt: skip
+_CAPTURED_FAMILIES = {
+    "NCCL_": "ALGO ASYNC BLOCKING BUFFSIZE CGA CHECK CHECKS COLLNET COMM CONF CREATE CROSS CTA CUMEM DEBUG DMABUF GDR "
+    "GDRCOPY GIN GRAPH HOSTID IB IGNORE LAUNCH LL LL128 LOCAL MAX MIN MNNVL NCHANNELS NET NSOCKS NTHREADS NVB NVLS "
+    "NVLSTREE OOB P2P PAT PROFILER PROGRAM PROTO PXN RAS RUNTIME SET SHM SINGLE SOCKET SPLIT STORE SYM THREAD TOPO "
+    "TREE TUNER UNPACK WIN WORK",
+    "GLOO_": "SOCKET DEVICE",
+    "DS_": "ACCELERATOR BUILD ENABLE IGNORE SKIP",
+    "HF_": "ASSETS DATASETS ENDPOINT EVALUATE HOME HUB MODULES XET",
+    "MEGALM_": "SITE",
+}
+"""Prefix -> the words that follow it in variables that are known: people use these prefixes for their own too."""
 _CHOSEN_BY_SLURM = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _OF_THE_SESSION = re.compile(
     r"_|PWD|OLDPWD|SHLVL|USER|LOGNAME|SHELL|TERM\w*|COLOR\w*|LS_COLORS|LESS\w*|PAGER|MANPATH|INFOPATH|MAIL|HOST\w*|TZ|"
@@ -37,7 +48,6 @@ _OF_THE_SESSION = re.compile(
     r"DEBIAN_FRONTEND|I_MPI_\w+|OMPI_\w+|RANK|WORLD_SIZE|LOCAL_RANK|MASTER_ADDR|MASTER_PORT",
 )
 """What a shell sets for itself or for its user, and no job needs."""
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -338,16 +348,13 @@ def environment_without(prefix: str, environ: Mapping[str, str] | None = None) -
 def captured_environment(environ: Mapping[str, str] | None = None, also: Collection[str] = ()) -> dict[str, str]:
     """The variables that a job needs to run like this shell, and those of the names in `also`.
 
-    Never what looks like a secret, by name or as user:password@, nor what SLURM chooses for each job.
+    Never what looks like a secret, by name or by value, nor what SLURM chooses for each job.
     """
     environ = os.environ if environ is None else environ
     return {
         name: value
         for name, value in environ.items()
-        if (name in _CAPTURED or name.startswith(_CAPTURED_PREFIXES) or name in also)
-        and name not in _CHOSEN_BY_SLURM
-        and not _SECRET.search(name)
-        and not re.search(r"://[^/@\s]*:[^/@\s]*@", value)
+        if (_is_known(name) or name in also) and name not in _CHOSEN_BY_SLURM and not is_secret(name, value)
     }
 
 
@@ -359,4 +366,11 @@ def left_behind(captured: Collection[str], environ: Mapping[str, str] | None = N
     environ = os.environ if environ is None else environ
     known = {*captured, *_CHOSEN_BY_SLURM}
     names = [name for name in environ if name not in known and not _OF_THE_SESSION.fullmatch(name)]
-    return sorted(names, key=lambda name: (_SECRET.search(name) is None, name))
+    return sorted(names, key=lambda name: (not is_secret(name, environ[name]), name))
+
+
+def _is_known(name: str) -> bool:
+    """Whether a variable is one that a job needs."""
+    prefix, _, rest = name.partition("_")
+    family = _CAPTURED_FAMILIES.get(f"{prefix}_", "").split()
+    return name in _CAPTURED or name.startswith(_CAPTURED_PREFIXES) or rest.partition("_")[0] in family

@@ -19,6 +19,7 @@ import psutil
 from megalm import __version__
 from megalm.distributed.environment import captured_environment
 from megalm.distributed.network import free_port, listens
+from megalm.storage.faults import reason_of
 
 GIB = 1 << 30
 _SHOWN_VARIABLES = ("NCCL_", "UCX_", "GLOO_", "FI_", "OMP_", "CUDA_", "MEGALM_", "LD_LIBRARY_PATH", "PYTHONPATH")
@@ -127,7 +128,7 @@ def storage(folder: Path) -> Iterator[Row]:
     try:
         seconds = _probe(folder)
     except OSError as error:
-        yield Row("folder", str(folder), f"cannot be written: {error.strerror}; choose another with --folder")
+        yield Row("folder", str(folder), f"cannot be written: {reason_of(error, folder)}; choose another with --folder")
         return
     free = shutil.disk_usage(folder).free
     kind = _file_system(folder)

@@ -1,5 +1,6 @@
 """What the ranks of a job have in common and how fast they talk; every rank calls `rank_rows`."""
 
+import contextlib
 import platform
 import socket
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 from megalm import __version__
 from megalm.distributed.environment import LaunchEnvironment, choose_accelerator, prepare_process
 from megalm.doctor.machine import GIB, Row
+from megalm.storage.durable import replace_text
+from megalm.storage.faults import reason_of
 
 _TIMEOUT_MINUTES = 3.0
 _MIB = 1 << 20
@@ -26,8 +29,8 @@ def rank_rows(environment: LaunchEnvironment, folder: Path) -> list[Row]:
     """
     threads = prepare_process(environment)
     import torch
-    import torch.distributed as dist
 
+    from megalm.distributed.collectives import gather_json
     from megalm.distributed.process_group import default_backend, rank_device, start_process_group, stop_process_group
 
     torch.set_num_threads(threads)
@@ -39,14 +42,13 @@ def rank_rows(environment: LaunchEnvironment, folder: Path) -> list[Row]:
     begin = time.monotonic()
     start_process_group(environment, backend, _TIMEOUT_MINUTES)
     met_s = time.monotonic() - begin
-    facts: list[dict[str, Any]] = [{} for _ in range(environment.world_size)]
-    dist.all_gather_object(facts, _facts(environment, torch.__version__))
+    facts: list[dict[str, Any]] = gather_json(_facts(environment, str(torch.__version__)), device)
     rows = [
         Row("meeting", f"{environment.master_addr}:{environment.master_port}, {backend}, rank 0 waited {met_s:.1f} s"),
         *_alike(facts),
         *_places(facts),
-        *_clocks(environment.world_size),
-        *_shared_folder(environment, folder),
+        *_clocks(device),
+        *_shared_folder(environment, folder, device),
         *_all_reduce(device),
     ]
     stop_process_group()
@@ -86,41 +88,43 @@ def _places(facts: list[dict[str, Any]]) -> Iterator[Row]:
     yield Row("ranks", f"{len(facts)} on {len(hosts)} hosts: {shown}{', ...' if len(hosts) > 8 else ''}")
 
 
-def _clocks(world_size: int) -> Iterator[Row]:
+def _clocks(device: Any) -> Iterator[Row]:
     """The spread of the wall clocks, read as all ranks leave a barrier."""
     import torch.distributed as dist
 
+    from megalm.distributed.collectives import gather_json
+
     dist.barrier()
-    times = [0.0] * world_size
-    dist.all_gather_object(times, time.time())
+    times = gather_json(time.time(), device)
     spread = max(times) - min(times)
     advice = "log lines of different nodes will not sort: synchronise the clocks" if spread > 2 else ""
     yield Row("clocks", f"within {spread * 1000:.0f} ms of each other", advice, fatal=False)
 
 
-def _shared_folder(environment: LaunchEnvironment, folder: Path) -> Iterator[Row]:
+def _shared_folder(environment: LaunchEnvironment, folder: Path, device: Any) -> Iterator[Row]:
     """Every rank writes a file and must see those of all others."""
     import torch.distributed as dist
 
-    names: list[str] = [uuid.uuid4().hex]
-    dist.broadcast_object_list(names)
-    own = folder / f".megalm-doctor-{names[0]}-{environment.rank}"
+    from megalm.distributed.collectives import gather_json
+
+    name = gather_json(uuid.uuid4().hex, device)[0]
+    own = folder / f".megalm-doctor-{name}-{environment.rank}"
     error = ""
     try:
-        own.write_text(str(environment.rank))
+        replace_text(own, str(environment.rank))
     except OSError as problem:
-        error = f"rank {environment.rank} on {socket.gethostname()} cannot write: {problem.strerror}"
+        error = f"rank {environment.rank} on {socket.gethostname()} cannot write: {reason_of(problem, own)}"
     dist.barrier()
     deadline = time.monotonic() + 10.0  # what another node wrote may be seen late on a network file system
     unseen = set(range(environment.world_size))
     while unseen and not error and time.monotonic() < deadline:
-        unseen = {rank for rank in unseen if not own.with_name(f".megalm-doctor-{names[0]}-{rank}").exists()}
+        unseen = {rank for rank in unseen if not own.with_name(f".megalm-doctor-{name}-{rank}").exists()}
         time.sleep(0.1 if unseen else 0)
     if unseen and not error:
         error = f"rank {environment.rank} on {socket.gethostname()} does not see what rank {min(unseen)} wrote"
-    errors = [""] * environment.world_size
-    dist.all_gather_object(errors, error)
-    own.unlink(missing_ok=True)
+    errors = gather_json(error, device)
+    with contextlib.suppress(OSError):
+        own.unlink()
     found = next((text for text in errors if text), "")
     advice = "; all nodes must share the run folder: choose one with --folder" if found else ""
     yield Row("folder", f"{folder} is the same on all ranks" if not found else str(folder), found + advice)

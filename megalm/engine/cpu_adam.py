@@ -21,7 +21,9 @@ from deepspeed.ops.op_builder.builder import OpBuilder
 from megalm.distributed.environment import environment_with
 from megalm.engine.deepspeed_patches import know_compiled
 from megalm.errors import PlatformError
+from megalm.kernels.building.places import user_cache
 from megalm.storage.build_once import build_once
+from megalm.storage.faults import refused
 
 log = logging.getLogger("megalm")
 
@@ -56,7 +58,7 @@ def build_cpu_adam(cache: Path | None = None) -> type[DeepSpeedCPUAdam]:
     """
     builder = CPUAdamBuilder()
     if _NAME not in OpBuilder._loaded_ops and not _installed():
-        library = _library(cache or Path.home() / ".cache" / "megalm" / "deepspeed")
+        library = _library(cache or user_cache() / "deepspeed")
         spec = importlib.util.spec_from_file_location(_NAME, library)
         assert spec is not None, f"{library} is an extension module"
         assert spec.loader is not None, f"{library} is an extension module"
@@ -86,7 +88,7 @@ def _library(cache: Path) -> Path:
     try:
         build_once(library, _compile, timeout_s=BUILD_TIMEOUT_S, error=PlatformError, held=_HELD)
     except OSError as error:
-        raise PlatformError(f"DeepSpeedCPUAdam cannot be kept in {folder}: {error}; make it writable") from None
+        raise refused("write", folder, error, PlatformError, "DeepSpeedCPUAdam is kept there") from None
     return library
 
 

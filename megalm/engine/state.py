@@ -5,6 +5,7 @@ DeepSpeed links each parameter to its range: `_hp_mapping` (1 and 2), `grad_posi
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from megalm.distributed.shards import ShardSpec, StateSlice
 from megalm.engine.optimizers.spec import StatePart
+from megalm.storage.documents import Count, validated
 
 StateKinds = Callable[[str, tuple[int, ...]], tuple[str, ...]]
 """What the optimizer keeps of a parameter: (name, whole shape) -> kinds."""
@@ -123,6 +125,14 @@ def set_weight(parameter: Any, shard_spec: ShardSpec, part: Tensor) -> None:
             parameter.data.copy_(full)
 
 
+@dataclass(frozen=True)
+class _Scalars:
+    """What a checkpoint keeps of `OptimizerScalars`."""
+
+    optimizer_steps: Count
+    loss_scaler: dict[str, int | float]
+
+
 class OptimizerScalars:
     """The optimizer's state that is not a tensor: step count, and the loss scaler's counters if there is a scaler."""
 
@@ -143,12 +153,17 @@ class OptimizerScalars:
         return {"optimizer_steps": max(steps, default=0), "loss_scaler": counters}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Inverse of `state`; call after `state_slices` has created the moments."""
+        """Inverse of `state`; call after `state_slices` has created the moments.
+
+        Raises:
+            DocumentError: it is no such state.
+        """
+        given = validated(_Scalars, state)
         for entry in self._optimizer.state.values():
             if isinstance(entry.get("step"), Tensor):
-                entry["step"].fill_(state["optimizer_steps"])
+                entry["step"].fill_(given.optimizer_steps)
             elif "step" in entry:
-                entry["step"] = state["optimizer_steps"]
-        for name, value in state["loss_scaler"].items():
+                entry["step"] = given.optimizer_steps
+        for name, value in given.loss_scaler.items():
             if hasattr(self._scaler, name):
                 setattr(self._scaler, name, value)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from megalm.errors import ConfigError, PlatformError
 from megalm.launching.job import Job, program
+from megalm.storage.documents import read_settings
+from megalm.storage.faults import reason_of
 
 LAUNCHERS = ("slurm", "srun", "deepspeed", "torchrun", "mpirun", "local")
 """slurm writes and submits a batch script; the others start the ranks now, each by one command."""
@@ -124,16 +126,18 @@ def read_hostfile(path: Path) -> dict[str, int]:
         ConfigError: it is missing, or a line is of another form.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_settings(path).decode().splitlines()
     except OSError as error:
-        raise ConfigError(f"--hostfile {path} cannot be read: {error.strerror}; correct the path") from None
+        raise ConfigError(f"--hostfile {path} cannot be read: {reason_of(error, path)}; correct the path") from None
+    except ValueError as error:
+        raise ConfigError(f"--hostfile {path} is none: {error}; write lines such as node1 slots=8") from None
     slots: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         words = line.partition("#")[0].split()
         if not words:
             continue
         count = words[1].removeprefix("slots=") if len(words) == 2 and words[1].startswith("slots=") else ""
-        if not count.isdigit() or words[0].startswith("-") or words[0] in slots:
+        if not count.isdecimal() or len(count) > 9 or words[0].startswith("-") or words[0] in slots:
             raise ConfigError(f"{path}:{number}: {line.strip()!r} must be a host, once, and its slots: node1 slots=8")
         slots[words[0]] = int(count)
     return slots

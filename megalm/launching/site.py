@@ -1,10 +1,8 @@
 """The site file: what holds on a cluster whatever is trained there (network, partition, modules, container)."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 
 from megalm.config.base import Section
@@ -12,7 +10,10 @@ from megalm.config.merging.settings import rule
 from megalm.config.merging.suggest import did_you_mean
 from megalm.config.paths import PathText, read_path, read_variables
 from megalm.errors import ConfigError
+from megalm.secrets import is_secret
 from megalm.shipped import shipped_hint
+from megalm.storage.documents import DocumentError, parse_yaml, read_settings
+from megalm.storage.faults import reason_of
 
 
 def _read_mount(value: Any) -> Any:
@@ -99,6 +100,12 @@ def read_site(path: str | None, given: dict[str, Any], named_by: str = "--site "
         values["environment"] = {str(name): _text(value) for name, value in environment.items()}
         bad = [name for name in values["environment"] if not re.fullmatch(r"[A-Za-z_]\w*", name)]
         problems += [f"{path}: environment: {name!r} is no name of a variable" for name in bad]
+        problems += [
+            f"{path}: environment: {name} looks like a secret, and the batch script and ps would show it; let setup "
+            "read it from a file that is yours alone"
+            for name, value in values["environment"].items()
+            if is_secret(name, value)
+        ]
     if problems:
         raise ConfigError(problems)
     try:
@@ -111,13 +118,14 @@ def read_site(path: str | None, given: dict[str, Any], named_by: str = "--site "
 
 def _parse(path: str, named: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{named} cannot be read: {reason}; correct the path{shipped_hint(path)}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{named} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict | None):
+        _, content = parse_yaml(read_settings(path))
+    except OSError as error:
+        raise ConfigError(
+            f"{named} cannot be read: {reason_of(error, path)}; correct the path{shipped_hint(path)}"
+        ) from None
+    except DocumentError as error:
+        raise ConfigError(f"{named}{f', line {error.line}' if error.line else ''}: {error}") from None
+    if not isinstance(content, dict | None) or not all(isinstance(name, str) for name in content or {}):
         raise ConfigError(f"{named} must hold settings, one a line, such as partition: gpu")
     return content or {}
 

@@ -29,7 +29,9 @@ from megalm.launching.queue import check_idle, submit
 from megalm.launching.sbatch import check_sbatch, sbatch_hint
 from megalm.launching.script import batch_script
 from megalm.launching.site import Site, read_site
+from megalm.secrets import masked
 from megalm.storage.durable import replace_text
+from megalm.storage.faults import attempting
 
 __all__ = ["add_arguments", "run"]
 
@@ -145,7 +147,7 @@ def describe(arguments: argparse.Namespace, run_flags: list[str]) -> Job:
         mem=site.mem,
         environment=captured_environment(also=_named_variables(flags, arguments.config)),
         is_module=is_module,
-        command=shlex.join(["megalm", *(word for word in arguments.words if word != "--dry-run")]),
+        command=masked(shlex.join(["megalm", *(word for word in arguments.words if word != "--dry-run")])),
     )
 
 
@@ -273,16 +275,12 @@ def _signal_before(arguments: argparse.Namespace) -> int:
 
 
 def _write(job: Job, path: Path, text: str) -> None:
-    try:
+    with attempting("write the batch script", path, PlatformError, "choose another --save or mend this one"):
         for element in job.elements:
             (element.run / "slurm").mkdir(parents=True, exist_ok=True)
             (element.run / "slurm" / "starts").unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, text)
-    except OSError as error:
-        raise PlatformError(
-            f"the batch script {path} cannot be written: {error.strerror}; choose another --save or mend this one"
-        ) from error
+        replace_text(path, text, mode=0o600)  # it holds the environment of the submission
 
 
 def _after(job: Job, path: Path, numbers: list[str]) -> list[str]:

@@ -1,10 +1,17 @@
-"""One place to report to: rows and texts go to every sink, each at its own cadence."""
+"""One place to report to: rows and texts go to every sink, each at its own cadence.
 
-from collections.abc import Sequence
+A sink that fails is said once and goes on being asked, in case the disk has room again; training never ends for it.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from megalm.monitor.sinks import Cadence, RunFacts, Sink
+from megalm.monitor.sinks.failures import failure_of
 from megalm.monitor.throughput import Throughput
+
+log = logging.getLogger("megalm")
 
 
 class MetricLogger:
@@ -15,6 +22,8 @@ class MetricLogger:
 
     def __init__(self, sinks: Sequence[Sink], facts: RunFacts, *, flops_per_token: float, ranks: int) -> None:
         self._sinks, self._facts = list(sinks), facts
+        self._failed: set[int] = set()
+        """Numbers of sinks that have failed."""
         cadences = dict.fromkeys(sink.cadence for sink in self._sinks)
         self._meters = {cadence: Throughput(flops_per_token, ranks) for cadence in cadences}
 
@@ -26,19 +35,15 @@ class MetricLogger:
                 continue
             values = row | meter.read()
             meter.restart()
-            for sink in self._sinks:
-                if sink.cadence == cadence:
-                    sink.row(row["step"], values)
+            self._tell(lambda sink: sink.row(row["step"], values), cadence)  # noqa: B023 (called at once)
 
     def evaluation(self, row: dict[str, Any]) -> None:
         """Report one evaluation: `row` holds step, consumed_samples, validation_loss, validation_ppl, ..."""
-        for sink in self._sinks:
-            sink.row(row["step"], row)
+        self._tell(lambda sink: sink.row(row["step"], row))
 
     def text(self, name: str, text: str, step: int = 0) -> None:
         """Report the configuration ("config") or text that the model has written ("sample")."""
-        for sink in self._sinks:
-            sink.text(name, text, step)
+        self._tell(lambda sink: sink.text(name, text, step))
 
     def pause(self) -> None:
         """What follows until `resume` is not training time."""
@@ -52,8 +57,19 @@ class MetricLogger:
 
     def close(self) -> None:
         """Write what is still queued."""
-        for sink in self._sinks:
-            sink.close()
+        self._tell(lambda sink: sink.close())
+
+    def _tell(self, what: Callable[[Sink], None], cadence: Cadence | None = None) -> None:
+        """Do something with every sink, or with those of one cadence."""
+        for number, sink in enumerate(self._sinks):
+            if cadence is not None and sink.cadence != cadence:
+                continue
+            try:
+                what(sink)
+            except Exception as error:
+                if number not in self._failed:
+                    self._failed.add(number)
+                    log.warning("%s; training goes on without it", failure_of(type(sink).__name__, error))
 
     def _is_due(self, cadence: Cadence, step: int) -> bool:
         ends = (self._facts.resume_step + 1, self._facts.total_iters) if cadence.at_ends else ()

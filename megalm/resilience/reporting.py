@@ -1,5 +1,6 @@
 """How a rank ends that has an error: one message for the whole job, from the rank that has to say it."""
 
+import contextlib
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import traceback
 
 from megalm.distributed.environment import seconds_since_start
 from megalm.errors import MegalmError, PlatformError
+from megalm.storage.faults import unforeseen
 
 WAIT_FOR_REPORT_S, LONGEST_WAIT_S = 8.0, 60.0
 _LOST_PEER = re.compile("Connection (closed|reset) by peer|writev .*Broken pipe")
@@ -19,6 +21,9 @@ _NO_ANSWER = re.compile(r"Timed out waiting \d+ms for (send|recv) operation")
 
 def report_failure(error: Exception, rank: int) -> int:
     """Say what ended this rank, if it is this rank that has to; its exit code (see docs/exit_codes.md)."""
+    if isinstance(error, OSError) and (refused := unforeseen(error)) is not None:
+        refused.local = True
+        error = refused
     if isinstance(error, MegalmError):
         _report(error, rank)
         return error.exit_code
@@ -36,8 +41,9 @@ def leave(code: int) -> None:
     """End this process at once: peers may be waiting in a collective that will never complete, and threads of torch
     take up to a second to end in good order.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it any more, or its disk is full
+            stream.flush()
     os._exit(code)
 
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from megalm.errors import DataError
-from megalm.storage.durable import sync_folder
+from megalm.storage.durable import open_kept, open_new, sync_folder
+from megalm.storage.faults import writing
 from megalm.storage.lock import is_still, take
 
 PARTIAL_SUFFIX = ".partial"
@@ -28,10 +29,10 @@ def open_locked(path: Path) -> BinaryIO:
         DataError: another process is writing `path`, or its folder cannot be written.
     """
     partial = partial_path(path)
-    try:
+    with writing(partial, DataError, "choose a folder that can be written"):
         partial.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            stream = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+            stream = open_kept(partial)
             if not take(stream):
                 stream.close()
                 raise DataError(
@@ -42,8 +43,6 @@ def open_locked(path: Path) -> BinaryIO:
                 stream.truncate(0)
                 return stream
             stream.close()
-    except OSError as error:
-        raise DataError(f"cannot write {partial}: {error.strerror}; choose a folder that can be written") from error
 
 
 def flush_to_disk(stream: BinaryIO) -> None:
@@ -67,16 +66,15 @@ def atomic_write_by_any(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the folder of `path` cannot be written, or the disk is full.
     """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with open_new(temporary) as stream:
             yield stream
             flush_to_disk(stream)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep other users of a shared folder out
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
     sync_folder(path.parent)
 
@@ -90,13 +88,14 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     stream = open_locked(path)
     try:
-        yield stream
-        flush_to_disk(stream)
-        publish(path)
-    except BaseException as error:
-        partial_path(path).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DataError(f"cannot write {path}: {error}; nothing was published") from error
+        with writing(path, DataError, "nothing was published"):
+            yield stream
+            flush_to_disk(stream)
+            publish(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial_path(path).unlink()
         raise
     finally:
-        stream.close()
+        with contextlib.suppress(OSError):  # what a full disk still has in the buffer is not wanted any more
+            stream.close()

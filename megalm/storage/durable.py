@@ -1,8 +1,10 @@
-"""Files that survive a power cut: fsync, atomic replacement, and hashes."""
+"""Files that survive a power cut (fsync, atomic replacement), follow no planted link, and their hashes."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 
 def sync_folder(folder: Path) -> None:
@@ -23,17 +25,36 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def replace_text(path: Path, text: str) -> None:
+def open_new(path: Path, mode: int = 0o666) -> BinaryIO:
+    """A new file `path`, opened for writing and reading; what lay there, such as a killed writer's, is removed.
+
+    A link that lies there is removed and not followed. The umask takes its part of `mode`.
+    """
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode), "w+b")
+
+
+def open_kept(path: Path) -> BinaryIO:
+    """The file `path`, opened for writing and reading, made where it is missing; its content stays.
+
+    Raises:
+        OSError: as always, and where a link lies there, which is not followed.
+    """
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
+
+
+def replace_text(path: Path, text: str, mode: int = 0o666) -> None:
     """`path` holds its old content or `text`, whatever happens, and `text` durably after the return."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with open_new(temporary, mode) as stream:
+            stream.write(text.encode())
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
     sync_folder(path.parent)
 

@@ -5,7 +5,9 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, BinaryIO
+
+from megalm.storage.durable import open_kept
 
 _RETRY_S = 0.1
 
@@ -45,20 +47,19 @@ def take_alone(stream: IO[Any]) -> bool:
     return True
 
 
-def hold(path: Path) -> TextIO:
+def hold(path: Path) -> BinaryIO:
     """Lock the file `path`, made where it is missing, as long as the returned file is open; it says who holds it.
 
     Raises:
         HeldError: another process holds it; the text is what that one wrote.
     """
-    stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (the caller's to close)
+    stream = open_kept(path)
     if not take(stream):
-        stream.seek(0)
-        holder = stream.read().strip()
+        holder = stream.read().decode(errors="replace").strip()
         stream.close()
         raise HeldError(holder)
     stream.truncate(0)
-    stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    stream.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     stream.flush()
     return stream
 

@@ -1,6 +1,8 @@
 """A checkpoint is absent or complete: failing ranks, a kill at every point, the order of writes, pruning."""
 
+import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -219,12 +221,28 @@ class TestPruning:
         save(tmp_path, 8, keep=1)
         assert steps_of(tmp_path) == [8]
 
-    def test_a_prune_that_fails_is_an_error_of_all(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("refused", ["rmtree", "rename"])
+    def test_what_cannot_be_removed_is_one_warning_and_blocks_no_later_save(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, refused: str
+    ) -> None:
         save(tmp_path, 2)
-        with replaced(writer, "_remove", failing), pytest.raises(CheckpointError, match="No space left") as caught:
-            save(tmp_path, 4, keep=1)
-        assert caught.value.local
-        assert find_checkpoint(tmp_path) == tmp_path / "step_4"
+        rename, rmtree = os.rename, shutil.rmtree
+
+        def only_shards_move(source: Any, target: Any) -> None:
+            failing() if str(target).endswith(".removed") else rename(source, target)
+
+        def nothing_goes(folder: Any, **options: Any) -> None:
+            rmtree(folder, **options) if options else failing()
+
+        fault = (shutil, "rmtree", nothing_goes) if refused == "rmtree" else (os, "rename", only_shards_move)
+        with caplog.at_level(logging.WARNING, "megalm"), replaced(*fault):
+            for step in (4, 6, 8):
+                save(tmp_path, step, keep=1)
+        assert ["cannot be removed: No space left" in record.getMessage() for record in caplog.records] == [True]
+        assert find_checkpoint(tmp_path) == tmp_path / "step_8"
+        save(tmp_path, 2, keep=1)  # a name that is taken by what could not be removed
+        save(tmp_path, 10, keep=1)
+        assert names(tmp_path) == ["latest", "step_10"]
 
 
 @pytest.mark.usefixtures("_alone")

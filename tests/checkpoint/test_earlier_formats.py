@@ -19,6 +19,7 @@ from small_run import IDENTITY, start
 from megalm.checkpoint.format import FORMAT, MANIFEST, Manifest
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.resume import check_same_run
+from megalm.storage.durable import sha256_of
 from megalm.testing.spawner import run_on_ranks
 
 DATA = Path(__file__).parent / "data" / "format_2"
@@ -95,13 +96,15 @@ def test_every_layout_goes_on_from_format_2(tmp_path: Path, ranks: int, flags: s
 
 def test_format_1_stored_vocabulary_tables_with_their_padding(tmp_path: Path) -> None:
     name, padded = "head.weight", torch.arange(12.0).view(4, 3)  # of which the last row is padding
-    pieces = []
+    pieces, files = [], {}
     for number, (first, last) in enumerate([(0, 5), (5, 12)]):
         save_file({f"weight/{name}": padded.flatten()[first:last].clone()}, tmp_path / f"{number}")
         pieces.append({"file": f"{number}", "start": first, "stop": last})
+        path = tmp_path / f"{number}"
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path), "rank": number}
     values: dict[str, Any] = {
         "format": 1, "megalm": "0.1.0", "step": 3, "consumed_samples": 24, "layout": "world 2",
-        "config": {"model": {"vocab_size": 3}}, "identity": {}, "files": {},
+        "config": {"model": {"vocab_size": 3}}, "identity": {}, "files": files,
         "scalars": {"kinds": ["weight"], "optimizer": {"optimizer_steps": 3}, "progress": {"nan_iterations": 1}},
         "tensors": {name: {"shape": [4, 3], "slices": {"weight": pieces}}},
     }  # fmt: skip

@@ -121,4 +121,4 @@ def test_missing_and_unreadable_recipes_are_errors(problem, write, tmp_path):
 def test_anchors_and_merge_keys_work_and_cycles_end(load, problem, write):
     config = load("--config", write("a.yaml", "training:\n  seed: &s 8\nbatch:\n  global_batch_size: *s\n"))
     assert config.batch.global_batch_size == 8
-    assert "must be a string" in problem("--config", write("b.yaml", "checkpoint:\n  save: &a [*a]\n"))
+    assert "b.yaml:2: an alias stands inside" in problem("--config", write("b.yaml", "checkpoint:\n  save: &a [*a]\n"))

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megalm.distributed.collectives import gather_json, on_all_ranks
-from megalm.errors import CheckpointError, DataError, MegalmError
+from megalm.errors import CheckpointError, DataError, MegalmError, PlatformError
 from megalm.testing.spawner import run_on_ranks
 
 CPU = torch.device("cpu")
@@ -72,14 +72,21 @@ def test_of_several_failing_ranks_only_the_first_speaks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "text"),
+    ("error", "text", "kind"),
     [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/a"), "No space left on device: /runs/a"),
-        (OSError(errno.EIO, os.strerror(errno.EIO)), "[Errno 5] Input/output error"),
-        (TimeoutError("the disk sleeps"), "the disk sleeps"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a"),
+            "cannot use /a: No space left on device",
+            PlatformError,
+        ),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), "the system refused: Input/output error", PlatformError),
+        (TimeoutError("the disk sleeps"), "the disk sleeps", MegalmError),
     ],
 )
-def test_an_operating_system_error_becomes_a_megalm_error_for_all(error: OSError, text: str) -> None:
+def test_an_operating_system_error_becomes_a_megalm_error_for_all(
+    error: OSError, text: str, kind: type[MegalmError]
+) -> None:
     seen = run_on_ranks(2, outcome, {1: error}, timeout_s=30)
-    assert (seen[1]["type"], seen[1]["text"], seen[1]["local"]) == ("MegalmError", text, True)
-    assert (seen[0]["type"], seen[0]["code"]) == ("PeerError", 1)
+    assert (seen[1]["type"], seen[1]["text"][: len(text)], seen[1]["local"]) == (kind.__name__, text, True)
+    assert (seen[0]["type"], seen[0]["code"]) == ("PeerError", kind.exit_code)
+    assert seen[0]["text"].startswith(f"rank 1: {text}")

@@ -28,7 +28,11 @@ WRONG = {
     "batch that does not divide": (["--micro-batch-size", "3"], 2, ["16", "use 12 or 18"]),
     "unknown tokenizer file": (["--tokenizer-model", "/nowhere/t.model"], 3, ["/nowhere/t.model", "must be a file"]),
     "broken tokenizer file": (["--tokenizer-model", "{recipe}.model"], 3, ["not a sentencepiece model"]),
-    "folder that cannot be written": (["--save", "{recipe}/run"], 4, ["--save", "cannot be written", "choose another"]),
+    "folder that cannot be written": (
+        ["--save", "{recipe}/run"],
+        4,
+        ["cannot write", "choose another folder for --save"],
+    ),
     "flag with a typo": (["--train-itters", "5"], 2, ['unknown flag --train-itters; did you mean "--train-iters"']),
     "known flag that is not supported": (["--num-experts", "8"], 2, ["--num-experts", "not supported"]),
     "heads that do not divide": (["--num-attention-heads", "5"], 2, ["5", "hidden_size=64"]),

@@ -9,7 +9,7 @@ from kernels.fused import LOADED, needs_fused
 
 from megalm.errors import PlatformError
 from megalm.kernels import registration, rotary
-from megalm.kernels.building import command, library, toolchain
+from megalm.kernels.building import command, library, places, toolchain
 from megalm.kernels.building.toolchain import BuildError, Toolchain
 from megalm.storage.build_once import locked
 
@@ -128,3 +128,26 @@ def test_the_command_says_what_is_live(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
     with pytest.raises(PlatformError, match=r"there is no C\+\+ compiler"):
         command.run(argparse.Namespace(action="build", cache=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [(None, "{home}/.cache"), ("", "{home}/.cache"), ("relative", "{home}/.cache"), ("/scratch/me", "/scratch/me")],
+)
+def test_the_cache_is_where_xdg_says(monkeypatch, tmp_path, value, place):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if value is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+    assert str(places.default_cache()) == place.format(home=tmp_path) + "/megalm/kernels"
+
+
+def test_a_library_that_a_crash_has_cut_is_compiled_again(tmp_path, compiler):
+    path = library.build(tmp_path / "cache", str(compiler))
+    whole = path.read_bytes()
+    for content in (b"", whole[:-1] + b"?"):
+        path.write_bytes(content)
+        assert library.build(tmp_path / "cache", str(compiler)).read_bytes() == whole
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(BuildError, match="could plant code there"):
+        library.build(tmp_path / "cache", str(compiler))

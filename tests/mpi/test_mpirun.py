@@ -57,4 +57,5 @@ def test_an_error_is_one_message_and_its_code_is_the_launchers(mpirun: list[str]
     wrong = ("launch/pretrain_gpt.py", "--config", "no/such.yaml")
     done = run(*mpirun, "python", *wrong, environ=quiet_environment())
     assert done.code == 2, done.output
-    assert done.errors == ["error: --config no/such.yaml cannot be read: No such file or directory"]
+    assert len(done.errors) == 1
+    assert done.errors[0].startswith("error: --config no/such.yaml cannot be read: No such file or directory")

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from megalm.errors import DataError
+from megalm.storage.atomic import atomic_write, atomic_write_by_any, open_locked
 from megalm.storage.build_once import build_once, locked
+from megalm.storage.durable import replace_text
+from megalm.storage.lock import hold
 
 BUILDER = """
 import os, subprocess, sys, time
@@ -58,7 +62,7 @@ def test_one_process_builds_and_the_others_wait(tmp_path: Path) -> None:
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     assert builds(tmp_path) == 1
     assert (tmp_path / "target.so").read_text() == "whole"
-    assert {path.name for path in tmp_path.iterdir()} == {"target.so", "target.lock", "log"}
+    assert {path.name for path in tmp_path.iterdir()} == {"target.so", "target.so.sha256", "target.lock", "log"}
 
 
 def test_a_failure_is_not_tried_again_by_those_who_waited(tmp_path: Path) -> None:
@@ -110,3 +114,66 @@ def test_waiting_is_bounded(tmp_path: Path) -> None:
         locked(tmp_path / "lock", 0.2, ValueError, "busy for {timeout_s:.0f} s: {path}"),
     ):
         pytest.fail("the lock was given twice")
+
+
+@pytest.mark.parametrize("harm", [b"", b"whole but one bit", None])
+def test_a_damaged_file_is_made_again(tmp_path: Path, harm: bytes | None) -> None:
+    target = tmp_path / "target.so"
+    target.write_text("of a version that kept no hash")
+    build_once(target, made, timeout_s=1, error=ValueError)
+    if harm is None:
+        target.with_name("target.so.sha256").unlink()
+    else:
+        target.write_bytes(harm)
+    build_once(target, made, timeout_s=1, error=ValueError)
+    assert target.read_text() == "again"
+    build_once(target, lambda folder, lock: pytest.fail("it is whole"), timeout_s=1, error=ValueError)
+
+
+@pytest.mark.parametrize(("mode", "owner"), [(0o777, None), (0o775, None), (0o755, 65534)])
+def test_a_folder_that_others_can_write_is_not_used(tmp_path: Path, mode: int, owner: int | None) -> None:
+    folder = tmp_path / "cache"
+    build_once(folder / "target.so", made, timeout_s=1, error=ValueError)
+    folder.chmod(mode)
+    if owner is not None:
+        if os.geteuid() != 0:
+            pytest.skip("only root gives files away")
+        os.chown(folder, owner, owner)
+    elif mode == 0o775:
+        os.chown(folder, -1, 65534 if os.geteuid() == 0 else os.getgid())
+    if mode == 0o775 and os.geteuid() != 0:
+        pytest.skip("a user's own group may write")
+    with pytest.raises(ValueError, match=f"{folder}.* could plant code there"):
+        build_once(folder / "target.so", made, timeout_s=1, error=ValueError)
+
+
+def test_links_that_lie_in_wait_are_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("lock", ".text.tmp", "data.partial"):
+        (tmp_path / name).symlink_to(victim)
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        hold(tmp_path / "lock")
+    with pytest.raises(DataError, match=r"data\.partial: .*it is a symbolic link, which is not followed here"):
+        open_locked(tmp_path / "data")
+    replace_text(tmp_path / "text", "new")
+    assert (tmp_path / "text").read_text() == "new"
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664), (0o022, 0o644)])
+def test_the_umask_decides_who_reads_what_is_written(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        replace_text(tmp_path / "text", "x")
+        replace_text(tmp_path / "secret", "x", mode=0o600)
+        with atomic_write_by_any(tmp_path / "any") as stream:
+            stream.write(b"x")
+        with atomic_write(tmp_path / "one") as stream:
+            stream.write(b"x")
+        hold(tmp_path / "lock").close()
+    finally:
+        os.umask(before)
+    modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("text", "any", "one", "lock")}
+    assert modes == dict.fromkeys(modes, mode)
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600

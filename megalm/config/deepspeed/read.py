@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from megalm.config.deepspeed.vocabulary import REMOVED, UNSUPPORTED_JSON, VOCABULARY
 from megalm.config.merging.settings import Given
 from megalm.config.merging.suggest import did_you_mean
 from megalm.shipped import shipped_hint
+from megalm.storage.documents import DocumentError, parse_json, read_settings
+from megalm.storage.faults import reason_of
 
 KeyPath = tuple[str, ...]
 
@@ -42,21 +43,22 @@ class DeepSpeedJson:
 def read_deepspeed_json(path: str) -> DeepSpeedJson:
     """The content of a file; syntax errors, repeated keys and NaN are problems."""
     document = DeepSpeedJson(path)
-    constants: list[str] = []
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        data = json.loads(text, parse_constant=lambda word: constants.append(word))
-    except json.JSONDecodeError as error:
-        document.problems.append(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}")
+        content = read_settings(path)
+        data = parse_json(content, repeats=True)
+        text = content.decode()
+    except OSError as error:
+        document.problems.append(
+            f"deepspeed_config={path} cannot be read: {reason_of(error, path)}{shipped_hint(path)}"
+        )
         return document
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        document.problems.append(f"deepspeed_config={path} cannot be read: {reason}{shipped_hint(path)}")
+    except DocumentError as error:
+        source = f"{path}:{error.line}:{error.column}" if error.line else path
+        document.problems.append(f"{source}: {error}")
         return document
     if not isinstance(data, dict):
         document.problems.append(f"{path}: a DeepSpeed configuration is a JSON object {{...}}")
         return document
-    document.problems += [f"{path}: {word} is not a JSON number; give a finite number" for word in constants]
     for keys, line in key_lines(text):
         if keys in document.lines:
             first = document.lines[keys]

@@ -31,6 +31,7 @@ from megalm.config.rules.layout import check_layout
 from megalm.config.rules.run import run_problems
 from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError, LayoutError
+from megalm.secrets import holds_secret
 
 DEFAULT = "default"
 """The source of a value that nobody gave."""
@@ -110,6 +111,7 @@ def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
     take_hugging_face(merge)
     merge.given = {name: given for name, given in merge.given.items() if given.value is not None}
     convert_all(merge)
+    refuse_secrets(merge)
     tell_tokenizer_vocab_size(merge.given)
     document = find_json(merge, lines)
     if document is not None:
@@ -183,6 +185,17 @@ def convert_all(merge: Merge) -> None:
             merge.problems.append(f"{name}={shown} ({given.source}) {error}")
             merge.given[name] = Given(None, given.source)
             merge.broken.add(name)
+
+
+def refuse_secrets(merge: Merge) -> None:
+    """What looks like a secret is a problem and is taken out: config.yaml, checkpoints and logs show every setting."""
+    for name, given in list(merge.given.items()):
+        if not isinstance(given.value, int | float) and holds_secret(str(given.value)):
+            merge.problems.append(
+                f"{name} ({given.source}) holds what looks like a secret (a password before @ in an address, or a "
+                "token), and config.yaml, checkpoints and logs show every setting; give it without"
+            )
+            merge.given[name] = Given(None, given.source)
 
 
 def tell_tokenizer_vocab_size(given: dict[str, Given]) -> None:

@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +13,8 @@ from megalm.config.merging.nothing import NO_EFFECT
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given, Setting
 from megalm.config.merging.suggest import did_you_mean
 from megalm.shipped import shipped_hint
+from megalm.storage.documents import BoundedLoader, DocumentError, parse_yaml, read_settings
+from megalm.storage.faults import reason_of
 
 KeyPath = tuple[str, ...]
 
@@ -27,7 +28,7 @@ _LONGEST = 300
 """Characters of a number; what is longer is text, which no setting takes for a number."""
 
 
-class RecipeLoader(yaml.SafeLoader):
+class RecipeLoader(BoundedLoader):
     """YAML without code, in which numbers are those of flags: decimal, 010 is 10, 3e-4 is a number, 1:30 is text."""
 
     def number(self, node: yaml.ScalarNode) -> int | float | str:
@@ -130,26 +131,19 @@ def _asks_for_nothing(key: Any, value: Any, source: str, recipe: Recipe) -> bool
 
 def _parse(path: str, recipe: Recipe) -> dict[Any, Any]:
     try:
-        loader = RecipeLoader(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.reader.ReaderError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
-        recipe.problems.append(f"--config {path} cannot be read: {reason}{shipped_hint(path)}")
+        node, data = parse_yaml(read_settings(path), RecipeLoader)
+    except OSError as error:
+        recipe.problems.append(f"--config {path} cannot be read: {reason_of(error, path)}{shipped_hint(path)}")
         return {}
-    try:
-        node = loader.get_single_node()
-        _walk(node, (), path, recipe, set())
-        data = loader.construct_document(node) if node is not None else {}
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        source = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
-        recipe.problems.append(f"{source}: not YAML: {error.problem or error.context}")
+    except DocumentError as error:
+        place = ":".join(str(number) for number in (error.line, error.column) if number)
+        recipe.problems.append(f"{path}:{place}: {error}" if place else f"--config {path} cannot be read: {error}")
         return {}
-    finally:
-        loader.dispose()
-    if not isinstance(data, dict):
+    _walk(node, (), path, recipe, set())
+    if not isinstance(data, dict | None):
         recipe.problems.append(f"{path}: a recipe is a mapping of sections ({', '.join(SECTIONS)})")
         return {}
-    return data
+    return data or {}
 
 
 def _walk(node: yaml.Node | None, path: KeyPath, file: str, recipe: Recipe, done: set[int]) -> None:

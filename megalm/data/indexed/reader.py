@@ -15,6 +15,7 @@ import numpy.typing as npt
 from megalm.data.indexed import format as index_format
 from megalm.data.indexed.format import HEADER
 from megalm.errors import DataError
+from megalm.storage.faults import reading
 
 Tokens = npt.NDArray[np.integer[Any]]
 
@@ -35,16 +36,16 @@ class IndexedDataset:
     def __init__(self, prefix: str | os.PathLike[str], *, scan: bool = True) -> None:
         self.prefix = os.fspath(prefix)
         self._scan = scan
-        try:
+        advice = (
+            f"PREFIX={self.prefix} must stand for two files, PREFIX.bin and PREFIX.idx, as `megalm preprocess` writes "
+            "them"
+        )
+        with reading(f"{self.prefix}.idx", DataError, advice):
             self._header = index_format.read_header(f"{self.prefix}.idx")
             with open(f"{self.prefix}.idx", "rb") as stream:
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        with reading(f"{self.prefix}.bin", DataError, advice):
             self._bin = os.open(f"{self.prefix}.bin", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DataError(
-                f"cannot read {error.filename}: {error.strerror}; PREFIX={self.prefix} must stand for two files, "
-                "PREFIX.bin and PREFIX.idx, as `megalm preprocess` writes them"
-            ) from error
         weakref.finalize(self, os.close, self._bin)
         if not scan:
             self._map.madvise(mmap.MADV_RANDOM)  # a look-up reads one page, not what lies around it
@@ -209,13 +210,11 @@ class IndexedDataset:
 
     def _read(self, position: int, count: int) -> Tokens:
         wanted = count * self.dtype.itemsize
-        try:
+        with reading(f"{self.prefix}.bin", DataError, f"that was at byte {position}; the same command goes on"):
             raw = os.pread(self._bin, wanted, position)
             # one pread gives 2 GiB at most
             while 0 < len(raw) < wanted and (more := os.pread(self._bin, wanted - len(raw), position + len(raw))):
                 raw += more
-        except OSError as error:
-            raise DataError(f"cannot read {self.prefix}.bin at byte {position}: {error.strerror}") from error
         if len(raw) != wanted:
             size = os.fstat(self._bin).st_size
             raise DataError(

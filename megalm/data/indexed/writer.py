@@ -19,7 +19,8 @@ from megalm.data.indexed.format import HEADER, Header
 from megalm.data.indexed.reader import IndexedDataset, Tokens
 from megalm.errors import DataError
 from megalm.storage.atomic import flush_to_disk, open_locked, partial_path, publish
-from megalm.storage.durable import sha256_of
+from megalm.storage.durable import open_new, sha256_of
+from megalm.storage.faults import writing
 
 _COPY_BYTES = 1 << 22
 _STEP = 1 << 20
@@ -77,7 +78,7 @@ class IndexedDatasetBuilder:
         The three arrays lie one after another in the index, and their sizes are known at the end only.
         """
         folder = self._bin_path.parent
-        index = open(partial_path(self._idx_path), "wb")  # noqa: SIM115 (closed by publish and discard)
+        index = open_new(partial_path(self._idx_path))  # closed by publish and discard
         index.write(b"\0" * HEADER.size)
         offsets, boundaries = (tempfile.TemporaryFile(dir=folder) for _ in range(2))  # noqa: SIM115 (likewise)
         boundaries.write(np.zeros(1, "<i8").tobytes())
@@ -198,7 +199,8 @@ class IndexedDatasetBuilder:
         """Removes the temporary files; does nothing after `publish`."""
         if not self._bin.closed:
             for path in (self._bin_path, self._idx_path):
-                partial_path(path).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the next writer empties it
+                    partial_path(path).unlink()
             self._close()
 
     def _close(self) -> None:
@@ -252,13 +254,8 @@ class IndexedDatasetBuilder:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Names the dataset in what the disk says."""
-        try:
+        with writing(self.prefix, DataError, "nothing was published"):
             yield
-        except OSError as error:
-            free = shutil.disk_usage(self._bin_path.parent).free
-            raise DataError(
-                f"cannot write {self.prefix}: {error.strerror} ({free / 1e6:.0f} MB free); nothing was published"
-            ) from error
 
 
 def existing_files(prefix: str) -> list[str]:

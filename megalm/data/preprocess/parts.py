@@ -10,6 +10,8 @@ from megalm.data.indexed.manifest import manifest_path, read_manifest
 from megalm.data.indexed.writer import existing_files
 from megalm.data.preprocess.options import PreprocessOptions
 from megalm.errors import DataError
+from megalm.storage.durable import open_kept
+from megalm.storage.faults import writing
 from megalm.storage.lock import is_still, take_alone
 
 
@@ -56,11 +58,9 @@ def locked_parts(options: PreprocessOptions) -> Iterator[None]:
         DataError: another run has it, or it cannot be made.
     """
     parts = options.parts
-    try:
+    with writing(parts, DataError, "choose a folder that can be written"):
         parts.mkdir(parents=True, exist_ok=True)
-        lock = open(parts / "lock", "ab")  # noqa: SIM115 (closed below, after the folder is gone)
-    except OSError as error:
-        raise DataError(f"cannot write {parts}: {error.strerror}; choose a folder that can be written") from error
+        lock = open_kept(parts / "lock")  # closed below, after the folder is gone
     with lock:
         # a run that has just finished has removed the file that was opened: then there is nothing to lock
         if not take_alone(lock) or not is_still(lock, parts / "lock"):

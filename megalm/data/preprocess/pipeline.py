@@ -40,6 +40,7 @@ from megalm.data.tokenizers.encode import choose_encoder, tokenizer_of
 from megalm.errors import DataError
 from megalm.storage.atomic import atomic_write
 from megalm.storage.durable import replace_text, sha256_of
+from megalm.storage.faults import writing
 
 SAMPLE_BYTES = 1 << 18
 """Input on which the fast encoder is compared with the library."""
@@ -75,13 +76,8 @@ def preprocess(options: PreprocessOptions, executor: Executor, num_workers: int)
 @contextlib.contextmanager
 def _disk_named(options: PreprocessOptions) -> Iterator[None]:
     """Turns what the system says of files beside the output (no space, no inodes, no right) into a DataError."""
-    try:
+    with writing(options.output_prefix, DataError, "the same command goes on from what is finished"):
         yield
-    except OSError as error:
-        where = error.filename or options.output_prefix
-        raise DataError(
-            f"cannot write {where}: {error.strerror or error}; the same command goes on from what is finished"
-        ) from error
 
 
 class _Run:

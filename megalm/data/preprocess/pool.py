@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from megalm.errors import PlatformError
 from megalm.processes import follow_parent
+from megalm.storage.faults import attempting
 
 UNITS_PER_WORKER = 4
 """Units under way for each worker: one in work, the others waiting or done and not yet their turn."""
@@ -26,9 +27,10 @@ def local_workers(count: int) -> Iterator[Executor]:
     Raises:
         PlatformError: a worker died.
     """
-    executor = ProcessPoolExecutor(
-        count, multiprocessing.get_context("fork"), initializer=_start_worker, initargs=(os.getpid(),)
-    )
+    with attempting("start workers, with semaphores in", "/dev/shm", PlatformError, "free some space there"):
+        executor = ProcessPoolExecutor(
+            count, multiprocessing.get_context("fork"), initializer=_start_worker, initargs=(os.getpid(),)
+        )
     try:
         yield executor
     except BrokenProcessPool as error:

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megalm.storage.atomic import flush_to_disk
-from megalm.storage.durable import sync_folder
+from megalm.storage.documents import parse_json
+from megalm.storage.durable import open_new, sync_folder
 
 _TRAILER = struct.Struct("<QQQ8s")
 _MAGIC = b"MEGASHD2"
@@ -58,7 +59,7 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self._path, self._partial = path, path.with_suffix(f".{os.getpid()}.partial")
-        self._stream: BinaryIO = open(self._partial, "wb")  # noqa: SIM115 (closed by commit and discard)
+        self._stream: BinaryIO = open_new(self._partial)  # closed by commit and discard
         self._sizes: list[tuple[int, int, int]] = []
         self._arrays: list[list[npt.NDArray[Any]]] = [[], [], []]
         # On disk beyond some size: input may hold nothing but what is rejected.
@@ -98,7 +99,8 @@ class ShardWriter:
         """Removes what is written; does nothing after `commit`."""
         self._faults.close()
         if not self._stream.closed:
-            self._partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._partial.unlink()
             with contextlib.suppress(OSError):  # what a full disk still has in the buffer is not wanted any more
                 self._stream.close()
 
@@ -117,8 +119,8 @@ def read_about(path: Path) -> dict[str, Any] | None:
             if magic != _MAGIC:
                 return None
             stream.seek(about_at)
-            about: dict[str, Any] = json.loads(stream.read(size - _TRAILER.size - about_at))
-    except (FileNotFoundError, struct.error, ValueError):
+            about: dict[str, Any] = parse_json(stream.read(max(0, size - _TRAILER.size - about_at)))
+    except (FileNotFoundError, struct.error, ValueError, OverflowError):
         return None
     return about
 

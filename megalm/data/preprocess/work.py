@@ -19,6 +19,8 @@ from megalm.data.preprocess.units import Unit
 from megalm.data.text.formats import Document, Rejected, format_of
 from megalm.data.tokenizers.encode import Encoder, encoder_of, tokenizer_of
 from megalm.errors import DataError
+from megalm.storage.documents import DocumentError, validated
+from megalm.storage.faults import writing
 
 
 @dataclass
@@ -59,8 +61,10 @@ def finished(folder: Path, unit: Unit) -> Report | None:
     about = read_about(shard_path(folder, unit))
     if about is None:
         return None
-    counters = {name: Counter(about[name]) for name in ("filtered", "changed", "rejected")}
-    return Report(**{**about, **counters})
+    try:
+        return validated(Report, about)
+    except DocumentError:
+        return None
 
 
 def process_unit(spec: ProcessingSpec, unit: Unit, folder: str, *, stop_at_fault: bool) -> Report:
@@ -70,7 +74,7 @@ def process_unit(spec: ProcessingSpec, unit: Unit, folder: str, *, stop_at_fault
         DataError: damaged input, or a folder that cannot be written.
     """
     report = Report()
-    try:
+    with writing(folder, DataError, "nothing was published"):
         writer = ShardWriter(shard_path(Path(folder), unit))
         try:
             for batches in _batches(spec, unit, report, writer):
@@ -80,8 +84,6 @@ def process_unit(spec: ProcessingSpec, unit: Unit, folder: str, *, stop_at_fault
             writer.commit(vars(report))
         finally:
             writer.discard()
-    except OSError as error:
-        raise DataError(f"cannot write {folder}: {error.strerror or error}; nothing was published") from error
     return report
 
 

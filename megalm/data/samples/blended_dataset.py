@@ -9,6 +9,7 @@ from megalm.data.samples.index_cache import IndexCache
 from megalm.data.samples.sample import Sample
 from megalm.data.samples.source import Layout, Request, Source
 from megalm.errors import CheckpointError, DataError
+from megalm.storage.documents import validated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,12 @@ class OrderRecord:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "OrderRecord":
-        """The record that `dataclasses.asdict` made."""
-        return cls(**content | {"datasets": [DatasetRecord(**values) for values in content["datasets"]]})
+        """The record that `dataclasses.asdict` made.
+
+        Raises:
+            DocumentError: it is none.
+        """
+        return validated(cls, content)
 
 
 class BlendedDataset:

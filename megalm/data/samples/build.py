@@ -16,6 +16,7 @@ from megalm.data.samples.index_cache import IndexCache
 from megalm.data.samples.sample import SampleDataset
 from megalm.data.samples.source import Sampling, Source
 from megalm.errors import DataError
+from megalm.storage.faults import reading
 
 SPLITS = ("train", "valid", "test")
 PATHS = ("train_data_path", "valid_data_path", "test_data_path")
@@ -133,7 +134,8 @@ def open_dataset(prefix: str, *, scan: bool = True) -> IndexedDataset:
     Raises:
         DataError: as IndexedDataset; for a missing file with the prefix that was probably meant.
     """
-    missing = [path for path in (f"{prefix}.bin", f"{prefix}.idx") if not Path(path).is_file()]
+    with reading(prefix, DataError, "give this process the right to read it, or another --data-path"):
+        missing = [path for path in (f"{prefix}.bin", f"{prefix}.idx") if not Path(path).is_file()]
     if not missing:
         return IndexedDataset(prefix, scan=scan)
     meant = _probably_meant(prefix)

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,30 @@ import numpy.typing as npt
 
 from megalm.errors import DataError
 from megalm.storage.atomic import atomic_write_by_any
-from megalm.storage.durable import sha256_of
+from megalm.storage.documents import Count, PlainName, Sha256, parse_json, validated
+from megalm.storage.durable import open_kept, sha256_of
+from megalm.storage.faults import attempting
 from megalm.storage.lock import take
 
 log = logging.getLogger("megalm")
 
 Arrays = dict[str, npt.NDArray[Any]]
 _VERSION = 1
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What NAME.json says of an array."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What is needed of NAME.json."""
+
+    arrays: dict[PlainName, _Facts]
 
 
 class IndexCache:
@@ -51,7 +69,8 @@ class IndexCache:
         arrays = self._load(name)
         if arrays is not None:
             return arrays
-        try:
+        advice = "give another --data-cache-path, or drop it: the index is then built in memory at every start"
+        with attempting("write the index cache", self.folder, DataError, advice):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._only_builder(name):
                 arrays = self._load(name)  # another process may have built it in the meantime
@@ -60,26 +79,21 @@ class IndexCache:
                     self._store(name, text, arrays)
                     arrays = self._load(name) or arrays
                 return arrays
-        except OSError as error:
-            raise DataError(
-                f"cannot write the index cache {self.folder}: {error.strerror}; give another --data-cache-path, or "
-                "drop it: the index is then built in memory at every start"
-            ) from error
 
     def _load(self, name: str) -> Arrays | None:
         """The mapped arrays of an entry that is there and sound."""
         try:
-            entry = json.loads((self.folder / f"{name}.json").read_bytes())
+            entry = validated(_Entry, parse_json((self.folder / f"{name}.json").read_bytes()))
             arrays = {}
-            for array, facts in entry["arrays"].items():
+            for array, facts in entry.arrays.items():
                 path = self.folder / f"{name}-{array}.npy"
-                if path.stat().st_size != facts["bytes"] or sha256_of(path) != facts["sha256"]:
+                if path.stat().st_size != facts.bytes or sha256_of(path) != facts.sha256:
                     raise ValueError(f"{path.name} is not what was written")
                 arrays[array] = np.load(path, mmap_mode="r", allow_pickle=False)
             return arrays
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, EOFError, SyntaxError) as error:
             log.warning("the index cache entry %s/%s is damaged (%s); it is built again", self.folder, name, error)
             return None
 
@@ -96,7 +110,7 @@ class IndexCache:
     @contextlib.contextmanager
     def _only_builder(self, name: str) -> Iterator[None]:
         """Waits for other builders of the same entry; it spares work and memory, correctness does not need it."""
-        with open(self.folder / f".{name}.lock", "w") as stream:
+        with open_kept(self.folder / f".{name}.lock") as stream:
             with contextlib.suppress(OSError):  # a file system without locks
                 take(stream, math.inf)
             yield

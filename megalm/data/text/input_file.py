@@ -16,6 +16,7 @@ from megalm.data.text import parquet
 from megalm.data.text.compression import COMPRESSIONS
 from megalm.data.text.formats import CHUNK_BYTES, STDIN, Chunk, Found, Reading, format_of
 from megalm.errors import DataError
+from megalm.storage.faults import files_beside, refused
 
 
 class InputFile:
@@ -117,6 +118,4 @@ class _MeteredFile(io.RawIOBase):
 
 def cannot_read(path: str, error: OSError) -> DataError:
     """The error for a file that the system does not let us read."""
-    folder = Path(path).parent
-    names = [str(p) for p in folder.iterdir() if p.is_file()] if folder.is_dir() and not Path(path).exists() else []
-    return DataError(f"cannot read {path}: {error.strerror}; give files that exist{did_you_mean(path, names)}")
+    return refused("read", path, error, DataError, "give files that exist" + did_you_mean(path, files_beside(path)))

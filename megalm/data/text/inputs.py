@@ -3,13 +3,14 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megalm.data.text.compression import COMPRESSIONS
 from megalm.data.text.formats import FORMATS, STDIN, format_of
 from megalm.errors import DataError
+from megalm.storage.faults import reading
 
 _NOT_INPUT = ".manifest.json"
 """End of names that stand beside datasets."""
@@ -36,16 +37,48 @@ def expand(words: Iterable[str]) -> Inputs:
     found = Inputs()
     for word in words:
         if os.path.isdir(word):
-            inside = (path.relative_to(word) for path in Path(word).rglob("*"))
-            visible = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
-            _add(sorted(str(Path(word, path)) for path in visible), f"the folder {word}", found)
+            with reading(word, DataError, "give this process the right to read it, or name the files"):
+                _add(sorted(_visible(word)), f"the folder {word}", found)
         elif glob.has_magic(word) and not os.path.exists(word):
-            _add(sorted(glob.glob(word, recursive=True)), f"the pattern {word}", found)
+            with reading(word, DataError, "give this process the right to read it, or name the files"):
+                _add(sorted(_matching(word)), f"the pattern {word}", found)
         else:
             found.files.append(word)
     if twice := [path for path, count in Counter(map(os.path.realpath, found.files)).items() if count > 1]:
         name = next(path for path in found.files if os.path.realpath(path) == twice[0])
         raise DataError(f"--input names {name} twice; name each file once")
+    return found
+
+
+def _visible(folder: str) -> Iterator[str]:
+    """The files in a folder and the folders inside of it, but for hidden ones.
+
+    Raises:
+        OSError: one of the folders cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _visible(entry.path)
+            else:
+                yield os.path.join(folder, entry.name)
+
+
+def _matching(pattern: str) -> list[str]:
+    """What a pattern stands for.
+
+    Raises:
+        OSError: nothing, because the folder before its first wildcard cannot be read.
+    """
+    found = glob.glob(pattern, recursive=True)
+    if not found:
+        parts = Path(pattern).parts
+        first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+        folder = Path(*parts[:first])
+        if folder.is_dir():
+            os.listdir(folder)
     return found
 
 

@@ -5,6 +5,7 @@ from typing import IO, Any
 
 from megalm.config.merging.suggest import did_you_mean
 from megalm.errors import DataError, PlatformError
+from megalm.storage.faults import system_fault
 
 
 class DamagedError(Exception):
@@ -49,7 +50,7 @@ def batches(
             ):
                 yield tuple(batch.column(key).to_pylist() for key in keys)
         except (arrow.ArrowException, OSError) as error:
-            raise DamagedError(str(error)) from error
+            raise _damage(error) from error
 
 
 def _open(stream: IO[bytes]) -> Any:
@@ -61,4 +62,9 @@ def _open(stream: IO[bytes]) -> Any:
     try:
         return parquet.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
     except (arrow.ArrowException, OSError) as error:
-        raise DamagedError(str(error)) from error
+        raise _damage(error) from error
+
+
+def _damage(error: Exception) -> Exception:
+    """What Arrow raises for a damaged file is at times an OSError; one that is the system's own stays."""
+    return system_fault(error) or DamagedError(str(error))

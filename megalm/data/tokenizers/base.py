@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol, Self
 from megalm.config.data import TokenizerConfig
 from megalm.config.merging.suggest import did_you_mean
 from megalm.errors import DataError
+from megalm.storage.faults import files_beside, reason_of
 
 SPECIAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "eod": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]"),
@@ -120,11 +121,9 @@ def read_file(path: str, setting: str = "tokenizer_model") -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        folder = Path(path).parent
-        near = sorted(str(p) for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
         raise DataError(
-            f"cannot read {setting}={path}: {error.strerror}; it must be a file on this machine"
-            + did_you_mean(path, near)
+            f"cannot read {setting}={path}: {reason_of(error, path)}; it must be a file on this machine"
+            + did_you_mean(path, files_beside(path))
         ) from error
 
 

@@ -9,6 +9,7 @@ from megalm.data.tokenizers.plain import ByteLevelTokenizer, NullTokenizer
 from megalm.data.tokenizers.sentence_piece import GPTSentencePieceTokenizer, Llama2Tokenizer, SentencePieceTokenizer
 from megalm.data.tokenizers.tik_token import TikTokenizer
 from megalm.errors import DataError
+from megalm.storage.faults import reading
 from megalm.tables import Table
 
 _KINDS: tuple[type[Tokenizer], ...] = (
@@ -45,9 +46,14 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
 
 def _with_files_of_folder(config: TokenizerConfig) -> TokenizerConfig:
     """`config` with the file in the folder `tokenizer_model` instead of the folder."""
-    if config.tokenizer_model is None or not Path(config.tokenizer_model).is_dir():
+    if config.tokenizer_model is None:
         return config
     folder = Path(config.tokenizer_model)
+    with reading(folder, DataError, "give this process the right to read it, or another --tokenizer-model"):
+        return _with_files_of(folder, config) if folder.is_dir() else config
+
+
+def _with_files_of(folder: Path, config: TokenizerConfig) -> TokenizerConfig:
     names = ["tokenizer.json", "tokenizer.model"]
     if config.tokenizer_type not in (None, "HFTokenizer"):
         names.reverse()

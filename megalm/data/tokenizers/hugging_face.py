@@ -17,6 +17,7 @@ from megalm.data.tokenizers.base import (
     special_tokens,
 )
 from megalm.errors import DataError
+from megalm.storage.documents import parse_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -205,11 +206,11 @@ def _read_names(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        content: Any = json.loads(path.read_bytes())
+        content: Any = parse_json(read_file(str(path), "tokenizer_config"), repeats=True)
         keys = {name: f"{name}_token" for name in SPECIAL_NAMES} | {"eod": "eos_token"}
         named = {name: content[key] for name, key in keys.items() if content.get(key)}
         return {name: token if isinstance(token, str) else token["content"] for name, token in named.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is broken ({first_line(error)}); copy it again, or remove it") from error
 
 

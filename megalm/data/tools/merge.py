@@ -1,6 +1,7 @@
 """`megalm merge`: indexed datasets end to end as one, byte for byte as Megatron's merge_datasets.py makes it."""
 
 import argparse
+import os
 from pathlib import Path
 
 from megalm.config.paths import path_argument
@@ -9,6 +10,7 @@ from megalm.data.samples.build import open_dataset
 from megalm.data.tools.derived import common_tokenizer, publish_datasets, require_other_prefixes
 from megalm.data.tools.verify import require_layout
 from megalm.errors import ConfigError, DataError
+from megalm.storage.faults import reading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +56,9 @@ def prefixes_of(name: str) -> list[str]:
     folder = Path(name)
     if not folder.is_dir() or Path(f"{name}.idx").is_file():
         return [name]
-    found = {suffix: {path.stem for path in folder.glob(f"*{suffix}")} for suffix in (".bin", ".idx")}
+    with reading(folder, DataError, "give this process the right to read it, or name the datasets"):
+        names = os.listdir(folder)
+    found = {suffix: {Path(name).stem for name in names if name.endswith(suffix)} for suffix in (".bin", ".idx")}
     if single := sorted(found[".bin"] ^ found[".idx"]):
         raise DataError(f"{folder / single[0]} has only one of .bin and .idx; copy the other, or move it away")
     if not found[".bin"]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn, optim
 from torch.distributed import ProcessGroup
 
 from megalm.config.training import OptimizerConfig
+from megalm.distributed.collectives import gather_json
 from megalm.distributed.groups import RankGroup
 from megalm.distributed.shards import ShardSpec
 from megalm.engine.optimizers.adamw import STATE, adam_options, step_group
@@ -93,8 +94,9 @@ class Muon(optim.Optimizer):
     def place(self, parts: Sequence[StatePart]) -> None:
         """Hear where this rank's parts of all parameters lie; every rank calls it once, before the first step."""
         parts = [part for part in parts if orthogonalizes(part.name, part.shard_spec.shape)]
-        ranges = _gathered([(part.start, part.stop) for part in parts], self.groups.weights if self.groups else None)
-        firsts = _gathered([_first(part) for part in parts], self.groups.tensor if self.groups else None)
+        device, groups = self.param_groups[0]["params"][0].device, self.groups
+        ranges = _gathered([(part.start, part.stop) for part in parts], groups.weights if groups else None, device)
+        firsts = _gathered([_first(part) for part in parts], groups.tensor if groups else None, device)
         for number, part in enumerate(parts):
             if part.tensor is None:
                 continue
@@ -188,10 +190,8 @@ def _first(part: StatePart) -> int:
     return 0 if dim is None else part.shard_spec.box.offsets[dim]
 
 
-def _gathered(own: list[Any], ranks: RankGroup | None) -> list[list[Any]]:
+def _gathered(own: list[Any], ranks: RankGroup | None, device: torch.device) -> list[list[Any]]:
     """`own` of every rank of a group."""
     if ranks is None or ranks.size == 1:
         return [own]
-    found: list[Any] = [None] * ranks.size
-    dist.all_gather_object(found, own, group=ranks.group)
-    return found
+    return gather_json(own, device, ranks.group)

@@ -10,7 +10,8 @@ from megalm.errors import PlatformError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm kernels`."""
     parser.add_argument("action", choices=("build", "show"), help="build and check them, or say what a run would use")
-    parser.add_argument("--cache", type=path_argument, metavar="DIR", help="default: ~/.cache/megalm/kernels")
+    place = "default: $XDG_CACHE_HOME/megalm/kernels, or ~/.cache/megalm/kernels"
+    parser.add_argument("--cache", type=path_argument, metavar="DIR", help=place)
 
 
 def run(arguments: argparse.Namespace) -> int:

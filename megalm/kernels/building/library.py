@@ -13,6 +13,7 @@ from megalm.errors import PlatformError
 from megalm.kernels.building.places import SOURCES, default_cache
 from megalm.kernels.building.toolchain import BuildError, Toolchain, no_cuda
 from megalm.storage.build_once import build_once
+from megalm.storage.faults import reason_of
 
 log = logging.getLogger("megalm")
 
@@ -134,5 +135,5 @@ def build(folder: Path | None = None, cxx: str | None = None) -> Path:
     try:
         build_once(library, make, timeout_s=LOCK_TIMEOUT_S, error=BuildError)
     except OSError as error:
-        raise BuildError(f"{folder} cannot be written: {error.strerror}") from None
+        raise BuildError(f"{folder} cannot be written: {reason_of(error, folder)}") from None
     return library

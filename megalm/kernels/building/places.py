@@ -1,5 +1,6 @@
 """Where compiled code comes from and where it is kept; nothing here needs torch."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,18 @@ SOURCES = shipped_folder() / "csrc"
 _COMPILERS = ("c++", "g++", "clang++")
 
 
+def user_cache() -> Path:
+    """What a user has for all checkouts and runs: $XDG_CACHE_HOME/megalm, or ~/.cache/megalm.
+
+    By the rule of XDG a relative path in the variable counts as none.
+    """
+    asked = Path(os.path.expandvars("$XDG_CACHE_HOME"))
+    return (asked if asked.is_absolute() else Path.home() / ".cache") / "megalm"
+
+
 def default_cache() -> Path:
-    """Where built libraries are kept: one folder for each user, shared by every checkout and run."""
-    return Path.home() / ".cache" / "megalm" / "kernels"
+    """Where built kernels are kept."""
+    return user_cache() / "kernels"
 
 
 def find_cxx() -> str | None:

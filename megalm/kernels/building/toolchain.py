@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from megalm.kernels.building.places import SOURCES, find_cxx
+from megalm.storage.faults import reason_of
 
 COMPILE_TIMEOUT_S = 300.0
 """One source file that takes longer is given up."""
@@ -155,7 +156,7 @@ def _run(command: list[str]) -> None:
     except subprocess.TimeoutExpired:
         raise BuildError(f"{Path(command[0]).name} took more than {COMPILE_TIMEOUT_S:.0f} s on {command[-3]}") from None
     except OSError as error:
-        raise BuildError(f"{command[0]} does not start: {error.strerror}") from None
+        raise BuildError(f"{command[0]} does not start: {reason_of(error, command[0])}") from None
     if answer.returncode:
         lines = [line for line in answer.stderr.splitlines() if "error" in line] or answer.stderr.splitlines()
         reason = lines[0] if lines else f"exit code {answer.returncode}"

@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megalm.config.output import LoggingConfig
 from megalm.monitor.sinks.base import EVERY_STEP, Cadence, RunFacts
+from megalm.storage.documents import DocumentError, parse_json
 from megalm.storage.durable import replace_text
 
 
@@ -19,7 +21,7 @@ class JsonlSink:
         if path.exists():
             rows = [row for row in read_metrics(path) if row["step"] <= resume_step]
             replace_text(path, "".join(_line(row) for row in rows))
-        self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._stream = open(path, "ab", buffering=0)  # noqa: SIM115
 
     @classmethod
     def build(cls, config: LoggingConfig, facts: RunFacts) -> "JsonlSink | None":
@@ -30,9 +32,19 @@ class JsonlSink:
         return cls(facts.folder / "metrics.jsonl", resume_step=facts.resume_step, cadence=cadence)
 
     def row(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one row; it is in the file when this returns."""
-        self._stream.write(_line(values))
-        self._stream.flush()
+        """Append one row; it is in the file when this returns, or nothing of it.
+
+        Raises:
+            OSError: the disk is full, or gone.
+        """
+        line = _line(values).encode()
+        size = os.fstat(self._stream.fileno()).st_size
+        try:
+            while line:
+                line = line[self._stream.write(line) :]
+        except OSError as error:
+            os.ftruncate(self._stream.fileno(), size)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def text(self, name: str, text: str, step: int) -> None:
         """Nothing: the file holds numbers."""
@@ -49,11 +61,18 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The rows of a metrics.jsonl; what follows a line that a kill cut short, or that is no row, is left out.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    rows: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = parse_json(line)
+        except DocumentError:
             break
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            break
+        rows.append(row)
     return rows

@@ -1,6 +1,8 @@
 """TensorBoard scalars under Megatron-LM's tags, each also over consumed samples ("... vs samples")."""
 
-from collections.abc import Mapping
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,31 +44,43 @@ class TensorBoardSink:
 
     def row(self, step: int, values: Mapping[str, Any]) -> None:
         """Add one point for each known metric; "loss/NAME" is the loss of one dataset, tag "lm loss NAME"."""
-        over_steps, over_samples = self._open()
-        for key, value in values.items():
-            tag = tag_of(key)
-            if tag is None:
-                continue
-            over_steps.add_scalar(tag, value, step)
-            if is_over_samples(key):
-                over_samples.add_scalar(f"{tag} vs samples", value, values["consumed_samples"])
+        with self._folder_named():
+            over_steps, over_samples = self._open()
+            for key, value in values.items():
+                tag = tag_of(key)
+                if tag is None:
+                    continue
+                over_steps.add_scalar(tag, value, step)
+                if is_over_samples(key):
+                    over_samples.add_scalar(f"{tag} vs samples", value, values["consumed_samples"])
 
     def text(self, name: str, text: str, step: int) -> None:
         """Show text in the Text tab; the configuration comes with the first point."""
         if name == "config":
             self._config = text
-        else:
+            return
+        with self._folder_named():
             self._open()[0].add_text(name, text, step)
 
     def close(self) -> None:
         """Write what is still queued."""
-        for writer in self._writers or ():
-            writer.close()
+        with self._folder_named():
+            for writer in self._writers or ():
+                writer.close()
+
+    @contextlib.contextmanager
+    def _folder_named(self) -> Iterator[None]:
+        """What the system says of an event file names the folder."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
 
     def _open(self) -> tuple[Any, Any]:
         if self._writers is None:
             from torch.utils.tensorboard import SummaryWriter
 
+            threading.excepthook = _quiet_writers
             options = {"max_queue": self._queue_size, "flush_secs": 10}
             self._writers = (
                 SummaryWriter(str(self._folder), purge_step=self._purge_step, **options),
@@ -75,3 +89,9 @@ class TensorBoardSink:
             if self._config is not None:
                 self._writers[0].add_text("config", "```yaml\n" + self._config + "\n```")
         return self._writers
+
+
+def _quiet_writers(failed: Any, others: Any = threading.excepthook) -> None:
+    """What Python does for a thread that fails: nothing for TensorBoard's, whose error the next call to it raises."""
+    if not type(failed.thread).__module__.startswith("tensorboard."):
+        others(failed)
