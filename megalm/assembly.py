@@ -78,6 +78,7 @@ def build_data(
         pin_memory=context.device.type == "cuda",
         trained_samples=progress.consumed_samples + steps * config.batch.global_size(ranks.size),
         record=order.record,
+        speaks=context.groups.is_first_with_samples,
     )
 
 

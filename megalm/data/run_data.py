@@ -49,6 +49,8 @@ class RunData:
     test: SampleDataset | None
     train_names: tuple[str, ...] = ()
     """Names of the datasets that the training samples come from."""
+    speaks: bool = True
+    """This rank says what is wrong with a sample, for all that read the same ones."""
 
     @classmethod
     def build(
@@ -62,6 +64,7 @@ class RunData:
         pin_memory: bool,
         trained_samples: int,
         record: OrderRecord | None,
+        speaks: bool = True,
     ) -> "RunData":
         """The datasets, each with as many samples as the run draws from it: `trained_samples` for training.
 
@@ -103,6 +106,7 @@ class RunData:
             valid=built.valid,
             test=built.test,
             train_names=built.train_names,
+            speaks=speaks,
         )
 
     def batches(self, dataset: SampleDataset, start: int, stop: int, *, workers: int) -> MicroBatchIterator:
@@ -122,4 +126,5 @@ class RunData:
             dataset_ids=trains and len(self.train_names) > 1,
             fields=self.objective.fields(batch.seq_length),
             seed=self.config.training.seed if trains else None,
+            speaks=self.speaks,
         )

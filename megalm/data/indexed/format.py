@@ -8,7 +8,6 @@ All little-endian, no padding, no checksum:
 
 import os
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,25 +155,4 @@ def check_arrays(
         raise DataError(
             f"{prefix}.bin must have {num_tokens * itemsize} bytes for the {num_tokens} tokens ({header.dtype.name}) "
             f"of {name}, but has {bin_bytes}; the two files do not belong together or one is cut off: {_COPY_AGAIN}"
-        )
-
-
-def check_token_range(
-    get: Callable[[int], npt.NDArray[np.integer[Any]]], num_sequences: int, vocab_size: int, name: str, limit: int
-) -> None:
-    """Checks up to `limit` sequences, evenly spread, for ids outside 0 .. vocab_size - 1.
-
-    Raises:
-        DataError: naming the id, its sequence and its position.
-    """
-    step = max(1, num_sequences // limit)
-    for sequence in range(0, num_sequences, step):
-        tokens = get(sequence)
-        if len(tokens) == 0 or (int(tokens.max()) < vocab_size and int(tokens.min()) >= 0):
-            continue
-        position = int(np.flatnonzero((tokens >= vocab_size) | (tokens < 0))[0])
-        raise DataError(
-            f"{name}: token id {int(tokens[position])} at position {position} of sequence {sequence} is outside "
-            f"0 .. {vocab_size - 1} (vocab_size={vocab_size}); "
-            "give the tokenizer that the data was made with, or a larger --vocab-size"
         )

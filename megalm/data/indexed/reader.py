@@ -26,7 +26,7 @@ class IndexedDataset:
     that shrinks or a disk that fails is then an error with a name, where a map gives SIGBUS.
 
     Args:
-        scan: check every length of the index; without it only sizes and ends, in constant time.
+        scan: check every entry of the index; without it only sizes and ends, in constant time.
 
     Raises:
         DataError: missing, damaged or empty files, or an `.idx` and `.bin` that do not fit each other.
@@ -35,6 +35,8 @@ class IndexedDataset:
     def __init__(self, prefix: str | os.PathLike[str], *, scan: bool = True) -> None:
         self.prefix = os.fspath(prefix)
         self._scan = scan
+        self.vocab_size: int | None = None
+        """Number of ids: `gather` and `tokens` refuse a token beyond them. None: any is taken."""
         try:
             self._header = index_format.read_header(f"{self.prefix}.idx")
             with open(f"{self.prefix}.idx", "rb") as stream:
@@ -142,17 +144,14 @@ class IndexedDataset:
             yield self._read(position, count)
             position += count * itemsize
 
-    def check_token_range(self, vocab_size: int, limit: int = 1024) -> None:
-        """Checks the first 65,536 tokens of up to `limit` sequences, evenly spread, for ids not in 0 .. vocab_size - 1.
+    def check_token_range(self, limit: int = 1024) -> None:
+        """Looks at the first 65,536 tokens of up to `limit` sequences, evenly spread; every token is when it is used.
 
         Raises:
-            DataError: naming the id, its sequence and its position.
+            DataError: one of them is not below `vocab_size`; names its document and its position.
         """
-
-        def get(sequence: int) -> Tokens:
-            return self.get(sequence, 0, min(int(self.sequence_lengths[sequence]), 1 << 16))
-
-        index_format.check_token_range(get, len(self), vocab_size, f"{self.prefix}.bin", limit)
+        for sequence in range(0, len(self), max(1, len(self) // limit)):
+            self.gather([(sequence, 0, min(int(self.sequence_lengths[sequence]), 1 << 16))])
 
     def token_position(self, sequence: int) -> int:
         """How many tokens lie before a sequence; for the number of sequences: all tokens."""
@@ -165,11 +164,16 @@ class IndexedDataset:
 
         Raises:
             IndexError: a range beyond the end.
-            DataError: the file has become shorter, or cannot be read.
+            DataError: the file has become shorter, or cannot be read; a token is not below `vocab_size`.
         """
         if not 0 <= position <= position + count <= self.num_tokens:
             raise IndexError(f"tokens {position} .. {position + count} of {self.num_tokens} in {self.prefix}")
-        return self._read(position * self.dtype.itemsize, count)
+        tokens = self._read(position * self.dtype.itemsize, count)
+        if self._has_foreign(tokens):
+            first = int(np.flatnonzero(self._foreign(tokens))[0])
+            sequence = int(np.searchsorted(self._pointers, (position + first) * self.dtype.itemsize, side="right")) - 1
+            raise self._foreign_token(int(tokens[first]), sequence, position + first - self.token_position(sequence))
+        return tokens
 
     def fingerprint(self) -> str:
         """SHA-256 that changes when the data does: of the sizes, the lengths and 256 blocks spread over `.bin`.
@@ -195,7 +199,7 @@ class IndexedDataset:
         The parts are trusted to lie inside their sequences.
 
         Raises:
-            DataError: the file has become shorter, or cannot be read.
+            DataError: the file has become shorter, or cannot be read; a token is not below `vocab_size`.
         """
         file, pointers, size = self._bin, self._pointers, self.dtype.itemsize
         try:
@@ -203,9 +207,42 @@ class IndexedDataset:
         except OSError:
             raw = b""
         if len(raw) == size * sum([n for _, _, n in parts]):
-            return np.frombuffer(raw, dtype=self.dtype)
-        # the slow way goes on after 2 GiB, and says what is wrong
-        return np.concatenate([self._read(int(pointers[s]) + offset * size, n) for s, offset, n in parts])
+            tokens = np.frombuffer(raw, dtype=self.dtype)
+        else:  # the slow way goes on after 2 GiB, and says what is wrong
+            tokens = np.concatenate([self._read(int(pointers[s]) + offset * size, n) for s, offset, n in parts])
+        if self._has_foreign(tokens):
+            position = int(np.flatnonzero(self._foreign(tokens))[0])
+            value = int(tokens[position])
+            for sequence, offset, count in parts:
+                if position < count:
+                    raise self._foreign_token(value, sequence, offset + position)
+                position -= count
+        return tokens
+
+    def _has_foreign(self, tokens: Tokens) -> bool:
+        """Whether a token is negative or not below `vocab_size`: one pass over what was read."""
+        if self.vocab_size is None or not len(tokens):
+            return False
+        # the bits of a negative number are those of a large one without a sign
+        return int(tokens.view(f"<u{self.dtype.itemsize}").max()) >= self.vocab_size
+
+    def _foreign(self, tokens: Tokens) -> npt.NDArray[np.bool_]:
+        outside: npt.NDArray[np.bool_] = (tokens < 0) | (tokens >= self.vocab_size)
+        return outside
+
+    def _foreign_token(self, value: int, sequence: int, position: int) -> DataError:
+        """The error for a token that the vocabulary lacks, with where it stands."""
+        document = int(np.searchsorted(self.document_indices, sequence, side="right")) - 1
+        first = int(self.document_indices[document])
+        where = f"document {document}"
+        if sequence != first:
+            position += int(self.sequence_lengths[first:sequence].sum(dtype=np.int64))
+            where += f" (sequence {sequence})"
+        return DataError(
+            f"{self.prefix}.bin: token id {value} at position {position} of {where} is outside 0 .. "
+            f"{(self.vocab_size or 0) - 1} (vocab_size={self.vocab_size}); give the tokenizer that the data was made "
+            "with, or a larger --vocab-size; or, if the file is damaged, copy it again"
+        )
 
     def _read(self, position: int, count: int) -> Tokens:
         wanted = count * self.dtype.itemsize
@@ -225,7 +262,7 @@ class IndexedDataset:
         return np.frombuffer(raw, dtype=self.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(type(self), scan=self._scan), (self.prefix,)
+        return functools.partial(type(self), scan=self._scan), (self.prefix,), {"vocab_size": self.vocab_size}
 
 
 def _add_blocks(digest: Any, file: int, size: int) -> None:

@@ -79,7 +79,8 @@ def build_datasets(
     blends = _blends(data, wishes, opened)
     for indexed in opened.values():
         check_tokenizer(indexed.prefix, tokenizer_identity)  # with another one, ids may be too large as well
-        indexed.check_token_range(vocab_size)
+        indexed.vocab_size = vocab_size
+        indexed.check_token_range()
 
     def build(wish: _Wish, blend: _Documents | None, **options: Any) -> BlendedDataset | None:
         if blend is None:

@@ -79,6 +79,11 @@ class HFTokenizer(Tokenizer):
         """The content of a tokenizer.json that gives the same ids."""
         return self._model.to_str()
 
+    def normalize(self, text: str) -> str:
+        """The text in which the model looks for its tokens."""
+        normalizer = self._model.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
+
 
 class GPT2BPETokenizer(Tokenizer):
     """GPT-2's byte-level BPE from its vocab.json and merges.txt; end of document is <|endoftext|> or `eod_token`.

@@ -1,8 +1,9 @@
 """The three ways in which Megatron uses a sentencepiece `.model`."""
 
+import functools
 import re
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Self
 
 from megalm.config.data import TokenizerConfig
 from megalm.data.tokenizers.base import (
@@ -17,6 +18,9 @@ from megalm.data.tokenizers.base import (
 )
 from megalm.data.tokenizers.tik_token import looks_like_tiktoken
 from megalm.errors import DataError
+
+BLANK = "\u2581"
+"""What sentencepiece stores for a blank."""
 
 
 class GPTSentencePieceTokenizer(Tokenizer):
@@ -38,7 +42,7 @@ class GPTSentencePieceTokenizer(Tokenizer):
         except RuntimeError as error:
             advice = "give --tokenizer-type TikTokenizer" if looks_like_tiktoken(content) else "give a .model"
             raise DataError(f"{path} is not a sentencepiece model: {first_line(error)}; {advice}") from error
-        self.path = path
+        self.path, self.content = path, content
         self.identity = identity_of(type(self).__name__, content)
         self.vocab_size = int(self._model.GetPieceSize())
         self.special_ids = self._own_special()
@@ -69,6 +73,30 @@ class GPTSentencePieceTokenizer(Tokenizer):
         """The text of ids."""
         text: str = self._model.Decode([int(i) for i in ids])
         return text
+
+    def encode_pieces(self, text: str) -> list[int]:
+        """The ids of one text as the model gives them, with nothing of a subclass."""
+        ids: list[int] = self._model.EncodeAsIds(text)
+        return ids
+
+    def normalize(self, texts: Sequence[str]) -> list[str]:
+        """The texts in which the model looks for its pieces, with U+2581 for blanks."""
+        normal: list[str] = self._model.Normalize(list(texts))
+        return normal
+
+    def added_names(self) -> Iterable[str]:
+        """Names in a text that stand for tokens besides the model's pieces."""
+        return ()
+
+    @functools.cached_property
+    def _proto(self) -> Any:
+        from sentencepiece import sentencepiece_model_pb2
+
+        return sentencepiece_model_pb2.ModelProto.FromString(self.content)
+
+    def proto(self) -> Any:
+        """The model as sentencepiece's protocol message (ModelProto)."""
+        return self._proto
 
     def _own_special(self) -> dict[str, int]:
         """What the model says of itself, and pieces that are named as special tokens are."""
@@ -170,6 +198,10 @@ class SentencePieceTokenizer(GPTSentencePieceTokenizer):
         """The text of ids; special tokens give none."""
         special = set(self._special.values())
         return super().decode([i for i in ids if i not in special])
+
+    def added_names(self) -> Iterable[str]:
+        """Names in a text that stand for tokens besides the model's pieces."""
+        return self._special
 
     def _id_of(self, token: str) -> int:
         return self._special[token] if token in self._special else super()._id_of(token)
