@@ -79,6 +79,7 @@ def build_data(
         trained_samples=progress.consumed_samples + steps * config.batch.global_size(ranks.size),
         record=order.record,
         speaks=context.groups.is_first_with_samples,
+        verify=context.rank == 0,
     )
 
 

@@ -65,10 +65,12 @@ class RunData:
         trained_samples: int,
         record: OrderRecord | None,
         speaks: bool = True,
+        verify: bool = True,
     ) -> "RunData":
         """The datasets, each with as many samples as the run draws from it: `trained_samples` for training.
 
-        `record` is the order of the training samples up to the checkpoint that the run goes on from.
+        `record` is the order of the training samples up to the checkpoint that the run goes on from; `verify` as in
+        `build_datasets`.
 
         Raises:
             DataError, CheckpointError: as `build_datasets`; or an epoch is less than one global batch.
@@ -88,8 +90,15 @@ class RunData:
             seed=training.seed,
             vocab_size=config.model.vocab_size,
             tokenizer_identity=tokenizer.identity if tokenizer else None,
+            eod=tokenizer.special("eod") if tokenizer else None,
             record=record,
+            verify=verify,
         )
+        if built.train is None and trained_samples and not training.skip_train:
+            raise DataError(
+                f'--split "{config.data.split}" leaves training nothing; give it a share, or only evaluate with '
+                "--skip-train"
+            )
         if isinstance(built.train, BlendedDataset) and built.train.samples_per_epoch < global_batch_size:
             raise DataError(
                 f"the training data has {built.train.samples_per_epoch} samples of {config.batch.seq_length} tokens in "

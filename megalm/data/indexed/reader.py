@@ -22,8 +22,9 @@ Tokens = npt.NDArray[np.integer[Any]]
 class IndexedDataset:
     """The sequences of PREFIX.bin and PREFIX.idx, read on demand; picklable (reopens by prefix).
 
-    `.idx` is memory mapped. `.bin` is read with `pread`: 0.6 microseconds slower per read than a map, but a file
-    that shrinks or a disk that fails is then an error with a name, where a map gives SIGBUS.
+    `.idx` is memory mapped, and its length looked at before each sample (`require_index`). `.bin` is read with `pread`:
+    0.6 microseconds slower per read than a map, but a file that shrinks or a disk that fails is then an error with a
+    name, where a map gives SIGBUS.
 
     Args:
         scan: check every entry of the index; without it only sizes and ends, in constant time.
@@ -39,15 +40,16 @@ class IndexedDataset:
         """Number of ids: `gather` and `tokens` refuse a token beyond them. None: any is taken."""
         try:
             self._header = index_format.read_header(f"{self.prefix}.idx")
-            with open(f"{self.prefix}.idx", "rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._bin = os.open(f"{self.prefix}.bin", os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._bin)
+            self._idx = os.open(f"{self.prefix}.idx", os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._idx)
+            self._map = mmap.mmap(self._idx, 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise DataError(
                 f"cannot read {error.filename}: {error.strerror}; PREFIX={self.prefix} must stand for two files, "
                 "PREFIX.bin and PREFIX.idx, as `megalm preprocess` writes them"
             ) from error
-        weakref.finalize(self, os.close, self._bin)
         if not scan:
             self._map.madvise(mmap.MADV_RANDOM)  # a look-up reads one page, not what lies around it
         index_format.check_arrays(
@@ -59,6 +61,15 @@ class IndexedDataset:
             os.fstat(self._bin).st_size,
             scan=scan,
         )
+
+    def require_index(self) -> None:
+        """Checks that the mapped index is still as long as it was: to read beyond its end would kill the process.
+
+        Raises:
+            DataError: the file has become shorter.
+        """
+        if os.fstat(self._idx).st_size < len(self._map):
+            raise DataError(f"{self.prefix}.idx was cut while in use; copy it again and resume")
 
     @property
     def dtype(self) -> np.dtype[Any]:

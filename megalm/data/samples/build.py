@@ -1,13 +1,16 @@
 """The training, validation and test datasets of a run, or one error that says what to change."""
 
 import difflib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megalm.config.data import DataConfig
-from megalm.data.indexed.manifest import check_tokenizer
+from megalm.data.indexed.manifest import check_tokenizer, ends_documents
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.gpt_dataset import MockDataset
@@ -19,7 +22,8 @@ from megalm.errors import DataError
 
 SPLITS = ("train", "valid", "test")
 PATHS = ("train_data_path", "valid_data_path", "test_data_path")
-DEFAULT_SPLIT = DataConfig.model_fields["split"].default
+
+log = logging.getLogger("megalm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,9 @@ def build_datasets(
     seed: int,
     vocab_size: int,
     tokenizer_identity: str | None = None,
+    eod: int | None = None,
     record: OrderRecord | None = None,
+    verify: bool = True,
 ) -> Datasets:
     """The datasets with `num_samples` samples of (train, valid, test) at least; none where nothing is asked for.
 
@@ -63,7 +69,9 @@ def build_datasets(
         extra_tokens: tokens of a sample beyond them, which it shares with the next one.
         num_samples: samples that the run draws from each split; None is one epoch, without --mock-data.
         tokenizer_identity: the run's tokenizer; checked against the one that the data was made with, if known.
+        eod: the token that ends documents, for the flags that look for it.
         record: the order of the training samples up to the checkpoint that the run goes on from.
+        verify: compare the training data with all that `record` knows of it; one rank of a job is enough.
 
     Raises:
         DataError: missing or damaged files, a split without documents, fewer tokens than one sample, ids outside
@@ -81,6 +89,7 @@ def build_datasets(
         check_tokenizer(indexed.prefix, tokenizer_identity)  # with another one, ids may be too large as well
         indexed.vocab_size = vocab_size
         indexed.check_token_range()
+        _check_ends(data, indexed, eod)
 
     def build(wish: _Wish, blend: _Documents | None, **options: Any) -> BlendedDataset | None:
         if blend is None:
@@ -98,11 +107,53 @@ def build_datasets(
         sets = {name: _Documents([part], None) for name, part in zip(names, blends[1].parts, strict=True)}
     built = {name: build(valid, blend, capped=True) for name, blend in sets.items()}
     return Datasets(
-        train=build(train, blends[0], record=record, allow_changed=data.allow_changed_data),
+        train=build(train, blends[0], record=record, allow_changed=data.allow_changed_data, verify=verify),
         valid={name: dataset for name, dataset in built.items() if dataset is not None},
-        test=build(test, blends[2], capped=True),
+        test=_unasked(data, lambda: build(test, blends[2], capped=True)),
         train_names=short_names([indexed.prefix for indexed, _ in blends[0].parts]) if blends[0] else (),
     )
+
+
+def _unasked(data: DataConfig, build: Callable[[], BlendedDataset | None]) -> BlendedDataset | None:
+    """The test set; none, with a line, where the share of --split that is left for it is too small for one."""
+    if data.data_path is None:
+        return build()
+    try:
+        return build()
+    except DataError as error:
+        log.info("no test set: %s", error)
+        return None
+
+
+_NEEDS_EOD = ("reset_attention_mask", "reset_position_ids", "eod_mask_loss")
+_LOOKED_AT = 256
+"""Documents whose last token is looked at."""
+
+
+def _check_ends(data: DataConfig, indexed: IndexedDataset, eod: int | None) -> None:
+    """Checks that documents end with `eod` where a flag says that something is to happen there.
+
+    Raises:
+        DataError: the flag would do nothing.
+    """
+    flags = ["--" + name.replace("_", "-") for name in _NEEDS_EOD if getattr(data, name)]
+    if not flags or eod is None:
+        return
+    last = indexed.document_indices[1 : 16 * _LOOKED_AT] - 1  # sequence of each document
+    lengths = indexed.sequence_lengths[np.maximum(last, 0)]
+    used = last[(lengths > 0) & (last >= 0)][:_LOOKED_AT].tolist()
+    if any(int(indexed.get(i, int(indexed.sequence_lengths[i]) - 1)[0]) == eod for i in used):
+        return
+    told = ends_documents(indexed.prefix)
+    rule = "was made without --append-eod" if told is False else f"has no end-of-document token ({eod}) where they end"
+    text = (
+        f"{indexed.prefix} {rule}, so {', '.join(flags)} would do nothing; preprocess the text again with "
+        f"--append-eod, or drop {'the flag' if len(flags) == 1 else 'the flags'}"
+    )
+    if told:
+        log.warning("%s (its manifest says otherwise)", text)
+    else:
+        raise DataError(text)
 
 
 def _mock_datasets(
@@ -137,6 +188,8 @@ def open_dataset(prefix: str, *, scan: bool = True) -> IndexedDataset:
     missing = [path for path in (f"{prefix}.bin", f"{prefix}.idx") if not Path(path).is_file()]
     if not missing:
         return IndexedDataset(prefix, scan=scan)
+    if "," in prefix and all(Path(f"{part.strip()}.idx").is_file() for part in prefix.split(",")):
+        raise DataError(f"{prefix} is one word; separate prefixes by blanks: {' '.join(prefix.split(','))}")
     meant = _probably_meant(prefix)
     raise DataError(
         f"no file {' and no file '.join(missing)}; a data path is the PREFIX of PREFIX.bin and PREFIX.idx, as "
@@ -203,8 +256,9 @@ def _share_of(
     for indexed in parts:
         start, stop = split_bounds(shares, len(indexed))[number]
         if start == stop:
-            if wish.name == "test" and data.split == DEFAULT_SPLIT:
-                return None  # nobody asked for a test set
+            if wish.name == "test":
+                log.info('no test set: --split "%s" leaves it no document of %s', data.split, indexed.prefix)
+                return None
             wanted = "all" if wish.num_samples is None else wish.num_samples
             raise DataError(
                 f'--split "{data.split}" leaves the {wish.name} split none of the {len(indexed)} documents of '

@@ -19,7 +19,6 @@ from megalm.data.tokenizers.base import Tokenizer
 from megalm.data.tokenizers.hugging_face import GPT2BPETokenizer, HFTokenizer
 from megalm.data.tokenizers.sentence_piece import GPTSentencePieceTokenizer, Llama2Tokenizer
 from megalm.data.tokenizers.tik_token import TikTokenizer
-from megalm.data.tokenizers.words import WordEncoder, words_suit
 
 Ids = npt.NDArray[np.integer[Any]]
 Lengths = npt.NDArray[np.int64]
@@ -122,7 +121,7 @@ def _ways_of(tokenizer: Tokenizer, library: Encoder) -> _Ways:
 
 
 def _sentencepiece_ways(tokenizer: GPTSentencePieceTokenizer) -> _Ways:
-    """Texts that the model's normalization does not change go as they are; the others word by word, or normalized."""
+    """Texts that the model's normalization does not change go as they are, the others normalized."""
     from gigatoken import Tokenizer as Model
 
     spec = tokenizer.proto().normalizer_spec
@@ -137,10 +136,9 @@ def _sentencepiece_ways(tokenizer: GPTSentencePieceTokenizer) -> _Ways:
     def normalized(texts: Sequence[str]) -> tuple[Ids, Lengths]:
         return own(tokenizer.normalize(texts))
 
-    other = WordEncoder(tokenizer, normalized) if words_suit(tokenizer) else normalized
     simple = [text for text in HARD_TEXTS if _is_simple(text)]
     is_plain = _is_simple if same_ids(plain(simple), normalized(simple)) else lambda text: False
-    return _Ways(plain, is_plain, other, lambda text: tokenizer.normalize([text])[0])
+    return _Ways(plain, is_plain, normalized, lambda text: tokenizer.normalize([text])[0])
 
 
 _NO_NORMALIZATION = b"\x1a\x10\x0a\x08identity\x12\x00\x18\x00\x20\x00"

@@ -19,9 +19,6 @@ from megalm.data.tokenizers.base import (
 from megalm.data.tokenizers.tik_token import looks_like_tiktoken
 from megalm.errors import DataError
 
-BLANK = "\u2581"
-"""What sentencepiece stores for a blank."""
-
 
 class GPTSentencePieceTokenizer(Tokenizer):
     """The model as it is: its pieces are all ids, and its end of sentence ends documents.
@@ -73,11 +70,6 @@ class GPTSentencePieceTokenizer(Tokenizer):
         """The text of ids."""
         text: str = self._model.Decode([int(i) for i in ids])
         return text
-
-    def encode_pieces(self, text: str) -> list[int]:
-        """The ids of one text as the model gives them, with nothing of a subclass."""
-        ids: list[int] = self._model.EncodeAsIds(text)
-        return ids
 
     def normalize(self, texts: Sequence[str]) -> list[str]:
         """The texts in which the model looks for its pieces, with U+2581 for blanks."""

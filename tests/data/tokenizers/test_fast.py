@@ -15,7 +15,6 @@ from megalm.data.tokenizers import encode
 from megalm.data.tokenizers.encode import ComparedEncoder, LibraryEncoder, WrongIdsError, choose_encoder, tokenizer_of
 from megalm.data.tokenizers.encode import encoder_of as real_encoder_of
 from megalm.data.tokenizers.fast import FastEncoder, same_ids
-from megalm.data.tokenizers.words import WordEncoder
 
 pytest.importorskip("gigatoken")
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -182,17 +181,6 @@ def test_every_shape_is_chosen(shapes: Any, name: str) -> None:
     choice = choose_encoder(shapes[name], ["The quick brown fox"])
     assert choice.fast, choice.reason
     assert isinstance(real_encoder_of(shapes[name], fast=True), ComparedEncoder)
-
-
-def test_a_normalizing_model_s_words_are_looked_up(shapes: Any, encoder_of: Any) -> None:
-    other: Any = encoder_of("nmt_nfkc")._ways._other
-    assert isinstance(other, WordEncoder)
-    text = "caf\u00e9 na\u00efve \uff76\uff9e"
-    encoder_of("nmt_nfkc")([text])
-    assert text.split()[0] in other._known
-    other._known = {word: [7] for word in text.split()}
-    assert other([text, f"a {text}"])[0].tolist()[:3] == [7, 7, 7]
-    other._known.clear()
 
 
 def test_other_ids_for_a_text_that_goes_by_end_the_run(shapes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
