@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megalm.errors import DataError
 
-_SHA256 = Field(pattern="^[0-9a-f]{64}$")
 _COPY_AGAIN = "copy it again, or delete it to go without its checks"
 
 
@@ -19,14 +18,14 @@ class _Facts(BaseModel):
 
 
 class _FileFacts(_Facts):
-    bytes: int = Field(ge=0)
-    sha256: str = _SHA256
+    bytes: int | None = Field(None, ge=0)
+    sha256: str | None = None
 
 
 class _TokenizerFacts(_Facts):
-    type: str
-    identity: str = _SHA256
-    vocab_size: int = Field(ge=1)
+    type: str | None = None
+    identity: str | None = None
+    vocab_size: int | None = Field(None, ge=1)
     eod: int | None = Field(None, ge=0)
 
 

@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from megalm.data.tokenizers.base import Tokenizer
 from megalm.data.tokenizers.hugging_face import GPT2BPETokenizer, HFTokenizer
 from megalm.data.tokenizers.sentence_piece import GPTSentencePieceTokenizer, Llama2Tokenizer
 from megalm.data.tokenizers.tik_token import TikTokenizer
+from megalm.kernels import bpe
 
 Ids = npt.NDArray[np.integer[Any]]
 Lengths = npt.NDArray[np.int64]
@@ -130,8 +132,10 @@ def _sentencepiece_ways(tokenizer: GPTSentencePieceTokenizer) -> _Ways:
         return _Ways(plain, lambda text: True, plain, str)
     if not spec.escape_whitespaces or tokenizer.proto().trainer_spec.treat_whitespace_as_suffix:
         raise TypeError("its blanks are not those of other models")
-    # what is appended to a protocol message takes the place of what it says before
-    own = _Gigatoken(Model.from_sentencepiece(tokenizer.content + _NO_NORMALIZATION))
+    own = _piece_encoder(tokenizer)
+    if own is None:
+        # what is appended to a protocol message takes the place of what it says before
+        own = _Gigatoken(Model.from_sentencepiece(tokenizer.content + _NO_NORMALIZATION))
 
     def normalized(texts: Sequence[str]) -> tuple[Ids, Lengths]:
         return own(tokenizer.normalize(texts))
@@ -141,6 +145,29 @@ def _sentencepiece_ways(tokenizer: GPTSentencePieceTokenizer) -> _Ways:
     return _Ways(plain, is_plain, normalized, lambda text: tokenizer.normalize([text])[0])
 
 
+def _piece_encoder(tokenizer: GPTSentencePieceTokenizer) -> Encoder | None:
+    """The encoder of a BPE model word by word; None where it does not suit, or there is no compiler."""
+    proto, types = tokenizer.proto(), tokenizer.proto().SentencePiece.Type
+    by_type: dict[int, dict[int, tuple[str, float]]] = defaultdict(dict)
+    for number, piece in enumerate(proto.pieces):
+        by_type[piece.type][number] = piece.piece, piece.score
+    pieces, unknown = by_type[types.Value("NORMAL")], by_type[types.Value("UNKNOWN")]
+    suits = (
+        proto.trainer_spec.model_type == proto.trainer_spec.ModelType.Value("BPE")
+        and not any(_BLANK in piece.lstrip(_BLANK) for piece, _ in pieces.values())
+        and not by_type[types.Value("USER_DEFINED")]
+        and not by_type[types.Value("UNUSED")]
+        and len(unknown) == 1
+    )
+    if not suits or not bpe.is_available():
+        return None
+    of_bytes = {piece: number for number, (piece, _) in by_type[types.Value("BYTE")].items()}
+    byte_ids = [of_bytes[f"<0x{byte:02X}>"] for byte in range(256)] if proto.trainer_spec.byte_fallback else None
+    return bpe.PieceEncoder(pieces, byte_ids, next(iter(unknown)))
+
+
+_BLANK = "\u2581"
+"""What sentencepiece stores for a blank."""
 _NO_NORMALIZATION = b"\x1a\x10\x0a\x08identity\x12\x00\x18\x00\x20\x00"
 """ModelProto.normalizer_spec = {name: "identity", precompiled_charsmap: "", add_dummy_prefix: false,
 remove_extra_whitespaces: false} (sentencepiece_model.proto), as bytes."""
