@@ -132,21 +132,26 @@ def _sentencepiece_ways(tokenizer: GPTSentencePieceTokenizer) -> _Ways:
         return _Ways(plain, lambda text: True, plain, str)
     if not spec.escape_whitespaces or tokenizer.proto().trainer_spec.treat_whitespace_as_suffix:
         raise TypeError("its blanks are not those of other models")
-    own = _piece_encoder(tokenizer)
-    if own is None:
-        # what is appended to a protocol message takes the place of what it says before
-        own = _Gigatoken(Model.from_sentencepiece(tokenizer.content + _NO_NORMALIZATION))
+    compiled = _piece_encoder(tokenizer)
+    if compiled is not None:  # it knows no special tokens, and has its own normalization
+        return _Ways(plain, _plain_where_equal(plain, compiled), compiled, str)
+    # what is appended to a protocol message takes the place of what it says before
+    own = _Gigatoken(Model.from_sentencepiece(tokenizer.content + _NO_NORMALIZATION))
 
     def normalized(texts: Sequence[str]) -> tuple[Ids, Lengths]:
         return own(tokenizer.normalize(texts))
 
+    return _Ways(plain, _plain_where_equal(plain, normalized), normalized, lambda text: tokenizer.normalize([text])[0])
+
+
+def _plain_where_equal(plain: Encoder, other: Encoder) -> Callable[[str], bool]:
+    """Which texts go to `plain`: none where it differs from `other` on simple ones."""
     simple = [text for text in HARD_TEXTS if _is_simple(text)]
-    is_plain = _is_simple if same_ids(plain(simple), normalized(simple)) else lambda text: False
-    return _Ways(plain, is_plain, normalized, lambda text: tokenizer.normalize([text])[0])
+    return _is_simple if same_ids(plain(simple), other(simple)) else lambda text: False
 
 
 def _piece_encoder(tokenizer: GPTSentencePieceTokenizer) -> Encoder | None:
-    """The encoder of a BPE model word by word; None where it does not suit, or there is no compiler."""
+    """megalm's own encoder of a BPE model; None where it does not suit, or there is no compiler."""
     proto, types = tokenizer.proto(), tokenizer.proto().SentencePiece.Type
     by_type: dict[int, dict[int, tuple[str, float]]] = defaultdict(dict)
     for number, piece in enumerate(proto.pieces):
@@ -154,7 +159,6 @@ def _piece_encoder(tokenizer: GPTSentencePieceTokenizer) -> Encoder | None:
     pieces, unknown = by_type[types.Value("NORMAL")], by_type[types.Value("UNKNOWN")]
     suits = (
         proto.trainer_spec.model_type == proto.trainer_spec.ModelType.Value("BPE")
-        and not any(_BLANK in piece.lstrip(_BLANK) for piece, _ in pieces.values())
         and not by_type[types.Value("USER_DEFINED")]
         and not by_type[types.Value("UNUSED")]
         and len(unknown) == 1
@@ -163,11 +167,13 @@ def _piece_encoder(tokenizer: GPTSentencePieceTokenizer) -> Encoder | None:
         return None
     of_bytes = {piece: number for number, (piece, _) in by_type[types.Value("BYTE")].items()}
     byte_ids = [of_bytes[f"<0x{byte:02X}>"] for byte in range(256)] if proto.trainer_spec.byte_fallback else None
-    return bpe.PieceEncoder(pieces, byte_ids, next(iter(unknown)))
+    spec = proto.normalizer_spec
+    return bpe.PieceEncoder(
+        pieces, byte_ids, next(iter(unknown)), table=spec.precompiled_charsmap,
+        trims=spec.remove_extra_whitespaces, prefix=spec.add_dummy_prefix,
+    )  # fmt: skip
 
 
-_BLANK = "\u2581"
-"""What sentencepiece stores for a blank."""
 _NO_NORMALIZATION = b"\x1a\x10\x0a\x08identity\x12\x00\x18\x00\x20\x00"
 """ModelProto.normalizer_spec = {name: "identity", precompiled_charsmap: "", add_dummy_prefix: false,
 remove_extra_whitespaces: false} (sentencepiece_model.proto), as bytes."""
