@@ -33,7 +33,7 @@ def problem_of(name: str, start: bytes, *, is_table: bool, is_json: bool) -> str
     if not is_json:
         return None
     first = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if first.startswith(b"["):
+    if first.startswith(b"[") and first[1:].lstrip()[:1] in (b"", b"{"):  # [1] is a line that is no object
         return "it holds one JSON array, not a JSON object a line: jq -c '.[]' FILE"
     if first.split(b"\n", 1)[0].strip() == b"{":
         return "it holds JSON over several lines, not a JSON object a line: jq -c . FILE"

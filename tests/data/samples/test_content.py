@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megalm.config import load_config
 from megalm.config.data import DataConfig
+from megalm.config.rules.completion import complete_model
 from megalm.data.indexed.manifest import manifest_bytes, manifest_path
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.indexed.writer import IndexedDatasetBuilder
+from megalm.data.run_data import RunData
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.build import build_datasets
 from megalm.data.samples.source import Sampling, Source
 from megalm.data.tools.merge import merge
 from megalm.errors import CheckpointError, DataError
+from megalm.objectives.causal import CausalObjective
 
 TOKENS, LENGTH = 1_500_000, 1000
 
@@ -142,3 +146,17 @@ def test_a_test_share_that_is_too_small_is_no_reason_to_stop(
         built = build_datasets(data, seq_length=100, num_samples=(10, 0, 5), seed=1, vocab_size=100)
     assert built.test is None
     assert "no test set" in caplog.text
+
+
+def test_a_split_that_leaves_training_nothing_is_an_error(tmp_path: Path, write_dataset: Any) -> None:
+    prefix = str(write_dataset(tmp_path / "d", [100] * 40, vocab_size=200))
+    flags = f"--data-path {prefix} --split 0,100,0 --tokenizer-type ByteLevelTokenizer --num-layers 2 --hidden-size 8"
+    flags += (
+        " --num-attention-heads 2 --seq-length 16 --micro-batch-size 1 --global-batch-size 2 --train-iters 3 --lr 0.1"
+    )
+    config = load_config(flags.split())
+    config = config.model_copy(update={"model": complete_model(config, 257)})
+    with pytest.raises(DataError, match='--split "0,100,0" leaves training nothing'):
+        RunData.build(
+            config, None, CausalObjective(), rank=0, size=1, pin_memory=False, trained_samples=6, record=None
+        )  # fmt: skip
