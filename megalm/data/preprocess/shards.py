@@ -117,10 +117,10 @@ def read_about(path: Path) -> dict[str, Any] | None:
             if magic != _MAGIC:
                 return None
             stream.seek(about_at)
-            about: dict[str, Any] = json.loads(stream.read(size - _TRAILER.size - about_at))
-    except (FileNotFoundError, struct.error, ValueError):
+            about: Any = json.loads(stream.read(size - _TRAILER.size - about_at))
+    except (FileNotFoundError, struct.error, ValueError, RecursionError):
         return None
-    return about
+    return about if isinstance(about, dict) else None
 
 
 def read_faults(path: Path) -> Iterator[Fault]:

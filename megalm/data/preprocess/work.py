@@ -61,8 +61,11 @@ def finished(folder: Path, unit: Unit) -> Report | None:
     about = read_about(shard_path(folder, unit))
     if about is None:
         return None
-    counters = {name: Counter(about[name]) for name in ("filtered", "changed", "rejected")}
-    return Report(**{**about, **counters})
+    try:
+        counters = {name: Counter(about[name]) for name in ("filtered", "changed", "rejected")}
+        return Report(**{**about, **counters})
+    except (KeyError, TypeError):  # of another version, or damaged: made again
+        return None
 
 
 def process_unit(spec: ProcessingSpec, unit: Unit, folder: str, *, stop_at_fault: bool) -> Report:

@@ -47,8 +47,17 @@ class OrderRecord:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "OrderRecord":
-        """The record that `dataclasses.asdict` made."""
-        return cls(**content | {"datasets": [DatasetRecord.from_json(values) for values in content["datasets"]]})
+        """The record that `dataclasses.asdict` made.
+
+        Raises:
+            CheckpointError: it did not.
+        """
+        try:
+            return cls(**content | {"datasets": [DatasetRecord.from_json(values) for values in content["datasets"]]})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"the checkpoint's record of the samples is damaged ({error}); load an earlier checkpoint"
+            ) from error
 
 
 class BlendedDataset:

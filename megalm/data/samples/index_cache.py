@@ -79,7 +79,7 @@ class IndexCache:
             return arrays
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             log.warning("the index cache entry %s/%s is damaged (%s); it is built again", self.folder, name, error)
             return None
 

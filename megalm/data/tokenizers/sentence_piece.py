@@ -71,6 +71,14 @@ class GPTSentencePieceTokenizer(Tokenizer):
         text: str = self._model.Decode([int(i) for i in ids])
         return text
 
+    def encode_arrays(self, texts: Sequence[str]) -> list[Any]:
+        """The ids of several texts, in one thread: arrays, or lists where this sentencepiece gives none."""
+        try:
+            arrays: list[Any] = self._model.Encode(list(texts), num_threads=1, return_type="numpy")
+            return arrays
+        except TypeError:  # before 0.2.3
+            return list(self.encode_batch(texts))
+
     def normalize(self, texts: Sequence[str]) -> list[str]:
         """The texts in which the model looks for its pieces, with U+2581 for blanks."""
         normal: list[str] = self._model.Normalize(list(texts))

@@ -195,8 +195,10 @@ def test_other_ids_for_a_text_that_goes_by_end_the_run(shapes: Any, monkeypatch:
     with pytest.raises(WrongIdsError, match=r"other ids than Some's own library for a text that begins with 'a dog'"):
         encoder(["a dog"] * 5)
     monkeypatch.setattr(encode, "FastEncoder", lambda *_: wrong)
+    real_encoder_of.cache_clear()
     assert choose_encoder(shapes["nmt_nfkc"], ["cat"]).fast
     choice = choose_encoder(shapes["nmt_nfkc"], ["dog"])
+    real_encoder_of.cache_clear()
     assert not choice.fast
     assert "gives other ids" in choice.reason
 
