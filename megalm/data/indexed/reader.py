@@ -97,7 +97,7 @@ class IndexedDataset:
         start = HEADER.size + index_format.SEQUENCE_BYTES * self._header.num_sequences
         return np.frombuffer(self._map, "<i8", self._header.num_boundaries, start)
 
-    @property
+    @functools.cached_property
     def num_tokens(self) -> int:
         """Tokens of all sequences."""
         return int(self._pointers[-1]) // self.dtype.itemsize + int(self.sequence_lengths[-1])

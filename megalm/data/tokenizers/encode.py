@@ -38,10 +38,9 @@ class LibraryEncoder:
     """Encodes with the library that the tokenizer is made for."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        # arrays come from sentencepiece a third faster than lists
-        is_bare = type(tokenizer) is GPTSentencePieceTokenizer
-        self._encode: Callable[[Sequence[str]], Sequence[Any]]
-        self._encode = tokenizer.encode_arrays if is_bare else tokenizer.encode_batch
+        self._encode: Callable[[Sequence[str]], Sequence[Any]] = tokenizer.encode_batch
+        if type(tokenizer) is GPTSentencePieceTokenizer:  # arrays come a third faster than lists
+            self._encode = tokenizer.encode_arrays
 
     def __call__(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         """The ids of all texts back to back, and the number of ids of each text."""
