@@ -120,5 +120,6 @@ def choose_encoder(config: TokenizerConfig, sample: Sequence[str]) -> Choice:
         return Choice(False, f"encoder: {kind}'s own library (gigatoken cannot load it: {reason})")
     return Choice(
         True,
-        f"encoder: gigatoken, ids equal to {kind}'s on a sample of {len(texts)} texts, and compared on a share of all",
+        f"encoder: {encoder.fast.names}; ids equal to {kind}'s on a sample of {len(texts)} texts, and compared on a "
+        "share of all",
     )

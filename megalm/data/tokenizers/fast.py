@@ -43,6 +43,8 @@ class FastEncoder:
     def __init__(self, tokenizer: Tokenizer, library: Encoder) -> None:
         self._library = library
         self._ways = _ways_of(tokenizer, library)
+        self.names = self._ways.names
+        """What encodes, in words."""
         self._begin = tokenizer.special("bos") if isinstance(tokenizer, Llama2Tokenizer) else None
         names = {variant for name in special_texts(tokenizer) for variant in _variants(name)}
         self._differing = _differing(sorted(names), self._encode, library)
@@ -84,6 +86,7 @@ class _Ways:
         is_plain: which these are.
         other: how the others are encoded.
         shown: a text as gigatoken gets it: there, too, a special token must not be spelled.
+        names: what encodes, in words.
     """
 
     def __init__(
@@ -92,8 +95,9 @@ class _Ways:
         is_plain: Callable[[str], bool],
         other: Encoder,
         shown: Callable[[str], str],
+        names: str = "gigatoken",
     ) -> None:
-        self._plain, self._is_plain, self._other, self.shown = plain, is_plain, other, shown
+        self._plain, self._is_plain, self._other, self.shown, self.names = plain, is_plain, other, shown, names
 
     def parts(self, texts: Sequence[str]) -> list[tuple[list[int], tuple[Ids, Lengths]]]:
         """(numbers of texts, their ids) of each way."""
@@ -134,7 +138,8 @@ def _sentencepiece_ways(tokenizer: GPTSentencePieceTokenizer) -> _Ways:
         raise TypeError("its blanks are not those of other models")
     compiled = _piece_encoder(tokenizer)
     if compiled is not None:  # it knows no special tokens, and has its own normalization
-        return _Ways(plain, _plain_where_equal(plain, compiled), compiled, str)
+        names = "gigatoken for ASCII, megalm's own for what the model normalizes"
+        return _Ways(plain, _plain_where_equal(plain, compiled), compiled, str, names)
     # what is appended to a protocol message takes the place of what it says before
     own = _Gigatoken(Model.from_sentencepiece(tokenizer.content + _NO_NORMALIZATION))
 

@@ -91,7 +91,7 @@ def several(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("at", "change", "message"),
     [
-        (34, {0: 4, 1: -4}, "sequence 1 must start at byte 16, its offset is 8"),
+        (34, {0: 2, 1: -2}, "sequence 1 must start at byte 12, its offset is 8"),
         (34, {2: 1, 4: -1}, "sequence 3 must start at byte"),
         (34 + 28, {3: 2}, "sequence 3 must start at byte 24, its offset is 26"),
         (34 + 28 + 56, {1: 2, 2: -1}, "document 1 ends before it starts"),

@@ -234,7 +234,7 @@ def test_binary_columns_are_texts_or_rejected_by_the_same_rule(tmp_path: Path) -
         ("a.json", b'{\n  "text": "x"\n}\n', "over several lines, .*jq -c"),
         ("a.jsonl", b"\xef\xbb\xbf \n{\r\n", "over several lines"),
         ("a.json", b'[{"text": "x"}]', r"one JSON array, .*jq -c '\.\[\]'"),
-        ("a.jsonl", '{"text": "x"}\n'.encode("utf-16"), "UTF-16: iconv"),
+        ("a.jsonl", '{"text": "x"}\n'.encode("utf-16"), "UTF-16.* iconv"),
         ("a.jsonl", ('{"text": "' + "x" * 50 + '"}').encode("utf-16-le"), "UTF-16"),
         ("a.txt", ("word " * 20).encode("utf-16-be"), "UTF-16"),
         ("a.jsonl", gzip.compress(b'{"text": "x"}'), r"gzip, .*ends in \.gz"),

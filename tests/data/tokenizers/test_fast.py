@@ -190,6 +190,7 @@ def test_other_ids_for_a_text_that_goes_by_end_the_run(shapes: Any, monkeypatch:
         ids, lengths = library(texts)
         return np.where(ids == ids.max(), 0, ids) if any("dog" in text for text in texts) else ids, lengths
 
+    monkeypatch.setattr(wrong, "names", "wrong", raising=False)
     encoder = ComparedEncoder(wrong, library, "Some")
     encoder(["fox"] * 5)
     with pytest.raises(WrongIdsError, match=r"other ids than Some's own library for a text that begins with 'a dog'"):
