@@ -94,17 +94,7 @@ class RunData:
             record=record,
             verify=verify,
         )
-        if built.train is None and trained_samples and not training.skip_train:
-            raise DataError(
-                f'--split "{config.data.split}" leaves training nothing; give it a share, or only evaluate with '
-                "--skip-train"
-            )
-        if isinstance(built.train, BlendedDataset) and built.train.samples_per_epoch < global_batch_size:
-            raise DataError(
-                f"the training data has {built.train.samples_per_epoch} samples of {config.batch.seq_length} tokens in "
-                f"one epoch, less than one global batch of {global_batch_size}; give more data, or a smaller "
-                "--global-batch-size or --seq-length"
-            )
+        _check_training_data(config, built.train, trained_samples, global_batch_size)
         return cls(
             config=config,
             rank=rank,
@@ -136,4 +126,25 @@ class RunData:
             fields=self.objective.fields(batch.seq_length),
             seed=self.config.training.seed if trains else None,
             speaks=self.speaks,
+        )
+
+
+def _check_training_data(
+    config: RunConfig, train: SampleDataset | None, trained_samples: int, global_batch_size: int
+) -> None:
+    """Checks that there is something to train on, a global batch of it in one epoch.
+
+    Raises:
+        DataError: there is not.
+    """
+    if train is None and trained_samples and not config.training.skip_train:
+        raise DataError(
+            f'--split "{config.data.split}" leaves training nothing; give it a share, or only evaluate with '
+            "--skip-train"
+        )
+    if isinstance(train, BlendedDataset) and train.samples_per_epoch < global_batch_size:
+        raise DataError(
+            f"the training data has {train.samples_per_epoch} samples of {config.batch.seq_length} tokens in "
+            f"one epoch, less than one global batch of {global_batch_size}; give more data, or a smaller "
+            "--global-batch-size or --seq-length"
         )

@@ -86,10 +86,7 @@ def build_datasets(
     wishes = [_Wish(name=name, num_samples=count) for name, count in zip(SPLITS, num_samples, strict=True)]
     blends = _blends(data, wishes, opened)
     for indexed in opened.values():
-        check_tokenizer(indexed.prefix, tokenizer_identity)  # with another one, ids may be too large as well
-        indexed.vocab_size = vocab_size
-        indexed.check_token_range()
-        _check_ends(data, indexed, eod)
+        _check_fit(data, indexed, vocab_size, tokenizer_identity, eod)
 
     def build(wish: _Wish, blend: _Documents | None, **options: Any) -> BlendedDataset | None:
         if blend is None:
@@ -123,6 +120,16 @@ def _unasked(data: DataConfig, build: Callable[[], BlendedDataset | None]) -> Bl
     except DataError as error:
         log.info("no test set: %s", error)
         return None
+
+
+def _check_fit(
+    data: DataConfig, indexed: IndexedDataset, vocab_size: int, tokenizer_identity: str | None, eod: int | None
+) -> None:
+    """Checks that a dataset fits the run's tokenizer and flags; from here on each of its tokens is looked at."""
+    check_tokenizer(indexed.prefix, tokenizer_identity)  # with another one, ids may be too large as well
+    indexed.vocab_size = vocab_size
+    indexed.check_token_range()
+    _check_ends(data, indexed, eod)
 
 
 _NEEDS_EOD = ("reset_attention_mask", "reset_position_ids", "eod_mask_loss")
