@@ -60,7 +60,7 @@ def build_datasets(
     record: OrderRecord | None = None,
     verify: bool = True,
 ) -> Datasets:
-    """The datasets with `num_samples` samples of (train, valid, test) at least; none where nothing is asked for.
+    """The datasets with `num_samples` samples of (train, valid, test) at least.
 
     A split has none when its share of --split is 0, when its path is not given, or when 0 samples are asked for.
 
@@ -74,8 +74,7 @@ def build_datasets(
         verify: compare the training data with all that `record` knows of it; one rank of a job is enough.
 
     Raises:
-        DataError: missing or damaged files, a split without documents, fewer tokens than one sample, ids outside
-            the vocabulary, or another tokenizer.
+        DataError: missing or damaged files, too few documents or tokens, or those of another tokenizer.
         CheckpointError: other datasets than the record's.
     """
     if data.mock_data:
@@ -83,8 +82,8 @@ def build_datasets(
     opened: dict[str, IndexedDataset] = {}
     cache = IndexCache(data.data_cache_path) if data.data_cache_path else None
     sampling = Sampling(seq_length=seq_length, extra_tokens=extra_tokens, seed=seed, order=data.sampling, cache=cache)
-    wishes = [_Wish(name=name, num_samples=count) for name, count in zip(SPLITS, num_samples, strict=True)]
-    blends = _blends(data, wishes, opened)
+    train, valid, test = (_Wish(name=name, num_samples=n) for name, n in zip(SPLITS, num_samples, strict=True))
+    blends = _blends(data, [train, valid, test], opened)
     for indexed in opened.values():
         _check_fit(data, indexed, vocab_size, tokenizer_identity, eod)
 
@@ -97,7 +96,6 @@ def build_datasets(
         except DataError as error:
             raise DataError(f"{wish.name} split of {error}") from error
 
-    train, valid, test = wishes
     sets = {"": blends[1]}
     if data.multiple_validation_sets and blends[1] is not None:
         names = short_names([indexed.prefix for indexed, _ in blends[1].parts])
