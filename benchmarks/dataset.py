@@ -131,7 +131,8 @@ def measure_stream(prefix: str, num_documents: int) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")
     begin = time.perf_counter()
     indexed = IndexedDataset(prefix, scan=False)
-    indexed.check_token_range(50257)
+    indexed.vocab_size = 50257
+    indexed.check_token_range()
     indexed.fingerprint()
     dataset = StreamDataset(indexed, range(num_documents), SEQ_LENGTH, None, SEED)
     length = len(dataset[len(dataset) // 3].tokens)

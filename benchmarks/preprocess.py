@@ -1,11 +1,14 @@
 """Preprocessing speed and memory against Megatron-DeepSpeed's `tools/preprocess_data.py`, in one run.
 
     python benchmarks/preprocess.py [--megatron-deepspeed DIR] [--size-mb 100] [--rounds 2] [--memory-mb 100 2000]
+    python benchmarks/preprocess.py --rounds 0 --memory-mb --mixed-mb 20      (the mixed text alone)
 
 Prints MB/s of input as wall time and as CPU time (user and system, of all processes), which other load on the machine
 disturbs less, the ratios, and whether .bin and .idx are equal byte for byte (with DIR for both sentencepiece
-tokenizers); then peak memory for inputs of the given sizes. Without DIR the peer is a loop of the same design,
-written here and named so: `multiprocessing.Pool.imap` over lines, one writer, megatron-core's builder.
+tokenizers); then text of many scripts with a normalizing model, against sentencepiece's own `encode` with as many
+threads, reading and writing not counted there; then peak memory for inputs of the given sizes. Without DIR the peer is
+a loop of the same design, written here and named so: `multiprocessing.Pool.imap` over lines, one writer,
+megatron-core's builder.
 
 DIR is a checkout of https://github.com/deepspeedai/Megatron-DeepSpeed; its script needs the package `six`. Documents
 get no end-of-document token with DIR: that script counts the token in .bin but not in .idx.
@@ -13,8 +16,11 @@ get no end-of-document token with DIR: that script counts the token in .bin but 
 
 import argparse
 import filecmp
+import itertools
 import json
+import math
 import multiprocessing
+import random
 import resource
 import subprocess
 import sys
@@ -171,6 +177,79 @@ def compare_speed(arguments: argparse.Namespace, folder: Path, model: Path) -> N
         print_equality(folder, kind, "peer")
 
 
+def mixed_words(draw: random.Random) -> list[list[str]]:
+    """Words of six scripts: with vowel signs, harakat, decomposed accents, half-width kana; and emoji with joiners."""
+
+    def words(letters: str, marks: str, share: float, longest: int) -> list[str]:
+        letter = lambda: draw.choice(letters) + (draw.choice(marks) if draw.random() < share else "")  # noqa: E731
+        return ["".join(letter() for _ in range(draw.randint(1, longest))) for _ in range(15_000)]
+
+    def span(first: int, last: int) -> str:
+        return "".join(map(chr, range(first, last + 1)))
+
+    return [
+        words(span(0x915, 0x939), "\u093e\u093f\u0940\u0941\u0947\u094d\u093c\u0902", 0.7, 4),
+        words(span(0x627, 0x63A) + span(0x641, 0x64A), "\u064b\u064e\u0650\u0651\u0652", 0.2, 6),
+        words(span(0x4E00, 0x59FF), "", 0.0, 3),
+        words(span(0x3041, 0x3096) + span(0xFF66, 0xFF9F), "", 0.0, 6),
+        words(span(0x61, 0x7A), "\u0300\u0301\u0303\u0308\u0327", 0.06, 9),
+        words(span(0xAC00, 0xB3FF), "", 0.0, 3),
+        ["\U0001f469\u200d\U0001f469\u200d\U0001f467", "\u2764\ufe0f", "\U0001f44d\U0001f3fd", "\U0001f1e9\U0001f1ea"],
+    ]
+
+
+def make_mixed(folder: Path, size_mb: float) -> Path:
+    """JSON lines of `size_mb` MB of text in many scripts, mixed within each document; words by Zipf's law, about."""
+    draw, path = random.Random(7), folder / f"mixed-{size_mb:g}.jsonl"
+    scripts, written = mixed_words(draw), 0
+    with open(path, "wb") as stream:
+        while written < size_mb * 1e6:
+            parts = []
+            for _ in range(draw.randint(5, 40)):
+                own = draw.choice(scripts)
+                blank = "" if own in (scripts[2], scripts[3]) else " "
+                picked = (own[int(len(own) * draw.random() ** 4)] for _ in range(draw.randint(3, 20)))
+                parts.append(blank.join(picked) + draw.choice([". ", "\u3002", ", ", "\n"]))
+            written += stream.write((json.dumps({"text": "".join(parts)}, ensure_ascii=False) + "\n").encode())
+    return path
+
+
+def encode_by_sentencepiece(source: str, model: str, threads: int) -> None:
+    """Prints the seconds that sentencepiece takes for all documents of a file."""
+    import sentencepiece
+
+    with open(source, encoding="utf-8") as lines:
+        documents = [json.loads(line)["text"] for line in lines]
+    processor = sentencepiece.SentencePieceProcessor(model_file=model)
+    begin = time.perf_counter()
+    processor.encode(documents, num_threads=threads)
+    print(time.perf_counter() - begin)
+
+
+def compare_mixed(arguments: argparse.Namespace, folder: Path) -> None:
+    """Text of many scripts with sentencepiece's default normalization: megalm and sentencepiece in turn."""
+    import sentencepiece
+
+    source, workers = make_mixed(folder, arguments.mixed_mb), arguments.workers
+    with open(source, encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in itertools.islice(lines, 1500)]
+    model, pieces = folder / "mixed.model", (line for text in texts for line in text.split("\n"))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=pieces, model_prefix=str(model.with_suffix("")),
+        vocab_size=16000, model_type="bpe", byte_fallback=True, max_sentence_length=1 << 20, minloglevel=2,
+    )  # fmt: skip
+    own = [sys.executable, __file__, "--by-sentencepiece", str(source), str(model), str(workers)]
+    size_mb, best = source.stat().st_size / 1e6, {"sentencepiece": math.inf, "megalm": math.inf}
+    for _ in range(max(2, arguments.rounds)):
+        done = subprocess.run(own, check=True, capture_output=True, text=True)
+        best["sentencepiece"] = min(best["sentencepiece"], float(done.stdout))
+        wall, _ = timed(partial(preprocess, source, model, folder / "mixed", workers))
+        best["megalm"] = min(best["megalm"], wall)
+    print(f"{size_mb:.0f} MB of mixed text, nmt_nfkc, 16,000 ids, {workers} threads or workers (target 3 x wall)")
+    for name, wall in best.items():
+        print(f"{name:40} {size_mb / wall:7.1f} MB/s wall | {best['sentencepiece'] / wall:.2f} x wall")
+
+
 def print_equality(folder: Path, *names: str) -> None:
     """Prints whether two datasets are equal byte for byte."""
     for end in ("bin", "idx"):
@@ -207,9 +286,14 @@ def main() -> None:
         default=[100, 2000],
         help="Sizes at which to measure memory; none: do not.",
     )
+    parser.add_argument("--mixed-mb", type=float, default=60.0, help="Size of the mixed text; 0: none.")
     parser.add_argument("--folder", help="Where input and output lie (default: a temporary folder).")
     parser.add_argument("--same-design", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--by-sentencepiece", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.by_sentencepiece:
+        encode_by_sentencepiece(*arguments.by_sentencepiece[:2], int(arguments.by_sentencepiece[2]))
+        return
     if arguments.same_design:
         same_design(*arguments.same_design[:3], int(arguments.same_design[3]))
         return
@@ -230,6 +314,8 @@ def main() -> None:
             )
         if arguments.rounds:
             compare_speed(arguments, folder, model)
+        if arguments.mixed_mb:
+            compare_mixed(arguments, folder)
         measure_memory(arguments, folder, model)
 
 

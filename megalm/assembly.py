@@ -86,6 +86,8 @@ def build_data(
         pin_memory=context.device.type == "cuda",
         trained_samples=stop_sample,
         record=order.record,
+        speaks=context.groups.is_first_with_samples,
+        verify=context.rank == 0,
     )
 
 

@@ -36,7 +36,7 @@ class TokenizerConfig(Section):
     """Tokens <extra_id_0>, ... to add to a SentencePieceTokenizer."""
     eod_token: str | None = None
     """Token that ends a document. Default: the tokenizer's own (see docs/data.md)."""
-    tiktoken_pattern: Literal["v1", "v2", "r50k", "cl100k", "o200k", "llama3"] | None = None
+    tiktoken_pattern: Literal["v1", "v2", "r50k", "cl100k", "o200k", "llama3", "qwen"] | None = None
     """How a TikTokenizer cuts text into words. Default: v2 for Megatron's JSON; that of a known BPE file."""
     tiktoken_num_special_tokens: int | None = Field(None, ge=7)
     """Special tokens before the vocabulary of a TikTokenizer in Megatron's JSON. Default: 1000."""
@@ -72,9 +72,15 @@ class BlendSpec:
         word in the place of a weight is a number.
 
         Raises:
-            ValueError: weights for some prefixes only, or a weight that is not positive.
+            ValueError: weights for some prefixes only, behind them or in one word with them, or not positive.
         """
         given = [_number(word) for word in words]
+        for word in words:
+            if len(parts := word.split()) > 1 and _number(parts[0]) is not None:
+                raise ValueError(f'"{word}" is one word; leave out the quotes, so that it is {len(parts)}')
+        if len(words) % 2 == 0 and not any(n is not None for n in given[::2]) and None not in given[1::2]:
+            turned = " ".join(f"{weight} {prefix}" for prefix, weight in zip(words[::2], words[1::2], strict=True))
+            raise ValueError(f"a weight stands before its prefix: {turned}")
         if len(words) % 2:
             if len(words) > 1 and given[0] is not None and given[2] is not None:
                 raise ValueError(f"{' '.join(words)} must be a prefix, prefixes, or weights and prefixes in turn")

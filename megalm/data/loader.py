@@ -49,6 +49,7 @@ def build_loader(
     dataset_ids: bool = False,
     fields: Fields | None = None,
     seed: int | None = None,
+    speaks: bool = True,
 ) -> "MicroBatchIterator":
     """An iterator of the micro-batches of samples start_sample .. stop_sample for data-parallel `rank` of `size`.
 
@@ -59,6 +60,7 @@ def build_loader(
         dataset_ids: batches also hold `dataset_id`, int64 [micro_batch_size]: which dataset each sample comes from.
         fields: what the examples of `transform` must hold; checked on the first one that each process makes.
         seed: the run's; each batch has its own seed of it for what the model draws. None: nothing is drawn.
+        speaks: this rank says what is wrong with a sample; others that read the same samples end without a word.
 
     Raises:
         ConfigError: micro_batch_size x size does not divide global_batch_size. While iterating: an example has other
@@ -91,7 +93,7 @@ def build_loader(
         worker_init_fn=_WorkerStart(os.getpid()),
         multiprocessing_context="fork" if num_workers else None,
     )
-    return MicroBatchIterator(loader, len(sampler), pin_memory=pin_memory, seed=seed)
+    return MicroBatchIterator(loader, len(sampler), pin_memory=pin_memory, seed=seed, speaks=speaks)
 
 
 def _check_split(global_batch_size: int, micro_batch_size: int, size: int) -> None:
@@ -120,8 +122,10 @@ class MicroBatchSampler(Sampler[list[int]]):
 class MicroBatchIterator(Iterator[Batch]):
     """Micro-batches as tensors. Its workers live until it is exhausted, closed or garbage."""
 
-    def __init__(self, loader: DataLoader[Any], num_batches: int, *, pin_memory: bool, seed: int | None) -> None:
-        self._num_left, self._pin_memory, self._seed = num_batches, pin_memory, seed
+    def __init__(
+        self, loader: DataLoader[Any], num_batches: int, *, pin_memory: bool, seed: int | None, speaks: bool
+    ) -> None:
+        self._num_left, self._pin_memory, self._seed, self._speaks = num_batches, pin_memory, seed, speaks
         # A signal that comes while workers start must not kill them: they inherit the mask and keep it (follow_parent).
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WORKER_SIGNALS)
         child_handler = signal.getsignal(signal.SIGCHLD)
@@ -151,14 +155,12 @@ class MicroBatchIterator(Iterator[Batch]):
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            died = PlatformError(
-                f"a data loader process died ({error}); a kill for lack of memory is the usual cause: "
-                "lower --num-workers, or give the job more memory"
-            )
+            died = PlatformError(f"a data loader process died ({error}); {_cause_of_death(str(error))}")
             died.local = True
             raise died from error
         if isinstance(stacked, MegalmError):
             self.close()
+            stacked.silent = not self._speaks
             raise stacked
         self._num_left -= 1
         tensors = {name: torch.from_numpy(array) for name, array in stacked.arrays.items()}
@@ -251,6 +253,16 @@ def _stack(rows: list[_Row | MegalmError]) -> _Stacked | MegalmError:
         good.append(row)
     arrays = {name: np.stack([row.arrays[name] for row in good]) for name in good[0].arrays}
     return _Stacked(tuple(row.number for row in good), arrays)
+
+
+def _cause_of_death(text: str) -> str:
+    """What torch's message on a dead worker points to."""
+    if "Bus error" in text:  # mapped files: the index cache, and what a library maps
+        return (
+            "a file that it had mapped was cut or could not be read: look at the data and at --data-cache-path, and "
+            "copy them again; the same command continues from the last checkpoint"
+        )
+    return "a kill for lack of memory is the usual cause: lower --num-workers, or give the job more memory"
 
 
 class _WorkerStart:

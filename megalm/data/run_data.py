@@ -49,6 +49,8 @@ class RunData:
     test: SampleDataset | None
     train_names: tuple[str, ...] = ()
     """Names of the datasets that the training samples come from."""
+    speaks: bool = True
+    """This rank says what is wrong with a sample, for all that read the same ones."""
 
     @classmethod
     def build(
@@ -62,10 +64,13 @@ class RunData:
         pin_memory: bool,
         trained_samples: int,
         record: OrderRecord | None,
+        speaks: bool = True,
+        verify: bool = True,
     ) -> "RunData":
         """The datasets, each with as many samples as the run draws from it: `trained_samples` for training.
 
-        `record` is the order of the training samples up to the checkpoint that the run goes on from.
+        `record` is the order of the training samples up to the checkpoint that the run goes on from; `verify` as in
+        `build_datasets`.
 
         Raises:
             DataError, CheckpointError: as `build_datasets`; or an epoch is less than one global batch.
@@ -85,14 +90,11 @@ class RunData:
             seed=training.seed,
             vocab_size=config.model.vocab_size,
             tokenizer_identity=tokenizer.identity if tokenizer else None,
+            eod=tokenizer.special("eod") if tokenizer else None,
             record=record,
+            verify=verify,
         )
-        if isinstance(built.train, BlendedDataset) and built.train.samples_per_epoch < global_batch_size:
-            raise DataError(
-                f"the training data has {built.train.samples_per_epoch} samples of {config.batch.seq_length} tokens in "
-                f"one epoch, less than one global batch of {global_batch_size}; give more data, or a smaller "
-                "--global-batch-size or --seq-length"
-            )
+        _check_training_data(config, built.train, trained_samples, global_batch_size)
         return cls(
             config=config,
             rank=rank,
@@ -103,6 +105,7 @@ class RunData:
             valid=built.valid,
             test=built.test,
             train_names=built.train_names,
+            speaks=speaks,
         )
 
     def batches(self, dataset: SampleDataset, start: int, stop: int, *, workers: int) -> MicroBatchIterator:
@@ -123,4 +126,26 @@ class RunData:
             dataset_ids=trains and len(self.train_names) > 1,
             fields=self.objective.fields(batch.seq_length),
             seed=self.config.training.seed if trains else None,
+            speaks=self.speaks,
+        )
+
+
+def _check_training_data(
+    config: RunConfig, train: SampleDataset | None, trained_samples: int, global_batch_size: int
+) -> None:
+    """Checks that there is something to train on, a global batch of it in one epoch.
+
+    Raises:
+        DataError: there is not.
+    """
+    if train is None and trained_samples and not config.training.skip_train:
+        raise DataError(
+            f'--split "{config.data.split}" leaves training nothing; give it a share, or only evaluate with '
+            "--skip-train"
+        )
+    if isinstance(train, BlendedDataset) and train.samples_per_epoch < global_batch_size:
+        raise DataError(
+            f"the training data has {train.samples_per_epoch} samples of {config.batch.seq_length} tokens in "
+            f"one epoch, less than one global batch of {global_batch_size}; give more data, or a smaller "
+            "--global-batch-size or --seq-length"
         )

@@ -68,6 +68,11 @@ class MeshGroups:
         return self.by_axis[Axis.TP]
 
     @property
+    def is_first_with_samples(self) -> bool:
+        """Whether this rank is the first of those that read the same samples."""
+        return self.model_copy.rank == 0 and self.by_axis[Axis.CP].rank == 0
+
+    @property
     def pipeline(self) -> RankGroup:
         """Ranks that hold the stages of a pipeline with this one."""
         return self.by_axis[Axis.PP]

@@ -6,19 +6,16 @@ a library of its own, without torch: compiled in a second, loaded in a milliseco
 
 import ctypes
 import functools
-import hashlib
 import logging
-import platform
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megalm.kernels.building.places import SOURCES, default_cache, find_cxx
-from megalm.storage.build_once import build_once
+from megalm.kernels.building.places import default_cache
+from megalm.kernels.building.plain import plain_library
 
 log = logging.getLogger("megalm")
 
@@ -26,9 +23,6 @@ MIN_SIZE = 1 << 20
 """Elements from which on it is worth compiling; numpy shuffles fewer in some 20 ms."""
 _MAX_SIZE = 1 << 32
 """Beyond it numpy draws numbers of 64 bits."""
-_COMPILE_TIMEOUT_S = 60.0
-_LOCK_TIMEOUT_S = 2 * _COMPILE_TIMEOUT_S
-_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fvisibility=hidden")
 
 Array = npt.NDArray[np.integer[Any]]
 Function = Callable[..., int]
@@ -56,7 +50,7 @@ def _shuffle(function: Function, random: np.random.RandomState, array: Array) ->
 def _compiled() -> Function | None:
     """The compiled function, when it can be had and does what numpy does; says in one line why not."""
     try:
-        function: Any = ctypes.CDLL(str(_library(default_cache()))).megalm_shuffle
+        function: Any = ctypes.CDLL(str(plain_library("shuffle", default_cache()))).megalm_shuffle
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: this user has no home folder
         log.info("numpy shuffles the index, which takes some seconds more for large data: %s", error)
         return None
@@ -78,30 +72,3 @@ def _is_numpys(function: Function) -> bool:
         if not np.array_equal(ours, theirs) or random.randint(1 << 31) != peer.randint(1 << 31):
             return False
     return True
-
-
-def _library(folder: Path) -> Path:
-    """The library of this compiler, source and machine; compiled first if it is not in `folder`.
-
-    Raises:
-        OSError: no compiler, no source, a compiler that fails, or a folder that cannot be written.
-        subprocess.SubprocessError: the compiler does not say its version, or takes too long.
-    """
-    compiler, source = find_cxx(), SOURCES / "shuffle.cpp"
-    if compiler is None:
-        raise OSError("there is no C++ compiler on the search path")
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S)
-    made_from = [source.read_bytes(), version.stdout, " ".join(_FLAGS).encode(), platform.machine().encode()]
-    library = folder / f"libmegalm-shuffle-{hashlib.sha256(b'|'.join(made_from)).hexdigest()[:24]}.so"
-
-    def make(work: Path, _: int) -> Path:
-        made = work / "made.so"
-        command = [compiler, *_FLAGS, str(source), "-o", str(made)]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
-        if answer.returncode:
-            default = f"{compiler} failed with exit code {answer.returncode}"
-            raise OSError(next((line for line in answer.stderr.splitlines() if "error" in line), default))
-        return made
-
-    build_once(library, make, timeout_s=_LOCK_TIMEOUT_S, error=OSError)
-    return library

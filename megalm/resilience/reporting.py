@@ -13,6 +13,8 @@ from megalm.errors import MegalmError, PlatformError
 from megalm.storage.faults import unforeseen
 
 WAIT_FOR_REPORT_S, LONGEST_WAIT_S = 8.0, 60.0
+SILENT_WAIT_S = 2.0
+"""How much later a rank ends that has nothing to say, so that no launcher ends the one that has before it is said."""
 _LOST_PEER = re.compile("Connection (closed|reset) by peer|writev .*Broken pipe")
 """What gloo raises in a rank when another one is gone: not its own fault, and no traceback of its own is of use."""
 _NO_ANSWER = re.compile(r"Timed out waiting \d+ms for (send|recv) operation")
@@ -62,7 +64,9 @@ def _report(error: MegalmError, rank: int) -> None:
     if error.silent or (rank != 0 and not error.local):
         # rank 0 may have come later, and be as slow: it may need as long again
         time.sleep(min(max(WAIT_FOR_REPORT_S, 2 * seconds_since_start()), LONGEST_WAIT_S))
-    if not error.silent:
+    if error.silent:
+        time.sleep(SILENT_WAIT_S)
+    else:
         prefix = "error" if rank == 0 else f"error on rank {rank}"
         print(f"{prefix}: {error}", file=sys.stderr, flush=True)
 

@@ -14,6 +14,7 @@ import torch
 from megalm.data.loader import build_loader
 from megalm.data.samples.gpt_dataset import MockDataset
 from megalm.data.samples.sample import Sample
+from megalm.data.samples.stream import StreamDataset
 from megalm.errors import ConfigError, DataError, PlatformError
 from megalm.randomness import stable_seed
 
@@ -164,6 +165,7 @@ HANGING = """
 import numpy as np, time
 from megalm.data.loader import build_loader
 from megalm.data.samples.sample import Sample
+from megalm.data.samples.stream import StreamDataset
 
 class Numbers:
     def __len__(self): return 1000
@@ -180,6 +182,7 @@ ORPHAN = """
 import os, signal, numpy as np
 from megalm.data.loader import build_loader
 from megalm.data.samples.sample import Sample
+from megalm.data.samples.stream import StreamDataset
 
 class Numbers:
     def __len__(self): return 1000
@@ -238,3 +241,24 @@ def test_an_example_that_is_not_what_its_objective_states_is_an_error(
     with pytest.raises(ConfigError, match=message):
         next(loader(fields=fields, num_workers=num_workers))
     assert len(list(loader(fields={"tokens": ((1,), np.int64), "pid": ((), np.int64)}, num_workers=num_workers))) == 6
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_token_that_the_vocabulary_lacks_is_told_by_one_rank_of_each_copy(
+    make_dataset: Any, num_workers: int
+) -> None:
+    indexed = make_dataset([8] * 100, vocab_size=700)
+    indexed.vocab_size = 600
+    dataset = StreamDataset(indexed, range(100), 8, 90, seed=1)
+    for speaks in (True, False):
+        batches = loader(dataset, num_workers=num_workers, stop_sample=88, speaks=speaks)
+        with pytest.raises(DataError, match=r"token id 6\d\d at position \d of document \d+ is outside 0") as caught:
+            list(batches)
+        assert caught.value.silent is not speaks
+
+
+def test_a_mapped_file_that_was_cut_is_told_from_a_lack_of_memory() -> None:
+    batches = loader(Slow(), num_workers=1, stop_sample=96)
+    os.kill(int(next(batches)["pid"][0]), signal.SIGBUS)
+    with pytest.raises(PlatformError, match="a file that it had mapped was cut"):
+        numbers(batches)

@@ -8,7 +8,6 @@ All little-endian, no padding, no checksum:
 
 import os
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +132,8 @@ def check_arrays(
     Without `scan` only the ends of the arrays are read: what the last offset says stands for the sum of the lengths.
 
     Raises:
-        DataError: a negative length, boundaries that do not cover the sequences, or a size that differs.
+        DataError: a negative length, an offset that is not the sum of the lengths before it, boundaries that are not in
+            order or do not cover the sequences, or a size that differs.
     """
     name = f"{prefix}.idx"
     if header.num_sequences == 0:
@@ -157,24 +157,39 @@ def check_arrays(
             f"{prefix}.bin must have {num_tokens * itemsize} bytes for the {num_tokens} tokens ({header.dtype.name}) "
             f"of {name}, but has {bin_bytes}; the two files do not belong together or one is cut off: {_COPY_AGAIN}"
         )
+    if scan and (wrong := layout_problems(header.dtype.itemsize, lengths, pointers, boundaries)):
+        raise DataError(f"{prefix} is damaged: {'; '.join(wrong)}; {_COPY_AGAIN}")
 
 
-def check_token_range(
-    get: Callable[[int], npt.NDArray[np.integer[Any]]], num_sequences: int, vocab_size: int, name: str, limit: int
-) -> None:
-    """Checks up to `limit` sequences, evenly spread, for ids outside 0 .. vocab_size - 1.
+_STEP = 1 << 20
+"""Entries of the index that are looked at together."""
 
-    Raises:
-        DataError: naming the id, its sequence and its position.
-    """
-    step = max(1, num_sequences // limit)
-    for sequence in range(0, num_sequences, step):
-        tokens = get(sequence)
-        if len(tokens) == 0 or (int(tokens.max()) < vocab_size and int(tokens.min()) >= 0):
-            continue
-        position = int(np.flatnonzero((tokens >= vocab_size) | (tokens < 0))[0])
-        raise DataError(
-            f"{name}: token id {int(tokens[position])} at position {position} of sequence {sequence} is outside "
-            f"0 .. {vocab_size - 1} (vocab_size={vocab_size}); "
-            "give the tokenizer that the data was made with, or a larger --vocab-size"
-        )
+
+def layout_problems(
+    itemsize: int,
+    lengths: npt.NDArray[np.int32],
+    pointers: npt.NDArray[np.int64],
+    boundaries: npt.NDArray[np.int64],
+) -> list[str]:
+    """What is wrong with lengths, offsets and document boundaries: one text for the first of each kind."""
+    found, expected = [], 0
+    for start in range(0, len(lengths), _STEP):
+        part = lengths[start : start + _STEP].astype(np.int64)
+        if int(part.min()) < 0:
+            found.append(f"sequence {start + int(np.argmax(part < 0))} has a negative length")
+            break
+        ends = expected + np.cumsum(part) * itemsize
+        begins = ends - part * itemsize
+        bad = np.flatnonzero(pointers[start : start + _STEP] != begins)
+        if len(bad):
+            number = int(bad[0])
+            sequence = start + number
+            found.append(f"sequence {sequence} must start at byte {begins[number]}, its offset is {pointers[sequence]}")
+            break
+        expected = int(ends[-1])
+    for start in range(0, len(boundaries) - 1, _STEP):
+        bad = np.flatnonzero(np.diff(boundaries[start : start + _STEP + 1]) < 0)
+        if len(bad):
+            found.append(f"document {start + int(bad[0])} ends before it starts")
+            break
+    return found

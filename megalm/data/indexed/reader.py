@@ -23,11 +23,12 @@ Tokens = npt.NDArray[np.integer[Any]]
 class IndexedDataset:
     """The sequences of PREFIX.bin and PREFIX.idx, read on demand; picklable (reopens by prefix).
 
-    `.idx` is memory mapped. `.bin` is read with `pread`: 0.6 microseconds slower per read than a map, but a file
-    that shrinks or a disk that fails is then an error with a name, where a map gives SIGBUS.
+    `.idx` is memory mapped, and its length looked at before each sample (`require_index`). `.bin` is read with `pread`:
+    0.6 microseconds slower per read than a map, but a file that shrinks or a disk that fails is then an error with a
+    name, where a map gives SIGBUS.
 
     Args:
-        scan: check every length of the index; without it only sizes and ends, in constant time.
+        scan: check every entry of the index; without it only sizes and ends, in constant time.
 
     Raises:
         DataError: missing, damaged or empty files, or an `.idx` and `.bin` that do not fit each other.
@@ -36,14 +37,17 @@ class IndexedDataset:
     def __init__(self, prefix: str | os.PathLike[str], *, scan: bool = True) -> None:
         self.prefix = os.fspath(prefix)
         self._scan = scan
+        self.vocab_size: int | None = None
+        """Number of ids: `gather` and `tokens` refuse a token beyond them. None: any is taken."""
         advice = (
             f"PREFIX={self.prefix} must stand for two files, PREFIX.bin and PREFIX.idx, as `megalm preprocess` writes "
             "them"
         )
         with reading(f"{self.prefix}.idx", DataError, advice):
             self._header = index_format.read_header(f"{self.prefix}.idx")
-            with open(f"{self.prefix}.idx", "rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._idx = os.open(f"{self.prefix}.idx", os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._idx)
+            self._map = mmap.mmap(self._idx, 0, access=mmap.ACCESS_READ)
         with reading(f"{self.prefix}.bin", DataError, advice):
             self._bin = os.open(f"{self.prefix}.bin", os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._bin)
@@ -58,6 +62,15 @@ class IndexedDataset:
             os.fstat(self._bin).st_size,
             scan=scan,
         )
+
+    def require_index(self) -> None:
+        """Checks that the mapped index is still as long as it was: to read beyond its end would kill the process.
+
+        Raises:
+            DataError: the file has become shorter.
+        """
+        if os.fstat(self._idx).st_size < len(self._map):
+            raise DataError(f"{self.prefix}.idx was cut while in use; copy it again and resume")
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -85,7 +98,7 @@ class IndexedDataset:
         start = HEADER.size + index_format.SEQUENCE_BYTES * self._header.num_sequences
         return np.frombuffer(self._map, "<i8", self._header.num_boundaries, start)
 
-    @property
+    @functools.cached_property
     def num_tokens(self) -> int:
         """Tokens of all sequences."""
         return int(self._pointers[-1]) // self.dtype.itemsize + int(self.sequence_lengths[-1])
@@ -143,17 +156,14 @@ class IndexedDataset:
             yield self._read(position, count)
             position += count * itemsize
 
-    def check_token_range(self, vocab_size: int, limit: int = 1024) -> None:
-        """Checks the first 65,536 tokens of up to `limit` sequences, evenly spread, for ids not in 0 .. vocab_size - 1.
+    def check_token_range(self, limit: int = 1024) -> None:
+        """Looks at the first 65,536 tokens of up to `limit` sequences, evenly spread; every token is when it is used.
 
         Raises:
-            DataError: naming the id, its sequence and its position.
+            DataError: one of them is not below `vocab_size`; names its document and its position.
         """
-
-        def get(sequence: int) -> Tokens:
-            return self.get(sequence, 0, min(int(self.sequence_lengths[sequence]), 1 << 16))
-
-        index_format.check_token_range(get, len(self), vocab_size, f"{self.prefix}.bin", limit)
+        for sequence in range(0, len(self), max(1, len(self) // limit)):
+            self.gather([(sequence, 0, min(int(self.sequence_lengths[sequence]), 1 << 16))])
 
     def token_position(self, sequence: int) -> int:
         """How many tokens lie before a sequence; for the number of sequences: all tokens."""
@@ -166,11 +176,16 @@ class IndexedDataset:
 
         Raises:
             IndexError: a range beyond the end.
-            DataError: the file has become shorter, or cannot be read.
+            DataError: the file has become shorter, or cannot be read; a token is not below `vocab_size`.
         """
         if not 0 <= position <= position + count <= self.num_tokens:
             raise IndexError(f"tokens {position} .. {position + count} of {self.num_tokens} in {self.prefix}")
-        return self._read(position * self.dtype.itemsize, count)
+        tokens = self._read(position * self.dtype.itemsize, count)
+        if self._has_foreign(tokens):
+            first = int(np.flatnonzero(self._foreign(tokens))[0])
+            sequence = int(np.searchsorted(self._pointers, (position + first) * self.dtype.itemsize, side="right")) - 1
+            raise self._foreign_token(int(tokens[first]), sequence, position + first - self.token_position(sequence))
+        return tokens
 
     def fingerprint(self) -> str:
         """SHA-256 that changes when the data does: of the sizes, the lengths and 256 blocks spread over `.bin`.
@@ -196,7 +211,7 @@ class IndexedDataset:
         The parts are trusted to lie inside their sequences.
 
         Raises:
-            DataError: the file has become shorter, or cannot be read.
+            DataError: the file has become shorter, or cannot be read; a token is not below `vocab_size`.
         """
         file, pointers, size = self._bin, self._pointers, self.dtype.itemsize
         try:
@@ -204,9 +219,42 @@ class IndexedDataset:
         except OSError:
             raw = b""
         if len(raw) == size * sum([n for _, _, n in parts]):
-            return np.frombuffer(raw, dtype=self.dtype)
-        # the slow way goes on after 2 GiB, and says what is wrong
-        return np.concatenate([self._read(int(pointers[s]) + offset * size, n) for s, offset, n in parts])
+            tokens = np.frombuffer(raw, dtype=self.dtype)
+        else:  # the slow way goes on after 2 GiB, and says what is wrong
+            tokens = np.concatenate([self._read(int(pointers[s]) + offset * size, n) for s, offset, n in parts])
+        if self._has_foreign(tokens):
+            position = int(np.flatnonzero(self._foreign(tokens))[0])
+            value = int(tokens[position])
+            for sequence, offset, count in parts:
+                if position < count:
+                    raise self._foreign_token(value, sequence, offset + position)
+                position -= count
+        return tokens
+
+    def _has_foreign(self, tokens: Tokens) -> bool:
+        """Whether a token is negative or not below `vocab_size`: one pass over what was read."""
+        if self.vocab_size is None or not len(tokens):
+            return False
+        # the bits of a negative number are those of a large one without a sign
+        return int(tokens.view(f"<u{self.dtype.itemsize}").max()) >= self.vocab_size
+
+    def _foreign(self, tokens: Tokens) -> npt.NDArray[np.bool_]:
+        outside: npt.NDArray[np.bool_] = (tokens < 0) | (tokens >= self.vocab_size)
+        return outside
+
+    def _foreign_token(self, value: int, sequence: int, position: int) -> DataError:
+        """The error for a token that the vocabulary lacks, with where it stands."""
+        document = int(np.searchsorted(self.document_indices, sequence, side="right")) - 1
+        first = int(self.document_indices[document])
+        where = f"document {document}"
+        if sequence != first:
+            position += int(self.sequence_lengths[first:sequence].sum(dtype=np.int64))
+            where += f" (sequence {sequence})"
+        return DataError(
+            f"{self.prefix}.bin: token id {value} at position {position} of {where} is outside 0 .. "
+            f"{(self.vocab_size or 0) - 1} (vocab_size={self.vocab_size}); give the tokenizer that the data was made "
+            "with, or a larger --vocab-size; or, if the file is damaged, copy it again"
+        )
 
     def _read(self, position: int, count: int) -> Tokens:
         wanted = count * self.dtype.itemsize
@@ -224,7 +272,7 @@ class IndexedDataset:
         return np.frombuffer(raw, dtype=self.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(type(self), scan=self._scan), (self.prefix,)
+        return functools.partial(type(self), scan=self._scan), (self.prefix,), {"vocab_size": self.vocab_size}
 
 
 def _add_blocks(digest: Any, file: int, size: int) -> None:

@@ -67,7 +67,7 @@ def _add_input(group: Any) -> None:
     )
     group.add_argument(
         "--text-documents", choices=get_args(Reading.__annotations__["text_documents"]), default="blank-lines",
-        help="What is a document in a .txt file: what stands between blank lines (default), or the file.",
+        help="What is a document in a .txt file: what stands between blank lines (default), a line, or the file.",
     )  # fmt: skip
     group.add_argument(
         "--max-line-mb", type=float, default=MAX_LINE_BYTES / (1 << 20), metavar="N",

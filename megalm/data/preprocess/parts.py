@@ -22,7 +22,7 @@ def is_complete(options: PreprocessOptions, fingerprint: str) -> bool:
             manifest = read_manifest(manifest_path(prefix)) or {}
         except DataError:
             return False
-        sizes = [(f"{prefix}.{kind}", manifest.get(kind, {}).get("bytes")) for kind in ("bin", "idx")]
+        sizes = [(f"{prefix}.{kind}", (manifest.get(kind) or {}).get("bytes")) for kind in ("bin", "idx")]
         if not fingerprint or manifest.get("fingerprint") != fingerprint:
             return False
         if any(not os.path.isfile(path) or os.path.getsize(path) != size for path, size in sizes):

@@ -36,14 +36,16 @@ from megalm.data.text.formats import Document, Rejected
 from megalm.data.text.input_file import InputFile
 from megalm.data.text.inputs import expand
 from megalm.data.tokenizers import Tokenizer
-from megalm.data.tokenizers.encode import choose_encoder, tokenizer_of
+from megalm.data.tokenizers.encode import WrongIdsError, choose_encoder, tokenizer_of
 from megalm.errors import DataError
 from megalm.storage.atomic import atomic_write
 from megalm.storage.durable import replace_text, sha256_of
 from megalm.storage.faults import writing
 
 SAMPLE_BYTES = 1 << 18
-"""Input on which the fast encoder is compared with the library."""
+"""Input on which the fast encoder is compared with the library before it is used."""
+SAMPLE_FILES = 32
+"""Files that it is taken from, at most."""
 
 
 def preprocess(options: PreprocessOptions, executor: Executor, num_workers: int) -> str:
@@ -68,7 +70,12 @@ def preprocess(options: PreprocessOptions, executor: Executor, num_workers: int)
         spec = replace(spec, fast=choice is not None and choice.fast)
         run = _Run(options, spec, tokenizer, files, fingerprint)
         run.encoder = choice.reason if choice else f"encoder: {type(tokenizer).__name__}'s own library (as asked)"
-        run.encode(executor, num_workers)
+        try:
+            run.encode(executor, num_workers)
+        except WrongIdsError:
+            for shard in options.parts.glob("*.shard"):
+                shard.unlink()  # made by the same encoder
+            raise
         built = run.publish()
         return summary(options, run.outcome(), built, num_workers, inputs.left_out)
 
@@ -253,19 +260,22 @@ class _LineCounter:
 
 
 def _sample(files: list[InputFile], spec: ProcessingSpec) -> list[str]:
-    """The first documents of the first file that can be read twice."""
-    file = next((file for file in files if file.is_regular), None)
-    if file is None:
-        return []
-    texts, size = [], 0
+    """The first documents of files spread over all those that can be read twice."""
+    readable = [file for file in files if file.is_regular]
+    chosen = readable[:: -(-len(readable) // SAMPLE_FILES)] if readable else []
+    return [text for file in chosen for text in _first_texts(file, spec, SAMPLE_BYTES // len(chosen))]
+
+
+def _first_texts(file: InputFile, spec: ProcessingSpec, limit: int) -> Iterator[str]:
+    size = 0
     with contextlib.suppress(DataError):  # told with its line when its turn comes
         for found in islice(file.documents(spec.reading), 10_000):
             if isinstance(found, Document):
-                texts += [text[:SAMPLE_BYTES] for text in found.texts]
+                for text in found.texts:
+                    yield text[:limit]
                 size += sum(map(len, found.texts))
-                if size >= SAMPLE_BYTES:
-                    break
-    return texts
+                if size >= limit:
+                    return
 
 
 def _fingerprint(options: PreprocessOptions, spec_digest: str, files: list[InputFile]) -> str:

@@ -103,7 +103,7 @@ def summary(
     lines.append(outcome.encoder)
     if left_out:
         more = ", ..." if len(left_out) > 3 else ""
-        lines.append(f"files left out, whose names tell no format: {len(left_out):,} ({', '.join(left_out[:3])}{more})")
+        lines.append(f"files left out, whose names tell no text: {len(left_out):,} ({', '.join(left_out[:3])}{more})")
     if totals.empty:
         lines.append(f"{totals.empty:,} empty documents: boundaries without a sequence, as Megatron writes them")
     lines += [f"{count:,} documents rejected: {kind}" for kind, count in sorted(totals.rejected.items())]

@@ -119,10 +119,10 @@ def read_about(path: Path) -> dict[str, Any] | None:
             if magic != _MAGIC:
                 return None
             stream.seek(about_at)
-            about: dict[str, Any] = parse_json(stream.read(max(0, size - _TRAILER.size - about_at)))
+            about: Any = parse_json(stream.read(max(0, size - _TRAILER.size - about_at)))
     except (FileNotFoundError, struct.error, ValueError, OverflowError):
         return None
-    return about
+    return about if isinstance(about, dict) else None
 
 
 def read_faults(path: Path) -> Iterator[Fault]:

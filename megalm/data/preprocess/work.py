@@ -17,8 +17,10 @@ from megalm.data.preprocess.shards import DIGEST_BYTES, Batch, Fault, ShardWrite
 from megalm.data.preprocess.spec import ProcessingSpec
 from megalm.data.preprocess.units import Unit
 from megalm.data.text.formats import Document, Rejected, format_of
-from megalm.data.tokenizers.encode import Encoder, encoder_of, tokenizer_of
-from megalm.errors import DataError
+from megalm.data.tokenizers.base import first_line
+from megalm.data.tokenizers.encode import WrongIdsError, encoder_of, tokenizer_of
+from megalm.data.tokenizers.fast import Encoder
+from megalm.errors import DataError, PlatformError
 from megalm.storage.documents import DocumentError, validated
 from megalm.storage.faults import writing
 
@@ -101,13 +103,54 @@ def _batches(spec: ProcessingSpec, unit: Unit, report: Report, writer: ShardWrit
                     documents.append(found)
                 else:
                     _note_fault(report, writer, number, found)
-            for fault in _unencodable(spec, encoder, documents, segment.path):
+            own, batches, faults = _encoded(spec, encoder, documents, segment.path)
+            for fault in faults:
                 _note_fault(report, writer, number, fault)
-            report.documents += len(documents)
-            if repaired := sum(document.repaired for document in documents):
-                report.changed["no Unicode, now U+FFFD"] += repaired
-            keys = range(len(spec.reading.keys))
-            yield [_batch(spec, encoder, [document.texts[key] for document in documents], report) for key in keys]
+            report.add(own)
+            yield batches
+
+
+def _encoded(
+    spec: ProcessingSpec, encoder: Encoder, documents: list[Document], path: str
+) -> tuple[Report, list[Batch], list[Rejected]]:
+    """What became of documents: their counts, a batch of every key, and those that the tokenizer refuses."""
+    try:
+        return *_batch_of_keys(spec, encoder, documents), []
+    except _RefusedError:
+        usable, faults = [], []
+    for document in documents:
+        try:
+            _batch_of_keys(spec, encoder, [document])
+            usable.append(document)
+        except _RefusedError as refused:
+            faults.append(Rejected(path, document.line, "cannot be encoded", str(refused)))
+    return *_batch_of_keys(spec, encoder, usable), faults
+
+
+def _batch_of_keys(spec: ProcessingSpec, encoder: Encoder, documents: list[Document]) -> tuple[Report, list[Batch]]:
+    report = Report(documents=len(documents))
+    if repaired := sum(document.repaired for document in documents):
+        report.changed["no Unicode, now U+FFFD"] += repaired
+    keys = range(len(spec.reading.keys))
+    return report, [_batch(spec, encoder, [document.texts[key] for document in documents], report) for key in keys]
+
+
+class _RefusedError(Exception):
+    """The tokenizer refuses one of some texts; says why."""
+
+
+def _ids_of(encoder: Encoder, texts: Sequence[str]) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.int64]]:
+    """The encoder's ids.
+
+    Raises:
+        _RefusedError: whatever a tokenizer's library raises; some raise BaseException (a panic in Rust).
+    """
+    try:
+        return encoder(texts)
+    except (KeyboardInterrupt, SystemExit, MemoryError, WrongIdsError, PlatformError):
+        raise
+    except BaseException as error:
+        raise _RefusedError(first_line(error)) from error
 
 
 def _note_fault(report: Report, writer: ShardWriter, segment: int, fault: Rejected) -> None:
@@ -115,21 +158,6 @@ def _note_fault(report: Report, writer: ShardWriter, segment: int, fault: Reject
     noted = segment, fault.line, fault.kind, fault.detail
     report.first_fault = report.first_fault or noted
     writer.add_fault(noted)
-
-
-def _unencodable(spec: ProcessingSpec, encoder: Encoder, documents: list[Document], path: str) -> list[Rejected]:
-    """Takes out of `documents` what the tokenizer refuses (text that is no number, for a NullTokenizer)."""
-    if spec.tokenizer.tokenizer_type != "NullTokenizer":
-        return []
-    faults, usable = [], []
-    for document in documents:
-        try:
-            encoder(document.texts)
-            usable.append(document)
-        except DataError as error:
-            faults.append(Rejected(path, document.line, "not token ids", str(error)))
-    documents[:] = usable
-    return faults
 
 
 def _batch(spec: ProcessingSpec, encoder: Encoder, texts: Sequence[str], report: Report) -> Batch:
@@ -143,8 +171,9 @@ def _batch(spec: ProcessingSpec, encoder: Encoder, texts: Sequence[str], report:
     else:
         encoded = texts
         pieces = np.ones(len(texts), np.int64)
-    ids, lengths = encoder(encoded)
+    ids, lengths = _ids_of(encoder, encoded)
     _check_range(spec, encoded, ids, lengths)
+    _count_unknown(spec, ids, lengths, report)
     owner = np.repeat(np.arange(len(texts)), pieces)[lengths > 0]
     counts = np.bincount(owner, minlength=len(texts)).astype(np.int32)
     tokens, lengths = _with_special(spec, ids, lengths[lengths > 0], counts)
@@ -184,6 +213,24 @@ def _check_range(
             f"the tokenizer gave id {ids[position]}, outside its vocabulary of {vocab_size}, in {text[:60]!r}; "
             "its file is inconsistent, give another --tokenizer-model"
         )
+
+
+def _count_unknown(
+    spec: ProcessingSpec, ids: npt.NDArray[np.integer[Any]], lengths: npt.NDArray[np.int64], report: Report
+) -> None:
+    """Counts the texts that the vocabulary lacks altogether: what is not <unk> in them decodes to nothing."""
+    tokenizer = tokenizer_of(spec.tokenizer)
+    unknown = tokenizer.special("unk")
+    if unknown is None or not (is_unknown := ids == unknown).any():
+        return
+    ends = np.cumsum(lengths)
+    sums = np.concatenate([[0], np.cumsum(is_unknown)])
+    counts = sums[ends] - sums[ends - lengths]
+    report.changed["texts with <unk> for what the vocabulary lacks"] += int((counts > 0).sum())
+    for number in np.flatnonzero((counts > 0) & (lengths <= 2 * counts + 1)).tolist():
+        row = ids[ends[number] - lengths[number] : ends[number]]
+        if not tokenizer.decode(row[row != unknown].tolist()).strip():
+            report.changed["texts that are nothing but <unk>"] += 1
 
 
 def _with_special(

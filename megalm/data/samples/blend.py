@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megalm.data.tokenizers.greedy import exhaustive_choices, weighted_choices
+from megalm.errors import DataError
 
 SURPLUS = 0.005
 """Share by which each dataset of a weighted blend is built larger than its target (`mid_level_dataset_surplus`)."""
@@ -43,6 +44,11 @@ class BlendSizes:
         return cls(targets, [math.ceil(target * (1 + SURPLUS)) for target in targets])
 
 
+def _check_number(num_datasets: int) -> None:
+    if num_datasets >= MAX_DATASETS:
+        raise DataError(f"{num_datasets} datasets in one blend; at most {MAX_DATASETS - 1}: `megalm merge` joins some")
+
+
 class Blend:
     """The dataset and the sample number in it of each step of a blend.
 
@@ -58,7 +64,7 @@ class Blend:
     @classmethod
     def weighted(cls, weights: Sequence[float], size: int) -> "Blend":
         """`size` steps in proportion to `weights`, which are normalized (Megatron's build_blending_indices)."""
-        assert 0 < len(weights) < MAX_DATASETS, f"{len(weights)} datasets in one blend"
+        _check_number(len(weights))
         if len(weights) == 1:
             return cls(np.zeros(size, dtype=np.int16), 1)
         return cls(weighted_choices(np.asarray(normalize(weights)), size), len(weights))
@@ -66,7 +72,7 @@ class Blend:
     @classmethod
     def exhaustive(cls, sizes: Sequence[int]) -> "Blend":
         """Every sample of every dataset once, in proportion (Megatron's build_exhaustive_blending_indices)."""
-        assert 0 < len(sizes) < MAX_DATASETS, f"{len(sizes)} datasets in one blend"
+        _check_number(len(sizes))
         there = np.flatnonzero(sizes).astype(np.int16)
         if len(there) < 2:
             return cls(np.repeat(there, sum(sizes)), len(sizes))

@@ -1,10 +1,11 @@
 """The samples of a run: one or many datasets, in an order that a checkpoint can record and a later start go on with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from megalm.data.samples.blend import Blend, BlendSizes, normalize
+from megalm.data.samples.content import ContentRecord
 from megalm.data.samples.index_cache import IndexCache
 from megalm.data.samples.sample import Sample
 from megalm.data.samples.source import Layout, Request, Source
@@ -24,6 +25,13 @@ class DatasetRecord:
     """Samples of it that were used before the present blend began."""
     consumed: int
     """Samples of it that are used."""
+    content: ContentRecord = field(default_factory=ContentRecord)
+    """What else its tokens are known by."""
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "DatasetRecord":
+        """The record that `dataclasses.asdict` made; one of before has no content."""
+        return cls(**content | {"content": ContentRecord(**content.get("content", {}))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +69,7 @@ class BlendedDataset:
         capped: be content with one epoch of each, when there are no weights and that is less.
         record: what a checkpoint says; the samples before it are not available.
         allow_changed: accept sources that the record does not know (they start at 0), and the lack of others.
+        verify: compare each source with all that the record knows of its content, which may read all of it.
 
     Raises:
         DataError: sources without a sample, or too few samples without weights.
@@ -76,6 +85,7 @@ class BlendedDataset:
         capped: bool = False,
         record: OrderRecord | None = None,
         allow_changed: bool = False,
+        verify: bool = True,
     ) -> None:
         assert num_samples is not None or weights is None or len(sources) == 1, "whole datasets have no weights"
         self._sources, self.num_datasets = sources, len(sources)
@@ -84,6 +94,8 @@ class BlendedDataset:
         known = {} if record is None else {dataset.data: dataset for dataset in record.datasets}
         if record is not None and not allow_changed:
             _check_same_data(sources, self._keys, record)
+            for source, key in zip(sources, self._keys, strict=True) if verify else ():
+                known[key].content.check(source.indexed.prefix)
         go_on = record is not None and record.weights == self._weights and list(known) == self._keys
         new = DatasetRecord(data="", requests=[], base=0, consumed=0)
         records = [known.get(key, new) for key in self._keys]
@@ -154,8 +166,12 @@ class BlendedDataset:
             start=self.start,
             consumed=consumed,
             datasets=[
-                DatasetRecord(data=key, requests=layout.requests, base=base, consumed=base + count)
-                for key, layout, base, count in zip(self._keys, self._layouts, self._bases, counts, strict=True)
+                DatasetRecord(
+                    data=key, requests=layout.requests, base=base, consumed=base + count, content=source.content
+                )
+                for source, key, layout, base, count in zip(
+                    self._sources, self._keys, self._layouts, self._bases, counts, strict=True
+                )
             ],
         )
 

@@ -1,13 +1,16 @@
 """The training, validation and test datasets of a run, or one error that says what to change."""
 
 import difflib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megalm.config.data import DataConfig
-from megalm.data.indexed.manifest import check_tokenizer
+from megalm.data.indexed.manifest import check_tokenizer, ends_documents
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.gpt_dataset import MockDataset
@@ -20,7 +23,8 @@ from megalm.storage.faults import reading
 
 SPLITS = ("train", "valid", "test")
 PATHS = ("train_data_path", "valid_data_path", "test_data_path")
-DEFAULT_SPLIT = DataConfig.model_fields["split"].default
+
+log = logging.getLogger("megalm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +57,11 @@ def build_datasets(
     seed: int,
     vocab_size: int,
     tokenizer_identity: str | None = None,
+    eod: int | None = None,
     record: OrderRecord | None = None,
+    verify: bool = True,
 ) -> Datasets:
-    """The datasets with `num_samples` samples of (train, valid, test) at least; none where nothing is asked for.
+    """The datasets with `num_samples` samples of (train, valid, test) at least.
 
     A split has none when its share of --split is 0, when its path is not given, or when 0 samples are asked for.
 
@@ -64,11 +70,12 @@ def build_datasets(
         extra_tokens: tokens of a sample beyond them, which it shares with the next one.
         num_samples: samples that the run draws from each split; None is one epoch, without --mock-data.
         tokenizer_identity: the run's tokenizer; checked against the one that the data was made with, if known.
+        eod: the token that ends documents, for the flags that look for it.
         record: the order of the training samples up to the checkpoint that the run goes on from.
+        verify: compare the training data with all that `record` knows of it; one rank of a job is enough.
 
     Raises:
-        DataError: missing or damaged files, a split without documents, fewer tokens than one sample, ids outside
-            the vocabulary, or another tokenizer.
+        DataError: missing or damaged files, too few documents or tokens, or those of another tokenizer.
         CheckpointError: other datasets than the record's.
     """
     if data.mock_data:
@@ -76,11 +83,10 @@ def build_datasets(
     opened: dict[str, IndexedDataset] = {}
     cache = IndexCache(data.data_cache_path) if data.data_cache_path else None
     sampling = Sampling(seq_length=seq_length, extra_tokens=extra_tokens, seed=seed, order=data.sampling, cache=cache)
-    wishes = [_Wish(name=name, num_samples=count) for name, count in zip(SPLITS, num_samples, strict=True)]
-    blends = _blends(data, wishes, opened)
+    train, valid, test = (_Wish(name=name, num_samples=n) for name, n in zip(SPLITS, num_samples, strict=True))
+    blends = _blends(data, [train, valid, test], opened)
     for indexed in opened.values():
-        check_tokenizer(indexed.prefix, tokenizer_identity)  # with another one, ids may be too large as well
-        indexed.check_token_range(vocab_size)
+        _check_fit(data, indexed, vocab_size, tokenizer_identity, eod)
 
     def build(wish: _Wish, blend: _Documents | None, **options: Any) -> BlendedDataset | None:
         if blend is None:
@@ -91,18 +97,69 @@ def build_datasets(
         except DataError as error:
             raise DataError(f"{wish.name} split of {error}") from error
 
-    train, valid, test = wishes
     sets = {"": blends[1]}
     if data.multiple_validation_sets and blends[1] is not None:
         names = short_names([indexed.prefix for indexed, _ in blends[1].parts])
         sets = {name: _Documents([part], None) for name, part in zip(names, blends[1].parts, strict=True)}
     built = {name: build(valid, blend, capped=True) for name, blend in sets.items()}
     return Datasets(
-        train=build(train, blends[0], record=record, allow_changed=data.allow_changed_data),
+        train=build(train, blends[0], record=record, allow_changed=data.allow_changed_data, verify=verify),
         valid={name: dataset for name, dataset in built.items() if dataset is not None},
-        test=build(test, blends[2], capped=True),
+        test=_unasked(data, lambda: build(test, blends[2], capped=True)),
         train_names=short_names([indexed.prefix for indexed, _ in blends[0].parts]) if blends[0] else (),
     )
+
+
+def _unasked(data: DataConfig, build: Callable[[], BlendedDataset | None]) -> BlendedDataset | None:
+    """The test set; none, with a line, where the share of --split that is left for it is too small for one."""
+    if data.data_path is None:
+        return build()
+    try:
+        return build()
+    except DataError as error:
+        log.info("no test set: %s", error)
+        return None
+
+
+def _check_fit(
+    data: DataConfig, indexed: IndexedDataset, vocab_size: int, tokenizer_identity: str | None, eod: int | None
+) -> None:
+    """Checks that a dataset fits the run's tokenizer and flags; from here on each of its tokens is looked at."""
+    check_tokenizer(indexed.prefix, tokenizer_identity)  # with another one, ids may be too large as well
+    indexed.vocab_size = vocab_size
+    indexed.check_token_range()
+    _check_ends(data, indexed, eod)
+
+
+_NEEDS_EOD = ("reset_attention_mask", "reset_position_ids", "eod_mask_loss")
+_LOOKED_AT = 256
+"""Documents whose last token is looked at."""
+
+
+def _check_ends(data: DataConfig, indexed: IndexedDataset, eod: int | None) -> None:
+    """Checks that documents end with `eod` where a flag says that something is to happen there.
+
+    Raises:
+        DataError: the flag would do nothing.
+    """
+    flags = ["--" + name.replace("_", "-") for name in _NEEDS_EOD if getattr(data, name)]
+    if not flags or eod is None:
+        return
+    last = indexed.document_indices[1 : 16 * _LOOKED_AT] - 1  # sequence of each document
+    lengths = indexed.sequence_lengths[np.maximum(last, 0)]
+    used = last[(lengths > 0) & (last >= 0)][:_LOOKED_AT].tolist()
+    if any(int(indexed.get(i, int(indexed.sequence_lengths[i]) - 1)[0]) == eod for i in used):
+        return
+    told = ends_documents(indexed.prefix)
+    rule = "was made without --append-eod" if told is False else f"has no end-of-document token ({eod}) where they end"
+    text = (
+        f"{indexed.prefix} {rule}, so {', '.join(flags)} would do nothing; preprocess the text again with "
+        f"--append-eod, or drop {'the flag' if len(flags) == 1 else 'the flags'}"
+    )
+    if told:
+        log.warning("%s (its manifest says otherwise)", text)
+    else:
+        raise DataError(text)
 
 
 def _mock_datasets(
@@ -138,6 +195,8 @@ def open_dataset(prefix: str, *, scan: bool = True) -> IndexedDataset:
         missing = [path for path in (f"{prefix}.bin", f"{prefix}.idx") if not Path(path).is_file()]
     if not missing:
         return IndexedDataset(prefix, scan=scan)
+    if "," in prefix and all(Path(f"{part.strip()}.idx").is_file() for part in prefix.split(",")):
+        raise DataError(f"{prefix} is one word; separate prefixes by blanks: {' '.join(prefix.split(','))}")
     meant = _probably_meant(prefix)
     raise DataError(
         f"no file {' and no file '.join(missing)}; a data path is the PREFIX of PREFIX.bin and PREFIX.idx, as "
@@ -204,8 +263,9 @@ def _share_of(
     for indexed in parts:
         start, stop = split_bounds(shares, len(indexed))[number]
         if start == stop:
-            if wish.name == "test" and data.split == DEFAULT_SPLIT:
-                return None  # nobody asked for a test set
+            if wish.name == "test":
+                log.info('no test set: --split "%s" leaves it no document of %s', data.split, indexed.prefix)
+                return None
             wanted = "all" if wish.num_samples is None else wish.num_samples
             raise DataError(
                 f'--split "{data.split}" leaves the {wish.name} split none of the {len(indexed)} documents of '

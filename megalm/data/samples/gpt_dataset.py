@@ -106,6 +106,7 @@ class GPTDataset:
         """
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)} in {self.indexed.prefix}")
+        self.indexed.require_index()
         tokens = self.indexed.gather(self.sample_index.pieces(int(self.shuffle_index[number])))
         if len(tokens) == self.sample_tokens:
             return Sample(number, 0, tokens.astype(np.int64))

@@ -93,7 +93,7 @@ class IndexCache:
             return arrays
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError, SyntaxError) as error:
+        except (OSError, ValueError, EOFError, SyntaxError, LookupError, TypeError, AttributeError) as error:
             log.warning("the index cache entry %s/%s is damaged (%s); it is built again", self.folder, name, error)
             return None
 

@@ -1,6 +1,7 @@
 """One dataset of a run: documents of an indexed dataset, and the samples that are laid out from them."""
 
 import bisect
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from megalm.data.indexed.reader import IndexedDataset
+from megalm.data.samples.content import ContentRecord
 from megalm.data.samples.gpt_dataset import GPTDataset
 from megalm.data.samples.index_cache import IndexCache
 from megalm.data.samples.sample import PAD, Sample, SampleDataset
@@ -43,6 +45,11 @@ class Source:
     indexed: IndexedDataset
     documents: range
     sampling: Sampling = field(repr=False)
+
+    @functools.cached_property
+    def content(self) -> ContentRecord:
+        """What tells whether the files are still what they were."""
+        return ContentRecord.of(self.indexed.prefix)
 
     @property
     def key(self) -> str:

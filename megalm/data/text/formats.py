@@ -31,8 +31,8 @@ class Reading:
     keys: tuple[str, ...] = ("text",)
     """Keys of a JSON record, columns of a Parquet table; a text file fills every key."""
     max_line_bytes: int = MAX_LINE_BYTES
-    text_documents: Literal["blank-lines", "file"] = "blank-lines"
-    """What is a document in a .txt file: what stands between blank lines, or the file."""
+    text_documents: Literal["blank-lines", "line", "file"] = "blank-lines"
+    """What is a document in a .txt file: what stands between blank lines, a line, or the file."""
     repair: bool = False
     """Read bytes that are not UTF-8, and halves of surrogate pairs, as U+FFFD; else they are faults."""
 
@@ -254,7 +254,10 @@ _LEADING_BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)*")
 
 
 def text_chunks(path: str, stream: IO[bytes], reading: Reading) -> Iterator[Chunk]:
-    """Cuts a text file into chunks of whole documents: at blank lines, or the file as one."""
+    """Cuts a text file into chunks of whole documents: at blank lines, at each line, or the file as one."""
+    if reading.text_documents == "line":
+        yield from line_chunks(path, stream, reading)
+        return
     if reading.text_documents == "file":
         content = stream.read(reading.max_line_bytes + 1)
         while len(content) > reading.max_line_bytes and stream.read(CHUNK_BYTES):
@@ -288,8 +291,7 @@ def text_documents(chunk: Chunk, reading: Reading) -> Iterator[Found]:
     if not chunk.content:
         yield _too_long(chunk.path, chunk.first_line, reading)
         return
-    whole = reading.text_documents == "file"
-    for line, part in [(chunk.first_line, chunk.content)] if whole else _paragraphs(chunk):
+    for line, part in _PARTS[reading.text_documents](chunk):
         body = part.removeprefix(BOM)
         if len(body) > reading.max_line_bytes:
             yield _too_long(chunk.path, line, reading)
@@ -312,6 +314,21 @@ def _paragraphs(chunk: Chunk) -> Iterator[tuple[int, bytes]]:
             yield line + content.count(b"\n", start, leading.end()), body
         line += content.count(b"\n", start, following)
         start = following
+
+
+def _lines(chunk: Chunk) -> Iterator[tuple[int, bytes]]:
+    """(number, content) of the lines that are not blank."""
+    for number, line in enumerate(chunk.content.split(b"\n"), chunk.first_line):
+        if line and not line.isspace():
+            yield number, line.removesuffix(b"\r")
+
+
+_PARTS: dict[str, Callable[[Chunk], Iterable[tuple[int, bytes]]]] = {
+    "blank-lines": _paragraphs,
+    "line": _lines,
+    "file": lambda chunk: [(chunk.first_line, chunk.content)],
+}
+"""Value of `Reading.text_documents` to (line, content) of the documents of a chunk."""
 
 
 def table_documents(chunk: Chunk, reading: Reading) -> Iterator[Found]:

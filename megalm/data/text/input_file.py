@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from megalm.config.merging.suggest import did_you_mean
-from megalm.data.text import parquet
+from megalm.data.text import foreign, parquet
 from megalm.data.text.compression import COMPRESSIONS
 from megalm.data.text.formats import CHUNK_BYTES, STDIN, Chunk, Found, Reading, format_of
 from megalm.errors import DataError
@@ -23,7 +23,8 @@ class InputFile:
     """An input file that counts and hashes the bytes read from disk, before decompression.
 
     Raises:
-        DataError: no such file, or a name that tells no known format; while reading: damaged or cut-off compression.
+        DataError: no such file, a name that tells no known format, or another one than the content; while reading:
+            damaged or cut-off compression.
     """
 
     def __init__(self, path: str) -> None:
@@ -39,9 +40,19 @@ class InputFile:
             found = os.stat(path)
             if not os.access(path, os.R_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            self.size, self.modified_ns, self.is_regular = found.st_size, found.st_mtime_ns, stat.S_ISREG(found.st_mode)
+            if self.is_regular:
+                self._check_content()
         except OSError as error:
             raise cannot_read(path, error) from error
-        self.size, self.modified_ns, self.is_regular = found.st_size, found.st_mtime_ns, stat.S_ISREG(found.st_mode)
+
+    def _check_content(self) -> None:
+        with open(self.path, "rb", buffering=0) as stream:
+            start = stream.read(foreign.SNIFFED_BYTES)
+        form = self.format
+        problem = foreign.problem_of(self.path, start, is_table=form.is_table, is_json=form.splits_at_lines)
+        if problem is not None:
+            raise DataError(f"{self.path} cannot be read: {problem}")
 
     @property
     def bytes_read(self) -> int:

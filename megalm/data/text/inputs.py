@@ -14,6 +14,12 @@ from megalm.storage.faults import reading
 
 _NOT_INPUT = ".manifest.json"
 """End of names that stand beside datasets."""
+_ABOUT = frozenset(
+    """dataset_info.json dataset_infos.json dataset_dict.json state.json config.json generation_config.json license.txt
+    readme.txt requirements.txt special_tokens_map.json tokenizer.json tokenizer_config.json vocab.json
+    merges.txt""".split()  # noqa: SIM905 (readable)
+)
+"""Names in a folder, such as a clone from a hub, that are about its data and hold none."""
 
 
 @dataclass
@@ -23,7 +29,7 @@ class Inputs:
     files: list[str] = field(default_factory=list)
     """Files to read, and "-"."""
     left_out: list[str] = field(default_factory=list)
-    """Files in the folders and patterns whose names tell no format."""
+    """Files in the folders and patterns whose names tell no format, or that they are about the others."""
 
 
 def expand(words: Iterable[str]) -> Inputs:
@@ -86,7 +92,7 @@ def _add(paths: list[str], where: str, found: Inputs) -> None:
     candidates = [
         path for path in paths if os.path.isfile(path) and not path.endswith(_NOT_INPUT) and ".parts/" not in path
     ]
-    known = [path for path in candidates if _tells_format(path)]
+    known = [path for path in candidates if _tells_format(path) and Path(path).name.lower() not in _ABOUT]
     if not known:
         raise DataError(
             f"{where} holds no input; files must end in {', '.join(FORMATS)}, or these with {' or '.join(COMPRESSIONS)}"

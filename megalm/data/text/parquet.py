@@ -35,6 +35,8 @@ def batches(
 
     table = _open(stream)
     names = table.schema_arrow.names
+    if twice := [key for key in keys if names.count(key) > 1]:
+        raise DataError(f"{path} has {names.count(twice[0])} columns named {twice[0]}; rename them, or leave one out")
     if missing := [key for key in keys if key not in names]:
         raise DataError(
             f"{path} has no column {missing[0]}; its columns are {', '.join(names[:12])}: give --json-keys"
@@ -49,7 +51,8 @@ def batches(
                 rows, row_groups=[group], columns=list(dict.fromkeys(keys)), use_threads=False
             ):
                 yield tuple(batch.column(key).to_pylist() for key in keys)
-        except (arrow.ArrowException, OSError) as error:
+        # ValueError and its kin: values that Python's types do not hold, such as a date in year 0
+        except (arrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
             raise _damage(error) from error
 
 

@@ -137,6 +137,6 @@ def identity_of(kind: str, *contents: bytes) -> str:
     return hashlib.sha256(b"\0".join([kind.encode(), *contents])).hexdigest()
 
 
-def first_line(error: Exception) -> str:
-    """What a library says of a broken file, in one line."""
+def first_line(error: BaseException) -> str:
+    """What a library says of a broken file or a text that it refuses, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -54,9 +54,9 @@ def _with_files_of_folder(config: TokenizerConfig) -> TokenizerConfig:
 
 
 def _with_files_of(folder: Path, config: TokenizerConfig) -> TokenizerConfig:
-    names = ["tokenizer.json", "tokenizer.model"]
+    names = ["tokenizer.json", "tokenizer.model", "tekken.json", "qwen.tiktoken"]
     if config.tokenizer_type not in (None, "HFTokenizer"):
-        names.reverse()
+        names = names[1:] + names[:1]
     for name in names:
         if (folder / name).is_file():
             return config.model_copy(update={"tokenizer_model": str(folder / name)})

@@ -16,6 +16,7 @@ from megalm.data.tokenizers.base import (
     read_file,
     special_tokens,
 )
+from megalm.data.tokenizers.tik_token import TikTokenizer
 from megalm.errors import DataError
 from megalm.storage.documents import parse_json
 
@@ -51,6 +52,12 @@ class HFTokenizer(Tokenizer):
         self.identity = identity_of("HFTokenizer", content)
         self.vocab_size = _vocab_size(self._model)
         beside = _read_names(Path(path).with_name("tokenizer_config.json"))
+        for name, token in beside.items():
+            if self._model.token_to_id(token) is None and not (name in ("eod", "eos") and eod_token is not None):
+                raise DataError(
+                    f'{path} has no token "{token}", which tokenizer_config.json beside it names as its '
+                    f"{'eos' if name == 'eod' else name}_token; correct the name there, or take it out"
+                )
         self.special_ids = special_tokens(self._model.token_to_id, SPECIAL_NAMES, beside)
         if eod_token is not None:
             chosen = self._model.token_to_id(eod_token)
@@ -65,8 +72,8 @@ class HFTokenizer(Tokenizer):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """Every .json that is not one of tiktoken's, a list."""
-        return path.endswith(".json") and read_file(path).lstrip()[:1] != b"["
+        """Every .json that is not one of tiktoken's."""
+        return path.endswith(".json") and not TikTokenizer.recognises(path)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
@@ -83,6 +90,11 @@ class HFTokenizer(Tokenizer):
     def token(self, number: int) -> str:
         """The token with this id."""
         return str(self._model.id_to_token(number))
+
+    def normalize(self, text: str) -> str:
+        """The text in which the model looks for its tokens."""
+        normalizer = self._model.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
 
 
 class GPT2BPETokenizer(Tokenizer):
@@ -209,7 +221,10 @@ def _read_names(path: Path) -> dict[str, str]:
         content: Any = parse_json(read_file(str(path), "tokenizer_config"), repeats=True)
         keys = {name: f"{name}_token" for name in SPECIAL_NAMES} | {"eod": "eos_token"}
         named = {name: content[key] for name, key in keys.items() if content.get(key)}
-        return {name: token if isinstance(token, str) else token["content"] for name, token in named.items()}
+        names = {name: token if isinstance(token, str) else token["content"] for name, token in named.items()}
+        if wrong := [name for name, token in names.items() if not isinstance(token, str)]:
+            raise TypeError(f"its {keys[wrong[0]]} is no text")
+        return names
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is broken ({first_line(error)}); copy it again, or remove it") from error
 

@@ -59,10 +59,14 @@ class NullTokenizer(Tokenizer):
             DataError: a word that is no id.
         """
         words = text.split()
-        bad = next((w for w in words if not (w.isascii() and w.isdigit() and int(w) < self.vocab_size)), None)
+        bad = next((word for word in words if not self._is_id(word)), None)
         if bad is not None:
             raise DataError(f"NullTokenizer: {bad[:40]!r} is not an id in 0 .. {self.vocab_size - 1}")
-        return [int(word) for word in words]
+        return [int(word.lstrip("0") or "0") for word in words]
+
+    def _is_id(self, word: str) -> bool:
+        digits = word.lstrip("0") or "0"  # Python reads no number of thousands of digits
+        return word.isascii() and word.isdigit() and len(digits) < 20 and int(digits) < self.vocab_size
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""

@@ -1,8 +1,9 @@
 """The three ways in which Megatron uses a sentencepiece `.model`."""
 
+import functools
 import re
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Self
 
 from megalm.config.data import TokenizerConfig
 from megalm.data.tokenizers.base import (
@@ -38,8 +39,7 @@ class GPTSentencePieceTokenizer(Tokenizer):
         except RuntimeError as error:
             advice = "give --tokenizer-type TikTokenizer" if looks_like_tiktoken(content) else "give a .model"
             raise DataError(f"{path} is not a sentencepiece model: {first_line(error)}; {advice}") from error
-        self.path = path
-        self.content = content
+        self.path, self.content = path, content
         self.identity = identity_of(type(self).__name__, content)
         self.vocab_size = int(self._model.GetPieceSize())
         self.special_ids = self._own_special()
@@ -74,6 +74,33 @@ class GPTSentencePieceTokenizer(Tokenizer):
     def token(self, number: int) -> str:
         """The piece with this id."""
         return str(self._model.IdToPiece(number))
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[Any]:
+        """The ids of several texts, in one thread: arrays, or lists where this sentencepiece gives none."""
+        try:
+            arrays: list[Any] = self._model.Encode(list(texts), num_threads=1, return_type="numpy")
+            return arrays
+        except TypeError:  # before 0.2.3
+            return list(self.encode_batch(texts))
+
+    def normalize(self, texts: Sequence[str]) -> list[str]:
+        """The texts in which the model looks for its pieces, with U+2581 for blanks."""
+        normal: list[str] = self._model.Normalize(list(texts))
+        return normal
+
+    def added_names(self) -> Iterable[str]:
+        """Names in a text that stand for tokens besides the model's pieces."""
+        return ()
+
+    @functools.cached_property
+    def _proto(self) -> Any:
+        from sentencepiece import sentencepiece_model_pb2
+
+        return sentencepiece_model_pb2.ModelProto.FromString(self.content)
+
+    def proto(self) -> Any:
+        """The model as sentencepiece's protocol message (ModelProto)."""
+        return self._proto
 
     def _own_special(self) -> dict[str, int]:
         """What the model says of itself, and pieces that are named as special tokens are."""
@@ -175,6 +202,10 @@ class SentencePieceTokenizer(GPTSentencePieceTokenizer):
         """The text of ids; special tokens give none."""
         special = set(self._special.values())
         return super().decode([i for i in ids if i not in special])
+
+    def added_names(self) -> Iterable[str]:
+        """Names in a text that stand for tokens besides the model's pieces."""
+        return self._special
 
     def _id_of(self, token: str) -> int:
         return self._special[token] if token in self._special else super()._id_of(token)

@@ -34,8 +34,10 @@ PATTERNS = {
     "o200k": _CASED_WORDS.replace("ENDING", _CONTRACTION + "?").replace("DIGITS", r"\p{N}{1,3}"),
     "llama3": _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen": _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
-"""How a text is cut into words before BPE: Megatron's two (v1, v2), OpenAI's, and Llama 3's."""
+"""How a text is cut into words before BPE: Megatron's two (v1, v2), OpenAI's, Llama 3's and Qwen's."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,10 @@ _KNOWN = {
     100256: _Known("cl100k", {"<|endoftext|>": 100257}, 100277),
     199998: _Known("o200k", {"<|endoftext|>": 199999}, 200019),
     128000: _Known("llama3", {"<|begin_of_text|>": 128000, "<|end_of_text|>": 128001}, 128256),
+    200000: _Known("o200k", {"<|begin_of_text|>": 200000, "<|end_of_text|>": 200001}, 202048),
+    151643: _Known("qwen", {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}, 151851),
 }
-"""OpenAI's r50k_base, p50k_base, cl100k_base and o200k_base, and Llama 3."""
+"""OpenAI's r50k_base, p50k_base, cl100k_base and o200k_base, Llama 3, Llama 4 and Qwen."""
 
 _SPECIAL_FIRST = ("<unk>", "<s>", "</s>", "<mask>", "<pad>", "<cls>", "<sep>")
 _MAX_VOCAB = 2**17
@@ -63,13 +67,13 @@ _Ranks = dict[bytes, int]
 
 
 class TikTokenizer(Tokenizer):
-    """A tiktoken BPE vocabulary of one of two layouts; the names of special tokens in a text are text.
+    """A tiktoken BPE vocabulary of one of three layouts; the names of special tokens in a text are text.
 
     Megatron's JSON, a list of {"rank", "token_bytes" (base64), "token_str"}: ids start with `num_special` special
     tokens, <unk>, <s>, </s> (end of document), <mask>, <pad>, <cls>, <sep> and unnamed ones; then the first ranks, up
-    to `vocab_size` ids in all. A BPE file (lines "base64 rank", as cl100k_base.tiktoken or Llama 3's tokenizer.model):
-    ids are ranks; a known vocabulary has its own special tokens and pattern, told by its number of ranks, another gets
-    <|endoftext|> as its last id.
+    to `vocab_size` ids in all. Mistral's tekken.json: the same with a pattern, sizes and names of its own. A BPE file
+    (lines "base64 rank", as cl100k_base.tiktoken or Llama 3's tokenizer.model): ids are ranks; a known vocabulary has
+    its own special tokens and pattern, told by its number of ranks, another gets <|endoftext|> as its last id.
 
     Raises:
         DataError: the file is missing or damaged, it lacks `eod_token`, a size or pattern does not fit it.
@@ -90,7 +94,10 @@ class TikTokenizer(Tokenizer):
         num_special: int = 1000,
     ) -> None:
         content = read_file(path)
-        if content.lstrip()[:1] == b"[":
+        if looks_like_tekken(content):
+            ranks, special, self.vocab_size, pattern = _tekken_vocabulary(path, content)
+            eod = "</s>"
+        elif content.lstrip()[:1] == b"[":
             ranks, special, self.vocab_size = _megatron_vocabulary(path, content, vocab_size, num_special)
             eod, pattern = "</s>", pattern or "v2"
         else:
@@ -99,7 +106,7 @@ class TikTokenizer(Tokenizer):
             special, self.vocab_size, pattern = known.special, known.vocab_size, known.pattern
             eod = next(name for name in ("<|endoftext|>", "<|end_of_text|>") if name in special)
         self.path, self.pattern = path, pattern
-        self._model = _encoding(path, ranks, special, PATTERNS[pattern])
+        self._model = _encoding(path, ranks, special, PATTERNS.get(pattern, pattern))
         if eod_token is not None and eod_token not in special:
             raise no_such_token(eod_token, path)
         self._special = frozenset(special.values())
@@ -123,10 +130,13 @@ class TikTokenizer(Tokenizer):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """A .tiktoken, a .model of lines "base64 rank", a .json that is a list."""
+        """A .tiktoken, a .model of lines "base64 rank", a .json that is a list, a tekken.json."""
         if path.endswith(".model"):
             return looks_like_tiktoken(read_file(path))
-        return path.endswith(".tiktoken") or (path.endswith(".json") and read_file(path).lstrip()[:1] == b"[")
+        if not path.endswith(".json"):
+            return path.endswith(".tiktoken")
+        content = read_file(path)
+        return content.lstrip()[:1] == b"[" or looks_like_tekken(content)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
@@ -149,6 +159,34 @@ def looks_like_tiktoken(content: bytes) -> bool:
     return len(words) == 2 and words[1] == b"0" and words[0].isascii()
 
 
+def looks_like_tekken(content: bytes) -> bool:
+    """Whether a file is Mistral's tekken.json."""
+    return content.lstrip()[:1] == b"{" and b'"default_num_special_tokens"' in content
+
+
+def _tekken_vocabulary(path: str, content: bytes) -> tuple[_Ranks, dict[str, int], int, str]:
+    """Ranks and special tokens as ids, the number of all ids, and the pattern.
+
+    Source: mistral-common, tokens/tokenizers/tekken.py: special tokens first, then as many ranks as fill the size.
+    """
+    try:
+        parsed = json.loads(content)
+        config = parsed["config"]
+        pattern, size, count = config["pattern"], config["default_vocab_size"], config["default_num_special_tokens"]
+        named = {entry["token_str"]: entry["rank"] for entry in parsed.get("special_tokens") or ()}
+        tokens = [base64.b64decode(entry["token_bytes"], validate=True) for entry in parsed["vocab"]]
+        special = named or {name: number for number, name in enumerate(("<unk>", "<s>", "</s>"))}
+        inside = all(type(number) is int and 0 <= number < count for number in special.values())
+        if not (isinstance(pattern, str) and inside and count + 256 <= size <= count + len(tokens)):
+            raise ValueError("its sizes do not fit each other")
+        ends = "</s>" in special
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} is not a tekken.json ({first_line(error)}); copy it again") from error
+    if not ends:
+        raise DataError(f"{path} has no </s> to end documents; copy it again")
+    return {token: count + rank for rank, token in enumerate(tokens[: size - count])}, special, size, pattern
+
+
 def _encoding(path: str, ranks: _Ranks, special: dict[str, int], pattern: str) -> Any:
     try:
         import tiktoken
@@ -158,7 +196,10 @@ def _encoding(path: str, ranks: _Ranks, special: dict[str, int], pattern: str) -
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise DataError(f"{path} lacks {len(missing)} of the 256 single bytes; give the whole vocabulary")
-    return tiktoken.Encoding(path, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    try:
+        return tiktoken.Encoding(path, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    except ValueError as error:
+        raise DataError(f"{path} is no vocabulary for tiktoken ({first_line(error)}); copy it again") from error
 
 
 def _megatron_vocabulary(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm import __version__
-from megalm.data.indexed.manifest import manifest_bytes, manifest_path, read_manifest
+from megalm.data.indexed.manifest import ends_documents, manifest_bytes, manifest_path, read_manifest
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.indexed.writer import IndexedDatasetBuilder
 from megalm.errors import DataError
@@ -30,6 +30,23 @@ def common_tokenizer(inputs: Sequence[IndexedDataset]) -> dict[str, Any] | None:
     return known[0][1] if known and len(known) == len(inputs) else None
 
 
+def common_ends(inputs: Sequence[IndexedDataset]) -> bool | None:
+    """Whether the documents of all inputs end with an end-of-document token; None where one does not tell.
+
+    Raises:
+        DataError: some do and some do not.
+    """
+    told = {indexed.prefix: ends_documents(indexed.prefix) for indexed in inputs}
+    having = [prefix for prefix, ends in told.items() if ends]
+    lacking = [prefix for prefix, ends in told.items() if ends is False]
+    if having and lacking:
+        raise DataError(
+            f"the documents of {having[0]} end with an end-of-document token (--append-eod), those of {lacking[0]} do "
+            "not; preprocess one of them again"
+        )
+    return None if None in told.values() else bool(having)
+
+
 def publish_datasets(
     builders: Iterable[IndexedDatasetBuilder], inputs: Sequence[IndexedDataset], options: Sequence[dict[str, Any]]
 ) -> list[str]:
@@ -37,7 +54,7 @@ def publish_datasets(
 
     All are on disk before the first gets its final name. `options` says for each how it was made.
     """
-    tokenizer = common_tokenizer(inputs)
+    tokenizer, ends = common_tokenizer(inputs), common_ends(inputs)
     origin = [_origin(indexed) for indexed in inputs]
     prepared = [(builder, builder.prepare()) for builder in builders]
     lines = []
@@ -45,7 +62,7 @@ def publish_datasets(
         content = {
             "megalm": __version__,
             "inputs": origin,
-            "options": option,
+            "options": option | ({} if ends is None else {"append_eod": ends}),
             **({"tokenizer": tokenizer} if tokenizer else {}),
             "documents": files.num_documents,
             "tokens": files.num_tokens,
@@ -76,6 +93,6 @@ def require_other_prefixes(outputs: Iterable[str], inputs: Iterable[str]) -> Non
 
 def _origin(indexed: IndexedDataset) -> dict[str, Any]:
     manifest = read_manifest(manifest_path(indexed.prefix)) or {}
-    known = {"bin_sha256": manifest["bin"]["sha256"]} if "bin" in manifest else {}
+    known = {"bin_sha256": manifest["bin"]["sha256"]} if manifest.get("bin") else {}
     counts = {"documents": len(indexed.document_indices) - 1, "tokens": indexed.num_tokens}
     return {"prefix": indexed.prefix, **counts, **known}

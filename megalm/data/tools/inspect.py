@@ -66,8 +66,8 @@ def describe(indexed: IndexedDataset) -> list[str]:
     tokenizer: dict[str, Any] = manifest.get("tokenizer") or {}
     if tokenizer:
         lines.append(
-            f"tokenizer {tokenizer.get('type')}, {tokenizer.get('vocab_size'):,} ids, end of document "
-            f"{tokenizer.get('eod')}, identity {str(tokenizer.get('identity'))[:16]}"
+            f"tokenizer {tokenizer.get('type')}, {tokenizer.get('vocab_size') or 'an unknown number of'} ids, end of "
+            f"document {tokenizer.get('eod')}, identity {str(tokenizer.get('identity'))[:16]}"
         )
     inputs = manifest.get("inputs", [])
     named = ", ".join(str(entry.get("path") or entry.get("prefix")) for entry in inputs[:5])

@@ -7,8 +7,7 @@ from pathlib import Path
 from megalm.config.paths import path_argument
 from megalm.data.indexed.writer import IndexedDatasetBuilder
 from megalm.data.samples.build import open_dataset
-from megalm.data.tools.derived import common_tokenizer, publish_datasets, require_other_prefixes
-from megalm.data.tools.verify import require_layout
+from megalm.data.tools.derived import common_ends, common_tokenizer, publish_datasets, require_other_prefixes
 from megalm.errors import ConfigError, DataError
 from megalm.storage.faults import reading
 
@@ -75,13 +74,13 @@ def merge(prefixes: list[str], output_prefix: str, *, overwrite: bool = False) -
     require_other_prefixes([output_prefix], prefixes)
     inputs = [open_dataset(prefix) for prefix in prefixes]
     for indexed in inputs:
-        require_layout(indexed)
         if indexed.dtype != inputs[0].dtype:
             raise DataError(
                 f"{indexed.prefix} holds {indexed.dtype.name}, {inputs[0].prefix} {inputs[0].dtype.name}; "
                 "only datasets of the same dtype can be merged: preprocess one of them again"
             )
     common_tokenizer(inputs)
+    common_ends(inputs)
     with IndexedDatasetBuilder(output_prefix, inputs[0].dtype, overwrite=overwrite) as builder:
         for indexed in inputs:
             builder.add_part(indexed, 0, len(indexed.document_indices) - 1)

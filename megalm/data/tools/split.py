@@ -10,7 +10,6 @@ from megalm.config.paths import path_argument
 from megalm.data.indexed.writer import IndexedDatasetBuilder
 from megalm.data.samples.build import open_dataset
 from megalm.data.tools.derived import publish_datasets, require_other_prefixes
-from megalm.data.tools.verify import require_layout
 from megalm.errors import ConfigError, DataError
 
 REST = "rest"
@@ -119,7 +118,6 @@ def split(
     outputs = {name: f"{output_prefix}_{name}" for name in parts}
     require_other_prefixes(outputs.values(), [prefix])
     indexed = open_dataset(prefix)
-    require_layout(indexed)
     ranges = part_ranges(parts, len(indexed.document_indices) - 1, by_shares=by_shares)
     with contextlib.ExitStack() as stack:
         builders = [

@@ -7,6 +7,7 @@ what no token covers becomes bytes. (sentencepiece stores a blank as U+2581, so 
 import argparse
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,7 @@ def train(texts: Iterable[str], *, vocab_size: int, model_type: str = "bpe") -> 
         )
     except RuntimeError as error:
         reason = str(error).rsplit("] ", 1)[-1].strip()
+        reason = re.sub(r" or (decrease|increase) \S+ with --\S+ option", "", reason)  # flags that are not ours
         raise DataError(f"--vocab-size {vocab_size} does not fit this text: {reason or error}") from error
     return writer.getvalue()
 

@@ -244,17 +244,31 @@ def test_a_pickled_dataset_reopens_its_files(tmp_path: Path, write_dataset: Writ
     assert pickle.loads(pickle.dumps(data))[1].tolist() == data[1].tolist()
 
 
-def test_token_range_names_id_sequence_and_position(tmp_path: Path, write_dataset: Write) -> None:
-    data = IndexedDataset(write_dataset(tmp_path / "d", [3, 2], vocab_size=5))
-    data.check_token_range(5)
-    with pytest.raises(DataError, match=r"token id 4 at position 1 of sequence 1 is outside 0 \.\. 3"):
-        data.check_token_range(4)
+def test_every_token_that_is_read_is_checked(tmp_path: Path) -> None:
+    with IndexedDatasetBuilder(tmp_path / "d", "int32") as builder:
+        builder.add_document([1, 2, 3, 4, 5], [3, 2])
+        builder.add_document([6, 9, 7, -2])
+        builder.finalize()
+    data = IndexedDataset(tmp_path / "d")
+    assert data.gather([(2, 1, 2)]).tolist() == [9, 7], "nobody has said how many ids there are"
+    data.vocab_size = 9
+    again = pickle.loads(pickle.dumps(data))
+    assert again.gather([(0, 0, 3), (1, 0, 2), (2, 2, 1)]).tolist() == [1, 2, 3, 4, 5, 7]
+    for read in (lambda: again.gather([(1, 0, 2), (2, 0, 2)]), lambda: again.tokens(4, 4), again.check_token_range):
+        with pytest.raises(DataError, match=r"d\.bin: token id 9 at position 1 of document 1 is outside 0 \.\. 8"):
+            read()
+    with pytest.raises(DataError, match=r"token id -2 at position 3 of document 1"):
+        again.gather([(2, 2, 2)])
+    data.vocab_size = 5
+    with pytest.raises(DataError, match=r"token id 5 at position 4 of document 0 \(sequence 1\)"):
+        data.tokens(0, 9)
 
 
-def test_token_range_samples_large_datasets(tmp_path: Path, write_dataset: Write) -> None:
+def test_a_look_at_large_datasets_is_bounded(tmp_path: Path, write_dataset: Write) -> None:
     data = IndexedDataset(write_dataset(tmp_path / "d", [1] * 10, vocab_size=10))
-    with pytest.raises(DataError, match="token id 6 at position 0 of sequence 6"):
-        data.check_token_range(5, limit=5)
+    data.vocab_size = 5
+    with pytest.raises(DataError, match="token id 6 at position 0 of document 6"):
+        data.check_token_range(limit=5)
 
 
 def test_fingerprint_changes_with_tokens_and_with_lengths(tmp_path: Path, write_dataset: Write) -> None:

@@ -19,7 +19,8 @@ from megalm.cli import main
 from megalm.data import preprocess
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.preprocess import pipeline as running
-from megalm.data.tokenizers import ByteLevelTokenizer
+from megalm.data.tokenizers import ByteLevelTokenizer, NullTokenizer
+from megalm.data.tokenizers.encode import WrongIdsError
 from megalm.errors import ConfigError, DataError, PlatformError
 
 
@@ -203,12 +204,81 @@ def children(pid: int) -> list[int]:
 def test_words_that_are_no_ids_are_named_with_their_line(tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", ["1 2", "3 x", "4 10"])
     null = "--tokenizer-type NullTokenizer --tokenizer-vocab-size 10"
-    with pytest.raises(DataError, match=r"in\.jsonl:2: not token ids: .*'x' is not an id in 0 \.\. 10"):
+    with pytest.raises(DataError, match=r"in\.jsonl:2: cannot be encoded: .*'x' is not an id in 0 \.\. 10"):
         run(tmp_path, tokenizer=null)
     run(tmp_path, "--on-error report", tokenizer=null)
     data = IndexedDataset(tmp_path / "out_text_document")
     assert [data[i].tolist() for i in range(len(data))] == [[1, 2], [4, 10]]
-    assert "in.jsonl:2: not token ids" in (tmp_path / "out.rejected").read_text()
+    assert "in.jsonl:2: cannot be encoded" in (tmp_path / "out.rejected").read_text()
+
+
+class _Panic(BaseException):
+    """What a library in Rust raises."""
+
+
+@pytest.mark.parametrize("error", [ValueError("no <unk>"), _Panic("index out of bounds"), DataError("no id")])
+def test_what_a_tokenizer_refuses_has_its_line_and_can_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    def encode(self: ByteLevelTokenizer, text: str) -> list[int]:
+        if "bad" in text:
+            raise error
+        return list(text.encode())
+
+    monkeypatch.setattr(ByteLevelTokenizer, "encode", encode)
+    write_lines(tmp_path / "in.jsonl", ["one", "bad one", "two", "bad two"])
+    with pytest.raises(DataError, match=rf"in\.jsonl:2: cannot be encoded: {error}; correct .* --on-error"):
+        run(tmp_path)
+    assert outputs(tmp_path) == []
+    run(tmp_path, "--on-error report --clean")
+    assert texts_of(tmp_path / "out_text_document") == ["one", "two"]
+    assert (tmp_path / "out.rejected").read_text().count("cannot be encoded") == 2
+    assert "2 documents rejected: cannot be encoded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["9" * 5000, "0" * 4999 + "11", "\u0663", "-1", "1.0"])
+def test_no_word_is_too_odd_to_be_no_id(word: str) -> None:
+    with pytest.raises(DataError, match="is not an id"):
+        NullTokenizer(10).encode(f"1 {word}")
+    assert NullTokenizer(10).encode("0" * 5000 + "7") == [7]
+
+
+def test_other_ids_of_the_fast_encoder_end_the_run_and_its_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any) -> Any:
+        raise WrongIdsError("the fast encoder gives other ids")
+
+    write_lines(tmp_path / "in.jsonl", ["one", "two"])
+    (tmp_path / "out.parts").mkdir()
+    (tmp_path / "out.parts" / "of_before.shard").write_bytes(b"x")
+    monkeypatch.setattr(ByteLevelTokenizer, "encode", wrong)
+    with pytest.raises(WrongIdsError, match="other ids"):
+        run(tmp_path, "--on-error skip")
+    assert not (tmp_path / "out.parts").exists()
+
+
+def test_texts_that_the_vocabulary_lacks_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def encode(self: ByteLevelTokenizer, text: str) -> list[int]:
+        return [ord(char) if char.isascii() else 1 for char in text]
+
+    monkeypatch.setattr(ByteLevelTokenizer, "encode", encode)
+    monkeypatch.setattr(ByteLevelTokenizer, "special", lambda self, name: {"unk": 1, "eod": 256}.get(name))
+    write_lines(tmp_path / "in.jsonl", ["plain", "\u65e5\u672c", "", "caf\u00e9", " \u672c "])
+    run(tmp_path)
+    told = capsys.readouterr().out
+    assert "3 x texts with <unk> for what the vocabulary lacks" in told
+    assert "2 x texts that are nothing but <unk>" in told
+
+
+def test_two_columns_of_one_name_are_named(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = [arrow.array(["a"]), arrow.array(["b"])]
+    parquet.write_table(arrow.Table.from_arrays(columns, ["text", "text"]), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match=r"in\.parquet has 2 columns named text"):
+        run(tmp_path, inputs="in.parquet")
 
 
 def test_a_very_long_line_is_rejected_and_the_lines_around_it_are_not(tmp_path: Path) -> None:

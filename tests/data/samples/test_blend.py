@@ -1,6 +1,7 @@
 """Blends: equal to megatron-core's arrays, and made of what the paths say."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,7 @@ def test_paths_are_read_by_megatrons_rule(words: list[str], prefixes: list[str],
         ("inf a 1 b", "the weight inf of a must be positive"),
         ("0.5 a b c", '"b" stands where the weight of c is expected'),
         ("0.5 a 0.5", "prefixes, or weights and prefixes in turn"),
+        ("a 0.7 b 0.3", r"a weight stands before its prefix: 0\.7 a 0\.3 b"),
     ],
 )
 @pytest.mark.parametrize("name", ["data_path", "train_data_path"])
@@ -223,3 +225,13 @@ def test_a_dataset_too_small_for_a_sample_is_named(prefixes: list[str], make_dat
     small = make_dataset([3], "small").prefix
     with pytest.raises(DataError, match=r"train split of .*small: 1 documents with 3 tokens"):
         build(DataConfig(train_data_path=["1", prefixes[0], "1", small]))
+
+
+def test_a_blend_in_quotes_or_with_commas_says_how_it_is_written(tmp_path: Path, write_dataset: Any) -> None:
+    assert DataConfig(data_path=("0.7 a 0.3 b",)).problems() == [
+        'data_path: "0.7 a 0.3 b" is one word; leave out the quotes, so that it is 4'
+    ]
+    assert DataConfig(data_path=("my data",)).problems() == []
+    names = [str(write_dataset(tmp_path / name, [30] * 40)) for name in "ab"]
+    with pytest.raises(DataError, match=f"separate prefixes by blanks: {' '.join(names)}"):
+        build(DataConfig(data_path=(",".join(names),)))

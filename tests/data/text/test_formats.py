@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from megalm.data.text import formats as readers
 from megalm.data.text.formats import Document, LineRange, Reading, Rejected, json_documents, line_chunks
 from megalm.data.text.input_file import InputFile
+from megalm.data.text.inputs import expand
 from megalm.errors import DataError
 
 
@@ -225,3 +226,50 @@ def test_binary_columns_are_texts_or_rejected_by_the_same_rule(tmp_path: Path) -
     found = documents(tmp_path / "f.parquet")
     assert found[:2] == [("a",), ("é",)]
     assert found[2].kind == "invalid UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b'{\n  "text": "x"\n}\n', "over several lines, .*jq -c"),
+        ("a.jsonl", b"\xef\xbb\xbf \n{\r\n", "over several lines"),
+        ("a.json", b'[{"text": "x"}]', r"one JSON array, .*jq -c '\.\[\]'"),
+        ("a.jsonl", '{"text": "x"}\n'.encode("utf-16"), "UTF-16.* iconv"),
+        ("a.jsonl", ('{"text": "' + "x" * 50 + '"}').encode("utf-16-le"), "UTF-16"),
+        ("a.txt", ("word " * 20).encode("utf-16-be"), "UTF-16"),
+        ("a.jsonl", gzip.compress(b'{"text": "x"}'), r"gzip, .*ends in \.gz"),
+        ("a.txt", b"\x28\xb5\x2f\xfdxx", r"zstd, .*\.zst"),
+        ("a.jsonl", b"PAR1....PAR1", r"Parquet, .*\.parquet"),
+        ("a.txt", b"PK\x03\x04", "zip"),
+    ],
+)
+def test_a_file_that_is_something_else_says_what_to_do(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} cannot be read: it holds .*{message}"):
+        InputFile(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"text": "x"}', b"\0\0", b"x" * 5000, b"\n\n", b'{"a": [\n'])
+def test_what_may_be_what_it_says_is_read(tmp_path: Path, content: bytes) -> None:
+    for name in ("a.jsonl", "a.txt") if content != b"{" else ("a.txt",):
+        (tmp_path / name).write_bytes(content)
+        InputFile(str(tmp_path / name))
+
+
+def test_a_line_can_be_a_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\n\n  \ntwo words\r\nthree\n\xff\nlast")
+    *found, last = documents(tmp_path / "a.txt", text_documents="line")
+    assert found[:3] == [("one",), ("two words",), ("three",)]
+    assert isinstance(found[3], Rejected)
+    assert (found[3].line, found[3].kind) == (6, "invalid UTF-8")
+    assert last == ("last",)
+
+
+def test_a_clone_from_a_hub_is_its_data(tmp_path: Path) -> None:
+    for name in ("README.md", "dataset_infos.json", "data/a.jsonl", "data/state.json", "LICENSE.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    found = expand([str(tmp_path)])
+    assert found.files == [str(tmp_path / "data/a.jsonl")]
+    assert len(found.left_out) == 4
+    assert expand([str(tmp_path / "LICENSE.txt")]).files, "asked for by its name"

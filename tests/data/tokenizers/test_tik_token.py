@@ -150,3 +150,40 @@ def test_a_size_that_does_not_fit_and_missing_bytes_are_refused(tokens: list[byt
             TikTokenizer(path, vocab_size=size)
     with pytest.raises(DataError, match="lacks 1 of the 256 single bytes"):
         TikTokenizer(bpe_file(tmp_path / "x.tiktoken", tokens[1:]), pattern="v1")
+
+
+def tekken(tokens: list[bytes], **changes: Any) -> str:
+    vocab = [{"rank": rank, "token_bytes": base64.b64encode(token).decode()} for rank, token in enumerate(tokens)]
+    sizes = {"default_vocab_size": 10 + len(tokens) - 5, "default_num_special_tokens": 10}
+    return json.dumps({"config": {"pattern": PATTERNS["o200k"]} | sizes, "vocab": vocab} | changes)
+
+
+def test_mistrals_tekken_gives_its_ids(tokens: list[bytes], tmp_path: Path) -> None:
+    path = tmp_path / "tekken.json"
+    path.write_text(tekken(tokens))
+    for given in (path, tmp_path):
+        ours = build_tokenizer(TokenizerConfig(tokenizer_model=str(given)))
+        assert isinstance(ours, TikTokenizer)
+    ranks = {token: rank for rank, token in enumerate(tokens[:-5])}
+    peer = tiktoken.Encoding("t", pat_str=PATTERNS["o200k"], mergeable_ranks=ranks, special_tokens={})
+    assert ours.encode_batch(TEXTS) == [[10 + number for number in peer.encode_ordinary(text)] for text in TEXTS]
+    assert (*special(ours), ours.vocab_size) == (2, 1, None, 10 + len(ranks))
+    named = [{"rank": 4, "token_str": "</s>"}, {"rank": 7, "token_str": "<pad>"}]
+    path.write_text(tekken(tokens, special_tokens=named))
+    assert special(build_tokenizer(TokenizerConfig(tokenizer_model=str(path)))) == (4, None, 7)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocab": 3}, {"vocab": [{}]}, {"special_tokens": [{"rank": 99, "token_str": "</s>"}]},
+        {"special_tokens": [{"rank": 1, "token_str": "<x>"}]},
+        {"config": {"pattern": 3, "default_vocab_size": 266, "default_num_special_tokens": 10}},
+        {"config": {"pattern": "(", "default_vocab_size": 266, "default_num_special_tokens": 10}},
+        {"config": {"pattern": "x", "default_vocab_size": 9999, "default_num_special_tokens": 10}},
+    ],
+)  # fmt: skip
+def test_a_tekken_of_the_wrong_shape_is_named(tokens: list[bytes], tmp_path: Path, changes: dict[str, Any]) -> None:
+    (tmp_path / "tekken.json").write_text(tekken(tokens, **changes))
+    with pytest.raises(DataError, match=r"tekken\.json (is|has) no"):
+        build_tokenizer(TokenizerConfig(tokenizer_model=str(tmp_path / "tekken.json")))

@@ -145,6 +145,24 @@ def test_names_beside_a_tokenizer_json_count(tokenizer_json: Path, tmp_path: Pat
         HFTokenizer(str(tmp_path / "tokenizer.json"))
 
 
+@pytest.mark.parametrize("name", ["eos", "bos", "pad"])
+def test_a_named_token_that_the_vocabulary_lacks_is_an_error(tokenizer_json: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_json.read_bytes())
+    beside = tmp_path / "tokenizer_config.json"
+    beside.write_text(json.dumps({f"{name}_token": {"content": "<lacking>"}}))
+    message = rf'no token "<lacking>", which tokenizer_config\.json beside it names as its {name}_token'
+    with pytest.raises(DataError, match=message):
+        HFTokenizer(str(tmp_path / "tokenizer.json"))
+    if name == "eos":
+        HFTokenizer(str(tmp_path / "tokenizer.json"), "<|endoftext|>")
+    beside.write_text(json.dumps({f"{name}_token": {"content": 5}}))
+    with pytest.raises(DataError, match="is broken"):
+        HFTokenizer(str(tmp_path / "tokenizer.json"))
+    beside.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="is broken"):
+        HFTokenizer(str(tmp_path / "tokenizer.json"))
+
+
 class MegatronSentencePiece:
     """Megatron's SentencePieceTokenizer by its published rules: special tokens after the pieces, found in texts."""
 

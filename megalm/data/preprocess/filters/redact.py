@@ -18,6 +18,8 @@ _EMAIL = re.compile(
 )
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+_JWT = r"eyJ[\w-]+=*\.[\w-]+=*(?:\.[\w+/-]+=*){0,3}"
+"""All parts of a JSON web token, signed or encrypted; the package's pattern leaves the signature."""
 _PHONE_HINT = re.compile(r"(?<![\w.])\+?\(?(?!\d{4}-\d\d-\d\d)\d[\d ()./\-]{6,}\d(?!\w)")
 """Digits that could be a number, and no date as 2026-01-31."""
 _KEY_BLOCK = re.compile(
@@ -82,7 +84,7 @@ def _key_pattern() -> re.Pattern[str]:
     from detect_secrets.plugins.base import RegexBasedDetector
 
     _packages()
-    patterns = []
+    patterns = [_JWT]
     for name in _KEY_MODULES:
         for plugin in vars(importlib.import_module(f"detect_secrets.plugins.{name}")).values():
             if isinstance(plugin, type) and issubclass(plugin, RegexBasedDetector) and plugin is not RegexBasedDetector:
@@ -110,12 +112,26 @@ def _redact_addresses(text: str) -> tuple[str, int]:
             return match.group()
         if address.is_unspecified or address.is_loopback:  # nobody's
             return match.group()
+        if address.version == 6 and not _is_somebodys(match.group()):
+            return match.group()
         found += 1
         return "<IP_ADDRESS>"
 
     for pattern in (_IPV4, _IPV6):
         text = pattern.sub(replaced, text)
     return text, found
+
+
+def _is_somebodys(text: str) -> bool:
+    """Whether an IPv6 address is of a kind that is given to machines: in code `x[::2]` and `a::b` are well-formed too.
+
+    Global unicast (2000::/3) of three groups or more; unique local (fc00::/7) and link-local (fe80::/10) of two.
+    """
+    groups = [group for group in text.split(":") if group]
+    if len(groups) < 2 or len(groups[0]) < 4:
+        return False
+    first = int(groups[0], 16)
+    return (first >> 13 == 1 and len(groups) > 2) or first >> 9 == 0x7E or first >> 6 == 0x3FA
 
 
 def _redact_phones(text: str) -> tuple[str, int]:
