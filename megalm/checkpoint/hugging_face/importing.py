@@ -3,7 +3,6 @@
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 
@@ -11,8 +10,8 @@ from megalm.checkpoint.format import LATEST, MANIFEST, Manifest, find_checkpoint
 from megalm.checkpoint.hugging_face.folder import CONFIG, HuggingFaceReader
 from megalm.checkpoint.hugging_face.tensors import in_shards
 from megalm.checkpoint.run_folder import prepare_run_folder
+from megalm.checkpoint.schema import FileEntry, SliceEntry, TensorEntry
 from megalm.config.data import TokenizerConfig
-from megalm.distributed.shards import Box
 from megalm.errors import CheckpointError
 from megalm.storage.durable import replace_text, sha256_of, sync_file, sync_folder
 
@@ -67,20 +66,20 @@ def import_model(folder: Path, run: Path, shard_bytes: int = _SHARD_BYTES) -> Hu
 
 def _write_shards(
     reader: HuggingFaceReader, partial: Path, shard_bytes: int
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
     """The manifest's `files` and `tensors`."""
-    files: dict[str, dict[str, Any]] = {}
-    tensors: dict[str, dict[str, Any]] = {}
+    files: dict[str, FileEntry] = {}
+    tensors: dict[str, TensorEntry] = {}
     sizes = {name: 4 * math.prod(reader.shape(name)) for name in sorted(reader.names)}
     for number, names in enumerate(in_shards(sizes, shard_bytes)):
         path = partial / f"part_{number:05d}.safetensors"
         save_file({f"weight/{name}": reader.read(name) for name in names}, path)
         sync_file(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path), "rank": 0}
+        files[path.name] = FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path), rank=0)
         for name in names:
-            whole = Box.whole(reader.shape(name))
-            piece = {"file": path.name, "offsets": whole.offsets, "sizes": whole.sizes, "start": 0, "stop": whole.numel}
-            tensors[name] = {"shape": reader.shape(name), "kinds": ["weight"], "slices": [piece]}
+            shape = list(reader.shape(name))
+            piece = SliceEntry(file=path.name, offsets=[0] * len(shape), sizes=shape, start=0, stop=math.prod(shape))
+            tensors[name] = TensorEntry(shape=shape, kinds=["weight"], slices=[piece])
     return files, tensors
 
 

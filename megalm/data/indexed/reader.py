@@ -239,6 +239,7 @@ class IndexedDataset:
         return int(tokens.view(f"<u{self.dtype.itemsize}").max()) >= self.vocab_size
 
     def _foreign(self, tokens: Tokens) -> npt.NDArray[np.bool_]:
+        assert self.vocab_size is not None, "only tokens of a known vocabulary are judged"
         outside: npt.NDArray[np.bool_] = (tokens < 0) | (tokens >= self.vocab_size)
         return outside
 
