@@ -65,6 +65,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "launching": {"pydantic"},
     "doctor": {"torch", "torch.distributed", "psutil"},
     **{part: {"torch", "torch.distributed"} for part in (*TOP, "testing")},
+    "commands": {"torch", "transformers"},
 }
 """Part of megalm -> the libraries beyond Python's own that it may import; what is not named may import none."""
 FILES = sorted(ROOT.rglob("*.py"))

@@ -10,6 +10,7 @@ from megalm.config.translation.megatron import from_shell
 from megalm.config.translation.neox import from_yaml
 from megalm.config.translation.table import Translation
 from megalm.errors import ConfigError
+from megalm.storage.faults import reason_of
 
 LARGEST = 1 << 20
 """Bytes of a configuration."""
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         output.write_text(found.recipe(), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"--output {output} cannot be written: {reason_of(error, output)}") from error
     print(found.table())
     print(f"recipe: {output}; see all of it with --config {output} --print-config")
     return 0
@@ -63,6 +64,7 @@ def _text(path: Path) -> str:
         if path.stat().st_size > LARGEST:
             raise ConfigError(f"{path} is larger than a configuration ({LARGEST >> 20} MiB)")
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
-        raise ConfigError(f"{path} cannot be read: {reason}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {reason_of(error, path)}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: {error.reason}") from error

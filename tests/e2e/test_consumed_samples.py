@@ -47,9 +47,9 @@ def steps_of_a_rank(flags: list[str]) -> tuple[dict[Axis, int], list[list[Sample
     steps: list[list[Samples]] = []
     original = Engine.train_step
 
-    def recorded(engine: Engine, batches: Any, *rest: Any) -> Any:
+    def recorded(engine: Engine, batches: Any, *rest: Any, **options: Any) -> Any:
         steps.append([[tuple(row) for row in batch["tokens"].tolist()] for batch in batches])
-        return original(engine, batches, *rest)
+        return original(engine, batches, *rest, **options)
 
     Engine.train_step = recorded  # type: ignore[method-assign]
     assert pretrain(config, context) == 0

@@ -4,13 +4,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import yaml
-
 from megalm.config.merging.names import unsupported_text
 from megalm.config.merging.recipe import RecipeLoader
 from megalm.config.merging.settings import SETTINGS
 from megalm.config.translation.table import Translation
 from megalm.errors import ConfigError
+from megalm.storage.documents import DocumentError, parse_yaml
 
 RENAMED = {
     "num_kv_heads": "num_query_groups",
@@ -93,9 +92,9 @@ def from_yaml(texts: Sequence[str], source: str) -> Translation:
 
 def _read(text: str, source: str) -> dict[Any, Any]:
     try:
-        content = yaml.load(text, RecipeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{source}: not YAML: {getattr(error, 'problem', None) or error}") from error
+        _, content = parse_yaml(text.encode(), RecipeLoader)
+    except DocumentError as error:
+        raise ConfigError(f"{source}: not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: a configuration of GPT-NeoX is a mapping of settings")
     return content

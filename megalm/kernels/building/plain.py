@@ -14,7 +14,7 @@ _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fvisibility=hidden")
 
 
 def plain_library(name: str, folder: Path) -> Path:
-    """The library of csrc/NAME.cpp for this compiler and machine; compiled first if it is not in `folder`.
+    """The library of NAME.cpp in csrc for this compiler and machine; compiled first if it is not in `folder`.
 
     Raises:
         OSError: no compiler, no source, a compiler that fails, or a folder that cannot be written.
