@@ -31,13 +31,15 @@ MODELS = {
     "eight heads": LLAMA.replace("heads 4", "heads 8") + " --qk-layernorm",
     # one KV head, norms of heads, biases on q, k and v only
     "qwen": LLAMA.replace("groups 2", "groups 1") + " --add-qkv-bias --qk-layernorm",
+    # norms of branches make rounding larger where these are small: larger initial values
     # windows, norms before and after, soft-capping, a norm's weight as its distance from one
     "gemma": (
         f"{LLAMA} --norm-order sandwich --apply-layernorm-1p --qk-layernorm --scale-embeddings --window-size 5,0 "
-        "--window-attn-skip-freq 2 --rotary-base-local 100 --attn-logit-softcapping 5 --final-logit-softcapping 3"
+        "--window-attn-skip-freq 2 --rotary-base-local 100 --attn-logit-softcapping 5 --final-logit-softcapping 3 "
+        "--init-method-std 0.2"
     ),
     # norms after, over all heads together, of which two ranks share one of keys
-    "olmo": f"{LLAMA} --norm-order branch --qk-layernorm --qk-layernorm-full-width",
+    "olmo": f"{LLAMA} --norm-order branch --qk-layernorm --qk-layernorm-full-width --init-method-std 0.2",
     # both branches of one input, biases, half of each head turns
     "neox": f"{GPT2} --position-embedding-type rope --rotary-percent 0.5 --use-parallel-residual",
     "deep llama": f"{LLAMA} --num-layers 4",
