@@ -65,7 +65,11 @@ class Merge:
     given: dict[str, Given] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
-    """Fields whose value did not fit their type, which has been said: their sections cannot be judged."""
+    """Fields whose value does not fit, which is a problem already."""
+
+    def judges(self, problem: str) -> bool:
+        """Whether a problem is one of the given values, and not of a default in the place of a broken one."""
+        return not any(re.search(rf"\b{name}=", problem) for name in self.broken)
 
 
 def load_config(argv: Sequence[str], prog: str | None = None) -> RunConfig:
@@ -87,7 +91,7 @@ def load(argv: Sequence[str], prog: str | None = None) -> Loaded:
     merge = merge_sources(flags, recipes)
     config = build_run(merge)
     if config is not None:
-        merge.problems += [with_sources(problem, merge.given) for problem in run_problems(config)]
+        merge.problems += [with_sources(found, merge.given) for found in run_problems(config) if merge.judges(found)]
     if merge.problems or config is None:
         raise ConfigError(list(dict.fromkeys(merge.problems)))
     sources = {name: given.source for name, given in merge.given.items() if given.source != DEFAULT}
@@ -239,7 +243,7 @@ def build_run(merge: Merge) -> RunConfig | None:
                 continue
             given = merge.given.get(name)
             if name in merge.broken:
-                broken = True
+                broken = broken or setting.required  # else the other settings are judged beside its default
             elif given is not None and given.value is not None:
                 values[name] = given.value
             elif setting.required:
@@ -255,7 +259,7 @@ def build_run(merge: Merge) -> RunConfig | None:
         return RunConfig.model_validate(built)
     for part in built.values():
         if hasattr(part, "problems"):
-            merge.problems += [with_sources(problem, merge.given) for problem in part.problems()]
+            merge.problems += [with_sources(found, merge.given) for found in part.problems() if merge.judges(found)]
     return None
 
 
