@@ -20,6 +20,7 @@ from megalm.checkpoint.restore import restore_slices
 from megalm.checkpoint.writer import save_checkpoint
 from megalm.distributed.shards import Box, ShardSpec, StateSlice
 from megalm.errors import CheckpointError
+from megalm.storage.durable import sha256_of
 from megalm.testing.spawner import run_on_ranks
 
 HEADER: dict[str, Any] = {"step": 1, "layout": "", "config": {}, "identity": {}, "states": {}}
@@ -46,13 +47,15 @@ def pieces(shape: tuple[int, ...], cut: Cut) -> list[tuple[Box, int, int]]:
 
 def store(folder: Path, whole: torch.Tensor, cut: Cut) -> CheckpointReader:
     """A checkpoint of one tensor."""
-    slices = []
+    slices, files = [], {}
     for rank, (box, start, stop) in enumerate(pieces(tuple(whole.shape), cut)):
         file = f"{rank}.safetensors"
         save_file({"weight/t": whole[box.index()].flatten()[start:stop].clone()}, folder / file)
+        entry = {"bytes": (folder / file).stat().st_size, "sha256": sha256_of(folder / file), "rank": rank}
+        files[file] = entry
         slices.append({"file": file, "offsets": box.offsets, "sizes": box.sizes, "start": start, "stop": stop})
     tensors = {"t": {"shape": list(whole.shape), "kinds": ["weight"], "slices": slices}}
-    (folder / MANIFEST).write_text(Manifest(**HEADER, files={}, tensors=tensors).to_json())
+    (folder / MANIFEST).write_text(Manifest(**HEADER, files=files, tensors=tensors).to_json())
     return CheckpointReader(folder)
 
 
