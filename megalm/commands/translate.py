@@ -6,6 +6,7 @@ Scripts are read, never run.
 import argparse
 from pathlib import Path
 
+from megalm.config.paths import path_argument
 from megalm.config.translation.megatron import from_shell
 from megalm.config.translation.neox import from_yaml
 from megalm.config.translation.table import Translation
@@ -21,11 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
         nargs="+",
+        type=path_argument,
         metavar="FILE",
         help="a shell script that starts Megatron-LM's or Megatron-DeepSpeed's training, or YAML files of GPT-NeoX, "
         "which are merged left to right",
     )
-    parser.add_argument("--output", metavar="FILE", help="the recipe (default: FILE's name with .megalm.yaml, here)")
+    parser.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="the recipe (default: FILE's name with .megalm.yaml, here)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

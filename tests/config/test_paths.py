@@ -9,6 +9,7 @@ import pytest
 from megalm import cli
 from megalm.config import load
 from megalm.config.merging.settings import SETTINGS
+from megalm.config.output import load_argument
 from megalm.config.paths import path_argument, read_path
 from megalm.data.tokenizers.arguments import add_tokenizer_arguments, tokenizer_config
 from megalm.errors import ConfigError
@@ -130,7 +131,9 @@ def test_every_path_of_every_command_is_read_as_one(command: str) -> None:
     module.add_arguments(parser)
     for action in parser._actions:
         if action.metavar in PATH_WORDS:
-            assert action.type is path_argument, f"megalm {command} {action.option_strings or action.dest}"
+            assert action.type in (path_argument, load_argument), (
+                f"megalm {command} {action.option_strings or action.dest}"
+            )
 
 
 def test_a_command_refuses_what_is_no_path(capsys: pytest.CaptureFixture[str]) -> None:

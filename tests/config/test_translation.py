@@ -42,10 +42,11 @@ PUBLIC: dict[tuple[str, ...], tuple[dict[str, Any], list[str]]] = {
     ("megatron_llama3_8b.sh",): (
         {"train_samples": 1953125000, "lr_decay_samples": 1949218748, "lr_warmup_samples": 3906252, "swiglu": True,
          "decoupled_lr": 5e-4, "decoupled_min_lr": 4.5e-5, "grad_accum_dtype": "model", "mock_data": True,
-         "split": "99,1,0", "rotary_base": 1e6, "attention_dropout": 0.0, "save": "checkpoints/llama3_8b_fp8"},
+         "split": "99,1,0", "rotary_base": 1e6, "attention_dropout": 0.0, "save": "checkpoints/llama3_8b_fp8",
+         "apply_layernorm_1p": True},
         ["--empty-unused-memory-level", "--overlap-grad-reduce", "--overlap-param-gather", "--fp8-", "--fp8-", "--fp8-",
          "--fp8-", "--no-mmap-bin-files", "--profile", "--profile-", "--profile-", "--ckpt-format",
-         "apply_layernorm_1p", "sequence_parallel"],
+         "sequence_parallel"],
     ),
     ("megatron_mixtral_8x7b.sh",): (
         {"position_embedding_type": "rope", "num_query_groups": 8, "tokenizer_model": "TOKENIZER_MODEL"},

@@ -69,7 +69,8 @@ class Merge:
 
     def judges(self, problem: str) -> bool:
         """Whether a problem is one of the given values, and not of a default in the place of a broken one."""
-        return not any(re.search(rf"\b{name}=", problem) for name in self.broken)
+        names = [form for name in self.broken for form in (rf"\b{name}=", rf"{SETTINGS[name].flag}\b(?!-)")]
+        return not any(re.search(name, problem) for name in names)
 
 
 def load_config(argv: Sequence[str], prog: str | None = None) -> RunConfig:

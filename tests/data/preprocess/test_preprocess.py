@@ -242,7 +242,7 @@ def test_folders_patterns_and_compressions_are_read_in_order(
     (folder / ".git").mkdir()
     write_lines(folder / ".git" / "e.jsonl", ["hidden"])
     run(tmp_path, "--workers 2", inputs="many")
-    assert "tell no format: 1 (" in capsys.readouterr().out
+    assert "tell no text: 1 (" in capsys.readouterr().out
     assert texts_of(tmp_path / "out_text_document") == ["1", "2", "3", "4", "5", "6"]
     run(tmp_path, "--overwrite", inputs="many/*.jsonl*")
     assert texts_of(tmp_path / "out_text_document") == ["1", "2", "3", "4"]

@@ -123,9 +123,10 @@ def test_mock_data_gives_three_different_datasets() -> None:
 
 
 def test_a_split_that_rounds_to_no_documents_is_an_error(make_dataset: Any) -> None:
-    config = DataConfig(data_path=make_dataset([100] * 20).prefix, split="969,30,1")
-    with pytest.raises(DataError, match=r'"969,30,1" leaves the test split none of the 20 documents.*5 samples'):
-        build(config)
+    prefix = make_dataset([100] * 20).prefix
+    with pytest.raises(DataError, match=r'"999,1" leaves the valid split none of the 20 documents.*5 samples'):
+        build(DataConfig(data_path=prefix, split="999,1"))
+    assert build(DataConfig(data_path=prefix, split="90,10,0.1")).test is None, "nobody asks for a test of one step"
 
 
 def test_a_split_smaller_than_a_sample_names_the_split(make_dataset: Any) -> None:
