@@ -262,7 +262,11 @@ def _cause_of_death(text: str) -> str:
             "a file that it had mapped was cut or could not be read: look at the data and at --data-cache-path, and "
             "copy them again; the same command continues from the last checkpoint"
         )
-    return "a kill for lack of memory is the usual cause: lower --num-workers, or give the job more memory"
+    # torch does not always see by which signal a worker died
+    return (
+        "a kill for lack of memory is the usual cause: lower --num-workers, or give the job more memory; where the log "
+        "speaks of a bus error, a file that it had mapped was cut: look at the data"
+    )
 
 
 class _WorkerStart:

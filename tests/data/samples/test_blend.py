@@ -129,7 +129,7 @@ def test_paths_are_read_by_megatrons_rule(words: list[str], prefixes: list[str],
         ("inf a 1 b", "the weight inf of a must be positive"),
         ("0.5 a b c", '"b" stands where the weight of c is expected'),
         ("0.5 a 0.5", "prefixes, or weights and prefixes in turn"),
-        ("a 0.7 b 0.3", r"a weight stands before its prefix: 0\.7 a 0\.3 b"),
+        ("a 0.7 b 0.3", "a weight stands before its prefix: 0.7 a 0.3 b"),
     ],
 )
 @pytest.mark.parametrize("name", ["data_path", "train_data_path"])
