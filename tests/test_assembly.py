@@ -31,7 +31,8 @@ def build(prefix: str, flags: str, order: SampleOrder | None = None) -> Any:
     order = order or SampleOrder(Progress())
     _, stop_sample = assembly.run_end(config, 1, order.progress)
     one_rank: Any = SimpleNamespace(
-        groups=SimpleNamespace(data=SimpleNamespace(rank=0, size=1)), device=SimpleNamespace(type="cpu")
+        groups=SimpleNamespace(data=SimpleNamespace(rank=0, size=1), is_first_with_samples=True),
+        device=SimpleNamespace(type="cpu"),
     )
     return assembly.build_data(config, one_rank, None, order, stop_sample), config
 

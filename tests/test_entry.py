@@ -60,4 +60,4 @@ def test_a_rank_that_leaves_the_word_to_rank_0_waits_as_long_as_that_may_still_n
     refused = PlatformError("each would train alone")
     refused.silent = True
     reporting.report_failure(refused, 0)
-    assert (slept, capsys.readouterr().err) == ([waits], "")
+    assert (slept, capsys.readouterr().err) == ([waits, reporting.SILENT_WAIT_S], "")
