@@ -33,6 +33,7 @@ def build(prefix: str, flags: str, order: SampleOrder | None = None) -> Any:
     one_rank: Any = SimpleNamespace(
         groups=SimpleNamespace(data=SimpleNamespace(rank=0, size=1), is_first_with_samples=True),
         device=SimpleNamespace(type="cpu"),
+        rank=0,
     )
     return assembly.build_data(config, one_rank, None, order, stop_sample), config
 

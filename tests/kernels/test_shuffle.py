@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megalm.kernels import shuffle
+from megalm.kernels.building import plain
 from megalm.storage import build_once
 
-HAS_COMPILER = shuffle.find_cxx() is not None
+HAS_COMPILER = plain.find_cxx() is not None
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler")
 
 
@@ -72,7 +73,7 @@ def test_a_large_array_is_shuffled_by_the_compiled_function(monkeypatch: pytest.
 @needs_compiler
 def test_it_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shuffle._compiled() is not None
-    assert {path.suffix for path in fresh.iterdir()} == {".so", ".lock"}
+    assert {path.suffix for path in fresh.iterdir()} == {".so", ".lock", ".sha256"}
     shuffle._compiled.cache_clear()
     monkeypatch.setattr(build_once.os, "replace", pytest.fail)
     assert shuffle._compiled() is not None
@@ -88,7 +89,7 @@ def test_without_a_working_compiler_numpy_shuffles_and_it_is_said_once(
     compiler = tmp_path / "c++"
     compiler.write_text(f'#!/bin/sh\ncase "$*" in *--version*) exit;; esac\n{script}\n')
     compiler.chmod(0o755)
-    monkeypatch.setattr(shuffle, "find_cxx", lambda: script and str(compiler))
+    monkeypatch.setattr(plain, "find_cxx", lambda: script and str(compiler))
     with caplog.at_level(logging.INFO, "megalm"):
         ours, theirs, alike = both([100, 3000], np.int32, 3)
     assert alike
@@ -111,10 +112,10 @@ def test_a_user_without_a_home_gets_numpys(fresh: Path, monkeypatch: pytest.Monk
 @needs_compiler
 def test_another_order_is_refused(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any) -> None:
     sources = tmp_path / "csrc"
-    shutil.copytree(shuffle.SOURCES, sources)
+    shutil.copytree(plain.SOURCES, sources)
     text = (sources / "shuffle.cpp").read_text()
     (sources / "shuffle.cpp").write_text(text.replace("0x9908b0dfu", "0x9908b0deu"))
-    monkeypatch.setattr(shuffle, "SOURCES", sources)
+    monkeypatch.setattr(plain, "SOURCES", sources)
     ours, theirs, alike = both([3000], np.int64, 3)
     assert alike
     np.testing.assert_array_equal(ours[0], theirs[0])
