@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 
 from megalm.assembly import build_run
+from megalm.bad_steps import check_bad_steps, unsaved_because
 from megalm.config import RunConfig
-from megalm.continuation import save
+from megalm.continuation import prune, save
 from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.engine.engine import StepResult
 from megalm.engine.lr_schedule import learning_rate
-from megalm.errors import NonFiniteError
 from megalm.evaluation import evaluate, evaluate_at_end, named_losses, show_sample
 from megalm.monitor.throughput import peak_memory_bytes
 from megalm.resilience.signals import StopRequest
@@ -24,8 +24,6 @@ from megalm.run_summary import describe_run
 
 log = logging.getLogger("megalm")
 
-MAX_BAD_STEPS = 10
-"""Skipped steps in a row after which a run without dynamic loss scaling ends."""
 EXIT_STOPPED = 75
 """Exit code after a signal asked to stop and the checkpoint was written (EX_TEMPFAIL: run the same command again)."""
 
@@ -59,7 +57,7 @@ def train(run: Run) -> bool:
     start = run.progress.consumed_samples
     micro_batches = run.data.batches(run.data.train, start, stop_sample, workers=run.config.data.num_workers)
     with micro_batches:
-        reason = None
+        reason, due = None, False
         while run.progress.step < run.total_iters and reason is None:
             step_once(run, micro_batches)
             step = run.progress.step
@@ -67,9 +65,11 @@ def train(run: Run) -> bool:
                 evaluate(run, run.data.valid, "validation")
                 show_sample(run)
             reason = stop_reason(run)
-            if every and step % every == 0:
+            due |= bool(every) and step % every == 0
+            if due and run.progress.is_sound:  # else with the next step that is
                 save_now(run)
-    save_now(run)
+                due = False
+    save_last(run)
     if reason is not None and run.progress.step < run.total_iters:
         way_on = "run the same command again to continue" if run.config.checkpoint.save else "nothing is saved (--save)"
         log.info("stopped after step %d: %s; %s", run.progress.step, reason, way_on)
@@ -88,12 +88,9 @@ def step_once(run: Run, micro_batches: Iterator[Batch]) -> None:
     result = run.engine.train_step(parts, lr)
     run.progress.count(result.loss, result.skipped, run.global_batch_size)
     run.metric_logger.step(step_row(run, result, lr), run.global_batch_size * batch.seq_length, wait_s)
-    if run.progress.bad_in_a_row >= MAX_BAD_STEPS and not run.config.precision.fp16:
-        raise NonFiniteError(
-            f"the gradients of the last {MAX_BAD_STEPS} steps were not finite (last good step: "
-            f"{run.progress.step - MAX_BAD_STEPS}); lower --lr or look at the data of samples "
-            f"{run.progress.consumed_samples - MAX_BAD_STEPS * run.global_batch_size} and on; checkpoints are untouched"
-        )
+    check_bad_steps(run)
+    if run.progress.is_sound and not run.is_pruned:
+        prune_now(run)
 
 
 def step_row(run: Run, result: StepResult, lr: float) -> dict[str, float | int]:
@@ -145,6 +142,23 @@ def save_now(run: Run) -> None:
     begin = time.monotonic()
     context, step = run.context, run.progress.step
     path = save(run.engine, run.config, run.identity, step, run.states, str(context.mesh), context.device)
-    run.saved_step = run.progress.step
+    run.saved_step, run.is_pruned = run.progress.step, False
     log.info("saved %s in %.1f s", path, time.monotonic() - begin)
     run.metric_logger.resume()
+
+
+def save_last(run: Run) -> None:
+    """Save the step at which the run ends or stops, if it is one to go on from."""
+    why = unsaved_because(run)
+    if why is None:
+        save_now(run)
+        prune_now(run)
+    elif run.config.checkpoint.save is not None:
+        log.warning("step %d is not saved: %s", run.progress.step, why)
+
+
+def prune_now(run: Run) -> None:
+    """Remove the checkpoints that the last one has made superfluous."""
+    if not run.is_pruned:
+        prune(run.config, run.saved_step, run.context.device)
+        run.is_pruned = True

@@ -1,6 +1,6 @@
 """The shape of the Transformer: GPT-2 style and Llama style from the same fields."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ Normalization = Literal["LayerNorm", "RMSNorm"]
 class ModelConfig(Section):
     """Sizes and variants of the model."""
 
-    fixed_on_resume: ClassVar = FixedOnResume()
+    fixed_on_resume: ClassVar = FixedOnResume(weights=True)
 
     model_family: Annotated[str, OpenChoice(("gpt",))] = "gpt"
     """Family of the model: gpt (decoder-only, GPT-2 and Llama style)."""
@@ -29,25 +29,25 @@ class ModelConfig(Section):
     """Width of one attention head. Default: hidden_size / num_attention_heads."""
     ffn_hidden_size: int | None = Field(None, ge=1)
     """Width of the MLP. Default: 4 x hidden_size; with --swiglu two thirds of it, rounded up to a multiple of 64."""
-    max_position_embeddings: int | None = Field(None, ge=1)
+    max_position_embeddings: Annotated[int | None, FixedOnResume()] = Field(None, ge=1)
     """Longest sequence that the positions cover. Default: seq_length."""
     vocab_size: int | None = Field(None, ge=1)
     """Number of token ids before padding. Default: the tokenizer's."""
-    make_vocab_size_divisible_by: int = Field(128, ge=1)
+    make_vocab_size_divisible_by: Annotated[int, FixedOnResume()] = Field(128, ge=1)
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
 
     position_embedding_type: PositionEmbedding = "learned_absolute"
     """Positions: a learned table (GPT-2), rotary (Llama), or none."""
     rotary_percent: float = Field(1.0, gt=0.0, le=1.0)
     """Share of each head's width that rotary embedding turns."""
-    rotary_base: float = Field(10000.0, gt=0.0)
+    rotary_base: Annotated[float, FixedOnResume()] = Field(10000.0, gt=0.0)
     """Base of the rotary frequencies."""
-    rotary_seq_len_interpolation_factor: float = Field(1.0, ge=1.0)
+    rotary_seq_len_interpolation_factor: Annotated[float, FixedOnResume()] = Field(1.0, ge=1.0)
     """Positions are divided by this before rotary embedding (linear interpolation to longer sequences)."""
 
     normalization: Normalization = "LayerNorm"
     """Normalization before attention, MLP and output head."""
-    norm_epsilon: float = Field(1e-5, gt=0.0)
+    norm_epsilon: Annotated[float, FixedOnResume()] = Field(1e-5, gt=0.0)
     """Added to the variance inside normalization."""
     apply_layernorm_1p: bool = False
     """Store normalization weights as an offset from one (LayerNorm-1p)."""
@@ -68,11 +68,11 @@ class ModelConfig(Section):
     untie_embeddings_and_output_weights: bool = False
     """Separate weights for the output head instead of the embedding's."""
 
-    attention_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    attention_dropout: Annotated[float, FixedOnResume()] = Field(0.0, ge=0.0, lt=1.0)
     """Dropout probability on attention weights."""
-    hidden_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    hidden_dropout: Annotated[float, FixedOnResume()] = Field(0.0, ge=0.0, lt=1.0)
     """Dropout probability on embeddings and on each residual branch."""
-    init_method_std: float = Field(0.02, gt=0.0)
+    init_method_std: Annotated[float, FixedOnResume()] = Field(0.02, gt=0.0)
     """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 x num_layers)."""
 
     @property
@@ -113,6 +113,15 @@ class ModelConfig(Section):
     def tied(self) -> bool:
         """Whether the output head uses the embedding's weights."""
         return not self.untie_embeddings_and_output_weights
+
+    def effective(self) -> dict[str, Any]:
+        """The values that count: sizes that are left out follow from the others."""
+        derived = {
+            "num_query_groups": self.num_kv_heads,
+            "kv_channels": self.head_dim,
+            "ffn_hidden_size": self.ffn_size,
+        }
+        return super().effective() | derived
 
     def padded_vocab_size(self, tensor_parallel_size: int = 1) -> int:
         """Rows of the embedding: vocab_size rounded up; rows past vocab_size never get probability."""

@@ -4,10 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megalm.config.base import FixedOnResume, OpenChoice, Section
+from megalm.config.base import FirstValueOf, FixedOnResume, OpenChoice, Section
 
 DecayStyle = Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"]
 WsdDecayStyle = Literal["linear", "exponential", "cosine", "minus_sqrt"]
+
+_SCALE = ("optimizer", "loss_scaler", "cur_scale")
 
 
 class BatchConfig(Section):
@@ -143,15 +145,15 @@ class PrecisionConfig(Section):
     """Weights and activations in float16 with loss scaling, fp32 master weights."""
     grad_accum_dtype: Literal["fp32", "model"] = "fp32"
     """Type in which gradients are accumulated and reduced: fp32, or the model's own."""
-    loss_scale: float | None = Field(None, gt=0)
+    loss_scale: Annotated[float | None, FirstValueOf(*_SCALE)] = Field(None, gt=0)
     """Fixed loss scale for fp16. Default: dynamic."""
-    initial_loss_scale: float = Field(65536.0, ge=1)
+    initial_loss_scale: Annotated[float, FirstValueOf(*_SCALE)] = Field(65536.0, ge=1)
     """First dynamic loss scale, a power of two."""
     min_loss_scale: float = Field(1.0, gt=0)
     """Smallest dynamic loss scale."""
     loss_scale_window: int = Field(1000, ge=1)
     """Good steps after which the dynamic loss scale doubles."""
-    hysteresis: int = Field(2, ge=1)
+    hysteresis: Annotated[int, FirstValueOf("optimizer", "loss_scaler", "cur_hysteresis")] = Field(2, ge=1)
     """Overflows after which the dynamic loss scale halves."""
 
     @property
