@@ -73,8 +73,8 @@ class Progress:
         return not self.bad_in_a_row and not self.nan_in_a_row
 
     def state(self) -> dict[str, Any]:
-        """All counters."""
-        return asdict(self)
+        """All counters but those of this start alone."""
+        return {name: value for name, value in asdict(self).items() if name != "nan_in_a_row"}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave; bad steps in a row count anew, or a run could never get beyond them."""

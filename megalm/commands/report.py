@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.commands.generate import load_model, open_checkpoint, sample_text, tokenizer_of
+from megalm.config.ranges import Range
 from megalm.errors import CheckpointError
 from megalm.monitor.sinks.jsonl import read_metrics
 from megalm.monitor.tables import summary
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--load", required=True, metavar="RUN", help="run folder")
     parser.add_argument("--prompt", default="def main(", help="text that the sample continues")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=0, metavar="N", help="length of the sample (default 128, or what fits)"
+        "--max-new-tokens", type=Range(1), metavar="N", help="length of the sample (default 128, or what fits)"
     )
     parser.add_argument("--command", dest="launch", metavar="TEXT", help="the command that trains the run, to be shown")
 
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.launch:
         lines.append(("continue", arguments.launch))
     print(summary(f"report of {folder}", lines))
-    options = {"max_new_tokens": arguments.max_new_tokens, "temperature": 0.7, "top_p": 0.9, "seed": 1234}
+    options = {"max_new_tokens": arguments.max_new_tokens or 0, "temperature": 0.7, "top_p": 0.9, "seed": 1234}
     text = sample_text(load_model(reader), tokenizer_of(reader), arguments.prompt, num_samples=1, **options)[0]
     print("\nsample (megalm generate --load " + f"{folder} --prompt {arguments.prompt!r}):\n")
     print("\n".join("    " + line for line in text.splitlines()))

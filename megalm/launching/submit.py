@@ -14,6 +14,7 @@ from typing import Any
 
 from megalm.config import RunConfig, build_parser, check_layout, load
 from megalm.config.merging.suggest import did_you_mean
+from megalm.config.ranges import Range
 from megalm.distributed.environment import captured_environment, user_variable
 from megalm.distributed.network import listens
 from megalm.errors import ConfigError, PlatformError
@@ -352,13 +353,8 @@ def _mpi() -> str:
 
 
 def _positive(text: str) -> int:
-    value = _count(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+    return int(Range(1)(text))
 
 
 def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
-    return int(text)
+    return int(Range(0)(text))

@@ -146,10 +146,12 @@ def asks_for_nothing(value: Any, harmless: tuple[Any, ...] = ()) -> bool:
     return bool(parts or not value) and all(asks_for_nothing(part) for part in parts)
 
 
+_LARGEST = 2**63
+"""What a number of DeepSpeed's has to be below."""
 _KIND_NAMES = {
     bool: "true or false",
-    int: "a whole number, not negative",
-    float: "a number",
+    int: "a whole number, not negative, below 2^63",
+    float: "a number, not as large as 2^63",
     str: "text",
     list: "a list",
     dict: "a block {...}",
@@ -162,10 +164,10 @@ def _kind(known: Any) -> type:
 
 def _fits(value: Any, known: Any) -> bool:
     kind = _kind(known)
-    if kind is int:
-        return not isinstance(value, bool) and isinstance(value, int | float) and value >= 0 and value == int(value)
-    if kind is float:
-        return not isinstance(value, bool) and isinstance(value, int | float)
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:  # 1e400 is inf
+            return False
+        return kind is float or (value >= 0 and value == int(value))
     return isinstance(value, kind)
 
 

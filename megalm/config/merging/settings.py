@@ -8,12 +8,14 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from annotated_types import Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from megalm.config.base import OpenChoice, Section
 from megalm.config.merging.names import VALUE_ALIASES
 from megalm.config.merging.suggest import did_you_mean
+from megalm.config.ranges import LARGEST
 from megalm.config.sections import RunConfig
 
 
@@ -122,6 +124,8 @@ class Setting:
 
     def _adapter(self) -> TypeAdapter[Any]:
         annotation: Any = self.info.annotation
+        if int in self.types and not any(isinstance(one, Le | Lt) for one in self.info.metadata):
+            annotation = Annotated[annotation, Le(LARGEST)]
         for constraint in self.info.metadata:
             annotation = Annotated[annotation, constraint]
         return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
