@@ -93,7 +93,7 @@ def test_what_asks_for_nothing_is_taken_out_without_a_word(loaded, content: dict
 
 
 IDLE = [
-    ({"steps_per_print": 0}, "steps_per_print"),
+    ({"steps_per_print": 10}, "steps_per_print"),
     ({"wall_clock_breakdown": True}, "wall_clock_breakdown"),
     ({"aio": {"block_size": 1048576, "queue_depth": 8, "single_submit": False}}, "aio"),
     ({"zero_optimization": {"stage3_gather_16bit_weights_on_model_save": True}}, "gather_16bit_weights"),

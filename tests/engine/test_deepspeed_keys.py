@@ -36,8 +36,7 @@ QUICK = {
     "prescale_gradients", "communication_data_type", "bf16.immediate_grad_update",
     *(f"zero_optimization.{key}" for key in (
         "round_robin_gradients", "parameter_alignment", "contiguous_gradients", "overlap_comm", "allgather_partitions",
-        "sub_group_size", "zero_hpz_partition_size", "stage3_module_granularity_threshold",
-        "offload_optimizer.device",
+        "sub_group_size",
     )),
 }  # fmt: skip
 """Keys that change how weights or gradients are laid out."""

@@ -36,6 +36,8 @@ _PIPELINE = "use --pipeline-model-parallel-size, --pipeline-layout and --recompu
 _TENSOR = "megalm's own layers are tensor-parallel, of them only autotp_size is a setting"
 _MOE = "mixture-of-experts models are not available in this version"
 _QUANTIZED = "a step would compute with weights or gradients in 8 bits, in kernels that DeepSpeed has for CUDA only"
+_NEIGHBOURS = "DeepSpeed takes ranks of neighbouring numbers for it, which need not hold the same weights here"
+_LEAVES = "leaf modules are for mixture-of-experts layers, which are not available in this version"
 _MEAN = "megalm divides the loss for a mean over ranks"
 
 UNSUPPORTED_JSON: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -63,6 +65,11 @@ UNSUPPORTED_JSON: dict[str, tuple[str, tuple[Any, ...]]] = {
     "data_types.keep_in_fp32_modules": ("megalm's modules choose the type of their buffers", ()),
     "zero_optimization.compute_grad_norm": ("megalm logs the gradient norm", (True,)),
     "zero_optimization.zenflow": ("it changes the number of accumulated micro-batches", ()),
+    "zero_optimization.zero_hpz_partition_size": (_NEIGHBOURS, (0, 1)),
+    "zero_optimization.leaf_module": (_LEAVES, ()),
+    "zero_optimization.stage3_module_granularity_threshold": (_LEAVES, ()),
+    "zero_optimization.module_granularity_threshold": (_LEAVES, ()),
+    "zero_optimization.offload_optimizer.ratio": ("the optimizer runs as a whole where its state is", (1,)),
     "zero_optimization.zero_quantized_weights": (_QUANTIZED, ()),
     "zero_optimization.zero_quantized_nontrainable_weights": (_QUANTIZED, ()),
     "zero_optimization.zero_quantized_gradients": (_QUANTIZED, ()),
@@ -114,6 +121,7 @@ _LINES = "DeepSpeed's own lines are not shown; megalm logs loss, times and memor
 _NVME = "it is about offload to NVMe, and only offload to the CPU exists"
 _OWN_CHECKPOINTS = "megalm writes its own checkpoints, which load under every layout and ZeRO stage"
 _BOUNDARY = "what crosses a stage's border is whole where layers are not cut by sequence (--sequence-parallel)"
+_INIT = "it is about DeepSpeed's zero.Init, inside which no module of megalm is built"
 _FUSED = "AdamW is always fused"
 
 NO_EFFECT_JSON = {
@@ -146,6 +154,8 @@ NO_EFFECT_JSON = {
     "zero_optimization.gather_16bit_weights_on_model_save": _OWN_CHECKPOINTS,
     "zero_optimization.stage3_gather_16bit_weights_on_model_save": _OWN_CHECKPOINTS,
     "zero_optimization.stage3_gather_fp16_weights_on_model_save": _OWN_CHECKPOINTS,
+    "zero_optimization.memory_efficient_linear": _INIT,
+    "zero_optimization.override_module_apply": _INIT,
     "zero_optimization.legacy_stage1": "DeepSpeed has one implementation of stage 1",
     "zero_optimization.log_trace_cache_warnings": _LINES,
     "zero_optimization.save_muon_momentum_buffer_in_memory": "Muon is megalm's own, without DeepSpeed's buffers",
@@ -226,22 +236,16 @@ HANDED: dict[str, Handed] = {
     "zero_optimization.round_robin_gradients": Handed(stages=_FLAT, tried=(True,)),
     "zero_optimization.parameter_alignment": Handed(stages=_FLAT, tried=(True,)),
     "zero_optimization.sub_group_size": Handed(stages=(3,), tried=(100,), least=1),
-    "zero_optimization.zero_hpz_partition_size": Handed(stages=(3,), tried=(2,), least=1),
-    "zero_optimization.memory_efficient_linear": Handed(stages=(3,), tried=(False,)),
-    "zero_optimization.override_module_apply": Handed(stages=(3,), tried=(False,)),
     "zero_optimization.enable_sanity_checks": Handed(stages=(3,), tried=(True,)),
-    "zero_optimization.leaf_module": Handed(stages=(3,), tried=({"names": ["layers.0"]},)),
     **_stage3("prefetch_bucket_size", tried=(0, 100)),
     **_stage3("param_persistence_threshold", tried=(0, 1_000_000)),
     **_stage3("model_persistence_threshold", tried=(0, 100)),
     **_stage3("max_live_parameters", tried=(0, 100)),
     **_stage3("max_reuse_distance", tried=(0,)),
-    **_stage3("module_granularity_threshold", tried=(100,)),
     **_stage3("use_all_reduce_for_fetch_params", tried=(True,)),
     **_stage3("allgather_sequential", tried=(True,)),
     "zero_optimization.offload_optimizer.device": Handed(stages=_SHARDED, tried=("cpu",), refusals=(_CPU_ONLY,)),
     "zero_optimization.offload_optimizer.pin_memory": Handed(stages=_SHARDED, tried=(True,)),
-    "zero_optimization.offload_optimizer.ratio": Handed(stages=(3,), tried=(0.5,), least=0, most=1),
     "zero_optimization.offload_param.device": Handed(stages=(3,), tried=("cpu",), refusals=(_CPU_ONLY,)),
     "zero_optimization.offload_param.pin_memory": Handed(stages=(3,), tried=(True,)),
 }
