@@ -23,7 +23,7 @@ def fingerprint(values: Tensor, first: int = 0) -> int:
     """Of floating-point values whose first element has the place `first`; fp32 and what it holds exactly."""
     flat = values.detach().reshape(-1)
     size = min(flat.numel(), _CHUNK.get(flat.device.type, _LONGEST))
-    odd = torch.arange(1, 2 * size, 2, dtype=torch.int64, device=flat.device)
+    odd = 2 * torch.arange(size, dtype=torch.int64, device=flat.device) + 1
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
     for begin in range(0, flat.numel(), max(size, 1)):
         bits = flat[begin : begin + size].float().view(torch.int32).long()
