@@ -1,7 +1,7 @@
 """Fingerprints of tensors: whether two holders of one have the same elements at the same places, without sending them.
 
-A fingerprint is the sum over the elements of bits x (2 x place + 1), modulo 2^48: parts that several ranks hold have
-their own, and the sum of these is that of the whole. It is no defence against intent.
+A fingerprint is the sum over the elements of bits x an odd number that follows from the place, modulo 2^32: parts that
+several ranks hold have their own, and the sum of these is that of the whole. It is no defence against intent.
 """
 
 import math
@@ -12,30 +12,34 @@ from torch import Tensor
 
 from megalm.distributed.shards import StateSlice
 
-MODULUS = 1 << 48
-"""Sums of the fingerprints of 32,768 ranks fit into an int64."""
-_CHUNK = {"cpu": 1 << 16}
-_LONGEST = 1 << 22
-"""Elements looked at together: what fits into the cache of a core, and what keeps a GPU busy."""
+MODULUS = 1 << 32
+_RUN = 1 << 16
+"""Places are counted in runs of so many elements, which the cache of a core holds."""
+_SPREAD = 2_654_435_769
+"""2^32 / golden ratio: keeps the numbers of different runs apart (Knuth, The Art of Computer Programming, 6.4)."""
 
 
 def fingerprint(values: Tensor, first: int = 0) -> int:
     """Of floating-point values whose first element has the place `first`; fp32 and what it holds exactly."""
-    flat = values.detach().reshape(-1)
-    size = min(flat.numel(), _CHUNK.get(flat.device.type, _LONGEST))
-    odd = 2 * torch.arange(size, dtype=torch.int64, device=flat.device) + 1
-    total = torch.zeros((), dtype=torch.int64, device=flat.device)
-    for begin in range(0, flat.numel(), max(size, 1)):
-        bits = flat[begin : begin + size].float().view(torch.int32).long()
-        # int64 wraps, which leaves the sum modulo 2^48 as it is
-        total += 2 * (first + begin) * bits.sum() + (bits * odd[: bits.numel()]).sum()
-    return int(total) % MODULUS
+    flat, total, place = values.detach().reshape(-1), 0, first
+    odd = 2 * torch.arange(min(_RUN, first % _RUN + flat.numel()), dtype=torch.int32, device=flat.device) + 1
+    while place < first + flat.numel():
+        run, begin = divmod(place, _RUN)
+        bits = flat[place - first : place - first + _RUN - begin].float().view(torch.int32)
+        total += _dot(bits, odd[begin : begin + bits.numel()]) * (2 * run * _SPREAD + 1)
+        place += bits.numel()
+    return total % MODULUS
+
+
+def _dot(bits: Tensor, odd: Tensor) -> int:
+    """Modulo 2^32, where int32 wraps; CUDA has no product of vectors of int32."""
+    return int(torch.dot(bits, odd) if bits.device.type == "cpu" else (bits.long() * odd).sum())
 
 
 def is_finite(values: Tensor) -> bool:
     """Whether all of them are; fp32 or less."""
-    # a sum of fp32 numbers does not overflow in double, and one that is not finite stays in it
-    return math.isfinite(float(values.sum(dtype=torch.float64)))
+    # what is not finite stays in a sum; finite fp32 numbers may overflow in fp32, in double they do not
+    return math.isfinite(float(values.sum())) or math.isfinite(float(values.sum(dtype=torch.float64)))
 
 
 def of_slices(pieces: Iterable[tuple[StateSlice, Tensor]], dtype: torch.dtype) -> dict[str, int]:
