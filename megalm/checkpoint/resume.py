@@ -43,7 +43,7 @@ def check_same_weights(manifest: Manifest, config: Mapping[str, dict[str, Any]],
     return named + other_inputs(manifest, identity)
 
 
-def states_of(manifest: Manifest, config: RunConfig) -> dict[str, dict[str, Any]]:
+def states_of(manifest: Manifest, config: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The checkpoint's states without the parts that a changed setting begins anew (`FirstValueOf`)."""
     states = deepcopy(manifest.states)
     for section, name, _, _ in _changes(manifest, config):

@@ -7,8 +7,8 @@ Where to add
 * a peer's other name for a setting, a flag without effect, a flag that is not supported: the tables in
   merging/names.py.
 * a rule between settings: a function in rules/run.py, and its name in `CHECKS`; of the layout: rules/layout.py.
-* a key of DeepSpeed's JSON: its type in deepspeed/vocabulary.py, what is done about it in deepspeed/answers.py; one that
-  says what a setting says: `deepspeed.read.FACTS`.
+* a key of DeepSpeed's JSON: its type in deepspeed/vocabulary.py, what is done about it in deepspeed/answers.py; one
+  that says what a setting says: `deepspeed.read.FACTS`.
 * what DeepSpeed is given: deepspeed/write.py.
 """
 
