@@ -8,8 +8,7 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Le, Lt
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from megalm.config.base import OpenChoice, Section
@@ -124,8 +123,8 @@ class Setting:
 
     def _adapter(self) -> TypeAdapter[Any]:
         annotation: Any = self.info.annotation
-        if int in self.types and not any(isinstance(one, Le | Lt) for one in self.info.metadata):
-            annotation = Annotated[annotation, Le(LARGEST)]
+        if int in self.types and not any(hasattr(one, "le") or hasattr(one, "lt") for one in self.info.metadata):
+            annotation = Annotated[annotation, Field(le=LARGEST)]
         for constraint in self.info.metadata:
             annotation = Annotated[annotation, constraint]
         return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
@@ -134,6 +133,7 @@ class Setting:
 def _rule(message: str) -> str:
     """pydantic's text as the end of a sentence: "Input should be a valid number, unable ..." as "must be a number"."""
     text = message.replace("Input should be", "must be").partition(", ")[0]
+    text = text.replace("Unable to parse input string as an integer", "must be a whole number")
     for theirs, ours in (("valid integer", "whole number"), ("valid boolean", "true or false"), ("valid ", "")):
         text = text.replace(f"a {theirs}", ours if ours.startswith("true") else f"a {ours}")
     return text

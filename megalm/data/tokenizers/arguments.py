@@ -5,6 +5,7 @@ import argparse
 from pydantic import ValidationError
 
 from megalm.config.data import TokenizerConfig
+from megalm.config.ranges import Range
 from megalm.data.tokenizers.build import TOKENIZERS
 from megalm.errors import ConfigError
 from megalm.tables import import_modules
@@ -15,7 +16,13 @@ def add_tokenizer_arguments(parser: argparse._ActionsContainer) -> None:
     for name, info in TokenizerConfig.model_fields.items():
         kind = int if info.annotation == (int | None) else str
         aliases = ["--vocab-size"] if name == "tokenizer_vocab_size" else []
-        parser.add_argument("--" + name.replace("_", "-"), *aliases, type=kind, metavar="X", help=info.description)
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            *aliases,
+            type=Range(0) if kind is int else kind,
+            metavar="X",
+            help=info.description,
+        )
     parser.add_argument(
         "--import-module", action="append", default=[], metavar="M", help="Module that adds a tokenizer (repeatable)."
     )
