@@ -14,15 +14,9 @@ from megalm.tables import import_modules
 def add_tokenizer_arguments(parser: argparse._ActionsContainer) -> None:
     """Adds a flag for each field of TokenizerConfig, with Megatron's names, and --import-module."""
     for name, info in TokenizerConfig.model_fields.items():
-        kind = int if info.annotation == (int | None) else str
+        kind: Range | type[str] = Range(0) if info.annotation == (int | None) else str
         aliases = ["--vocab-size"] if name == "tokenizer_vocab_size" else []
-        parser.add_argument(
-            "--" + name.replace("_", "-"),
-            *aliases,
-            type=Range(0) if kind is int else kind,
-            metavar="X",
-            help=info.description,
-        )
+        parser.add_argument("--" + name.replace("_", "-"), *aliases, type=kind, metavar="X", help=info.description)
     parser.add_argument(
         "--import-module", action="append", default=[], metavar="M", help="Module that adds a tokenizer (repeatable)."
     )
