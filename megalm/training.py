@@ -65,7 +65,7 @@ def train(run: Run) -> bool:
                 evaluate(run, run.data.valid, "validation")
                 show_sample(run)
             reason = stop_reason(run)
-            due |= bool(every) and step % every == 0
+            due = due or (every is not None and step % every == 0)
             if due and run.progress.is_sound:  # else with the next step that is
                 save_now(run)
                 due = False

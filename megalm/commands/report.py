@@ -37,7 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.launch:
         lines.append(("continue", arguments.launch))
     print(summary(f"report of {folder}", lines))
-    options = {"max_new_tokens": arguments.max_new_tokens or 0, "temperature": 0.7, "top_p": 0.9, "seed": 1234}
+    options: dict[str, Any] = {
+        "max_new_tokens": arguments.max_new_tokens or 0,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "seed": 1234,
+    }
     text = sample_text(load_model(reader), tokenizer_of(reader), arguments.prompt, num_samples=1, **options)[0]
     print("\nsample (megalm generate --load " + f"{folder} --prompt {arguments.prompt!r}):\n")
     print("\n".join("    " + line for line in text.splitlines()))

@@ -165,5 +165,5 @@ class OptimizerScalars:
         for name, value in state["loss_scaler"].items():
             if hasattr(self._scaler, name):
                 setattr(self._scaler, name, value)
-        if hasattr(self._scaler, "min_scale"):
+        if self._scaler is not None and hasattr(self._scaler, "min_scale"):
             self._scaler.cur_scale = max(self._scaler.cur_scale, self._scaler.min_scale)
