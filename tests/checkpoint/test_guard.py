@@ -32,7 +32,7 @@ def test_a_fingerprint_is_the_sum_of_those_of_its_parts_and_tells_places() -> No
 def failures(folder: str, stage: int) -> list[str]:
     """What is said of a state that is moved, or not finite, before a save and after a load."""
     said = []
-    run = start(folder, f"--zero-stage {stage} --tensor-model-parallel-size 1")
+    run = start(folder, f"--zero-stage {stage} --bf16")  # in fp32 stage 0 has no copies of the weights
     run.step(1)
     run.save()
     for spoil in (_shifted, _infinite):
