@@ -7,12 +7,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from megalm.config import check_layout, load, with_micro_batch_size
-from megalm.config.merging.load import with_sources
-from megalm.config.merging.settings import Given
+from megalm.config import load
 from megalm.config.sections import RunConfig
 from megalm.distributed.environment import LaunchEnvironment, prepare_process, read_environment
-from megalm.errors import ConfigError, LayoutError
+from megalm.errors import ConfigError
+from megalm.processes import outlive_readers
 from megalm.resilience.launcher import watch_launcher
 from megalm.resilience.reporting import leave, report_failure
 from megalm.resilience.signals import StopRequest
@@ -24,6 +23,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     rank = 0
     stop = StopRequest()
     stop.listen_early()
+    outlive_readers()
     try:
         environment = read_environment()
         rank = environment.rank
@@ -44,12 +44,7 @@ def _checked(
         sys.exit(0)  # rank 0 prints it
     try:
         loaded = load(sys.argv[1:] if argv is None else argv, prog)
-        try:
-            dp = check_layout(loaded.config, environment.world_size)
-        except LayoutError as error:
-            given = {name: Given(None, source) for name, source in loaded.sources.items()}
-            raise LayoutError([with_sources(problem, given) for problem in error.problems]) from None
-        return with_micro_batch_size(loaded.config, dp), loaded.notes
+        return loaded.on_ranks(environment.world_size), loaded.notes
     except ConfigError as error:
         # all ranks of a machine have the same flags and files, and MPICH's mpirun leaves them the time to say so
         error.silent = environment.local_rank > 0

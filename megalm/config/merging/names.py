@@ -33,6 +33,7 @@ VALUE_ALIASES = {
         "huggingfacetokenizer": "HFTokenizer",
         "pretrainedfromhf": "HFTokenizer",
     },
+    "cross_entropy_fusion_impl": {"native": "logits", "te": "logits"},
 }
 """Other words (in lower case) for a choice of a field."""
 
@@ -48,6 +49,7 @@ NO_EFFECT: dict[str, tuple[tuple[str, ...], str]] = {
     "dataloader-type": (("single",), "samples are always numbered and read once, in one order"),
     "muon-no-split-qkv": ((), "query, key and value are separate matrices, and so are gate and up"),
     "muon-scalar-optimizer": (("adam",), "what Muon leaves out is always AdamW's"),
+    "cross-entropy-loss-fusion": ((), "the loss is always one operator; --cross-entropy-fusion-impl says of what"),
     "transformer-impl": (("local",), "layers are always megalm's own"),
 }
 """A flag that is accepted because what it asks for is always so: the values it may have, and the reason."""
@@ -180,9 +182,9 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("manual-gc*", "remove the flag"),
     ("inference inference-* ds-inference max-tokens-to-oom output-logit-dtype num-speculative-tokens", _INFERENCE),
     ("enable-chunked-prefill decode-only-cuda-graphs use-legacy-*", _INFERENCE),
-    ("inprocess-* enable-ft-package ft-* calc-ft-timeouts adlr-autoresume* kill-switch-file",
+    ("inprocess-* enable-ft-package ft-* calc-ft-timeouts adlr-autoresume* kill-switch-*",
      "the same command continues the run that --save holds; use --exit-duration-in-mins and signals"),
-    ("check-for-*-grads no-check-for-* check-for-nan-in-loss-and-grad check-weight-hash-* kill-*",
+    ("check-for-*-grads no-check-for-* check-for-nan-in-loss-and-grad check-weight-hash-*",
      "loss and gradients are always checked; remove the flag"),
     ("ddp-impl lazy-mpu-init local-world-size deepspeed-mpi deepscale deepscale-config", _LAUNCH),
     ("create-all-gather-group disable-gloo-process-groups enable-gloo-process-groups *-process-group", _LAUNCH),
@@ -194,7 +196,7 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
 
 def unsupported_text(name: str) -> str | None:
     """What to say about a peer's flag that megalm lacks; None for a name that is not known there."""
-    for patterns, instead in UNSUPPORTED:
-        if any(fnmatchcase(name.lower(), pattern) for pattern in patterns.split()):
-            return f"--{name} is known in Megatron(-DeepSpeed) but not supported here; {instead}"
-    return None
+    words = [(patterns.split(), instead) for patterns, instead in UNSUPPORTED]
+    exact = [instead for known, instead in words if name.lower() in known]  # a whole name tells more than a pattern
+    fitting = exact or [instead for known, instead in words if any(fnmatchcase(name.lower(), word) for word in known)]
+    return f"--{name} is known in Megatron(-DeepSpeed) but not supported here; {fitting[0]}" if fitting else None
