@@ -11,7 +11,7 @@ from megalm.config.rules.completion import complete_model
 from megalm.continuation import Progress, ResumePoint, SampleOrder, restore
 from megalm.data.run_data import RunData
 from megalm.data.tokenizers import Tokenizer, open_tokenizer
-from megalm.distributed.collectives import on_all_ranks
+from megalm.distributed.collectives import on_all_ranks, waiting_for_others
 from megalm.distributed.context import RankContext
 from megalm.engine.engine import Engine
 from megalm.models.families import FAMILIES
@@ -38,12 +38,15 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     point.load(progress, order)
     global_batch_size = config.batch.global_size(context.groups.data.size)
     total_iters = config.training.total_iters(global_batch_size, progress.step, progress.consumed_samples)
-    data = on_all_ranks(device, lambda: build_data(config, context, tokenizer, order, total_iters))
+    data = on_all_ranks(
+        device, lambda: build_data(config, context, tokenizer, order, total_iters), "opening the data, building indices"
+    )
     order.dataset = data.train
-    engine = build_model_and_engine(config, model, context)
+    with waiting_for_others("building the engine"):
+        engine = build_model_and_engine(config, model, context)
     if len(data.train_names) > 1:
         engine.count_by_dataset(len(data.train_names))
-    on_all_ranks(device, lambda: restore(engine, config, point))
+    restore(engine, config, point)
     return Run(
         config=config,
         context=context,

@@ -13,10 +13,12 @@ from megalm.checkpoint.format import Manifest, find_checkpoint
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.restore import restore_slices, restore_weights
 from megalm.checkpoint.resume import check_same_run
+from megalm.checkpoint.verify import open_together
 from megalm.checkpoint.writer import save_checkpoint
 from megalm.config import RunConfig
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.sample import SampleDataset
+from megalm.distributed.collectives import on_all_ranks
 from megalm.engine.engine import Engine
 from megalm.errors import CheckpointError
 
@@ -115,7 +117,7 @@ class ResumePoint:
         if origin is None or (config.checkpoint.finetune and not same_run):
             return cls(origin, same_run)
         manifest = Manifest.read(origin)
-        for change in check_same_run(manifest, config.model_dump(mode="json"), identity):
+        for change in check_same_run(manifest, config.kept(), identity):
             log.info("changed since step %d: %s", manifest.step, change)
         return cls(origin, same_run, manifest.states)
 
@@ -153,12 +155,19 @@ def start_place(config: RunConfig) -> tuple[Path | None, bool]:
 def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> None:
     """Put the checkpoint's weights into the engine, and its optimizer's state unless another is to begin.
 
+    Every rank calls it.
+
     Raises:
         CheckpointError: the checkpoint is damaged, of another model or of another optimizer.
     """
     if point.origin is None:
         return
-    reader, same_run = CheckpointReader(point.origin), point.same_run
+    reader = open_together(point.origin, engine.shard_specs, engine.device)
+    on_all_ranks(engine.device, lambda: _restore_from(reader, engine, config, point), "loading the checkpoint")
+
+
+def _restore_from(reader: CheckpointReader, engine: Engine, config: RunConfig, point: ResumePoint) -> None:
+    same_run = point.same_run
     weights_only = config.checkpoint.finetune and not same_run
     # asked for, and not needlessly: the same run with its optimizer state always goes on exactly
     new_optimizer = config.checkpoint.no_load_optim and (not same_run or not reader.has_optimizer_state)
@@ -188,7 +197,7 @@ def save(
     header = {
         "step": step,
         "layout": f"{layout}, ZeRO {engine.zero_stage}",
-        "config": config.model_dump(mode="json"),
+        "config": config.kept(),
         "identity": identity,
         "states": {stateful.name: stateful.state() for stateful in states},
     }

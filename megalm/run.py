@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from megalm.commands.generate import Sampler
 from megalm.config import RunConfig
 from megalm.continuation import Progress, Stateful
@@ -39,6 +42,14 @@ class Run:
     """When this start began, by the monotonic clock."""
     saved_step: int
     evaluated_step: int = -1
+
+    def asked_to_stop(self) -> bool:
+        """Whether a stop signal has come to any rank; every rank calls it, and has the same answer."""
+        number = torch.tensor(self.stop.number, device=self.context.device)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        self.stop.number = int(number)
+        return self.stop.number != 0
 
     @property
     def global_batch_size(self) -> int:

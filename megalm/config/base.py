@@ -34,6 +34,19 @@ class FixedOnResume:
     """Values of the same meaning are the same."""
 
 
+@dataclass(frozen=True)
+class OneShot:
+    """A command to one start of a run, not a property of it: config.yaml and checkpoints do not keep it.
+
+    Stands in the annotation of a field: `Annotated[bool, OneShot()]`.
+    """
+
+
+@dataclass(frozen=True)
+class MayDiffer:
+    """A setting that ranks of one run may have each for itself, such as a folder of the node's own."""
+
+
 class Section(BaseModel):
     """One section of the run configuration.
 
@@ -56,3 +69,9 @@ class Section(BaseModel):
         """What a run that goes on from a checkpoint must keep of a field; None: it may change."""
         rules = [rule for rule in cls.model_fields[field].metadata if isinstance(rule, FixedOnResume)]
         return rules[0] if rules else cls.fixed_on_resume
+
+    @classmethod
+    def marked(cls, mark: type) -> tuple[str, ...]:
+        """The fields that have `OneShot` or `MayDiffer` in their annotation."""
+        fields = cls.model_fields.items()
+        return tuple(name for name, info in fields if any(isinstance(found, mark) for found in info.metadata))

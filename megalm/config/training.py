@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megalm.config.base import FixedOnResume, OpenChoice, Section
+from megalm.config.base import FixedOnResume, OneShot, OpenChoice, Section
 
 DecayStyle = Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"]
 WsdDecayStyle = Literal["linear", "exponential", "cosine", "minus_sqrt"]
@@ -58,7 +58,7 @@ class TrainingConfig(Section):
     it."""
     sample_tokens: int = Field(32, ge=1)
     """Tokens that continue sample_prompt, as far as seq_length allows."""
-    skip_train: bool = False
+    skip_train: Annotated[bool, OneShot()] = False
     """Load, evaluate and exit."""
     exit_interval: int | None = Field(None, ge=1)
     """Save and exit when the step number is a multiple of this."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megalm.storage.lock import take
+from megalm.storage.lock import sign, take
 
 HELD = "another process has held {path} for {timeout_s:.0f} s"
 """What is said where somebody else holds the lock for too long."""
@@ -71,7 +71,8 @@ def locked(path: Path, timeout_s: float, error: type[Exception], held: str = HEL
     Raises:
         error: somebody else held it for `timeout_s`; `held` is the text, with {path} and {timeout_s}.
     """
-    with path.open("w") as file:
+    with path.open("a") as file:
         if not take(file, timeout_s):
             raise error(held.format(path=path, timeout_s=timeout_s))
+        sign(file)
         yield file.fileno()

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from megalm.errors import DataError
 from megalm.storage.atomic import atomic_write_by_any
 from megalm.storage.durable import sha256_of
-from megalm.storage.lock import take
+from megalm.storage.lock import sign, take
 
 log = logging.getLogger("megalm")
 
@@ -96,7 +96,8 @@ class IndexCache:
     @contextlib.contextmanager
     def _only_builder(self, name: str) -> Iterator[None]:
         """Waits for other builders of the same entry; it spares work and memory, correctness does not need it."""
-        with open(self.folder / f".{name}.lock", "w") as stream:
+        with open(self.folder / f".{name}.lock", "a") as stream:
             with contextlib.suppress(OSError):  # a file system without locks
                 take(stream, math.inf)
+                sign(stream)
             yield
