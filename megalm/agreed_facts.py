@@ -37,9 +37,9 @@ def _software(config: RunConfig) -> dict[str, Any]:
     """Versions and code."""
     modules = config.extensions.import_module
     return {
-        "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
-        "megalm": f"{megalm.__version__}, code {_hash_of_folder(Path(megalm.__file__).parent, '*.py')}",
+        "the version of python": platform.python_version(),
+        **{f"the version of {package}": _version(package) for package in _PACKAGES},
+        "the version of megalm": f"{megalm.__version__}, code {_hash_of_folder(Path(megalm.__file__).parent, '*.py')}",
         "the kernels' sources": _hash_of_folder(SOURCES, "*"),
         **{f"the code of {module}": _or_error(_code_of, module) for module in modules},
     }

@@ -132,10 +132,12 @@ class Agreement:
     def _give(self, exit_code: int) -> None:
         """The verdict; a bad one is given time to be read, since rank 0 may keep the store."""
         self._store.set(self._key("verdict"), str(exit_code))
-        others = [self._key(f"read/{rank}") for rank in range(1, self._environment.world_size)]
-        until = time.monotonic() + min(_TELL_S, SPEAK_AFTER_S)
-        while exit_code and not self._store.check(others) and time.monotonic() < until:
+        awaited, until = list(range(1, self._environment.world_size)), time.monotonic() + _TELL_S
+        while exit_code and awaited and time.monotonic() < until:
             time.sleep(_LOOK_S)
+            if time.monotonic() > self._deadline:  # not for those that did not come either
+                awaited = [rank for rank in awaited if self._store.check([self._key(rank)])]
+            awaited = [rank for rank in awaited if not self._store.check([self._key(f"read/{rank}")])]
 
     def _missing(self) -> PlatformError | None:
         """Wait for all ranks; the error where some do not come."""

@@ -142,6 +142,7 @@ class Job:
 def _lead(order: _Order, sender: Connection) -> None:
     """Start the ranks, wait for them and exit as the deepspeed launcher does."""
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup; a user's launcher mostly does not
     multiprocessing.current_process().daemon = False  # a rank may start processes
     log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):

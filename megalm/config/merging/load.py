@@ -22,9 +22,10 @@ from megalm.config.merging.dump import render_sources
 from megalm.config.merging.flags import Flags, build_parser, parse_flags
 from megalm.config.merging.recipe import KeyPath, Recipe, read_recipe
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given
+from megalm.config.rules.layout import impossible_layout
 from megalm.config.rules.run import run_problems
 from megalm.config.sections import RunConfig
-from megalm.errors import ConfigError
+from megalm.errors import ConfigError, LayoutError
 
 DEFAULT = "default"
 """The source of a value that nobody gave."""
@@ -71,6 +72,8 @@ def load(argv: Sequence[str], prog: str | None = None) -> Loaded:
         raise ConfigError(list(dict.fromkeys(merge.problems)))
     sources = {name: given.source for name, given in merge.given.items() if given.source != DEFAULT}
     if flags.print_config:
+        if impossible := impossible_layout(config):
+            raise LayoutError([with_sources(problem, merge.given) for problem in impossible])
         sys.stdout.write(render_sources(config, sources))
         raise SystemExit(0)
     return Loaded(config, sources, flags.notes)
