@@ -72,7 +72,7 @@ def test_ranks_devices_and_variables_are_compared(monkeypatch: pytest.MonkeyPatc
 
 def test_inputs_are_compared_by_what_is_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(first: int) -> None:
-        with IndexedDatasetBuilder(tmp_path / "data", "uint16") as builder:
+        with IndexedDatasetBuilder(tmp_path / "data", "uint16", overwrite=True) as builder:
             builder.add_documents(np.arange(first, first + 80), np.full(10, 8, dtype=np.int32))
             builder.finalize()
         (tmp_path / "words.model").write_text(f"{first}")
