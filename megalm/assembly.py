@@ -8,7 +8,7 @@ from megalm.commands.generate import Sampler
 from megalm.config import RunConfig, dump_config
 from megalm.config.model import ModelConfig
 from megalm.config.rules.completion import complete_model
-from megalm.continuation import Progress, ResumePoint, SampleOrder, restore
+from megalm.continuation import Progress, ResumePoint, SampleOrder, prove_room, restore
 from megalm.data.run_data import RunData
 from megalm.data.tokenizers import Tokenizer, open_tokenizer
 from megalm.distributed.collectives import on_all_ranks, waiting_for_others
@@ -47,6 +47,7 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     if len(data.train_names) > 1:
         engine.count_by_dataset(len(data.train_names))
     restore(engine, config, point)
+    prove_room(engine, config)
     return Run(
         config=config,
         context=context,

@@ -13,12 +13,13 @@ from megalm.checkpoint.format import Manifest, find_checkpoint
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.restore import restore_slices, restore_weights
 from megalm.checkpoint.resume import check_same_run
+from megalm.checkpoint.room import check_room
 from megalm.checkpoint.verify import open_together
 from megalm.checkpoint.writer import save_checkpoint
 from megalm.config import RunConfig
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.sample import SampleDataset
-from megalm.distributed.collectives import on_all_ranks
+from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.engine.engine import Engine
 from megalm.errors import CheckpointError
 
@@ -150,6 +151,26 @@ def start_place(config: RunConfig) -> tuple[Path | None, bool]:
             "correct the path, or drop --load to start from scratch"
         )
     return found, False
+
+
+def prove_room(engine: Engine, config: RunConfig) -> None:
+    """Find out before training whether a checkpoint can be written; every rank calls it.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    if config.checkpoint.save is None:
+        return
+    run, parts = Path(config.checkpoint.save), engine.groups.weights.size
+    kept = 0 if config.checkpoint.no_save_optim else 1
+    values = sum(
+        spec.box.numel * (1 + kept * len(engine.state_kinds(name, spec.shape)))
+        for name, spec in engine.shard_specs.items()
+        if spec.is_owner
+    )
+    own = 4 * values // parts  # fp32
+    total = sum(gather_json(own, engine.device))
+    on_all_ranks(engine.device, lambda: check_room(run, own, total))
 
 
 def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> None:

@@ -22,13 +22,9 @@ def test_a_lost_peer_is_told_from_a_fault_of_this_rank_through_a_stage_of_the_pi
     text: str, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(reporting, "WAIT_FOR_REPORT_S", 0.0)
-    try:
-        try:
-            raise RuntimeError(text)
-        except RuntimeError as error:
-            raise RuntimeError("[Stage 1] failed to run forward") from error
-    except RuntimeError as error:
-        assert reporting.report_failure(error, 0, StopRequest()) == code
+    failed = RuntimeError("[Stage 1] failed to run forward")
+    failed.__cause__ = RuntimeError(text)
+    assert reporting.report_failure(failed, 0, StopRequest()) == code
     said = capsys.readouterr().err
     assert said.startswith(says)
     assert ("Traceback" in said) == ("Traceback" in says)

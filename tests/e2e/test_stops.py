@@ -9,11 +9,12 @@ from megalm.testing import warm
 from megalm.testing.processes import REPOSITORY
 from megalm.testing.small_runs import losses_in_order
 
-RUN = (
-    REPOSITORY / "launch/pretrain_gpt.py", *"--num-layers 2 --hidden-size 16 --num-attention-heads 2".split(),
-    *"--seq-length 16 --micro-batch-size 1 --lr 1e-3 --vocab-size 64 --mock-data --kernels-backend reference".split(),
-    *"--train-iters 4 --eval-interval 2 --save-interval 2 --log-interval 1 --num-workers 0 --fresh".split(),
-)  # fmt: skip
+FLAGS = (
+    "--num-layers 2 --hidden-size 16 --num-attention-heads 2 --seq-length 16 --micro-batch-size 1 --lr 1e-3 "
+    "--vocab-size 64 --mock-data --kernels-backend reference "
+    "--train-iters 4 --eval-interval 2 --save-interval 2 --log-interval 1 --num-workers 0 --fresh"
+)
+RUN = (REPOSITORY / "launch/pretrain_gpt.py", *FLAGS.split())
 
 
 def test_a_hangup_in_a_long_evaluation_ends_it_and_the_same_command_goes_on(tmp_path: Path) -> None:

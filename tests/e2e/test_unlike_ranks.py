@@ -11,11 +11,12 @@ from megalm.testing import warm
 from megalm.testing.processes import REPOSITORY
 from megalm.testing.warm import OfRank
 
-RUN = (
-    REPOSITORY / "launch/pretrain_gpt.py", *"--num-layers 2 --hidden-size 16 --num-attention-heads 2".split(),
-    *"--seq-length 16 --micro-batch-size 1 --lr 1e-3 --vocab-size 64 --mock-data --kernels-backend reference".split(),
-    *"--eval-iters 0 --train-iters 2 --num-workers 0".split(),
-)  # fmt: skip
+FLAGS = (
+    "--num-layers 2 --hidden-size 16 --num-attention-heads 2 --seq-length 16 --micro-batch-size 1 --lr 1e-3 "
+    "--vocab-size 64 --mock-data --kernels-backend reference "
+    "--eval-iters 0 --train-iters 2 --num-workers 0"
+)
+RUN = (REPOSITORY / "launch/pretrain_gpt.py", *FLAGS.split())
 
 
 @pytest.mark.parametrize(
