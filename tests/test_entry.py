@@ -9,25 +9,32 @@ from megalm.resilience import reporting
 from megalm.resilience.signals import StopRequest
 
 
+def stage_that_meets(text: str) -> None:
+    try:
+        raise RuntimeError(text)
+    except RuntimeError as error:
+        raise RuntimeError("[Stage 1] failed to run forward") from error
+
+
 @pytest.mark.parametrize(
     ("text", "code", "says"),
     [
         ("Connection closed by peer [127.0.0.1]:2", 1, "rank 0 stopped: the connection to another rank broke"),
         ("writev [127.0.0.1]:2: Broken pipe", 1, "rank 0 stopped: the connection to another rank broke"),
         ("Timed out waiting 15000ms for recv operation to complete", 6, "error on rank 0: another rank did not answer"),
-        ("shapes cannot be multiplied", 1, "rank 0 failed:\nTraceback"),
+        ("shapes cannot be multiplied", 1, "rank 0 failed:\n"),
     ],
 )
 def test_a_lost_peer_is_told_from_a_fault_of_this_rank_through_a_stage_of_the_pipeline(
     text: str, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(reporting, "WAIT_FOR_REPORT_S", 0.0)
-    failed = RuntimeError("[Stage 1] failed to run forward")
-    failed.__cause__ = RuntimeError(text)
-    assert reporting.report_failure(failed, 0, StopRequest()) == code
+    with pytest.raises(RuntimeError) as failed:
+        stage_that_meets(text)
+    assert reporting.report_failure(failed.value, 0, StopRequest()) == code
     said = capsys.readouterr().err
     assert said.startswith(says)
-    assert ("Traceback" in said) == ("Traceback" in says)
+    assert ("Traceback" in said) == ("failed" in says)
 
 
 def test_only_frames_of_the_package_itself_are_shown_wherever_it_is_checked_out() -> None:
