@@ -26,7 +26,9 @@ _TOKENIZER_FILES = ("tokenizer_model", "vocab_file", "merge_file")
 
 
 def agreed_facts(config: RunConfig, sources: dict[str, str], world_size: int, device: str) -> Facts:
-    """The facts of this rank; `sources` says where settings come from (`--lr`, `recipe.yaml:4`)."""
+    """The facts of this rank, none if it is the only one; `sources` says where settings come from (`recipe.yaml:4`)."""
+    if world_size == 1:
+        return Facts({})
     settings = {name: value for fields in config.agreed().values() for name, value in fields.items()}
     variables = {f"the variable {name}": value for name, value in variables_to_agree_on().items()}
     facts = settings | _software(config) | _inputs(config) | variables
