@@ -20,7 +20,7 @@ from megalm.kernels import (
     optimizer,
     rotary,
 )
-from megalm.kernels.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
+from megalm.kernels.linear_cross_entropy import linear_cross_entropy
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
 EPSILON = 1e-5
@@ -221,15 +221,6 @@ def losses(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:
         lambda x, w, ids: F.cross_entropy((x @ w.t()).float(), ids, reduction="none"),
     )
     yield from with_gradient("linear + cross entropy", chunked, (x, weight, labels))
-    equal = torch.full((s.loss_tokens,), 1 / s.loss_tokens)
-    mean = sides(
-        s,
-        lambda x, w, ids: summed_linear_cross_entropy(x, w, ids, equal, fused=True),
-        lambda x, w, ids: F.cross_entropy((x @ w.t()).float(), ids),
-        {"Liger": liger("liger_fused_linear_cross_entropy")},
-    )
-    _, step = with_gradient("linear + mean cross entropy", mean, (x, weight, labels))  # at once, in the forward
-    yield step
 
 
 def residuals(s: Sizes, dtype: torch.dtype) -> Iterator[Case]:

@@ -9,6 +9,7 @@ The parts, of which --parts chooses:
 * gains: what the step loses where one operator is torch's and all others are fused;
 * agreement: losses of 20 steps, fused beside the references; and, as the measure of rounding, the references beside
   themselves with the samples of the batch in another order;
+* loss: the step with a loss that keeps all logits and with one that never holds them, time and peak;
 * memory: the most that the loss of a vocabulary of 128k takes, head included.
 
 All sides take turns (A B C A B C ...), so that a busy machine slows all of them; medians, and medians of the paired
@@ -42,8 +43,9 @@ from megalm.engine.optimizers.spec import Surroundings
 from megalm.kernels.backend import FUSED, REFERENCE, Kernels
 from megalm.kernels.building import library
 from megalm.kernels.cross_entropy import cross_entropy, fused_cross_entropy
-from megalm.kernels.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
+from megalm.kernels.linear_cross_entropy import linear_cross_entropy
 from megalm.models.blocks.operators import use_kernels
+from megalm.models.dtypes import DTYPES
 from megalm.models.gpt.flops import training_flops_per_token
 from megalm.models.gpt.init import initialize
 from megalm.models.gpt.model import GPT
@@ -99,10 +101,12 @@ def _adam(groups: list[dict[str, Any]], kernels: Kernels) -> torch.optim.Optimiz
 class Trainer:
     """megalm's model and stage-0 optimizer, and one step of both."""
 
-    def __init__(self, config: ModelConfig, kernels: Kernels, tokens: Tensor) -> None:
+    def __init__(
+        self, config: ModelConfig, kernels: Kernels, tokens: Tensor, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         self.model = GPT(config)
         initialize(self.model, config, 1)
-        self.model.to(tokens.device, torch.bfloat16)
+        self.model.to(tokens.device, dtype)
         ones = torch.ones(tokens.shape, device=tokens.device)
         self.batch = Batch(tensors={"tokens": tokens, "labels": tokens, "loss_mask": ones})
         groups = AdamSpec().parameter_groups(dict(self.model.named_parameters()), OPTIMIZER)
@@ -308,6 +312,28 @@ def agreement(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace
         print(f"* {name} and {beside}: {(losses[name] - losses[beside]).abs().max():.5f}")
 
 
+def loss(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) -> None:
+    """The step by each --cross-entropy-fusion-impl."""
+    trainer = Trainer(config, FUSED, tokens, DTYPES[arguments.dtype])
+
+    def by(linear: bool) -> Step:
+        def step() -> float:
+            trainer.model.token_loss.linear = linear
+            return trainer()
+
+        return step
+
+    sides = {"logits": by(False), "linear": by(True)}
+    times, _ = in_turns(sides, arguments.rounds, arguments.device)
+    found: list[int] = []
+    print("| loss | ms a step | times the first | peak MB beyond weights and moments |\n|---|---|---|---|")
+    for name, step in sides.items():
+        with peak_bytes(arguments.device, found):
+            step()
+        own = statistics.median(times[name])
+        print(f"| {name} | {own * 1e3:.0f} | {ratio(times, name, 'logits'):.3f} | {found[-1] / 1e6:.0f} |")
+
+
 @contextmanager
 def peak_bytes(device: str, found: list[int]) -> Iterator[None]:
     """Appends the most that tensors made in between took."""
@@ -325,13 +351,11 @@ def peak_bytes(device: str, found: list[int]) -> Iterator[None]:
 def memory(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) -> None:
     """Forward and backward of head and loss, by each of the ways there are."""
     labels = (tokens.flatten() * 2) % LOSS_VOCABULARY
-    equal = torch.full(labels.shape, 1 / labels.numel(), device=labels.device)
     ways = {
         "eager: cross_entropy(logits.float())": lambda x, w: F.cross_entropy((x @ w.t()).float(), labels),
         "megalm's reference": lambda x, w: cross_entropy(x @ w.t(), labels).mean(),
         "fused, over the logits": lambda x, w: fused_cross_entropy(x @ w.t(), labels, in_place=True).mean(),
         "linear + cross entropy in chunks": lambda x, w: linear_cross_entropy(x, w, labels, fused=True).mean(),
-        "linear + cross entropy at once": lambda x, w: summed_linear_cross_entropy(x, w, labels, equal, fused=True),
     }
     found: list[int] = []
     width = config.hidden_size
@@ -358,7 +382,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[ModelConfig, Tensor]:
     return config, torch.randint(0, VOCABULARY, (arguments.batch, arguments.seq_length), device=arguments.device)
 
 
-PARTS = {"speed": speed, "gains": gains, "agreement": agreement, "memory": memory}
+PARTS = {"speed": speed, "gains": gains, "agreement": agreement, "loss": loss, "memory": memory}
 
 
 def main() -> None:
@@ -372,6 +396,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer than the size has, for a quick look")
     parser.add_argument("--seq-length", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="of the part loss")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled Hugging Face model out")

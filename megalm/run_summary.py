@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from megalm.config import RunConfig
+from megalm.config import RunConfig, cross_entropy_impl, logits_bytes
 from megalm.continuation import Progress
 from megalm.data.run_data import RunData
 from megalm.data.samples.sample import SampleDataset
 from megalm.distributed.context import RankContext
 from megalm.kernels.building import library
 from megalm.models.families import FAMILIES
-from megalm.monitor.tables import count, summary
+from megalm.monitor.tables import count, gigabytes, summary
 from megalm.run import Run
 
 
@@ -28,6 +28,7 @@ def describe_run(run: Run) -> str:
         ("batch", _batch(run)),
         ("data", _data(config, run.data)),
         ("kernels", _kernels(config, context)),
+        ("loss", _loss(config)),
         ("start", _start(run.progress, run.origin)),
         ("run folder", config.checkpoint.save or "none: no checkpoint is written (--save DIR)"),
     ]
@@ -64,6 +65,13 @@ def _precision(config: RunConfig) -> str:
 def _kernels(config: RunConfig, context: RankContext) -> str:
     live = library.load(config.kernels.kernels_backend, context.device.type).reason
     return f"{live}; norms and AdamW of NVIDIA Apex" if config.kernels.use_apex else live
+
+
+def _loss(config: RunConfig) -> str:
+    size = gigabytes(logits_bytes(config))
+    if cross_entropy_impl(config) == "linear":
+        return f"linear: the logits of a micro-batch ({size}) are computed in parts, twice"
+    return f"logits: those of a micro-batch are kept until its backward pass ({size})"
 
 
 def _recompute(config: RunConfig) -> str:

@@ -25,6 +25,7 @@ from megalm.config.parallel import EngineConfig, ParallelConfig
 from megalm.config.recompute import RecomputeConfig
 from megalm.config.rules.batch import with_micro_batch_size
 from megalm.config.rules.layout import check_layout, layout_problems
+from megalm.config.rules.loss import cross_entropy_impl, logits_bytes
 from megalm.config.rules.run import run_problems
 from megalm.config.sections import RunConfig
 from megalm.config.training import BatchConfig, OptimizerConfig, PrecisionConfig, TrainingConfig
@@ -48,11 +49,13 @@ __all__ = [
     "TrainingConfig",
     "build_parser",
     "check_layout",
+    "cross_entropy_impl",
     "dump_config",
     "engine_json",
     "layout_problems",
     "load",
     "load_config",
+    "logits_bytes",
     "offloads_optimizer",
     "reference_markdown",
     "run_problems",

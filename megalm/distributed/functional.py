@@ -192,6 +192,11 @@ class Regathered:
         again: _Again = self.node.again
         return again.take(self.number)
 
+    def begin_and_take(self) -> Tensor:
+        """Both, for who has nothing to do meanwhile."""
+        self.begin()
+        return self.take()
+
 
 class _Again:
     """The result of `all_gather_sequence` in the backward pass; it refers to no node, which would be a circle."""

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from megalm.kernels import activation, attention, cross_entropy, dropout, embedding, norm, optimizer, rotary
+from megalm.kernels.linear_cross_entropy import linear_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class Kernels:
     vocabulary_gradient: Callable[..., Tensor] = cross_entropy.vocabulary_gradient
     """As `cross_entropy.vocabulary_gradient`; the fused one writes over the logits."""
     cross_entropy: Callable[[Tensor, Tensor, int], Tensor] = cross_entropy.cross_entropy
+    linear_cross_entropy: Callable[..., Tensor] = linear_cross_entropy
     embedding: Callable[[Tensor, Tensor], Tensor] = embedding.embedding
     dropout_add: Callable[[Tensor, Tensor | None, float, tuple[int, int]], Tensor] = dropout.dropout_add
     l2_norm: Callable[[Sequence[Tensor]], Tensor] = optimizer.l2_norm
@@ -62,6 +65,7 @@ FUSED = Kernels(
     cross_entropy=_training_cross_entropy,
     vocabulary_statistics=cross_entropy.fused_vocabulary_statistics,
     vocabulary_gradient=cross_entropy.fused_vocabulary_gradient_,
+    linear_cross_entropy=partial(linear_cross_entropy, fused=True),
     embedding=embedding.fused_embedding,
     dropout_add=dropout.fused_dropout_add,
     l2_norm=optimizer.fused_l2_norm,

@@ -19,3 +19,8 @@ def count(number: float) -> str:
         if abs(number) >= size:
             return f"{number / size:.3g}{suffix}"
     return f"{number:g}"
+
+
+def gigabytes(size: float) -> str:
+    """Bytes as GB or MB (powers of ten)."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from megalm.config import RunConfig
+from megalm.config import RunConfig, cross_entropy_impl
 from megalm.config.model import ModelConfig
 from megalm.distributed.context import RankContext
 from megalm.distributed.shards import ShardSpec
 from megalm.kernels.backend import Kernels
+from megalm.models.blocks.head import use_linear_loss
 from megalm.models.blocks.operators import use_kernels
 from megalm.models.families import FAMILIES
 from megalm.parallel.materialize import materialize
@@ -40,6 +41,8 @@ def build_rank_model(config: RunConfig, model: ModelConfig, context: RankContext
     for chunk, shards in chunks:
         materialize(chunk, shards, config.training.seed, torch.device("cpu"))
         use_kernels(chunk, kernels)
+        if cross_entropy_impl(config) == "linear":
+            use_linear_loss(chunk)
         apply_recompute(chunk, config.recompute)
         shard_specs |= shards.shard_specs
     parts = [chunk for chunk, _ in chunks]

@@ -22,6 +22,7 @@ from megalm.parallel.tensor import ColumnParallelLinear, RowParallelLinear
 from megalm.parallel.vocab import (
     GatheredLogits,
     VocabParallelEmbedding,
+    VocabParallelHead,
     VocabParallelTiedHead,
     VocabParallelTokenLoss,
 )
@@ -134,7 +135,7 @@ def head(module: nn.Module, name: str, shards: Shards) -> nn.Module:
         rows, width = module.out_features, module.in_features
         _add_vocabulary(f"{name}.weight", rows, width, shards)
         if shards.tp.size > 1:
-            module = ColumnParallelLinear(width, rows // shards.tp.size, bias=False)
+            module = VocabParallelHead(width, rows // shards.tp.size)
     elif shards.tp.size > 1:
         module = VocabParallelTiedHead()
     return region_input(module, name, shards)

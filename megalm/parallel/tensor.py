@@ -47,7 +47,7 @@ class RowParallelLinear(nn.Module):
         return y_BTF if self.bias is None else y_BTF + self.bias
 
 
-def linear_with_async_grad_comm(x_BTD: Tensor, weight_FD: Tensor, bias_F: Tensor | None) -> Tensor:
+def linear_with_async_grad_comm(x_BTD: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
     """x W^T + b whose input gradient and weight gradient are two autograd nodes, the second `after_comm` for x.
 
     A backward pass that wants one of the two, as zero-bubble schedules do, computes no more than that. An `x` that was

@@ -5,6 +5,7 @@ width, V this rank's rows.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from megalm.distributed.functional import all_gather_from_region, all_reduce
+from megalm.distributed.functional import all_gather_from_region, all_reduce, regathered
 from megalm.kernels.backend import REFERENCE, Kernels
-from megalm.models.blocks.head import FullLogits, Head, TiedHead
+from megalm.models.blocks.head import FullLogits, HeadUse, OutputHead, TiedHead, TokenLoss
 from megalm.parallel.region import TensorParallel
 from megalm.parallel.tensor import linear_with_async_grad_comm
 
@@ -42,35 +43,52 @@ class VocabParallelEmbedding(nn.Module):
         return self.tp.from_region(x_BTD.masked_fill(elsewhere_BT[..., None], 0.0))
 
 
+class VocabParallelHead(OutputHead):
+    """The output head of which each rank holds a run of rows; its input has entered the region."""
+
+    def forward(self, x_BTD: Tensor, use: HeadUse = linear_with_async_grad_comm) -> Tensor:
+        """This rank's columns of the logits (B, T, V), or what `use` makes of hidden states and weight."""
+        return super().forward(x_BTD, use)
+
+
 class VocabParallelTiedHead(TiedHead):
     """The tied head of which each rank holds a run of rows; its input has entered the region."""
 
-    def forward(self, x_BTD: Tensor, embedding: nn.Module) -> Tensor:
-        """This rank's columns of the logits (B, T, V)."""
-        weight_VD = embedding.weight
-        assert isinstance(weight_VD, Tensor), "the embedding of a tied head owns a weight"
-        return linear_with_async_grad_comm(x_BTD, weight_VD, None)
+    def forward(self, x_BTD: Tensor, embedding: nn.Module, use: HeadUse = linear_with_async_grad_comm) -> Tensor:
+        """This rank's columns of the logits (B, T, V), or what `use` makes of hidden states and weight."""
+        return super().forward(x_BTD, embedding, use)
 
 
-class VocabParallelTokenLoss(nn.Module):
-    """Cross entropy of each token over the ranks' logits, in float32; padded vocabulary columns take no part."""
+class VocabParallelTokenLoss(TokenLoss):
+    """Cross entropy of each token over the ranks' logits, in float32, equal on all ranks."""
 
     def __init__(self, tp: TensorParallel, vocab_size: int) -> None:
-        super().__init__()
+        super().__init__(vocab_size)
         self.tp = tp
-        self.vocab_size = vocab_size
-        self.kernels = REFERENCE
 
-    def use_kernels(self, kernels: Kernels) -> None:
-        """Call these kernels from now on."""
-        self.kernels = kernels
-
-    def forward(self, x_BTD: Tensor, labels_BT: Tensor, head: Head) -> Tensor:
-        """Losses (B, T), float32, nats, equal on all ranks; every label must lie in [0, vocab_size)."""
-        logits_BTV = head.project(x_BTD)
+    def of_logits(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+        """Losses (B, T) of this rank's columns of the logits."""
         first = self.tp.rank * logits_BTV.shape[-1]
         classes = min(max(self.vocab_size - first, 0), logits_BTV.shape[-1])
         return vocab_parallel_cross_entropy(logits_BTV, labels_BT - first, classes, self.tp.group, self.kernels)
+
+    def of_hidden_states(self, labels_BT: Tensor, x_BTD: Tensor, weight_VD: Tensor) -> Tensor:
+        """Losses (B, T) of the logits x weight^T, a part of whose columns exists at a time.
+
+        Communicated as with logits: three numbers a token. An `x_BTD` that was gathered is gathered again in the
+        backward pass, where its gradient is Partial: that of this rank's rows.
+        """
+        source = regathered(x_BTD)
+        losses_N = self.kernels.linear_cross_entropy(
+            x_BTD.flatten(0, 1),
+            weight_VD,
+            labels_BT.flatten(),
+            self.vocab_size,
+            first=self.tp.rank * len(weight_VD),
+            merge=partial(_over_ranks, self.tp.group),
+            again=None if source is None else lambda: source.begin_and_take().flatten(0, 1),
+        )
+        return losses_N.view(labels_BT.shape)
 
 
 class GatheredLogits(FullLogits):
@@ -111,15 +129,11 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, logits_NV: Tensor, labels_N: Tensor, num_classes: int, group: ProcessGroup, kernels: Kernels
     ) -> Tensor:
-        largest_N, sum_N, target_N = kernels.vocabulary_statistics(logits_NV, labels_N, 0, num_classes)
-        # a rank of padding alone has no largest logit (-inf): its sum is zero times whatever
-        maximum_N = all_reduce(largest_N.clone(), group, dist.ReduceOp.MAX)
-        scaled_N = sum_N * (largest_N - maximum_N).exp()
-        sums_2N = all_reduce(torch.stack((scaled_N, target_N)), group)
-        normalizer_N = maximum_N + sums_2N[0].log()
+        statistics = kernels.vocabulary_statistics(logits_NV, labels_N, 0, num_classes)
+        normalizer_N, target_N = _over_ranks(group, *statistics)
         ctx.save_for_backward(logits_NV, labels_N, normalizer_N)
         ctx.num_classes, ctx.kernels = num_classes, kernels
-        return normalizer_N - sums_2N[1]
+        return normalizer_N - target_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -127,3 +141,12 @@ class _CrossEntropy(torch.autograd.Function):
         scale_N = grads[0].contiguous()
         grad_NV = ctx.kernels.vocabulary_gradient(logits_NV, labels_N, normalizer_N, scale_N, 0, ctx.num_classes)
         return grad_NV, None, None, None, None
+
+
+def _over_ranks(group: ProcessGroup, largest_N: Tensor, sum_N: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Statistics of the ranks' columns to (log of the normalizer, label's logit) over all of them."""
+    maximum_N = all_reduce(largest_N, group, dist.ReduceOp.MAX)
+    # a rank of padding alone has no largest logit (-inf): its sum is zero times whatever
+    scaled_N = sum_N * (largest_N - maximum_N).exp()
+    sums_2N = all_reduce(torch.stack((scaled_N, target_N)), group)
+    return maximum_N + sums_2N[0].log(), sums_2N[1]

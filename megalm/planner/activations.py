@@ -41,7 +41,8 @@ class LiveStorages(TorchDispatchMode):
             return result
 
         self._resize = resize
-        # no operator: the mode would not see it
+        # no operator: the mode would not see it. Only while a pass is measured, so it stands here and not among the
+        # patches of training (engine/deepspeed_patches.py)
         torch.UntypedStorage.resize_ = counted_resize  # type: ignore[method-assign, assignment]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self

@@ -7,13 +7,14 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from megalm.config import RunConfig
+from megalm.config import RunConfig, cross_entropy_impl
 from megalm.config.recompute import RecomputeConfig
 from megalm.config.training import OptimizerConfig
 from megalm.distributed.mesh import Mesh
 from megalm.engine.optimizers import OPTIMIZERS
 from megalm.kernels.backend import FUSED, REFERENCE, Kernels
 from megalm.kernels.building import library
+from megalm.models.blocks.head import use_linear_loss
 from megalm.models.blocks.operators import use_kernels
 from megalm.models.dtypes import DTYPES
 from megalm.models.families import FAMILIES
@@ -109,6 +110,8 @@ class Layout:
         stages = self.stages(pp_rank)
         for stage in stages:
             use_kernels(stage.part, self.kernels)
+            if cross_entropy_impl(config) == "linear":
+                use_linear_loss(stage.part)
             apply_recompute(stage.part, recompute)
         length = batch.seq_length // (self.mesh.tp if config.parallel.sequence_parallel else 1)
         dtype = DTYPES[config.precision.dtype]

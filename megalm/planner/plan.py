@@ -10,7 +10,7 @@ from megalm.models.families import FAMILIES
 from megalm.planner.activations import StageBytes, stage_bytes
 from megalm.planner.communication import sent_bytes
 from megalm.planner.layout import Layout, optimizer_state_sizes, parameter_sizes
-from megalm.planner.memory import SIZES, RankMemory, state_bytes, step_bytes
+from megalm.planner.memory import RankMemory, state_bytes, step_bytes
 from megalm.planner.schedule import SimulatedStep, StepTimes, action_table, parts, simulate
 
 MODES = ("none", "selective", "full")
@@ -43,13 +43,6 @@ class Plan:
     def mode(self) -> str:
         """The run's own recompute granularity."""
         return self.layout.config.recompute.recompute_granularity or "none"
-
-    @property
-    def logits_bytes(self) -> int:
-        """Logits of one micro-batch on a rank that holds the head."""
-        batch = self.layout.config.batch
-        size = SIZES[self.layout.config.precision.dtype]
-        return batch.micro_size * batch.seq_length * self.layout.rows * size
 
     def peak(self, mode: str) -> int:
         """Bytes of the fullest rank under a recompute granularity."""

@@ -1,8 +1,8 @@
 """A plan as text."""
 
-from megalm.config import zero_stage
+from megalm.config import cross_entropy_impl, logits_bytes, zero_stage
 from megalm.distributed.mesh import Axis, Mesh
-from megalm.monitor.tables import count, summary
+from megalm.monitor.tables import count, gigabytes, summary
 from megalm.planner.plan import MODES, Plan
 
 GRID_RANKS = 64
@@ -31,11 +31,6 @@ def fit(plan: Plan, memory_per_device: float) -> str:
         ways.append("a smaller --micro-batch-size takes less for activations")
     ways.append("more tensor-parallel or pipeline ranks hold less of the model each")
     return f"WARNING: will not fit: {gigabytes(peak)} needed, {room} a device; " + "; ".join(ways)
-
-
-def gigabytes(size: float) -> str:
-    """Bytes as GB or MB (powers of ten)."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 def _overview(plan: Plan) -> str:
@@ -86,8 +81,12 @@ def _memory(plan: Plan) -> str:
         ])  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
-    logits = plan.logits_bytes
-    note = f"logits of one micro-batch {gigabytes(logits)}, their gradient the same (in the activations)"
+    config = plan.layout.config
+    note = f"loss {cross_entropy_impl(config)}: logits of one micro-batch {gigabytes(logits_bytes(config))}, "
+    if cross_entropy_impl(config) == "linear":
+        note += "never held as a whole"
+    else:
+        note += "their gradient the same (in the activations)"
     return "\n".join(["memory of each rank, by pipeline rank", *(f"  {line}" for line in lines), f"  {note}"])
 
 

@@ -6,16 +6,19 @@ import torch.nn.functional as F
 from kernels.fused import TOLERANCE, leaf, needs_fused
 from torch.utils.flop_counter import FlopCounterMode
 
-from megalm.kernels.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
+from megalm.kernels import linear_cross_entropy as module
+from megalm.kernels.linear_cross_entropy import linear_cross_entropy
 
-pytestmark = [needs_fused, pytest.mark.usefixtures("_device")]
+pytestmark = pytest.mark.usefixtures("_device")
+BOTH = pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_fused)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("fused", [False, True])
+@BOTH
 def test_chunked_linear_cross_entropy(fused, dtype):
     x, weight, labels = leaf(7, 16, dtype=dtype), leaf(50, 16, dtype=dtype), torch.randint(0, 45, (7,))
     scale = torch.rand(7)
+    scale[2] = 0  # a masked token
     losses = linear_cross_entropy(x, weight, labels, 45, chunk=12, fused=fused)
     (losses * scale).sum().backward()
     exact_x, exact_weight = (t.detach().double().requires_grad_() for t in (x, weight))
@@ -26,58 +29,47 @@ def test_chunked_linear_cross_entropy(fused, dtype):
     torch.testing.assert_close(losses.double(), expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(x.grad.double(), exact_x.grad, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(weight.grad.double(), exact_weight.grad, rtol=tolerance, atol=tolerance)
+    assert not x.grad[2].any()
+    assert not weight.grad[45:].any(), "rows of padding have no gradient"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("least_rows", [2, 3, 256])
-def test_summed_linear_cross_entropy(fused, dtype, least_rows, monkeypatch):
-    monkeypatch.setattr("megalm.kernels.linear_cross_entropy._LEAST_ROWS", least_rows)
-    x, weight, labels = leaf(7, 16, dtype=dtype), leaf(50, 16, dtype=dtype), torch.randint(0, 45, (7,))
-    scale = torch.rand(7)
-    scale[2] = 0  # a masked token
-    loss = summed_linear_cross_entropy(x, weight, labels, scale, 45, chunk=12, fused=fused)
-    (2 * loss).backward()
-    single_x, single_weight = (t.detach().clone().requires_grad_() for t in (x, weight))
-    single = linear_cross_entropy(single_x, single_weight, labels, 45, fused=fused)
-    expected = (single * scale).sum()
-    (2 * expected).backward()
-    tolerance = 20 * TOLERANCE[dtype] if dtype == torch.float32 else 4 * TOLERANCE[dtype]
-    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(x.grad, single_x.grad, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(weight.grad, single_weight.grad, rtol=tolerance, atol=tolerance)
+def test_a_label_that_is_no_class_gives_nan():
+    x, weight = leaf(4, 8), leaf(20, 8)
+    losses = linear_cross_entropy(x, weight, torch.tensor([0, 18, 19, -1]), 19)
+    assert losses.isnan().tolist() == [False, False, True, True]
 
 
-@pytest.mark.parametrize(("needs_x", "needs_weight"), [(True, False), (False, True), (False, False)])
-def test_summed_linear_cross_entropy_computes_the_gradients_that_are_wanted(needs_x, needs_weight):
-    x, weight = torch.randn(5, 8, requires_grad=needs_x), torch.randn(20, 8, requires_grad=needs_weight)
-    labels, scale = torch.randint(0, 20, (5,)), torch.full((5,), 0.2)
-    loss = summed_linear_cross_entropy(x, weight, labels, scale, fused=True)
-    torch.testing.assert_close(loss, F.cross_entropy(x @ weight.t(), labels).detach(), check_dtype=False)
-    assert loss.requires_grad == (needs_x or needs_weight)
-    if loss.requires_grad:
-        loss.backward()
-    assert (x.grad is not None, weight.grad is not None) == (needs_x, needs_weight)
-    empty = summed_linear_cross_entropy(x[:0], weight, labels[:0], scale[:0], fused=True)
-    assert empty.item() == 0
-    with torch.no_grad(), FlopCounterMode(display=False) as products:
-        summed_linear_cross_entropy(x, weight, labels, scale, fused=True)
-    assert products.get_total_flops() == 2 * x.numel() * len(weight)
-    with pytest.raises(RuntimeError, match=r"token weights \(1,\) must be one for each of 5 labels"):
-        summed_linear_cross_entropy(x, weight, labels, scale[:1])
-    with pytest.raises(RuntimeError, match=r"labels must lie in \[0, 19\)"):
-        summed_linear_cross_entropy(x, weight, torch.full((5,), 19), scale, 19)
+@pytest.mark.parametrize(("needs_x", "needs_weight"), [(True, False), (False, True), (True, True)])
+def test_a_backward_pass_computes_the_gradients_that_are_wanted(needs_x, needs_weight):
+    leaves = torch.randn(5, 8, requires_grad=needs_x), torch.randn(20, 8, requires_grad=needs_weight)
+    losses = linear_cross_entropy(*leaves, torch.randint(0, 20, (5,)), chunk=7)
+    with FlopCounterMode(display=False) as products:
+        losses.sum().backward()
+    assert products.get_total_flops() == (1 + needs_x + needs_weight) * 2 * 5 * 8 * 20
+    assert [leaf.grad is not None for leaf in leaves] == [needs_x, needs_weight]
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_small_token_weights_have_their_gradients_in_float16(fused, monkeypatch):
-    monkeypatch.setattr("megalm.kernels.linear_cross_entropy._LEAST_ROWS", 16)
-    x, weight = leaf(64, 16, dtype=torch.float16), leaf(500, 16, dtype=torch.float16, scale=0.1)
-    labels, token_weight, loss_scale = torch.randint(0, 500, (64,)), 2.0**-16, 2.0**16
-    weights = torch.full((64,), token_weight)
-    (loss_scale * summed_linear_cross_entropy(x, weight, labels, weights, chunk=32, fused=fused)).backward()
-    exact = [t.detach().double().requires_grad_() for t in (x, weight)]
-    losses = F.cross_entropy(exact[0] @ exact[1].t(), labels, reduction="sum")
-    (loss_scale * token_weight * losses).backward()
-    for found, expected in zip((x, weight), exact, strict=True):
-        assert (found.grad.double() - expected.grad).norm() < 2e-3 * expected.grad.norm()
+def test_a_backward_pass_in_two_parts_computes_no_product_in_vain():
+    """As zero-bubble schedules do: towards the input, then from there towards the weight."""
+    x, weight, labels = torch.randn(5, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True), torch.arange(5)
+    inner = x * 1  # no leaf, as what comes out of layers
+    loss = linear_cross_entropy(inner, weight, labels, chunk=7).sum()
+    expected = torch.autograd.grad(loss, (inner, weight), retain_graph=True)
+    for wanted, gradient in zip((inner, weight), expected, strict=True):
+        with FlopCounterMode(display=False) as products:
+            (found,) = torch.autograd.grad(loss, wanted, retain_graph=True)
+        assert torch.equal(found, gradient)
+        assert products.get_total_flops() == 2 * 2 * 5 * 8 * 20
+
+
+def test_chunks_have_as_many_columns_as_the_tokens_allow(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 64)
+    monkeypatch.setattr(module, "LEAST_COLUMNS", 4)
+    statistics = module.vocabulary_statistics
+    monkeypatch.setattr(
+        module, "vocabulary_statistics", lambda logits, *rest: seen.append(logits.shape) or statistics(logits, *rest)
+    )
+    for tokens in (8, 32):
+        linear_cross_entropy(torch.randn(tokens, 3), torch.randn(18, 3), torch.arange(tokens) % 18)
+    assert seen == [(8, 8), (8, 8), (8, 2), *[(32, 4)] * 4, (32, 2)]

@@ -191,6 +191,8 @@ MUTATIONS = [
     Mutation(embedding_without_sum, Row(2, "gpt2", "tp2 zero0", CI)),
     Mutation(loss_without_largest_logit, Row(2, "llama", "tp2 zero0", CI)),
     Mutation(loss_without_sums, Row(2, "llama", "tp2 zero0", CI)),
+    Mutation(loss_without_sums, Row(2, "gpt2", "tp2 sp zero0 linear", CI)),
+    Mutation(gathered_again_from_own_part, Row(2, "gpt2", "tp2 sp zero0 linear", CI)),
     Mutation(kv_without_sum, Row(4, "llama", "tp4 zero0", CI), CI),
     Mutation(kv_over_all_ranks, Row(4, "llama", "tp4 zero0", CI)),
     Mutation(norms_without_sum, Row(2, "llama", "tp2 sp zero0", CI), CI),

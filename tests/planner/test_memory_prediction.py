@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megalm.config import load_config
+from megalm.config import load_config, logits_bytes
 from megalm.planner.plan import make_plan
 from megalm.planner.schedule import StepTimes
 from megalm.testing.batches import batch_of
@@ -61,6 +61,8 @@ class Row:
 ROWS = [
     Row(1, LONG + "--zero-stage 0"),
     Row(1, LONG + "--zero-stage 0 --recompute-granularity full"),
+    Row(1, LONG + "--zero-stage 0 --cross-entropy-fusion-impl linear", ci=False),
+    Row(2, LONG + "--zero-stage 3 --cross-entropy-fusion-impl linear", ci=False),
     Row(1, LONG + "--zero-stage 0 --recompute-granularity selective", ci=False),
     Row(2, LONG + "--zero-stage 0 --bf16 --gradient-accumulation-steps 2"),
     Row(2, SHORT + "--zero-stage 1 --bf16", ci=False),
@@ -130,3 +132,15 @@ def test_sequence_parallelism_keeps_no_gathered_input(recompute: str) -> None:
     # input and output of each norm, of which selective recomputation drops the output; the last norm has both
     streams = 2 + config.model.num_layers * (2 if recompute else 4)
     assert tensor - sequence == pytest.approx(streams * stream / 2, rel=0.02)
+
+
+def test_the_linear_loss_keeps_no_logits_and_the_plan_knows_it() -> None:
+    flags = LONG + "--zero-stage 0 --tensor-model-parallel-size 2 --sequence-parallel --cross-entropy-fusion-impl "
+    logits, linear = (max(run_on_ranks(2, kept, flags + impl)) for impl in ("logits", "linear"))
+    size = logits_bytes(loaded(flags + "linear"))
+    assert logits - linear == pytest.approx(size, rel=0.01)
+    planned = [
+        make_plan(loaded(flags + impl), 2, StepTimes(), ("none",)).ranks[0].memory["none"].step.saved
+        for impl in ("logits", "linear")
+    ]
+    assert planned[0] - planned[1] == pytest.approx(size, rel=0.01)

@@ -33,6 +33,7 @@ VALUE_ALIASES = {
         "huggingfacetokenizer": "HFTokenizer",
         "pretrainedfromhf": "HFTokenizer",
     },
+    "cross_entropy_fusion_impl": {"native": "logits", "te": "logits"},
 }
 """Other words (in lower case) for a choice of a field."""
 
@@ -48,6 +49,7 @@ NO_EFFECT: dict[str, tuple[tuple[str, ...], str]] = {
     "dataloader-type": (("single",), "samples are always numbered and read once, in one order"),
     "muon-no-split-qkv": ((), "query, key and value are separate matrices, and so are gate and up"),
     "muon-scalar-optimizer": (("adam",), "what Muon leaves out is always AdamW's"),
+    "cross-entropy-loss-fusion": ((), "the loss is always one operator; --cross-entropy-fusion-impl says of what"),
     "transformer-impl": (("local",), "layers are always megalm's own"),
 }
 """A flag that is accepted because what it asks for is always so: the values it may have, and the reason."""

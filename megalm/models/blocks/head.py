@@ -1,26 +1,38 @@
 """The end of a language model: the output head, the loss of tokens, and logits for who wants them.
 
-`TokenLoss` gets hidden states and labels and calls the head itself: a loss that never holds all logits can take the
-place of both by its name, and reads the head's weight. Shapes: B batch, T sequence, D model width, V padded vocabulary.
+`TokenLoss` gets hidden states and labels and calls the head itself, either for logits or for a loss that never holds
+them all and reads the head's weight. Shapes: B batch, T sequence, D model width, V padded vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megalm.kernels.backend import REFERENCE, Kernels
 
+HeadUse = Callable[[Tensor, Tensor], Tensor]
+"""What is made of hidden states (B, T, D) and the head's weight (V, D), both as a tensor-parallel rank has them."""
+Head = Callable[..., Tensor]
+"""`head(x_BTD)` are the logits, `head(x_BTD, use=HeadUse)` what `use` makes of hidden states and weight. It runs inside
+the forward of the head's module: that is where inputs enter the tensor-parallel region and ZeRO-3 gathers weights."""
 
-@dataclass(frozen=True)
-class Head:
-    """The output head of a model, as its loss sees it."""
 
-    project: Callable[[Tensor], Tensor]
-    """Hidden states (B, T, D) to logits (B, T, V), or on a tensor-parallel rank to its columns of them."""
-    owner: nn.Module
-    """The module whose `weight` (V, D) it is; to be read inside a forward, where ZeRO-3 gathers it."""
+def project(x_BTD: Tensor, weight_VD: Tensor) -> Tensor:
+    """Logits (B, T, V)."""
+    return F.linear(x_BTD, weight_VD)
+
+
+class OutputHead(nn.Linear):
+    """Output head with weights of its own."""
+
+    def __init__(self, width: int, rows: int) -> None:
+        super().__init__(width, rows, bias=False)
+
+    def forward(self, x_BTD: Tensor, use: HeadUse = project) -> Tensor:
+        """Logits (B, T, V), or what `use` makes of hidden states and weight."""
+        return use(x_BTD, self.weight)
 
 
 class TiedHead(nn.Module):
@@ -31,11 +43,11 @@ class TiedHead(nn.Module):
     forward and backward. A second registration of the parameter would not survive `to_empty`.
     """
 
-    def forward(self, x_BTD: Tensor, embedding: nn.Module) -> Tensor:
-        """Logits (B, T, V)."""
+    def forward(self, x_BTD: Tensor, embedding: nn.Module, use: HeadUse = project) -> Tensor:
+        """Logits (B, T, V), or what `use` makes of hidden states and weight."""
         weight_VD = embedding.weight
         assert isinstance(weight_VD, Tensor), "the embedding of a tied head owns a weight"
-        return F.linear(x_BTD, weight_VD)
+        return use(x_BTD, weight_VD)
 
 
 class TokenLoss(nn.Module):
@@ -45,6 +57,8 @@ class TokenLoss(nn.Module):
         super().__init__()
         self.vocab_size = vocab_size
         self.kernels = REFERENCE
+        self.linear = False
+        """Never hold all logits."""
 
     def use_kernels(self, kernels: Kernels) -> None:
         """Call these kernels from now on."""
@@ -52,7 +66,25 @@ class TokenLoss(nn.Module):
 
     def forward(self, x_BTD: Tensor, labels_BT: Tensor, head: Head) -> Tensor:
         """Losses (B, T), float32, nats; every label must lie in [0, vocab_size)."""
-        return self.kernels.cross_entropy(head.project(x_BTD), labels_BT, self.vocab_size)
+        if self.linear:
+            return head(x_BTD, use=partial(self.of_hidden_states, labels_BT))
+        return self.of_logits(head(x_BTD), labels_BT)
+
+    def of_logits(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+        """Losses (B, T) of logits."""
+        return self.kernels.cross_entropy(logits_BTV, labels_BT, self.vocab_size)
+
+    def of_hidden_states(self, labels_BT: Tensor, x_BTD: Tensor, weight_VD: Tensor) -> Tensor:
+        """Losses (B, T) of the logits x weight^T, a part of which exists at a time."""
+        x_ND, labels_N = x_BTD.flatten(0, 1), labels_BT.flatten()
+        return self.kernels.linear_cross_entropy(x_ND, weight_VD, labels_N, self.vocab_size).view(labels_BT.shape)
+
+
+def use_linear_loss(model: nn.Module) -> None:
+    """Let every `TokenLoss` of `model` never hold all logits."""
+    for module in model.modules():
+        if isinstance(module, TokenLoss):
+            module.linear = True
 
 
 class FullLogits(nn.Module):

@@ -17,7 +17,7 @@ from megalm.models.blocks.attention import Attention, KVCache, LayerCache, Rotar
 from megalm.models.blocks.documents import Documents
 from megalm.models.blocks.dropout import Dropout
 from megalm.models.blocks.embedding import Embedding
-from megalm.models.blocks.head import FullLogits, Head, TiedHead, TokenLoss
+from megalm.models.blocks.head import FullLogits, Head, OutputHead, TiedHead, TokenLoss
 from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.mlp import build_mlp
 from megalm.models.blocks.norm import build_norm
@@ -86,7 +86,7 @@ class GPT(LanguageModel):
         self.layers = nn.ModuleDict({str(number): TransformerLayer(config) for number in numbers})
         if has_head:
             self.final_norm = build_norm(config, config.hidden_size)
-            self.head = TiedHead() if config.tied else nn.Linear(config.hidden_size, rows, bias=False)
+            self.head = TiedHead() if config.tied else OutputHead(config.hidden_size, rows)
             self.token_loss = TokenLoss(config.vocab_size)
             self.full_logits = FullLogits(config.vocab_size)
 
@@ -130,7 +130,7 @@ class GPT(LanguageModel):
 
     def logits(self, stream: Stream) -> Tensor:
         """Logits (B, T, V) from the last layer's output; padded vocabulary columns are -inf."""
-        logits_BTV: Tensor = self.full_logits(self._head().project(self.final_norm(stream[0])))
+        logits_BTV: Tensor = self.full_logits(self._head()(self.final_norm(stream[0])))
         return logits_BTV
 
     def stream_shapes(self, rows: int, length: int) -> tuple[tuple[int, ...], ...]:
@@ -138,10 +138,7 @@ class GPT(LanguageModel):
         return ((rows, length, self.config.hidden_size),)
 
     def _head(self) -> Head:
-        if not self.config.tied:
-            return Head(self.head, owner=self.head)
-        tokens = self.embedding.tokens
-        return Head(partial(self.head, embedding=tokens), owner=tokens)
+        return partial(self.head, embedding=self.embedding.tokens) if self.config.tied else self.head
 
     def _seed(self, batch: Batch) -> int | None:
         """The seed of the batch, where something is drawn from it."""
