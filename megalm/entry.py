@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         code = _run(prepared, environment, stop)
     except Exception as error:
         if not met and environment.rank > 0:
-            _tell_others(error, environment)
+            _tell_others(error, environment, stop)
         code = report_failure(error, environment.rank, stop)
         if not met and environment.rank == 0:
-            _tell_others(error, environment)
+            _tell_others(error, environment, stop)
     leave(code)
 
 
@@ -74,9 +74,10 @@ def _prepared(argv: Sequence[str] | None, prog: str | None, environment: LaunchE
     )
 
 
-def _tell_others(error: Exception, environment: LaunchEnvironment) -> None:
+def _tell_others(error: Exception, environment: LaunchEnvironment, stop: StopRequest) -> None:
     """The other ranks, which would wait for this one, end with its error; alone it needs no torch for that."""
     if environment.world_size > 1 and isinstance(error, MegalmError):
+        stop.leave_with(error.exit_code)  # the launcher may end this rank meanwhile
         from megalm.distributed.agreement import tell_others
 
         tell_others(error, environment)
