@@ -48,8 +48,7 @@ class Run:
         number = torch.tensor(self.stop.number, device=self.context.device)
         if dist.get_world_size() > 1:
             dist.all_reduce(number, op=dist.ReduceOp.MAX)
-        self.stop.number = int(number)
-        return self.stop.number != 0
+        return self.stop.agree(int(number))
 
     @property
     def global_batch_size(self) -> int:

@@ -145,8 +145,8 @@ def stop_reason(run: Run) -> str | None:
     flags = torch.tensor([run.stop.number, int(over)], device=run.context.device)
     if dist.get_world_size() > 1:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    run.stop.number, over = int(flags[0]), bool(flags[1])
-    if run.stop.number:
+    over = bool(flags[1])
+    if run.stop.agree(int(flags[0])):
         return f"{run.stop.name} received"
     if over:
         return f"--exit-duration-in-mins {training.exit_duration_in_mins:g} is over"

@@ -61,6 +61,15 @@ class StopRequest:
         """From now on a signal ends the process at once with `code`: nothing is left to be saved."""
         self._act = lambda number: os._exit(code)
 
+    def agree(self, number: int) -> bool:
+        """Take over the signal that the ranks agreed on, 0 if none; whether there is one.
+
+        One that comes during the exchange is for the next: it is neither answered by this rank alone nor forgotten.
+        """
+        if number:
+            self.number = number
+        return number != 0
+
     @property
     def name(self) -> str:
         """The signal's name."""

@@ -45,8 +45,8 @@ def until_it_takes_signals(pid: int) -> None:
     raise AssertionError("it does not")
 
 
-def test_a_signal_while_ranks_are_awaited_ends_with_75() -> None:
-    with warm.Job(*RUN, ranks=2, of_rank={1: warm.OfRank(starts=False)}) as job:
+def test_a_signal_while_ranks_are_awaited_ends_with_75(tmp_path: Path) -> None:
+    with warm.Job(*RUN, "--save", tmp_path / "run", ranks=2, of_rank={1: warm.OfRank(starts=False)}) as job:
         until_it_takes_signals(job.pids[0])
         os.kill(job.pids[0], signal.SIGTERM)
         done = job.wait(120)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from megalm.resilience.signals import StopRequest
+
 LISTENS = """
 import os, subprocess, sys, threading
 from megalm.resilience.signals import StopRequest
@@ -142,3 +144,12 @@ def test_what_has_nothing_left_to_save_ends_with_its_own_code(listener: Listener
     listener.asked("leave")
     listener.process.send_signal(signal.SIGTERM)
     assert listener.process.wait(timeout=10) == 4
+
+
+def test_a_signal_that_comes_while_the_ranks_agree_is_for_the_next_time() -> None:
+    stop = StopRequest()
+    stop.number = signal.SIGTERM  # after this rank said that there is none
+    assert not stop.agree(0)
+    assert stop.number == signal.SIGTERM
+    assert stop.agree(signal.SIGINT)
+    assert stop.name == "SIGINT"
