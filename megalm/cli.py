@@ -8,6 +8,7 @@ from types import ModuleType
 
 from megalm import __version__
 from megalm.errors import ConfigError, MegalmError
+from megalm.processes import outlive_readers
 
 _COMMANDS = {
     "corpus": (
@@ -36,6 +37,7 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. A MegalmError is one line on stderr and the error's exit code."""
+    outlive_readers()
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, rest = _parser(argv[0] if argv and argv[0] in _COMMANDS else None).parse_known_args(argv)
     arguments.words = argv
@@ -51,8 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"megalm {arguments.command}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 1
 
 
 def _unknown(module: ModuleType, words: Sequence[str]) -> list[str]:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from megalm.checkpoint.fresh import command_of, without_done_commands
-from megalm.config import check_layout, load, with_micro_batch_size
-from megalm.config.merging.load import with_sources
-from megalm.config.merging.settings import Given
+from megalm.config import load
 from megalm.config.sections import RunConfig
 from megalm.distributed.environment import LaunchEnvironment, prepare_process, read_environment
-from megalm.errors import ConfigError, LayoutError, MegalmError
+from megalm.errors import ConfigError, MegalmError
+from megalm.processes import outlive_readers
 from megalm.resilience.launcher import grace_note, watch_launcher
 from megalm.resilience.reporting import leave, report_failure
 from megalm.resilience.signals import StopRequest
@@ -30,6 +29,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run a training command line and exit: 0 when done, else the error's exit code (see docs/exit_codes.md)."""
     stop = StopRequest()
     stop.watch()
+    outlive_readers()
     environment, met = LaunchEnvironment.alone(), False
     try:
         environment = read_environment()
@@ -91,12 +91,7 @@ def _checked(
         sys.exit(0)  # rank 0 prints it
     try:
         loaded = load(sys.argv[1:] if argv is None else argv, prog)
-        try:
-            dp = check_layout(loaded.config, environment.world_size)
-        except LayoutError as error:
-            given = {name: Given(None, source) for name, source in loaded.sources.items()}
-            raise LayoutError([with_sources(problem, given) for problem in error.problems]) from None
-        return with_micro_batch_size(loaded.config, dp), loaded.sources, loaded.notes
+        return loaded.on_ranks(environment.world_size), loaded.sources, loaded.notes
     except ConfigError as error:
         # all ranks of a machine have the same flags and files, and MPICH's mpirun leaves them the time to say so
         error.silent = environment.local_rank > 0

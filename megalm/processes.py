@@ -1,9 +1,13 @@
-"""What the worker processes of loader and preprocessing do about signals and about the end of their parent."""
+"""What becomes of a process when those around it go: its parent, or who reads what it prints."""
 
+import errno
+import io
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 
 def follow_parent(parent: int, deaf_to: Iterable[signal.Signals]) -> None:
@@ -24,3 +28,40 @@ def follow_parent(parent: int, deaf_to: Iterable[signal.Signals]) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="follow-parent", daemon=True).start()
+
+
+class UnreadFile(io.FileIO):
+    """A descriptor that is written to. Once its reader is gone (`| head`, a closed terminal) what follows is lost,
+    without an error: nobody waits for it, and who prints has other work.
+    """
+
+    def write(self, data: Any, /) -> int:
+        """Write, or turn the descriptor, and so everything else that writes to it, to /dev/null."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(memoryview(data).cast("B"))
+
+
+def outlive_readers() -> None:
+    """From now on standard output and error may lose their readers."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        buffer = getattr(stream, "buffer", None)
+        raw = getattr(buffer, "raw", buffer)  # under PYTHONUNBUFFERED there is no buffer
+        if isinstance(raw, io.FileIO) and not isinstance(raw, UnreadFile) and raw.fileno() == descriptor:
+            stream.flush()
+            unread = UnreadFile(descriptor, "wb", closefd=False)
+            wrapped = io.TextIOWrapper(
+                unread if raw is buffer else io.BufferedWriter(unread),  # type: ignore[type-var]
+                encoding=stream.encoding,
+                errors=stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, wrapped)

@@ -17,10 +17,16 @@ def shipped_folder() -> Path:
     return installed if installed.is_dir() else package.parent
 
 
+def shipped_file(path: str) -> str | None:
+    """The file that megalm ships as `path` (ds_configs/zero1.json); None if it ships none of that name."""
+    shipped = shipped_folder() / path
+    return str(shipped) if path.partition("/")[0] in FOLDERS and shipped.is_file() else None
+
+
 def shipped_hint(path: str) -> str:
     """What to add to the message that there is no file `path`: where the one is that megalm ships, or ""."""
-    shipped = shipped_folder() / path
-    if path.partition("/")[0] not in FOLDERS or Path(path).exists() or not shipped.is_file():
+    shipped = shipped_file(path)
+    if shipped is None or Path(path).exists():
         return ""
     return f"; give {shipped}, which comes with megalm, or copy it here"
 

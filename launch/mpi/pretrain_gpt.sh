@@ -3,7 +3,7 @@
 #   launch/mpi/pretrain_gpt.sh 8 --config my.yaml --save /shared/runs/my                                  this machine
 #   HOSTS=node1:8,node2:8 launch/mpi/pretrain_gpt.sh 16 --config my.yaml --save /shared/runs/my           several
 # The first word is the number of ranks, the rest goes to launch/pretrain_gpt.py. Start it where launch/ is.
-# The ranks find each other through MPI itself (pip install 'megalm[mpi]'), or through MPICH's process manager.
+# The ranks find each other through MPI itself (pip install mpi4py), or through MPICH's process manager.
 set -eu
 
 ranks=$1

@@ -13,6 +13,7 @@ from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import RunConfig
 from megalm.config.data import TokenizerConfig
 from megalm.config.model import ModelConfig
+from megalm.config.paths import path_argument
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.errors import CheckpointError, ConfigError
 from megalm.models.contract import LanguageModel
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm generate`."""
-    parser.add_argument("--load", required=True, metavar="RUN", help="run folder, or one of its step_N folders")
+    parser.add_argument(
+        "--load", required=True, type=path_argument, metavar="RUN", help="run folder, or one of its step_N folders"
+    )
     parser.add_argument("--prompt", default="", help="text to continue; empty: a new document")
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="most tokens to add (default 128, or what fits)"
@@ -38,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="continuations to write (default 1)")
     parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same text (default 1234)")
-    parser.add_argument("--tokenizer-model", metavar="FILE", help="tokenizer file, if it moved since the training")
+    parser.add_argument(
+        "--tokenizer-model", type=path_argument, metavar="FILE", help="tokenizer file, if it moved since the training"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.commands.generate import load_model, open_checkpoint, sample_text, tokenizer_of
+from megalm.config.paths import path_argument
 from megalm.errors import CheckpointError
 from megalm.monitor.sinks.jsonl import read_metrics
 from megalm.monitor.tables import summary
@@ -12,7 +13,7 @@ from megalm.monitor.tables import summary
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm report`."""
-    parser.add_argument("--load", required=True, metavar="RUN", help="run folder")
+    parser.add_argument("--load", required=True, type=path_argument, metavar="RUN", help="run folder")
     parser.add_argument("--prompt", default="def main(", help="text that the sample continues")
     parser.add_argument(
         "--max-new-tokens", type=int, default=0, metavar="N", help="length of the sample (default 128, or what fits)"

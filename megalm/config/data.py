@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from megalm.config.base import FixedOnResume, MayDiffer, OneShot, OpenChoice, Section
 from megalm.config.merging.names import VALUE_ALIASES
+from megalm.config.paths import InputPath, PathText
 
 TOKENIZER_TYPES = (
     "GPTSentencePieceTokenizer", "SentencePieceTokenizer", "Llama2Tokenizer", "HFTokenizer", "GPT2BPETokenizer",
@@ -22,11 +23,11 @@ class TokenizerConfig(Section):
 
     tokenizer_type: Annotated[str | None, OpenChoice(TOKENIZER_TYPES)] = None
     """Kind of tokenizer. Default: told from its files."""
-    tokenizer_model: str | None = None
+    tokenizer_model: Annotated[PathText | None, InputPath()] = None
     """Tokenizer file: a sentencepiece .model, a Hugging Face tokenizer.json, a tiktoken vocabulary; or its folder."""
-    vocab_file: str | None = None
+    vocab_file: Annotated[PathText | None, InputPath()] = None
     """vocab.json of a GPT2BPETokenizer."""
-    merge_file: str | None = None
+    merge_file: Annotated[PathText | None, InputPath()] = None
     """merges.txt of a GPT2BPETokenizer."""
     tokenizer_vocab_size: int | None = Field(None, ge=1)
     """Number of ids of a NullTokenizer (its text is ids with blanks between) without end of document, or of a
@@ -120,21 +121,22 @@ def split_shares(split: str) -> tuple[float, float, float]:
     return train, valid, test
 
 
-Paths = Annotated[tuple[str, ...], BeforeValidator(_as_words), Field(min_length=1)]
+Paths = Annotated[tuple[PathText, ...], BeforeValidator(_as_words), Field(min_length=1)]
+DATASET = InputPath((".idx", ".bin"))
 
 
 class DataConfig(Section):
     """The datasets and the order of their samples."""
 
     # on resume paths may change: the record of the order knows the data
-    data_path: Paths | None = None
+    data_path: Annotated[Paths | None, DATASET] = None
     """Prefix of an indexed dataset (PREFIX.bin and PREFIX.idx, as `megalm preprocess` writes them), or several to
     blend: `WEIGHT PREFIX WEIGHT PREFIX`, or `PREFIX PREFIX` in proportion to their sizes, one epoch of each."""
-    train_data_path: Paths | None = None
+    train_data_path: Annotated[Paths | None, DATASET] = None
     """Prefixes for training only (with --valid-data-path, in place of --data-path and --split)."""
-    valid_data_path: Paths | None = None
+    valid_data_path: Annotated[Paths | None, DATASET] = None
     """Prefixes for validation only."""
-    test_data_path: Paths | None = None
+    test_data_path: Annotated[Paths | None, DATASET] = None
     """Prefixes for the test after training only."""
     multiple_validation_sets: bool = False
     """Each prefix of --valid-data-path is a validation set of its own, reported by its name, in place of a blend."""
@@ -145,7 +147,7 @@ class DataConfig(Section):
     sampling: Annotated[Literal["shuffle", "stream"], FixedOnResume()] = "shuffle"
     """Order of samples: shuffle is Megatron-LM's (documents and samples shuffled by an index); stream cuts the
     documents in file order and permutes the samples by a formula, so that any size opens at once."""
-    data_cache_path: Annotated[str | None, MayDiffer()] = None
+    data_cache_path: Annotated[PathText | None, MayDiffer()] = None
     """Folder where built indices are kept for the next start and shared by the ranks of a node. Default: none, each
     rank builds them in memory."""
     allow_changed_data: Annotated[bool, OneShot()] = False

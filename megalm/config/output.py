@@ -5,17 +5,18 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from megalm.config.base import MayDiffer, OneShot, OpenChoice, Section, as_list
+from megalm.config.paths import InputPath, PathText
 
 
 class CheckpointConfig(Section):
     """The run folder and where to start from."""
 
-    save: str | None = None
+    save: PathText | None = None
     """Run folder: config.yaml, metrics.jsonl, tensorboard/, logs/, step_N/ checkpoints and `latest`. The same command
     continues the run that it finds there."""
     save_interval: int | None = Field(None, ge=1)
     """Steps between two checkpoints. Default: only at the end of the run."""
-    load: str | None = None
+    load: Annotated[PathText | None, InputPath()] = None
     """Run folder or step_N folder to start from when --save holds no checkpoint yet."""
     finetune: bool = False
     """Take only the weights from --load: optimizer, step and sample position start anew."""
@@ -42,7 +43,7 @@ class LoggingConfig(Section):
 
     log_interval: int = Field(10, ge=1)
     """Steps between two lines in the terminal and in metrics.jsonl."""
-    tensorboard_dir: Annotated[str | None, MayDiffer()] = None
+    tensorboard_dir: Annotated[PathText | None, MayDiffer()] = None
     """Folder of the TensorBoard event files. Default: SAVE/tensorboard."""
     tensorboard_log_interval: int = Field(1, ge=1)
     """Steps between two TensorBoard points."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from megalm.config.base import MayDiffer, OneShot, Section
+from megalm.config.paths import InputPath, PathText
 
 PipelineSchedule = Literal["gpipe", "1f1b", "interleaved-1f1b", "interleaved-zero-bubble", "zbv", "dualpipev"]
 PartitionMethod = Literal["flops", "parameters"]
@@ -43,7 +44,7 @@ class EngineConfig(Section):
 
     deepspeed: bool = True
     """Accepted for DeepSpeed's habit; the engine is always DeepSpeed's."""
-    deepspeed_config: str | dict[str, Any] | None = None
+    deepspeed_config: Annotated[PathText | dict[str, Any] | None, InputPath()] = None
     """DeepSpeed JSON file, or in a recipe its content. "auto" or absent values are filled from the other settings."""
     zero_stage: int | None = Field(None, ge=0, le=3)
     """ZeRO stage. Default: the JSON's, else 1."""

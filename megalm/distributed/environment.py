@@ -8,20 +8,21 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 
 from megalm.distributed import mpi, slurm
 from megalm.distributed.network import check_interfaces, interface_towards, interfaces
 from megalm.errors import PlatformError
 
-_PLACE_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _MEETING_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
 _CAPTURED = (
     "PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV",
-    "PYTHONPATH", "CUDA_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SLURM_CONF",
+    "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONHASHSEED", "SLURM_CONF", "XDG_CACHE_HOME", "TMPDIR", "LD_PRELOAD", "CC",
+    "CXX", "TOKENIZERS_PARALLELISM", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 )  # fmt: skip
-_CAPTURED_PREFIXES = ("NCCL_", "UCX_", "GLOO_", "FI_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "DS_", "HF_", "MEGALM_")
 _AGREED = (
     "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE",
     "NCCL_ALGO", "NCCL_PROTO", "NCCL_COLLNET_ENABLE", "NCCL_NVLS_ENABLE", "NCCL_MIN_NCHANNELS", "NCCL_MAX_NCHANNELS",
@@ -29,6 +30,20 @@ _AGREED = (
     "TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_BLOCKING_WAIT", "TORCH_DISTRIBUTED_DEBUG", "DS_ACCELERATOR",
     "PYTORCH_TUNABLEOP_ENABLED", "ONEDNN_DEFAULT_FPMATH_MODE",
 )  # fmt: skip
+_CAPTURED_PREFIXES = (
+    "NCCL_", "UCX_", "GLOO_", "FI_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "DS_", "HF_", "MEGALM_", "PYTORCH_",
+    "CUDA_", "CUBLAS_", "CUDNN_", "NVTE_", "ROCM_", "HIP_", "HSA_", "OMP_", "GOMP_", "KMP_", "MKL_", "DNNL_", "ONEDNN_",
+    "MALLOC_", "TIKTOKEN_",
+)  # fmt: skip
+_CHOSEN_BY_SLURM = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+_OF_THE_SESSION = re.compile(
+    r"_|PWD|OLDPWD|SHLVL|USER|LOGNAME|SHELL|TERM\w*|COLOR\w*|LS_COLORS|LESS\w*|PAGER|MANPATH|INFOPATH|MAIL|HOST\w*|TZ|"
+    r"EDITOR|VISUAL|HIST\w*|PS\d|PROMPT\w*|DISPLAY|XAUTHORITY|WINDOWID|TMUX\w*|STY|LINES|COLUMNS|LANGUAGE|LC_\w+|BASH\w*.*|"
+    r"SSH_\w+|XDG_\w+|DBUS_\w+|GPG_\w+|GNOME_\w+|KDE_\w+|VSCODE_\w+|CONDA_\w+|_CE_\w+|PYENV_\w+|PIP_\w+|NVM_\w+|MODULE\w+|"
+    r"__?LMOD\w+|_ModuleTable\w+|LMOD_\w+|LOADEDMODULES|_LMFILES_|SLURM_\w+|SBATCH_\w+|SQUEUE_\w+|SINFO_\w+|PYTEST_\w+|"
+    r"DEBIAN_FRONTEND|I_MPI_\w+|OMPI_\w+|RANK|WORLD_SIZE|LOCAL_RANK|MASTER_ADDR|MASTER_PORT",
+)
+"""What a shell sets for itself or for its user, and no job needs."""
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -98,9 +113,9 @@ def _read(environ: Mapping[str, str]) -> LaunchEnvironment:
     family, in_step = mpi.family_of(environ), _in_step(environ)
     if family is not None and slurm.in_step(environ) and _is_srun_itself(family, environ):
         family = None
-    given = [name for name in _PLACE_VARIABLES if name in environ]
+    given = [name for name in _RANK_VARIABLES if name in environ]
     scheduled = in_step or family is not None
-    if given and not (scheduled and len(given) < len(_PLACE_VARIABLES)):
+    if given and not (scheduled and len(given) < len(_RANK_VARIABLES)):
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
         found = _from_variables(environ, launcher)
         _check_one_job(found, environ)
@@ -111,7 +126,7 @@ def _read(environ: Mapping[str, str]) -> LaunchEnvironment:
         return found
     present = [name for name in _MEETING_VARIABLES if name in environ]
     if present:
-        raise _incomplete(present, [*_PLACE_VARIABLES, *(n for n in _MEETING_VARIABLES if n not in environ)])
+        raise _incomplete(present, [*_RANK_VARIABLES, *(n for n in _MEETING_VARIABLES if n not in environ)])
     return _single_process(environ)
 
 
@@ -139,7 +154,7 @@ def _check_given(launch: LaunchEnvironment, environ: Mapping[str, str], given: l
 
 def _from_variables(environ: Mapping[str, str], launcher: str) -> LaunchEnvironment:
     """What RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say."""
-    names = (*_PLACE_VARIABLES, *_MEETING_VARIABLES)
+    names = (*_RANK_VARIABLES, *_MEETING_VARIABLES)
     missing = [name for name in names if name not in environ]
     if missing:
         raise _incomplete([name for name in names if name in environ], missing)
@@ -361,16 +376,35 @@ def variables_to_agree_on(environ: Mapping[str, str] | None = None) -> dict[str,
     return {name: environ[name] for name in _AGREED if name in environ}
 
 
-def captured_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables that a job needs to run like this shell.
+def environment_without(prefix: str, environ: Mapping[str, str] | None = None) -> tuple[dict[str, str], list[str]]:
+    """This process's environment without the variables that begin so, and the names of those."""
+    environ = os.environ if environ is None else environ
+    kept = {name: value for name, value in environ.items() if not name.startswith(prefix)}
+    return kept, sorted(set(environ) - set(kept))
 
-    Never what looks like a secret, by name or as user:password@.
+
+def captured_environment(environ: Mapping[str, str] | None = None, also: Collection[str] = ()) -> dict[str, str]:
+    """The variables that a job needs to run like this shell, and those of the names in `also`.
+
+    Never what looks like a secret, by name or as user:password@, nor what SLURM chooses for each job.
     """
     environ = os.environ if environ is None else environ
     return {
         name: value
         for name, value in environ.items()
-        if (name in _CAPTURED or name.startswith(_CAPTURED_PREFIXES))
+        if (name in _CAPTURED or name.startswith(_CAPTURED_PREFIXES) or name in also)
+        and name not in _CHOSEN_BY_SLURM
         and not _SECRET.search(name)
         and not re.search(r"://[^/@\s]*:[^/@\s]*@", value)
     }
+
+
+def left_behind(captured: Collection[str], environ: Mapping[str, str] | None = None) -> list[str]:
+    """The names of this shell's variables that are not among those `captured`, without those of its session.
+
+    What looks like a secret comes first.
+    """
+    environ = os.environ if environ is None else environ
+    known = {*captured, *_CHOSEN_BY_SLURM}
+    names = [name for name in environ if name not in known and not _OF_THE_SESSION.fullmatch(name)]
+    return sorted(names, key=lambda name: (_SECRET.search(name) is None, name))

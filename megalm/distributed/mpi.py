@@ -78,8 +78,8 @@ def discover(family: MpiVariables, environ: Mapping[str, str], interface: str | 
             return _through_pmi(family, environ, interface)
         raise PlatformError(
             f"mpirun started this process ({family.rank} is set), but mpi4py, through which the ranks find each other, "
-            f"does not load: {str(error).splitlines()[0]}; pip install 'megalm[mpi]' and install the MPI whose mpirun "
-            "this is, or give MASTER_ADDR and MASTER_PORT (mpirun -x for OpenMPI, -genv for MPICH)"
+            f"does not load: {str(error).splitlines()[0]}; pip install mpi4py and install the MPI whose mpirun this "
+            "is, or give MASTER_ADDR and MASTER_PORT (mpirun -x for OpenMPI, -genv for MPICH)"
         ) from error
     world = MPI.COMM_WORLD
     if family.size in environ and str(world.size) != environ[family.size]:

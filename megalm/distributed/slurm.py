@@ -91,10 +91,31 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def meeting_address(environ: Mapping[str, str]) -> str:
-    """Where rank 0 is: the loopback if all tasks are on one node, else the first node of the step."""
+    """Where rank 0 is: the loopback if all tasks are on one node, else the first node of the step.
+
+    Raises:
+        PlatformError: that is not known.
+    """
     if environ.get("SLURM_STEP_NUM_NODES") == "1":
         return "127.0.0.1"
+    if environ.get("SLURM_DISTRIBUTION", "").startswith("arbitrary"):
+        return node_address(_first_of_arbitrary(environ))
     return node_address(first_node(_get(environ, "SLURM_STEP_NODELIST")))
+
+
+def _first_of_arbitrary(environ: Mapping[str, str]) -> str:
+    """The node of task 0 under --distribution=arbitrary, where a list of the user's decides; SLURM sorts its own."""
+    if environ.get("SLURM_ARBITRARY_NODELIST"):
+        return first_node(environ["SLURM_ARBITRARY_NODELIST"])
+    try:
+        lines = Path(environ.get("SLURM_HOSTFILE", "")).read_text(encoding="utf-8").split()
+        return lines[0]
+    except (OSError, UnicodeDecodeError, IndexError):
+        raise PlatformError(
+            "under --distribution=arbitrary the node of rank 0 is the first of SLURM_HOSTFILE, which "
+            f"{environ.get('SLURM_HOSTFILE') or 'is not set and so'} does not tell it here; export MASTER_ADDR in the "
+            "batch script"
+        ) from None
 
 
 def meeting_ports(environ: Mapping[str, str]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+from megalm.config.paths import path_argument
 from megalm.doctor.machine import Row, machine_rows
 from megalm.errors import MegalmError, PlatformError
 
@@ -17,7 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="look at the ranks of a job together: srun megalm doctor --ranks, or the same under mpirun or torchrun",
     )
     parser.add_argument(
-        "--folder", type=Path, default=Path(), metavar="DIR", help="where runs will be saved (default: this folder)"
+        "--folder",
+        type=path_argument,
+        default=".",
+        metavar="DIR",
+        help="where runs will be saved (default: this folder)",
     )
 
 
@@ -27,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         PlatformError: the ranks do not find each other.
     """
-    folder = arguments.folder.absolute()
+    folder = Path(arguments.folder).absolute()
     if not arguments.ranks:
         rows = machine_rows(folder)
         print(page("megalm doctor", rows))

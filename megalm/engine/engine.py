@@ -106,11 +106,15 @@ class Engine:
         )
 
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """The denominator of each loss, over this rank's micro-batches and all data-parallel ranks."""
+        """The denominator of each loss, over the micro-batches of all ranks with the same weights.
+
+        As the losses: a rank counts what its own part of the sequences holds, and all ranks of a pipeline the same.
+        """
         names = tuple(self.runner.loss_weights)
         own = [self.runner.counts(batch) for batch in batches]
         values = torch.stack([torch.stack([total(counts[name]) for name in names]) for counts in own]).sum(0)
-        return dict(zip(names, self._sum_over_data(values).tolist(), strict=True))
+        _all_reduce(values, self.groups.weights)
+        return dict(zip(names, values.tolist(), strict=True))
 
     def _loss_sums(self, num_datasets: int = 0) -> LossSums:
         return LossSums(tuple(self.runner.loss_weights), self.runner.counts, num_datasets, self.device)
@@ -195,11 +199,6 @@ class Engine:
             _all_reduce(total, self.groups.weights)
         _all_reduce(total, self.groups.model_copy)
         return float(total.sqrt())
-
-    def _sum_over_data(self, value: Tensor) -> Tensor:
-        """Sum of `value`, which all ranks of a pipeline have, over the ranks with other samples."""
-        _all_reduce(value, self.groups.data)
-        return value
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         """Sum of `value`, of which every rank with the last stage has its samples' part, the others nothing."""

@@ -1,37 +1,62 @@
 """What SLURM says of its partitions, asked before a job is submitted."""
 
+import math
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from megalm.config.merging.suggest import did_you_mean
+from megalm.distributed.environment import environment_without
 from megalm.errors import ConfigError, PlatformError
 from megalm.launching.job import Job, time_seconds
+from megalm.launching.sbatch import sbatch_option
+
+
+@dataclass(frozen=True)
+class NodeKind:
+    """Nodes that are alike, and what each of them has."""
+
+    nodes: int
+    gpus: int
+    cpus: int
+    threads_per_core: int = 1
+    memory_mb: int = 0
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition: how many nodes it has, what the largest of them has, and how long a job may last."""
+    """A partition: its nodes, and how long a job may last."""
 
-    nodes: int = 0
-    gpus: int = 0
-    cpus: int = 0
-    limit: str = "infinite"
+    limit: str
     """As SLURM writes it."""
+    kinds: tuple[NodeKind, ...] = ()
 
-    def joined(self, other: "Partition") -> "Partition":
-        """This one with nodes of another kind."""
-        return Partition(self.nodes + other.nodes, max(self.gpus, other.gpus), max(self.cpus, other.cpus), other.limit)
+    @property
+    def nodes(self) -> int:
+        """How many there are."""
+        return sum(kind.nodes for kind in self.kinds)
+
+    @property
+    def gpus(self) -> int:
+        """Of the nodes that have most."""
+        return max((kind.gpus for kind in self.kinds), default=0)
+
+    @property
+    def cpus(self) -> int:
+        """Of the nodes that have most."""
+        return max((kind.cpus for kind in self.kinds), default=0)
 
 
 def slurm_command(*words: str) -> str:
-    """The output of one of SLURM's commands.
+    """The output of one of SLURM's commands. SBATCH_* of the shell do not count: they would override the script.
 
     Raises:
         PlatformError: it is not installed, or it fails; the text is SLURM's own.
     """
+    environ, _ = environment_without("SBATCH_")
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environ)
     except FileNotFoundError:
         raise PlatformError(
             f"{words[0]} is not on PATH: this machine has no SLURM; submit from a login node, look at the script with "
@@ -55,12 +80,13 @@ def partitions() -> tuple[dict[str, Partition], str | None]:
     """
     found: dict[str, Partition] = {}
     default = None
-    for line in slurm_command("sinfo", "--noheader", "--exact", "--format=%P|%D|%c|%l|%G").splitlines():
-        name, nodes, cpus, limit, resources = line.split("|", 4)
+    for line in slurm_command("sinfo", "--noheader", "--exact", "--format=%P|%D|%c|%Z|%m|%l|%G").splitlines():
+        name, nodes, cpus, threads, memory, limit, resources = line.split("|", 6)
         if name.endswith("*"):
             default = name = name.removesuffix("*")
         gpus = max([int(count) for count in re.findall(r"gpu:(?:[^:,()]+:)?(\d+)", resources)], default=0)
-        found[name] = found.get(name, Partition()).joined(Partition(int(nodes), gpus, int(cpus), limit))
+        kind = NodeKind(int(nodes), gpus, *(int(re.sub(r"\D.*", "", text) or 0) for text in (cpus, threads, memory)))
+        found[name] = Partition(limit, (*(found[name].kinds if name in found else ()), kind))
     return found, default
 
 
@@ -87,6 +113,40 @@ def check_request(job: Job) -> Partition:
     if fitting is None:
         raise ConfigError(problems[names[0]])
     return known[fitting]
+
+
+def with_defaults(job: Job, partition: Partition) -> Job:
+    """The job with cores and memory, which SLURM gives sparingly to who does not ask: the ranks' share of the smallest
+    node that has what the job asks for, by its GPUs; the whole node where it asks for none.
+    """
+    options = {sbatch_option(option)[0] for option in job.site.sbatch}
+    cores_known = job.cpus_per_task is not None or options & {"cpus-per-gpu", "overcommit", "ntasks-per-core"}
+    memory_known = job.mem is not None or options & {"mem", "mem-per-cpu", "mem-per-gpu"}
+    asked = job.ranks_per_node * (job.cpus_per_task or 1)
+    shares = [
+        _share(job, kind, exclusive="exclusive" in options)
+        for kind in partition.kinds
+        if kind.gpus >= job.gpus_per_node and kind.cpus >= asked
+    ]
+    if not shares:
+        return job
+    cores, memory_mb = (min(amounts) for amounts in zip(*shares, strict=True))
+    memory = "0" if memory_mb == math.inf else f"{memory_mb:.0f}M"
+    return replace(
+        job,
+        cpus_per_task=job.cpus_per_task if cores_known else int(cores),
+        mem=job.mem if memory_known or memory_mb <= 1 else memory,  # 1 MB: the cluster does not say what its nodes have
+    )
+
+
+def _share(job: Job, kind: NodeKind, *, exclusive: bool) -> tuple[int, float]:
+    """Cores of each rank, and MB of memory of a node (inf: all of it), that belong to a job on one kind of node."""
+    by_cores = Fraction(job.ranks_per_node * (job.cpus_per_task or 0), kind.cpus)
+    by_gpus = Fraction(job.gpus_per_node, kind.gpus) if job.gpus_per_node else Fraction(0)
+    share = max(by_cores, by_gpus) or Fraction(1)
+    whole_cores = max(kind.threads_per_core, 1)
+    cores = int(kind.cpus * share) // job.ranks_per_node // whole_cores * whole_cores or 1
+    return cores, math.inf if share == 1 or exclusive else int(kind.memory_mb * share)
 
 
 def _problems(job: Job, name: str, found: Partition) -> list[str]:

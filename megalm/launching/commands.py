@@ -49,6 +49,7 @@ def _srun(job: Job, training: list[str]) -> list[str]:
     optional = {
         "gpus-per-node": job.gpus_per_node or None,
         "cpus-per-task": job.cpus_per_task,
+        "mem": job.mem,
         "time": job.time,
         "partition": site.partition,
         "account": site.account,

@@ -49,6 +49,8 @@ class Job:
     fresh: bool = False
     array_limit: int | None = None
     cpus_per_task: int | None = None
+    mem: str | None = None
+    """Memory of each node, as SLURM writes it; 0 is all."""
     environment: dict[str, str] = field(default_factory=dict)
     is_module: bool = False
     """What `script` is."""

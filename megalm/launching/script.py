@@ -3,23 +3,37 @@
 import re
 import shlex
 
-from megalm.errors import ConfigError
+from megalm.errors import ConfigError, PlatformError
 from megalm.launching.job import EXIT_NO_PROGRESS, Job
 
 _HEAD = """\
-#!/bin/bash
+#!/bin/bash{login}
 # Written by: {command}
 # It can be edited and submitted again: sbatch {path}
 {directives}
-set -u
 
 {environment}
+set +e +o pipefail -u
 {choose}
 flags=({flags})
 restart=${{SLURM_RESTART_COUNT:-0}}
 logs=$run/slurm/job_$SLURM_JOB_ID.$restart
 starts=$run/slurm/starts
 mkdir -p "$run/slurm"
+"""
+
+_SETUP = """\
+# The site's setup, in a login shell as its user has it. A line that fails ends the job; "|| true" lets it pass.
+setup_failed() {{
+    [ "${{#BASH_SOURCE[@]}}" -eq 2 ] || return 0  # inside of a file or function of the user's
+    local lines
+    mapfile -t lines < "$0"
+    echo "error: setup: of the site failed (exit code $1): ${{lines[BASH_LINENO[0] - 1]}}" >&2
+    exit {failed}
+}}
+trap 'setup_failed $?' ERR
+{setup}
+trap - ERR
 """
 
 _PROGRESS = """
@@ -80,6 +94,7 @@ def batch_script(job: Job, path: str) -> str:
     fresh = '[ "$restart" -gt 0 ] || flags+=(--fresh)\n' if job.fresh else ""
     return (
         _HEAD.format(
+            login=" -l" if job.site.setup.strip() else "",
             command=job.command.replace("\n", "\n# "),
             path=shlex.quote(path),
             directives=directives,
@@ -105,6 +120,7 @@ def _options(job: Job) -> list[str]:
         "time": job.time,
         "gpus-per-node": job.gpus_per_node or None,
         "cpus-per-task": job.cpus_per_task,
+        "mem": job.mem,
         "partition": site.partition,
         "account": site.account,
         "qos": site.qos,
@@ -155,7 +171,10 @@ def _environment(job: Job) -> str:
     if job.site.variables():
         lines.append("# the site's")
         lines += [f"export {name}={shlex.quote(value)}" for name, value in job.site.variables().items()]
-    return "\n".join([*lines, *job.site.setup.splitlines()]) + "\n"
+    setup = (
+        _SETUP.format(setup=job.site.setup.strip(), failed=PlatformError.exit_code) if job.site.setup.strip() else ""
+    )
+    return "\n".join(lines) + "\n" + setup
 
 
 def _choose(job: Job) -> str:

@@ -2,39 +2,78 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from megalm.config.base import Section
+from megalm.config.merging.settings import rule
 from megalm.config.merging.suggest import did_you_mean
+from megalm.config.paths import PathText, read_path, read_variables
 from megalm.errors import ConfigError
 from megalm.shipped import shipped_hint
+
+
+def _read_mount(value: Any) -> Any:
+    """HOST or HOST:INSIDE, each a path."""
+    return ":".join(map(read_path, value.split(":"))) if isinstance(value, str) else value
+
+
+def _read_value(value: Any) -> Any:
+    """The value of a variable, which may name others."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return read_path(value) if value.startswith("~/") else read_variables(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; what only the job knows is set by a line of setup: (export NAME=...)") from None
+
+
+def _read_word(value: Any) -> Any:
+    """A word; YAML makes numbers of some."""
+    if value == "":
+        raise ValueError('must be a name, not ""; leave it out for the default')
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _read_memory(value: Any) -> Any:
+    """An amount of memory as SLURM writes it."""
+    if not re.fullmatch(r"\d+[KMGT]?", str(value), re.IGNORECASE):
+        raise ValueError("must be a number with K, M, G or T after it, such as 64G; 0 is all of a node")
+    return str(value)
+
+
+Word = Annotated[str, BeforeValidator(_read_word)]
+Memory = Annotated[str, BeforeValidator(_read_memory)]
+Mount = Annotated[str, BeforeValidator(_read_mount)]
 
 
 class Site(Section):
     """One cluster, from a YAML file (--site, or the variable MEGALM_SITE) and the command line."""
 
-    partition: str | None = None
+    partition: Word | None = None
     """Partition to submit to. Default: the cluster's."""
-    account: str | None = None
+    account: Word | None = None
     """Account that pays."""
-    qos: str | None = None
+    qos: Word | None = None
     """Quality of service."""
-    constraint: str | None = None
+    constraint: Word | None = None
     """Features that the nodes must have."""
+    mem: Memory | None = None
+    """Memory of each node, such as 64G; 0 is all. Default: all, or the share that belongs to the GPUs asked for."""
     sbatch: tuple[str, ...] = ()
-    """Other options of sbatch, such as "--exclusive"."""
-    environment: dict[str, str] = Field(default_factory=dict)
+    """Other options of sbatch, such as "--exclusive" or "--exclude=n7"."""
+    environment: dict[str, Annotated[str, BeforeValidator(_read_value)]] = Field(default_factory=dict)
     """Variables of every rank: NCCL_*, UCX_*, GLOO_SOCKET_IFNAME, FI_*."""
-    network_interface: str | None = None
+    network_interface: Word | None = None
     """Network interface over which ranks talk: GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME."""
     setup: str = ""
-    """Shell lines at the start of the batch script, such as "module load cuda"."""
-    container_image: str | None = None
+    """Lines of a login shell at the start of the batch script, such as "module load cuda". One that fails ends the job,
+    unless it ends with "|| true"."""
+    container_image: PathText | None = None
     """Image in which the ranks run: for pyxis a name or .sqsh file, for apptainer a .sif file."""
-    container_mounts: tuple[str, ...] = ()
+    container_mounts: tuple[Mount, ...] = ()
     """Folders to mount, HOST or HOST:INSIDE; the working and the run folder are mounted anyway."""
     container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
     """What starts the container: pyxis (srun --container-image, with enroot) or apptainer exec."""
@@ -46,13 +85,13 @@ class Site(Section):
         return (dict.fromkeys(names, chosen) if chosen else {}) | self.environment
 
 
-def read_site(path: str | None, given: dict[str, Any]) -> Site:
-    """The site of a file, with what the command line gives over it.
+def read_site(path: str | None, given: dict[str, Any], named_by: str = "--site ") -> Site:
+    """The site of a file, which `named_by` names, with what the command line gives over it.
 
     Raises:
         ConfigError: the file is missing or not YAML, or holds something that is no setting of a site.
     """
-    values = _parse(path) if path else {}
+    values = _parse(path, named_by + path) if path else {}
     unknown = [name for name in values if name not in Site.model_fields]
     problems = [f"{path}: unknown key {name}{did_you_mean(str(name), Site.model_fields)}" for name in unknown]
     environment = values.get("environment")
@@ -63,26 +102,30 @@ def read_site(path: str | None, given: dict[str, Any]) -> Site:
     if problems:
         raise ConfigError(problems)
     try:
-        return Site.model_validate(values | {name: value for name, value in given.items() if value})
+        return Site.model_validate(values | {name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise ConfigError(
-            [f"{path or 'command line'}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            [f"{_origin(str(e['loc'][0]), path, given)}={e['input']} {rule(e['msg'])}" for e in error.errors()]
         ) from None
 
 
-def _parse(path: str) -> dict[str, Any]:
+def _parse(path: str, named: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"--site {path} cannot be read: {error.strerror}; correct the path{shipped_hint(path)}"
-        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{named} cannot be read: {reason}; correct the path{shipped_hint(path)}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"--site {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{named} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict | None):
-        raise ConfigError(f"--site {path} must hold settings, one a line, such as partition: gpu")
+        raise ConfigError(f"{named} must hold settings, one a line, such as partition: gpu")
     return content or {}
 
 
+def _origin(name: str, path: str | None, given: dict[str, Any]) -> str:
+    """A setting as it was given: by a flag, or by the file."""
+    return "--" + name.replace("_", "-") if given.get(name) is not None else f"{path}: {name}"
+
+
 def _text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value)
+    return "" if value is None else str(int(value)) if isinstance(value, bool) else str(value)

@@ -4,93 +4,34 @@ import argparse
 import importlib.util
 import itertools
 import os
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from megalm.config import RunConfig, build_parser, check_layout, load
+from megalm.config import RunConfig, build_parser, load
 from megalm.config.merging.suggest import did_you_mean
-from megalm.distributed.environment import captured_environment, user_variable
+from megalm.config.paths import read_path, variables_of
+from megalm.distributed.environment import captured_environment, environment_without, left_behind, user_variable
 from megalm.distributed.network import listens
 from megalm.errors import ConfigError, PlatformError
-from megalm.launching.cluster import check_request, slurm_command
-from megalm.launching.commands import LAUNCHERS, Hosts, commands, which_mpi
-from megalm.launching.job import IDLE_STARTS, Element, Job, time_seconds
+from megalm.launching.cluster import check_request, slurm_command, with_defaults
+from megalm.launching.commands import Hosts, commands, which_mpi
+from megalm.launching.job import Element, Job, time_seconds
+from megalm.launching.options import MODULE, SITE_OPTIONS, add_arguments, check_launcher
+from megalm.launching.queue import check_idle, submit
+from megalm.launching.sbatch import check_sbatch, sbatch_hint
 from megalm.launching.script import batch_script
 from megalm.launching.site import Site, read_site
 from megalm.storage.durable import replace_text
 
+__all__ = ["add_arguments", "run"]
+
 TAKES_RUN_FLAGS = True
 """What this command does not know itself it hands to the training script."""
-_SCRIPT = "launch/pretrain_gpt.py"
-_MODULE = f"megalm.{Path(_SCRIPT).stem}"
-"""What the ranks run where there is no checkout; it does the same."""
-_SITE_OPTIONS = (
-    "partition", "account", "qos", "constraint", "sbatch", "network_interface", "container_image", "container_mounts",
-    "container_runtime",
-)  # fmt: skip
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything else on the command line is a flag of the training script."""
-    parser.allow_abbrev = False
-    parser.epilog = (
-        "All other flags are those of the training script (--save, --train-iters, ...), checked before anything is "
-        "submitted. docs/cluster.md walks through it."
-    )
-    add = parser.add_argument
-    add("--config", action="append", default=[], metavar="FILE", help="recipe of the run, as for the training script")
-    add("--script", default=_SCRIPT if Path(_SCRIPT).is_file() else _MODULE, metavar="FILE", help="training script, or "
-        f"the name of a module (default: {_SCRIPT} where it exists, else {_MODULE})")  # fmt: skip
-    add("--launcher", choices=LAUNCHERS, default="slurm", help="slurm submits a batch script; the others start the "
-        "ranks now, by one command, which is printed (default: %(default)s)")  # fmt: skip
-    add("--dry-run", action="store_true", help="print the batch script or the command, and do nothing")
-    size = parser.add_argument_group("size")
-    size.add_argument("--nodes", type=_positive, default=1, metavar="N", help="nodes (default: %(default)s)")
-    size.add_argument("--gpus-per-node", type=_count, metavar="G", help="GPUs of each node, one rank on each; 0 on "
-                      "CPU nodes")  # fmt: skip
-    size.add_argument("--ntasks-per-node", type=_positive, metavar="K", help="ranks on each node (default: G, else 1)")
-    size.add_argument("--cpus-per-task", type=_positive, metavar="C", help="cores of each rank")
-    size.add_argument("--time", metavar="T", help="time limit of one start: minutes, HH:MM:SS or DAYS-HH:MM:SS")
-    _add_job(parser.add_argument_group("SLURM job"))
-    _add_site(parser.add_argument_group("site", "From the site file; each option here overrides its key there."))
-    hosts = parser.add_argument_group("hosts, without a scheduler")
-    hosts.add_argument("--hostfile", type=Path, metavar="FILE", help="lines such as: node1 slots=8")
-    hosts.add_argument("--node-rank", type=_count, metavar="R", help="torchrun: which of the nodes this is")
-    hosts.add_argument("--master-addr", metavar="HOST", help="the first node's name or address")
-    hosts.add_argument("--master-port", type=_positive, metavar="PORT", help="a free port of the first node")
-
-
-def _add_job(group: Any) -> None:
-    group.add_argument("--job-name", metavar="NAME", help="default: the name of the run folder")
-    group.add_argument("--signal-before", type=_positive, metavar="S", help="seconds before the time limit at which "
-                       "the ranks are told to save and stop (default: 300, at most a quarter of the time)")  # fmt: skip
-    group.add_argument("--no-requeue", action="store_true", help="do not queue again at the time limit, "
-                       "preemption or a node's failure")  # fmt: skip
-    group.add_argument("--max-idle-starts", type=_positive, default=IDLE_STARTS, metavar="K", help="stop after K "
-                       "starts in a row without a new checkpoint (default: %(default)s)")  # fmt: skip
-    group.add_argument("--chain", type=_positive, default=1, metavar="L", help="submit L jobs, each after the end of "
-                       "the one before (afterany), instead of requeueing")  # fmt: skip
-    group.add_argument("--sweep", action="append", default=[], metavar="FLAG=V1,V2", help="a job array with a run for "
-                       "each value; given several times, for each combination")  # fmt: skip
-    group.add_argument("--array-limit", type=_positive, metavar="M", help="runs of a sweep at the same time")
-
-
-def _add_site(group: Any) -> None:
-    group.add_argument("--site", metavar="FILE", help="YAML file about the cluster (default: $MEGALM_SITE)")
-    for name in _SITE_OPTIONS:
-        field = Site.model_fields[name]
-        text = " ".join((field.description or "").split()).replace("%", "%%")
-        kind: dict[str, Any] = {"metavar": "X"}
-        if name in ("sbatch", "container_mounts"):
-            kind["action"] = "append"
-        if name == "container_runtime":
-            kind = {"choices": ("pyxis", "apptainer")}
-        group.add_argument("--" + name.replace("_", "-"), help=text, **kind)
 
 
 def run(arguments: argparse.Namespace, run_flags: list[str]) -> int:
@@ -100,19 +41,41 @@ def run(arguments: argparse.Namespace, run_flags: list[str]) -> int:
         ConfigError: the run, its layout or the request cannot be.
         PlatformError: SLURM or another launcher is missing or refuses.
     """
+    check_launcher(arguments)
     job = describe(arguments, run_flags)
     if arguments.launcher != "slurm":
         return _start(arguments, job)
     job = _fitted(job, arguments.dry_run)
     path = job.folder / "slurm" / "job.sbatch"
     text = batch_script(job, str(path))
+    for note in _not_in_the_script(job):
+        print(f"note: {note}", file=sys.stderr)
     if arguments.dry_run:
         print(text, end="")
         return 0
+    check_idle(job)
     _write(job, path, text)
-    numbers = _submit(path, arguments.chain)
+    numbers = submit(job, path, arguments.chain)
     print("\n".join(_after(job, path, numbers)))
     return 0
+
+
+def _not_in_the_script(job: Job) -> list[str]:
+    """What the shell has that does not count in the job, each said once."""
+    notes = []
+    if ignored := environment_without("SBATCH_")[1]:
+        notes.append(
+            f"{', '.join(ignored)} of this shell {'does' if len(ignored) == 1 else 'do'} not count, the script does; "
+            "give --partition, --time, ... or --sbatch=--OPTION"
+        )
+    left = left_behind([*job.environment, *job.site.variables()])
+    if left:
+        more = f" and {len(left) - 16} more" if len(left) > 16 else ""
+        notes.append(
+            f"the job does not get {', '.join(left[:16])}{more} of this shell; put what it needs under environment: of "
+            "a site file, a secret into a file that its setup: sources"
+        )
+    return notes
 
 
 def _fitted(job: Job, dry_run: bool) -> Job:
@@ -126,12 +89,12 @@ def _fitted(job: Job, dry_run: bool) -> Job:
     except PlatformError as error:
         if not dry_run:
             raise
-        print(f"note: not compared with a cluster: {error}", file=sys.stderr)
+        print(f"note: not compared with a cluster, whose nodes say cores and memory: {error}", file=sys.stderr)
         return job
     if job.gpus_per_node and not partition.gpus:
         print("note: the partition declares no GPUs to SLURM, so none are asked for", file=sys.stderr)
-        return replace(job, gpus_per_node=0)
-    return job
+        job = replace(job, gpus_per_node=0)
+    return with_defaults(job, partition)
 
 
 def describe(arguments: argparse.Namespace, run_flags: list[str]) -> Job:
@@ -144,7 +107,7 @@ def describe(arguments: argparse.Namespace, run_flags: list[str]) -> Job:
         arguments.ntasks_per_node = arguments.gpus_per_node or 1
     is_module = not Path(arguments.script).is_file()
     if is_module and not _is_importable(arguments.script):
-        raise ConfigError(f"--script {arguments.script} does not exist; name a training script, or a module: {_MODULE}")
+        raise ConfigError(f"--script {arguments.script} does not exist; name a training script, or a module: {MODULE}")
     submits = arguments.launcher == "slurm"
     flags = _training_flags(arguments, run_flags)
     elements, config = _elements(arguments, flags)
@@ -155,7 +118,9 @@ def describe(arguments: argparse.Namespace, run_flags: list[str]) -> Job:
     if arguments.chain > 1 and config.checkpoint.fresh:
         raise ConfigError("--fresh and --chain exclude each other: every job of the chain would start from scratch")
     folder = Path(config.checkpoint.save or "").absolute()
-    job = Job(
+    site = _site(arguments)
+    check_sbatch(site.sbatch)
+    return Job(
         script=arguments.script,
         flags=tuple(flags),
         nodes=arguments.nodes,
@@ -164,9 +129,9 @@ def describe(arguments: argparse.Namespace, run_flags: list[str]) -> Job:
         folder=folder,
         elements=elements,
         directory=Path.cwd(),
-        site=_site(arguments),
+        site=site,
         time=arguments.time,
-        name=arguments.job_name or folder.name,
+        name=arguments.job_name or folder.name or "megalm",
         signal_before_s=_signal_before(arguments),
         requeue=not arguments.no_requeue and arguments.chain == 1,
         idle_starts=arguments.max_idle_starts,
@@ -174,11 +139,17 @@ def describe(arguments: argparse.Namespace, run_flags: list[str]) -> Job:
         fresh=config.checkpoint.fresh,
         array_limit=arguments.array_limit,
         cpus_per_task=arguments.cpus_per_task,
-        environment=captured_environment(),
+        mem=site.mem,
+        environment=captured_environment(also=_named_variables(flags, arguments.config)),
         is_module=is_module,
         command=shlex.join(["megalm", *(word for word in arguments.words if word != "--dry-run")]),
     )
-    return job
+
+
+def _named_variables(flags: Sequence[str], recipes: Sequence[str]) -> list[str]:
+    """The variables in the paths of flags and recipes, which the ranks read again."""
+    texts = [Path(recipe).read_text(encoding="utf-8") for recipe in recipes]
+    return [name for text in [*flags, *texts] for name in variables_of(text)]
 
 
 def _is_importable(name: str) -> bool:
@@ -190,8 +161,13 @@ def _is_importable(name: str) -> bool:
 
 
 def _site(arguments: argparse.Namespace) -> Site:
-    given = {name: getattr(arguments, name) for name in _SITE_OPTIONS}
-    return read_site(arguments.site or user_variable("MEGALM_SITE"), given)
+    given = {name: getattr(arguments, name) for name in SITE_OPTIONS}
+    if arguments.site is not None or (path := user_variable("MEGALM_SITE")) is None:
+        return read_site(arguments.site, given)
+    try:
+        return read_site(read_path(path), given, named_by="MEGALM_SITE=")
+    except ValueError as error:
+        raise ConfigError(f"MEGALM_SITE={path} {error}") from None
 
 
 def _training_flags(arguments: argparse.Namespace, run_flags: list[str]) -> list[str]:
@@ -203,17 +179,24 @@ def _training_flags(arguments: argparse.Namespace, run_flags: list[str]) -> list
     rest = [word for word in run_flags if word != "--"]
     own = [name.replace("_", "-") for name in vars(arguments)]
     known = {option[2:] for option in build_parser()._option_string_actions if option.startswith("--")}
-    for word in rest:
+    problems = []
+    for word, following in zip(rest, [*rest, "--"][1:], strict=True):
         name = word[2:].partition("=")[0].replace("_", "-")
-        if word.startswith("--") and name not in known and (hint := did_you_mean(name, own, "--")):
-            raise ConfigError(f"unknown option --{name}{hint}")
+        if not word.startswith("-") or name in known or re.match(r"-[\d.]", word):
+            continue
+        if hint := sbatch_hint(word if following.startswith("-") else f"{word} {following}"):
+            problems.append(hint)
+        elif word.startswith("--") and (hint := did_you_mean(name, own, "--")):
+            problems.append(f"unknown option --{name}{hint}")
+    if problems:
+        raise ConfigError(problems)
     recipes = [word for recipe in arguments.config for word in ("--config", recipe)]
     return recipes + rest
 
 
 def _elements(arguments: argparse.Namespace, flags: list[str]) -> tuple[tuple[Element, ...], RunConfig]:
     """The runs of the job, each checked with its layout; `flags` loses --save and --fresh."""
-    config = _checked(flags, arguments)
+    config = _checked(flags, arguments, tell=True)
     _drop(flags, "--save", values=1)
     _drop(flags, "--fresh", values=0)
     folder = Path(config.checkpoint.save).absolute() if config.checkpoint.save else Path()
@@ -238,9 +221,11 @@ def _elements(arguments: argparse.Namespace, flags: list[str]) -> tuple[tuple[El
     return tuple(elements), config
 
 
-def _checked(flags: Sequence[str], arguments: argparse.Namespace) -> RunConfig:
-    config = load(flags, Path(arguments.script).name).config
-    check_layout(config, arguments.nodes * arguments.ntasks_per_node)
+def _checked(flags: Sequence[str], arguments: argparse.Namespace, *, tell: bool = False) -> RunConfig:
+    loaded = load(flags, Path(arguments.script).name)
+    config = loaded.on_ranks(arguments.nodes * arguments.ntasks_per_node)
+    for note in loaded.notes if tell else ():
+        print(f"note: {note}", file=sys.stderr)
     return config
 
 
@@ -288,21 +273,6 @@ def _write(job: Job, path: Path, text: str) -> None:
         ) from error
 
 
-def _submit(path: Path, chain: int) -> list[str]:
-    """Submit the script; the job numbers. If a job of a chain is refused, those before it are cancelled."""
-    numbers: list[str] = []
-    for _ in range(chain):
-        after = [f"--dependency=afterany:{numbers[-1]}"] if numbers else []
-        try:
-            answer = slurm_command("sbatch", "--parsable", *after, str(path))
-        except PlatformError:
-            if numbers:
-                slurm_command("scancel", *numbers)
-            raise
-        numbers.append(answer.splitlines()[-1].split(";")[0])
-    return numbers
-
-
 def _after(job: Job, path: Path, numbers: list[str]) -> list[str]:
     """What to do now."""
     array = len(job.elements) > 1
@@ -321,7 +291,7 @@ def _after(job: Job, path: Path, numbers: list[str]) -> list[str]:
 def _start(arguments: argparse.Namespace, job: Job) -> int:
     """Print the command of another launcher and become it: signals and exit code are its own."""
     hosts = Hosts(
-        hostfile=arguments.hostfile,
+        hostfile=arguments.hostfile and Path(arguments.hostfile),
         node_rank=arguments.node_rank,
         master_addr=arguments.master_addr,
         master_port=arguments.master_port,
@@ -330,6 +300,8 @@ def _start(arguments: argparse.Namespace, job: Job) -> int:
     found = commands(arguments.launcher, job, hosts, mpi)
     if job.site.container_image:
         raise ConfigError("a container is started by --launcher slurm; start another launcher inside of it")
+    if job.site.setup:
+        print("note: setup: of the site runs in batch scripts only; run its lines in this shell first", file=sys.stderr)
     if variables := [f"{name}={value}" for name, value in job.site.variables().items()]:
         found = [["env", *variables, *command] for command in found]
     for command in found:
@@ -349,16 +321,3 @@ def _start(arguments: argparse.Namespace, job: Job) -> int:
 
 def _mpi() -> str:
     return which_mpi(slurm_command("mpirun", "--version"))
-
-
-def _positive(text: str) -> int:
-    value = _count(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
-    return int(text)

@@ -1,10 +1,11 @@
 """`megalm plan`: the run's flags and recipes in, its plan out; starts no process and leaves DeepSpeed alone."""
 
 import argparse
+import sys
 
-from megalm.config import RunConfig, check_layout, load_config, with_micro_batch_size
+from megalm.config import RunConfig, load
 from megalm.config.rules.completion import complete_model
-from megalm.errors import ConfigError
+from megalm.errors import ConfigError, DataError
 
 TAKES_RUN_FLAGS = True
 """Every flag of a launch script is understood too."""
@@ -25,13 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, run_flags: list[str]) -> int:
     """Print the plan; 0 when it fits, 1 when it will not."""
-    config = load_config(run_flags, "megalm plan")
+    loaded = load(run_flags, "megalm plan")
     if arguments.world_size is not None and arguments.world_size < 1:
         raise ConfigError(f"--world-size {arguments.world_size} must be at least 1")
-    parallel = config.parallel
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
+    parallel = loaded.config.parallel
     one = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     world = arguments.world_size or one
-    config = with_micro_batch_size(config, check_layout(config, world))
+    config = loaded.on_ranks(world)
 
     from megalm.planner.plan import make_plan  # imports torch: after the configuration is known to be good
     from megalm.planner.schedule import StepTimes
@@ -53,5 +56,8 @@ def _complete(config: RunConfig) -> RunConfig:
 
     import_modules(config.extensions.import_module)
     wanted = config.tokenizer.is_given and not config.model.vocab_size
-    vocab_size = build_tokenizer(config.tokenizer).vocab_size if wanted else None
+    try:
+        vocab_size = build_tokenizer(config.tokenizer).vocab_size if wanted else None
+    except DataError as error:
+        raise DataError(f"{error}; a plan needs no tokenizer where --vocab-size N is given") from error
     return config.model_copy(update={"model": complete_model(config, vocab_size)})

@@ -108,3 +108,14 @@ def test_deepspeed_accepts_the_result(load, stage, flag):
     assert parsed.zero_optimization_stage == stage
     assert parsed.gradient_accumulation_steps == 2
     assert parsed.steps_per_print is None
+
+
+def test_ranks_that_share_samples_count_in_deepspeeds_batch_and_not_in_ours(load):
+    run = load("--global-batch-size 48")
+    shared = run.model_copy(update={"parallel": run.parallel.model_copy(update={"context_parallel_size": 2})})
+    merged = engine_json(shared, data_parallel_size=3)
+    sizes = (merged["train_micro_batch_size_per_gpu"], merged["gradient_accumulation_steps"], 3 * 2)
+    assert merged["train_batch_size"] == sizes[0] * sizes[1] * sizes[2], (
+        "DeepSpeed multiplies by all with equal weights"
+    )
+    assert merged["gradient_accumulation_steps"] == 4

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -103,6 +104,17 @@ def test_the_meeting_place_follows_from_the_job_and_all_its_tasks_agree() -> Non
     ports = [launches[0].master_port, *launches[0].other_ports]
     assert len(set(ports)) == len(ports) > 4
     assert all(1024 < port < 32768 for port in ports), "below the ports that kernels give to clients"
+
+
+def test_under_an_arbitrary_distribution_rank_0_is_on_the_first_host_of_the_users_list(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("\nlocalhost\nn2\n")
+    arbitrary = SRUN | {"SLURM_DISTRIBUTION": "arbitrary", "SLURM_STEP_NODELIST": "n2,localhost,n[3-4]"}
+    assert read_environment(arbitrary | {"SLURM_HOSTFILE": str(hosts)}).master_addr == "localhost"
+    assert read_environment(arbitrary | {"SLURM_ARBITRARY_NODELIST": "localhost,n2"}).master_addr == "localhost"
+    assert read_environment(arbitrary | {"MASTER_ADDR": "n7"}).master_addr == "n7"
+    with pytest.raises(PlatformError, match="is the first of SLURM_HOSTFILE, which is not set and so does not tell it"):
+        read_environment(arbitrary)
 
 
 @given(st.integers(1, 10**8), st.integers(1, 300), st.integers(0, 200))

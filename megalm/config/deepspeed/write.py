@@ -33,7 +33,9 @@ def engine_json(config: RunConfig, data_parallel_size: int) -> dict[str, Any]:
     config = with_micro_batch_size(config, data_parallel_size)
     merged = deepspeed_only(config)
     stage = zero_stage(config)
-    merged["train_batch_size"] = config.batch.global_size(data_parallel_size)
+    # DeepSpeed's data-parallel ranks are those with the same weights; those of one context-parallel group share samples
+    copies = config.parallel.context_parallel_size
+    merged["train_batch_size"] = config.batch.global_size(data_parallel_size) * copies
     merged["train_micro_batch_size_per_gpu"] = config.batch.micro_size
     merged["gradient_accumulation_steps"] = config.batch.accumulation(data_parallel_size)
     merged["gradient_clipping"] = config.optimizer.clip_grad

@@ -8,6 +8,7 @@ from typing import Any
 from megalm.config.merging.names import IMPLIED, NEEDS, NO_EFFECT, RENAMED, unsupported_text
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given, Setting
 from megalm.config.merging.suggest import did_you_mean
+from megalm.config.paths import read_path
 
 _EPILOG = (
     "Order: defaults < recipes (--config, left to right) < flags. Flags may be spelled with - or _. "
@@ -146,7 +147,11 @@ def parse_flags(argv: Sequence[str], parser: argparse.ArgumentParser | None = No
     tokens = _without_values_of_switches([_dashes(token) for token in argv], parser, start.problems)
     space, unknown = parser.parse_known_args(tokens, namespace=start)
     flags = Flags(print_config=space.print_config, notes=space.notes, needs=space.needs, problems=space.problems)
-    flags.recipes = [file for file in space.config if file is not None]
+    for file in filter(None.__ne__, space.config):
+        try:
+            flags.recipes.append(read_path(file))
+        except ValueError as error:
+            flags.problems.append(f"--config {file} {error}")
     if None in space.config:
         flags.problems.append("--config needs a value: --config FILE")
     for name, value, option in space.said:

@@ -22,7 +22,8 @@ from megalm.config.merging.dump import render_sources
 from megalm.config.merging.flags import Flags, build_parser, parse_flags
 from megalm.config.merging.recipe import KeyPath, Recipe, read_recipe
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given
-from megalm.config.rules.layout import impossible_layout
+from megalm.config.rules.batch import with_micro_batch_size
+from megalm.config.rules.layout import check_layout, impossible_layout
 from megalm.config.rules.run import run_problems
 from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError, LayoutError
@@ -39,6 +40,18 @@ class Loaded:
     sources: dict[str, str]
     notes: list[str]
 
+    def on_ranks(self, world_size: int) -> RunConfig:
+        """The run on so many ranks, with its micro-batch size.
+
+        Raises:
+            LayoutError: every problem, each with where its values come from.
+        """
+        try:
+            return with_micro_batch_size(self.config, check_layout(self.config, world_size))
+        except LayoutError as error:
+            given = {name: Given(None, source) for name, source in self.sources.items()}
+            raise LayoutError([with_sources(problem, given) for problem in error.problems]) from None
+
 
 @dataclass
 class Merge:
@@ -46,6 +59,8 @@ class Merge:
 
     given: dict[str, Given] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+    """Fields whose value did not fit their type, which has been said: their sections cannot be judged."""
 
 
 def load_config(argv: Sequence[str], prog: str | None = None) -> RunConfig:
@@ -76,7 +91,8 @@ def load(argv: Sequence[str], prog: str | None = None) -> Loaded:
             raise LayoutError([with_sources(problem, merge.given) for problem in impossible])
         sys.stdout.write(render_sources(config, sources))
         raise SystemExit(0)
-    return Loaded(config, sources, flags.notes)
+    notes = [note for recipe in recipes for note in recipe.notes]
+    return Loaded(config, sources, flags.notes + notes)
 
 
 def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
@@ -121,8 +137,10 @@ def convert_all(merge: Merge) -> None:
         try:
             merge.given[name] = Given(SETTINGS[name].convert(given.value), given.source)
         except ValueError as error:
-            merge.problems.append(f"{name}={given.value} ({given.source}) {error}")
+            shown = " ".join(map(str, given.value)) if isinstance(given.value, list) else given.value
+            merge.problems.append(f"{name}={shown} ({given.source}) {error}")
             merge.given[name] = Given(None, given.source)
+            merge.broken.add(name)
 
 
 def tell_tokenizer_vocab_size(given: dict[str, Given]) -> None:
@@ -165,7 +183,9 @@ def build_run(merge: Merge) -> RunConfig | None:
             if setting.section != section:
                 continue
             given = merge.given.get(name)
-            if given is not None and given.value is not None:
+            if name in merge.broken:
+                broken = True
+            elif given is not None and given.value is not None:
                 values[name] = given.value
             elif setting.required:
                 broken = True

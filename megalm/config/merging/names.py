@@ -182,9 +182,9 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("manual-gc*", "remove the flag"),
     ("inference inference-* ds-inference max-tokens-to-oom output-logit-dtype num-speculative-tokens", _INFERENCE),
     ("enable-chunked-prefill decode-only-cuda-graphs use-legacy-*", _INFERENCE),
-    ("inprocess-* enable-ft-package ft-* calc-ft-timeouts adlr-autoresume* kill-switch-file",
+    ("inprocess-* enable-ft-package ft-* calc-ft-timeouts adlr-autoresume* kill-switch-*",
      "the same command continues the run that --save holds; use --exit-duration-in-mins and signals"),
-    ("check-for-*-grads no-check-for-* check-for-nan-in-loss-and-grad check-weight-hash-* kill-*",
+    ("check-for-*-grads no-check-for-* check-for-nan-in-loss-and-grad check-weight-hash-*",
      "loss and gradients are always checked; remove the flag"),
     ("ddp-impl lazy-mpu-init local-world-size deepspeed-mpi deepscale deepscale-config", _LAUNCH),
     ("create-all-gather-group disable-gloo-process-groups enable-gloo-process-groups *-process-group", _LAUNCH),
@@ -196,7 +196,7 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
 
 def unsupported_text(name: str) -> str | None:
     """What to say about a peer's flag that megalm lacks; None for a name that is not known there."""
-    for patterns, instead in UNSUPPORTED:
-        if any(fnmatchcase(name.lower(), pattern) for pattern in patterns.split()):
-            return f"--{name} is known in Megatron(-DeepSpeed) but not supported here; {instead}"
-    return None
+    words = [(patterns.split(), instead) for patterns, instead in UNSUPPORTED]
+    exact = [instead for known, instead in words if name.lower() in known]  # a whole name tells more than a pattern
+    fitting = exact or [instead for known, instead in words if any(fnmatchcase(name.lower(), word) for word in known)]
+    return f"--{name} is known in Megatron(-DeepSpeed) but not supported here; {fitting[0]}" if fitting else None

@@ -1,5 +1,6 @@
 """A recipe (YAML file) in, its values with file and line out; unknown, misplaced and repeated keys are problems."""
 
+import os
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 
 from megalm.config.merging.names import IMPLIED, RENAMED, unsupported_text
-from megalm.config.merging.settings import SECTIONS, SETTINGS, Given
+from megalm.config.merging.settings import SECTIONS, SETTINGS, Given, Setting
 from megalm.config.merging.suggest import did_you_mean
 from megalm.shipped import shipped_hint
 
@@ -38,6 +39,8 @@ class Recipe:
     given: dict[str, Given] = field(default_factory=dict)
     lines: dict[KeyPath, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Which file is meant where that is not the one from the current folder."""
 
 
 def read_recipe(path: str) -> Recipe:
@@ -64,7 +67,21 @@ def _read_section(path: str, section: str, content: dict[Any, Any], recipe: Reci
         if setting is None or setting.section != section:
             recipe.problems.append(f"{source}: {_unknown_in_section(str(key), section)}")
         else:
-            recipe.given[key] = Given(value, source)
+            recipe.given[key] = Given(_located(path, setting, value, source, recipe.notes), source)
+
+
+def _located(recipe: str, setting: Setting, value: Any, source: str, notes: list[str]) -> Any:
+    """A value with the relative paths in it that are read: as they are, else as they are found beside the recipe."""
+    if setting.input_path is None or not isinstance(value, str | list):
+        return value
+    if isinstance(value, list):
+        return [_located(recipe, setting, word, source, notes) if isinstance(word, str) else word for word in value]
+    found = setting.input_path.find(recipe, value)
+    if found is None and not re.fullmatch(r"[\d.eE+-]+", value):  # the weight of a dataset
+        notes.append(f"{setting.name}: {value} ({source}) is neither in {os.getcwd()} nor beside the recipe")
+    elif found not in (None, value):
+        notes.append(f"{setting.name}: {value} ({source}) is not in {os.getcwd()}; {found} is taken")
+    return found or value
 
 
 def _parse(path: str, recipe: Recipe) -> dict[Any, Any]:

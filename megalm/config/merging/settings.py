@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from megalm.config.base import OpenChoice, Section
 from megalm.config.merging.names import VALUE_ALIASES
 from megalm.config.merging.suggest import did_you_mean
+from megalm.config.paths import InputPath
 from megalm.config.sections import RunConfig
 
 
@@ -87,6 +88,11 @@ class Setting:
         return tuple(name for known in self.info.metadata if isinstance(known, OpenChoice) for name in known.names)
 
     @property
+    def input_path(self) -> InputPath | None:
+        """How a path that is read is looked for; None for what is no such path."""
+        return next((known for known in self.info.metadata if isinstance(known, InputPath)), None)
+
+    @property
     def metavar(self) -> str:
         """What --help shows for the value."""
         if self.choices:
@@ -108,8 +114,9 @@ class Setting:
         try:
             return self._adapter().validate_python(value)
         except ValidationError as error:
-            texts = dict.fromkeys(_rule(e["msg"]) for e in error.errors())
-            raise ValueError(" or ".join(texts)) from error
+            errors = error.errors()
+            own = [e for e in errors if e["type"] == "value_error"]  # a rule of ours knows what is meant
+            raise ValueError(" or ".join(dict.fromkeys(rule(e["msg"]) for e in own or errors))) from error
 
     def _choose(self, word: str) -> str:
         word = VALUE_ALIASES.get(self.name, {}).get(word.lower(), word)
@@ -127,8 +134,10 @@ class Setting:
         return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
 
-def _rule(message: str) -> str:
+def rule(message: str) -> str:
     """pydantic's text as the end of a sentence: "Input should be a valid number, unable ..." as "must be a number"."""
+    if message.startswith("Value error, "):
+        return message.removeprefix("Value error, ")
     text = message.replace("Input should be", "must be").partition(", ")[0]
     for theirs, ours in (("valid integer", "whole number"), ("valid boolean", "true or false"), ("valid ", "")):
         text = text.replace(f"a {theirs}", ours if ours.startswith("true") else f"a {ours}")

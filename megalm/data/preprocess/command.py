@@ -5,6 +5,7 @@ import collections
 import math
 from typing import Any, get_args
 
+from megalm.config.paths import path_argument
 from megalm.data.preprocess import mpi
 from megalm.data.preprocess.options import PreprocessOptions
 from megalm.data.preprocess.pipeline import preprocess
@@ -58,7 +59,7 @@ def _switch(group: Any, name: str, text: str) -> None:
 
 def _add_input(group: Any) -> None:
     group.add_argument(
-        "--input", nargs="+", required=True, metavar="FILE",
+        "--input", nargs="+", required=True, type=path_argument, metavar="FILE",
         help='Input in this order: files, folders, patterns ("a/*.jsonl"), - for standard input (JSON lines).',
     )  # fmt: skip
     group.add_argument(
@@ -78,7 +79,9 @@ def _add_input(group: Any) -> None:
         "listed with file, line and reason (report).",
     )  # fmt: skip
     group.add_argument("--skip-bad", dest="on_error", action="store_const", const="skip", help="As --on-error skip.")
-    group.add_argument("--reject-file", metavar="F", help="List of what was left out (report: P.rejected).")
+    group.add_argument(
+        "--reject-file", type=path_argument, metavar="F", help="List of what was left out (report: P.rejected)."
+    )
     _switch(group, "--split-sentences", "Make each sentence a sequence (for BERT and T5); NLTK finds them.")
     _switch(group, "--keep-newlines", "With --split-sentences: keep what stands between sentences.")
     group.add_argument("--lang", default="english", metavar="L", help="Language of the sentences (english).")
@@ -98,7 +101,11 @@ def _add_cleaning(group: Any) -> None:
 
 def _add_output(group: Any) -> None:
     group.add_argument(
-        "--output-prefix", required=True, metavar="P", help="Writes P_KEY_document.bin, .idx and .manifest.json."
+        "--output-prefix",
+        required=True,
+        type=path_argument,
+        metavar="P",
+        help="Writes P_KEY_document.bin, .idx and .manifest.json.",
     )
     _switch(group, "--shuffle", "Write the documents in a seeded random order (for --sampling stream).")
     group.add_argument("--seed", type=int, default=1234, metavar="N", help="Seed of --shuffle (1234).")

@@ -5,6 +5,7 @@ import argparse
 from pydantic import ValidationError
 
 from megalm.config.data import TokenizerConfig
+from megalm.config.merging.settings import rule
 from megalm.data.tokenizers.build import TOKENIZERS
 from megalm.errors import ConfigError
 from megalm.tables import import_modules
@@ -37,7 +38,7 @@ def tokenizer_config(arguments: argparse.Namespace, problems: list[str]) -> Toke
     except ValidationError as error:
         for problem in error.errors():
             flag = "--" + str(problem["loc"][0]).replace("_", "-")
-            problems.append(f"{flag} {problem['input']}: {problem['msg']}")
+            problems.append(f"{flag} {problem['input']} {rule(problem['msg'])}")
     except ConfigError as error:
         problems += [problem.replace("tokenizer_type=", "--tokenizer-type ", 1) for problem in error.problems]
     return TokenizerConfig()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm import __version__
+from megalm.config.paths import path_argument
 from megalm.data.indexed.manifest import manifest_bytes, read_manifest
 from megalm.errors import DataError
 from megalm.storage.atomic import atomic_write
@@ -34,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Write the text of Python's own library (language reference, docstrings, sources) as JSON lines."
     )
     parser.add_argument(
-        "--output", required=True, metavar="F.jsonl", help='File to write: {"text", "source"} per line.'
+        "--output",
+        required=True,
+        type=path_argument,
+        metavar="F.jsonl",
+        help='File to write: {"text", "source"} per line.',
     )
     parser.add_argument("--size-mb", type=float, default=20.0, help="Stop before this size (default: %(default)s MB).")
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from megalm.config.paths import path_argument
 from megalm.data.indexed.writer import IndexedDatasetBuilder
 from megalm.data.samples.build import open_dataset
 from megalm.data.tools.derived import common_tokenizer, publish_datasets, require_other_prefixes
@@ -13,9 +14,19 @@ from megalm.errors import ConfigError, DataError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm merge`."""
     parser.description = "Join indexed datasets of one dtype and tokenizer into one, in the given order."
-    parser.add_argument("prefix", nargs="*", metavar="PREFIX", help="Datasets, or folders for all datasets in them.")
-    parser.add_argument("--input", nargs="+", default=[], metavar="PREFIX", help="The same, with Megatron's name.")
-    parser.add_argument("--output-prefix", required=True, metavar="P", help="Writes P.bin, P.idx and P.manifest.json.")
+    parser.add_argument(
+        "prefix", nargs="*", type=path_argument, metavar="PREFIX", help="Datasets, or folders for all datasets in them."
+    )
+    parser.add_argument(
+        "--input", nargs="+", default=[], type=path_argument, metavar="PREFIX", help="The same, with Megatron's name."
+    )
+    parser.add_argument(
+        "--output-prefix",
+        required=True,
+        type=path_argument,
+        metavar="P",
+        help="Writes P.bin, P.idx and P.manifest.json.",
+    )
     parser.add_argument("--overwrite", action="store_true", help="Replace a dataset that exists.")
 
 

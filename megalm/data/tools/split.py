@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping
 
+from megalm.config.paths import path_argument
 from megalm.data.indexed.writer import IndexedDatasetBuilder
 from megalm.data.samples.build import open_dataset
 from megalm.data.tools.derived import publish_datasets, require_other_prefixes
@@ -18,8 +19,10 @@ REST = "rest"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm split`."""
     parser.description = "Cut an indexed dataset into consecutive parts; part NAME of P becomes P_NAME."
-    parser.add_argument("prefix", metavar="PREFIX", help="Prefix of PREFIX.bin and PREFIX.idx.")
-    parser.add_argument("--output-prefix", metavar="P", help="Writes P_NAME.bin, .idx, .manifest.json (PREFIX).")
+    parser.add_argument("prefix", type=path_argument, metavar="PREFIX", help="Prefix of PREFIX.bin and PREFIX.idx.")
+    parser.add_argument(
+        "--output-prefix", type=path_argument, metavar="P", help="Writes P_NAME.bin, .idx, .manifest.json (PREFIX)."
+    )
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument(
         "--shares", nargs="+", metavar="NAME=SHARE", help="Parts by shares of the documents: train=99 valid=1."

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm import __version__
+from megalm.config.paths import path_argument
 from megalm.data.text.formats import Reading, Rejected
 from megalm.data.text.input_file import InputFile
 from megalm.data.text.inputs import expand
@@ -35,11 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         nargs="+",
         required=True,
+        type=path_argument,
         metavar="FILE",
         help="Text, as for preprocess: files, folders, patterns.",
     )
     parser.add_argument("--json-key", default="text", metavar="KEY", help="Key that holds the text (text).")
-    parser.add_argument("--output-prefix", required=True, metavar="P", help="Writes P.model.")
+    parser.add_argument("--output-prefix", required=True, type=path_argument, metavar="P", help="Writes P.model.")
     parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="Number of ids (4096).")
     parser.add_argument("--model-type", choices=sorted(TRAINING_BYTES), default="bpe", help="Algorithm (bpe).")
 

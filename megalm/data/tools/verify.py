@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from megalm.config.paths import path_argument
 from megalm.data.indexed.manifest import manifest_path, read_manifest
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.samples.build import open_dataset
@@ -26,7 +27,13 @@ STEP = 1 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm verify`."""
     parser.description = "Check every byte of indexed datasets; the exit code is 0 only when all is well."
-    parser.add_argument("prefix", nargs="+", metavar="PREFIX", help="PREFIX.bin, PREFIX.idx and PREFIX.manifest.json.")
+    parser.add_argument(
+        "prefix",
+        nargs="+",
+        type=path_argument,
+        metavar="PREFIX",
+        help="PREFIX.bin, PREFIX.idx and PREFIX.manifest.json.",
+    )
     parser.add_argument(
         "--vocab-size", type=int, metavar="N", help="Number of ids (default: the manifest's; else only id >= 0)."
     )

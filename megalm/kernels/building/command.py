@@ -3,13 +3,14 @@
 import argparse
 from pathlib import Path
 
+from megalm.config.paths import path_argument
 from megalm.errors import PlatformError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm kernels`."""
     parser.add_argument("action", choices=("build", "show"), help="build and check them, or say what a run would use")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="default: ~/.cache/megalm/kernels")
+    parser.add_argument("--cache", type=path_argument, metavar="DIR", help="default: ~/.cache/megalm/kernels")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -22,12 +23,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from megalm.kernels.building import library
 
-    loaded = library.load("auto", cache_folder=arguments.cache)
+    cache = None if arguments.cache is None else Path(arguments.cache)
+    loaded = library.load("auto", cache_folder=cache)
     if loaded.path is None and arguments.action == "build":
         raise PlatformError(f"no fused kernels, runs use the {loaded.reason}")
     print(f"kernels: {loaded.reason}" + (f" ({loaded.path})" if loaded.path else ""))
     if torch.cuda.is_available():
-        print(f"kernels on GPUs: {library.load('auto', 'cuda', arguments.cache).reason}")
+        print(f"kernels on GPUs: {library.load('auto', 'cuda', cache).reason}")
     elif torch.version.cuda is not None:  # a login node: the library is for machines that have what this one lacks
         print(f"kernels on GPUs: {library.without_cuda() or 'compiled; no CUDA device is here to check them on'}")
     return 0

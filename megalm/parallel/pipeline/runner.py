@@ -62,7 +62,7 @@ class PipelineSpec:
         cls, config: RunConfig, context: RankContext, plan: PipelinePlan, parts: Sequence[LanguageModel]
     ) -> "PipelineSpec":
         """The spec of this rank; every rank of the job calls it."""
-        batch, tp, rank = config.batch, context.mesh.size(Axis.TP), context.groups.pipeline.rank
+        batch, tp, rank = config.batch, context.groups.tensor.size, context.groups.pipeline.rank
         ends = context.groups.subgroup(Axis.PP, plan.ends) if plan.copied else None
         parameters = dict(parts[0 if rank == plan.ends[0] else -1].named_parameters())
         length = batch.seq_length // tp if config.parallel.sequence_parallel else batch.seq_length
@@ -75,7 +75,7 @@ class PipelineSpec:
             dtype=DTYPES[config.precision.dtype],
             device=context.device,
             group=context.groups.pipeline.group,
-            num_micro_batches=batch.accumulation(context.mesh.size(Axis.DP)),
+            num_micro_batches=batch.accumulation(context.groups.data.size),
             shared=tuple(parameters[name] for name in plan.copied) if ends is not None else (),
             shared_over=ends,
         )
