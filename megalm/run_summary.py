@@ -42,7 +42,9 @@ def _model(config: RunConfig, tensor_parallel_size: int) -> str:
     family = FAMILIES[model.model_family]
     rows = model.padded_vocab_size(tensor_parallel_size)
     flops = family.training_flops_per_token(model, config.batch.seq_length, rows)
-    activation = "SwiGLU" if model.swiglu else "squared ReLU" if model.squared_relu else "GELU"
+    names = {"relu": "ReLU", "squared_relu": "squared ReLU"}
+    inner = names.get(model.activation, "GELU")
+    activation = "SwiGLU" if model.swiglu else "GeGLU" if model.gated else inner
     return (
         f"{count(family.num_parameters(model))} parameters, {model.num_layers} layers x {model.hidden_size}, "
         f"{model.num_attention_heads} heads ({model.num_kv_heads} KV), {activation}, {model.normalization}, "

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +16,9 @@ from megalm.checkpoint.hugging_face.tensors import Correspondence, in_shards
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.config.hugging_face import architecture_of, write_settings
 from megalm.errors import CheckpointError
-from megalm.storage.durable import replace_text, sync_file, sync_folder
+from megalm.storage.atomic import atomic_folder
+from megalm.storage.durable import replace_text, sync_file
+from megalm.storage.faults import writing
 
 SHARD_BYTES = 5_000_000_000
 """transformers' own limit of a file."""
@@ -49,10 +50,7 @@ def export_model(
     dtype = dtype or origin.get("dtype") or _dtype_of_run(reader)
     if target.exists():
         raise CheckpointError(f"{target} exists; give a new folder")
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with writing(target, CheckpointError, "free some space or choose another folder"), atomic_folder(target) as partial:
         _write_weights(reader, Correspondence.of(config, architecture), partial, getattr(torch, dtype), shard_bytes)
         small = reader.folder.parent / ORIGIN
         values = {**_kept(small / CONFIG), **write_settings(architecture, config), **_ids(special_ids)}
@@ -60,12 +58,6 @@ def export_model(
         _write_json(partial / GENERATION, _kept(small / GENERATION) or _ids(special_ids))
         for name, content in (_kept_tokenizer(small) or files).items():
             (partial / name).write_bytes(content)
-        partial.rename(target)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {error}; free some space or choose another folder") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return architecture
 
 

@@ -13,7 +13,9 @@ from megalm.checkpoint.run_folder import prepare_run_folder
 from megalm.checkpoint.schema import FileEntry, SliceEntry, TensorEntry
 from megalm.config.data import TokenizerConfig
 from megalm.errors import CheckpointError
-from megalm.storage.durable import replace_text, sha256_of, sync_file, sync_folder
+from megalm.storage.atomic import atomic_folder
+from megalm.storage.durable import replace_text, sha256_of, sync_file
+from megalm.storage.faults import writing
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json"),
@@ -37,30 +39,22 @@ def import_model(folder: Path, run: Path, shard_bytes: int = _SHARD_BYTES) -> Hu
     if find_checkpoint(run) is not None:
         raise CheckpointError(f"--save {run} holds a checkpoint; choose a new folder")
     final = step_folder(run, 0)
-    partial = final.with_name(f".{final.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        files, tensors = _write_shards(reader, partial, shard_bytes)
-        tokenizer = _copy_small_files(folder, run / ORIGIN)
-        sections = {"model": reader.model_config, "tokenizer": tokenizer}
-        manifest = Manifest(
-            step=0,
-            layout=f"from {reader.architecture}",
-            config={name: section.model_dump(mode="json") for name, section in sections.items()},
-            identity={},
-            states={"hugging_face": {"architecture": reader.architecture, "dtype": reader.dtype}},
-            files=files,
-            tensors=tensors,
-        )
-        replace_text(partial / MANIFEST, manifest.to_json())
-        partial.rename(final)
-        sync_folder(run)
+    with writing(run, CheckpointError, "free some space or choose another --save"):
+        with atomic_folder(final) as partial:
+            files, tensors = _write_shards(reader, partial, shard_bytes)
+            tokenizer = _copy_small_files(folder, run / ORIGIN)
+            sections = {"model": reader.model_config, "tokenizer": tokenizer}
+            manifest = Manifest(
+                step=0,
+                layout=f"from {reader.architecture}",
+                config={name: section.model_dump(mode="json") for name, section in sections.items()},
+                identity={},
+                states={"hugging_face": {"architecture": reader.architecture, "dtype": reader.dtype}},
+                files=files,
+                tensors=tensors,
+            )
+            replace_text(partial / MANIFEST, manifest.to_json())
         replace_text(run / LATEST, final.name + "\n")
-    except OSError as error:
-        raise CheckpointError(f"cannot write {run}: {error}; free some space or choose another --save") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return reader
 
 

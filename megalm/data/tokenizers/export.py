@@ -38,10 +38,9 @@ def from_sentencepiece(tokenizer: GPTSentencePieceTokenizer) -> "tokenizers.Toke
 
     Those are text to sentencepiece, and the pieces themselves to transformers.
     """
-    from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, decoders, processors
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.content)
+    proto = tokenizer.proto()
     model = _model(proto)
     model.normalizer = _normalizer(proto.normalizer_spec)
     tail = [decoders.Strip(" ", 1, 0)] if proto.normalizer_spec.add_dummy_prefix else []
