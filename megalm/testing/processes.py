@@ -16,6 +16,8 @@ from megalm.distributed.environment import environment_with
 REPOSITORY = Path(megalm.__file__).parents[1]
 BIN = Path(sys.executable).parent
 _LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS")
+"""What `make test` hands to every process below it: a make that a test starts would take it for its own."""
 _SCHEDULERS = ("SLURM_", "OMPI_", "PMI", "PMIX", "TORCHELASTIC", "MEGALM_")
 
 
@@ -35,7 +37,7 @@ class Finished:
 
 def environment() -> dict[str, str]:
     """This environment with the virtual environment's programs first and no trace of another launch."""
-    return {name: value for name, value in environment_with(f"{BIN}:").items() if name not in _LAUNCH}
+    return {name: value for name, value in environment_with(f"{BIN}:").items() if name not in (*_LAUNCH, *_MAKE)}
 
 
 def quiet_environment() -> dict[str, str]:
