@@ -9,7 +9,7 @@ from megalm.config import RunConfig, dump_config
 from megalm.config.lengths import Lengths
 from megalm.config.model import ModelConfig
 from megalm.config.rules.completion import complete_model
-from megalm.continuation import Progress, ResumePoint, SampleOrder, prove_room, restore
+from megalm.continuation import Progress, ResumePoint, SampleOrder, check_restored, prove_room, restore
 from megalm.data.run_data import RunData
 from megalm.data.tokenizers import Tokenizer, open_tokenizer
 from megalm.distributed.collectives import on_all_ranks
@@ -45,6 +45,7 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
         engine.count_by_dataset(len(data.train_names))
     on_all_ranks(device, lambda: prove_room(engine, config))
     on_all_ranks(device, lambda: restore(engine, config, point))
+    check_restored(engine, point, device)
     return Run(
         config=config,
         context=context,

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
+import torch.distributed as dist
 
-from megalm.checkpoint.format import Manifest, find_checkpoint
+from megalm.checkpoint.format import Manifest, find_checkpoint, steps_of
 from megalm.checkpoint.hugging_face import HuggingFaceReader
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.restore import restore_slices, restore_weights
-from megalm.checkpoint.resume import check_same_run
-from megalm.checkpoint.writer import check_room, save_checkpoint
+from megalm.checkpoint.resume import check_same_run, check_same_weights, states_of
+from megalm.checkpoint.writer import check_room, name_latest, prune_checkpoints, save_checkpoint
 from megalm.config import RunConfig
 from megalm.config.hugging_face import same_model
 from megalm.config.output import hugging_face_folder
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.sample import SampleDataset
+from megalm.distributed.collectives import on_all_ranks
+from megalm.distributed.fingerprint import is_finite
 from megalm.engine.engine import Engine
 from megalm.errors import CheckpointError
 from megalm.storage.documents import Count, validated
@@ -55,7 +58,9 @@ class Progress:
     nan_iterations: Count = 0
     """Steps whose loss was not finite."""
     bad_in_a_row: Count = 0
-    """Skipped steps since the last good one."""
+    """Skipped steps since the last good one of this start."""
+    nan_in_a_row: Count = 0
+    """Steps since the last one of this start whose loss was finite."""
 
     def count(self, loss: float, skipped: bool, samples: int) -> None:
         """One more step; a skipped one uses up its samples and its place in the schedule like any other."""
@@ -64,16 +69,23 @@ class Progress:
         self.skipped_iterations += skipped
         self.nan_iterations += not math.isfinite(loss)
         self.bad_in_a_row = self.bad_in_a_row + 1 if skipped else 0
+        self.nan_in_a_row = 0 if math.isfinite(loss) else self.nan_in_a_row + 1
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the last step was taken, and its loss was finite."""
+        return not self.bad_in_a_row and not self.nan_in_a_row
 
     def state(self) -> dict[str, Any]:
-        """All counters."""
-        return asdict(self)
+        """All counters but those of this start alone."""
+        return {name: value for name, value in asdict(self).items() if name != "nan_in_a_row"}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave; bad steps in a row count anew, or a run could never get beyond them."""
         known = validated(Progress, state)
         for counter in asdict(known).keys() & state.keys():
             setattr(self, counter, getattr(known, counter))
+        self.bad_in_a_row = self.nan_in_a_row = 0
 
 
 @dataclass
@@ -117,12 +129,16 @@ class ResumePoint:
             CheckpointError: as `start_place`; a damaged manifest, or one of another model or run.
         """
         origin, same_run = start_place(config)
-        if origin is None or (_weights_only(config) and not same_run):
+        if origin is None or (hugging_face_folder(config.checkpoint.load) is not None and not same_run):
             return cls(origin, same_run)
-        manifest = Manifest.read(origin)
-        for change in check_same_run(manifest, config.model_dump(mode="json"), identity):
+        manifest, values = Manifest.read(origin), config.model_dump(mode="json")
+        if config.checkpoint.finetune and not same_run:
+            for change in check_same_weights(manifest, values, identity):
+                log.warning("the weights were trained otherwise: %s", change)
+            return cls(origin, same_run)
+        for change in check_same_run(manifest, values, identity):
             log.info("changed since step %d: %s", manifest.step, change)
-        return cls(origin, same_run, manifest.states)
+        return cls(origin, same_run, states_of(manifest, values))
 
     def load(self, *states: Stateful) -> None:
         """Give each its state; one that the checkpoint does not know stays as it is.
@@ -223,6 +239,32 @@ def _reader_of_load(config: RunConfig, origin: Path) -> CheckpointReader | Huggi
     return reader
 
 
+def check_restored(engine: Engine, point: ResumePoint, device: torch.device) -> None:
+    """Compare what `restore` put into the model with what it put into the optimizer; every rank calls it.
+
+    Raises:
+        CheckpointError: they differ, or the weights are not finite.
+    """
+    if point.origin is None:
+        return
+    wrong = engine.differing_from_state()
+    infinite = [piece.name for piece in engine.state_slices() if not is_finite(piece.weight)]
+    on_all_ranks(device, lambda: _refuse_restored(point.origin, wrong, infinite))
+
+
+def _refuse_restored(origin: Path | None, wrong: Sequence[str], infinite: Sequence[str]) -> None:
+    if infinite:
+        raise CheckpointError(
+            f"{origin} holds weights that are not finite ({infinite[0]}); load another step, written before it"
+        )
+    if wrong:
+        raise CheckpointError(
+            f"{origin} is not restored: the model would compute with other weights than are trained (of {wrong[0]}); "
+            "this is a fault of megalm or of an option of DeepSpeed: take options out of the DeepSpeed JSON, or use "
+            "another --zero-stage"
+        )
+
+
 def save(
     engine: Engine,
     config: RunConfig,
@@ -234,8 +276,11 @@ def save(
 ) -> Path:
     """Write the checkpoint of `step` into the run folder: the engine's tensors and `states`.
 
+    Earlier ones stay; `prune` removes them, when the step after this one has shown that it is good.
+
     Raises:
-        CheckpointError: it could not be written; the earlier ones are untouched.
+        CheckpointError: it could not be written, or would not be what the model computes with.
+        NonFiniteError: weights or optimizer state are not finite.
     """
     assert config.checkpoint.save is not None, "only a run with a folder saves"
     header = {
@@ -250,6 +295,27 @@ def save(
         engine.owned_slices(),
         header=header,
         with_moments=not config.checkpoint.no_save_optim,
-        keep=config.checkpoint.keep_checkpoints,
+        differing=engine.differing_from_written,
+        dtype=engine.dtype,
         device=device,
     )
+
+
+def prune(config: RunConfig, saved: int, device: torch.device) -> None:
+    """Leave --keep-checkpoints of the checkpoints up to step `saved`; every rank calls it."""
+    folder, keep = config.checkpoint.save, config.checkpoint.keep_checkpoints
+    if folder is not None and keep is not None:
+        on_all_ranks(device, lambda: prune_checkpoints(Path(folder), saved, keep) if dist.get_rank() == 0 else None)
+
+
+def turn_back(config: RunConfig, saved: int, device: torch.device) -> int | None:
+    """Let the run go on from the checkpoint before that of step `saved`, which stays; its step, None if there is none.
+
+    Every rank calls it.
+    """
+    assert config.checkpoint.save is not None, "only a run with a folder has checkpoints"
+    run = Path(config.checkpoint.save)
+    before = [step for step in steps_of(run) if step < saved]
+    if before:
+        on_all_ranks(device, lambda: name_latest(run, before[-1]) if dist.get_rank() == 0 else None)
+    return before[-1] if before else None

@@ -12,6 +12,8 @@ class MegalmError(Exception):
     """Only one rank has this error, and that rank reports it; else every rank has it, and rank 0 reports."""
     silent = False
     """Another rank has the error and reports it; this one only ends with the same exit code."""
+    lasting = False
+    """To try the same once more, later, cannot help."""
 
 
 class ConfigError(MegalmError):
@@ -43,6 +45,12 @@ class CheckpointError(MegalmError):
     """A checkpoint that is missing, damaged or belongs to another run."""
 
     exit_code = 4
+
+
+class WrongStateError(CheckpointError):
+    """What a checkpoint would hold is not what is trained."""
+
+    lasting = True
 
 
 class NonFiniteError(MegalmError):

@@ -43,6 +43,9 @@ class Run:
     started: float
     """When this start began, by the monotonic clock."""
     saved_step: int
+    """The last one that the run folder has; -1: none."""
+    is_pruned: bool = True
+    """No checkpoint waits to be removed until the last one has shown that it is good."""
     evaluated_step: int = -1
     empty_steps: int | None = None
     """Steps in a row in which no token counted; None before the first step of this start."""

@@ -9,13 +9,14 @@ import torch
 import torch.distributed as dist
 
 from megalm.assembly import build_run
+from megalm.bad_steps import MAX_BAD_STEPS, check_bad_steps, unsaved_because
 from megalm.config import RunConfig
-from megalm.continuation import save
+from megalm.continuation import prune, save
 from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.engine.engine import StepResult
 from megalm.engine.lr_schedule import StepSettings, step_settings
-from megalm.errors import CheckpointError, DataError, MegalmError, NonFiniteError, PlatformError
+from megalm.errors import CheckpointError, DataError, MegalmError, PlatformError
 from megalm.evaluation import evaluate, evaluate_at_end, named_losses, show_sample
 from megalm.monitor.throughput import peak_memory_bytes
 from megalm.resilience.signals import StopRequest
@@ -24,8 +25,6 @@ from megalm.run_summary import describe_run
 
 log = logging.getLogger("megalm")
 
-MAX_BAD_STEPS = 10
-"""Skipped steps in a row after which a run without dynamic loss scaling ends."""
 EXIT_STOPPED = 75
 """Exit code after a signal asked to stop and the checkpoint was written (EX_TEMPFAIL: run the same command again)."""
 
@@ -59,7 +58,7 @@ def train(run: Run) -> bool:
     start, workers = run.progress.consumed_samples, run.config.data.num_workers
     micro_batches = run.data.batches(run.data.train, start, run.stop_sample, workers=workers)
     with micro_batches:
-        reason = None
+        reason, due = None, False
         while run.progress.step < run.total_iters and reason is None:
             step_once(run, micro_batches)
             step = run.progress.step
@@ -67,9 +66,11 @@ def train(run: Run) -> bool:
                 evaluate(run, run.data.valid, "validation")
                 show_sample(run)
             reason = stop_reason(run)
-            if every and step % every == 0:
+            due = due or (every is not None and step % every == 0)
+            if due and run.progress.is_sound:  # else with the next step that is
                 save_now(run, may_fail=True)
-    save_now(run)
+                due = False
+    save_last(run)
     if reason is not None and run.progress.step < run.total_iters:
         way_on = "run the same command again to continue" if run.config.checkpoint.save else "nothing is saved (--save)"
         log.info("stopped after step %d: %s; %s", run.progress.step, reason, way_on)
@@ -91,12 +92,9 @@ def step_once(run: Run, micro_batches: Iterator[Batch]) -> None:
     progress.count(result.loss, result.skipped, samples)
     run.metric_logger.step(step_row(run, result, now, samples), samples * batch.seq_length, wait_s)
     check_counts(run, result)
-    if run.progress.bad_in_a_row >= MAX_BAD_STEPS and not run.config.precision.fp16:
-        raise NonFiniteError(
-            f"the gradients of the last {MAX_BAD_STEPS} steps were not finite (last good step: "
-            f"{run.progress.step - MAX_BAD_STEPS}); lower --lr or look at the data of samples "
-            f"{run.progress.consumed_samples - MAX_BAD_STEPS * samples} and on; checkpoints are untouched"
-        )
+    check_bad_steps(run, samples)
+    if progress.is_sound and not run.is_pruned:
+        prune_now(run)
 
 
 def check_counts(run: Run, result: StepResult) -> None:
@@ -175,10 +173,27 @@ def save_now(run: Run, *, may_fail: bool = False) -> None:
     context, step = run.context, run.progress.step
     try:
         path = save(run.engine, run.config, run.identity, step, run.states, str(context.mesh), context.device)
-        run.saved_step = step
+        run.saved_step, run.is_pruned = step, False
         log.info("saved %s in %.1f s", path, time.monotonic() - begin)
     except MegalmError as error:
-        if not may_fail or error.exit_code not in (CheckpointError.exit_code, PlatformError.exit_code):
+        if not may_fail or error.lasting or error.exit_code not in (CheckpointError.exit_code, PlatformError.exit_code):
             raise
         log.warning("step %d is not saved: %s; training goes on, and the next save tries again", step, error)
     run.metric_logger.resume()
+
+
+def save_last(run: Run) -> None:
+    """Save the step at which the run ends or stops, if it is one to go on from."""
+    why = unsaved_because(run)
+    if why is None:
+        save_now(run)
+        prune_now(run)
+    elif run.config.checkpoint.save is not None:
+        log.warning("step %d is not saved: %s", run.progress.step, why)
+
+
+def prune_now(run: Run) -> None:
+    """Remove the checkpoints that the last one has made superfluous."""
+    if not run.is_pruned:
+        prune(run.config, run.saved_step, run.context.device)
+        run.is_pruned = True

@@ -24,6 +24,7 @@ TOP = (
     "evaluation",
     "run_summary",
     "assembly",
+    "bad_steps",
     "run",
     "continuation",
     "cli",

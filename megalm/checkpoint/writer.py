@@ -1,4 +1,4 @@
-"""Writing a checkpoint. Phases: shard (every rank), manifest (rank 0), commit (rank 0), prune (rank 0)."""
+"""Writing a checkpoint. Phases: shard, compare (every rank), commit (rank 0)."""
 
 import functools
 import itertools
@@ -6,21 +6,22 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from megalm.checkpoint.format import LATEST, MANIFEST, Manifest, step_folder, steps_of
 from megalm.checkpoint.schema import FileEntry, TensorEntry
 from megalm.distributed.collectives import gather_json, on_all_ranks
+from megalm.distributed.fingerprint import is_finite, of_slices
 from megalm.distributed.shards import StateSlice
-from megalm.errors import CheckpointError
+from megalm.errors import CheckpointError, NonFiniteError, WrongStateError
 from megalm.storage.durable import open_new, replace_text, sha256_of, sync_file, sync_folder
 from megalm.storage.faults import file_size_limit, reason_of, system_fault, writing
 
@@ -35,18 +36,22 @@ def save_checkpoint(
     *,
     header: dict[str, Any],
     with_moments: bool,
-    keep: int | None,
+    differing: Callable[[Mapping[str, int]], list[str]],
+    dtype: torch.dtype,
     device: torch.device,
 ) -> Path:
     """Write `step_N` into the run folder; every rank calls it with the slices that it alone is to write.
 
+    What is on disk is compared with the model before it counts: `differing` gets the fingerprints of the weights that
+    this rank has written, as a model of type `dtype` computes with them, and names those that the model has otherwise.
+
     `header` holds the Manifest's fields but `files` and `tensors`. Only after every rank's shard is on disk does the
-    folder get its final name, and only then does `latest` name it. This checkpoint and the `keep` - 1 before it stay;
-    so do later ones, left by an attempt that this run has turned back from. What cannot be removed stays, with a
-    warning: it is house-keeping, and no reason to lose a run.
+    folder get its final name, and only then does `latest` name it. Earlier checkpoints stay (`prune_checkpoints`).
 
     Raises:
         CheckpointError: a rank could not write; nothing incomplete is left behind and `latest` is as before.
+        WrongStateError: what is written are not the model's weights; the same holds.
+        NonFiniteError: weights or optimizer state are not finite; the same holds.
     """
     final = step_folder(run, header["step"])
     is_main = dist.get_rank() == 0
@@ -54,14 +59,15 @@ def save_checkpoint(
     partial = run / gather_json(name, device)[0]
     try:
         entry = on_all_ranks(device, lambda: _write_shard(partial, slices, with_moments))
+        written = on_all_ranks(device, lambda: _written(partial / entry["file"], slices, dtype))
+        wrong = differing(written)
+        on_all_ranks(device, lambda: _refuse(final, wrong))
         entries = gather_json(entry, device)
         on_all_ranks(device, lambda: _commit(partial, final, header, entries) if is_main else None)
     except BaseException:
         if is_main:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    if keep is not None and is_main:
-        _prune(run, header["step"], keep)
     return final
 
 
@@ -147,6 +153,7 @@ def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool
         for piece in slices
         for kind, tensor in piece.tensors(with_moments).items()
     }
+    _check_finite(partial.name.removeprefix(".").partition(".")[0], tensors)
     advice = f"it needs {_bytes_of(slices, with_moments) / 1e6:.1f} MB: free some space or choose another --save"
     with writing(path, CheckpointError, advice):
         with open_new(path) as stream:
@@ -159,6 +166,35 @@ def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool
         sync_file(path)
         written = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
     return {**written, "slices": [_described(piece, path.name, with_moments) for piece in slices]}
+
+
+def _written(path: Path, slices: Sequence[StateSlice], dtype: torch.dtype) -> dict[str, int]:
+    """Fingerprints of the weights in this rank's file."""
+    with safe_open(path, framework="pt") as shard:
+        return of_slices(((piece, shard.get_tensor(f"weight/{piece.name}")) for piece in slices), dtype)
+
+
+def _refuse(final: Path, wrong: Sequence[str]) -> None:
+    if wrong:
+        raise WrongStateError(
+            f"{final} is not published: it would hold other weights than the model computes with (of {wrong[0]}"
+            f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}); this is a fault of megalm or of an option of "
+            "DeepSpeed: take options out of the DeepSpeed JSON, or use another --zero-stage"
+        )
+
+
+def _check_finite(final: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises:
+    NonFiniteError: some of them are not.
+    """
+    bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
+    if bad:
+        kind, _, name = bad[0].partition("/")
+        more = f" and of {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise NonFiniteError(
+            f"{final} is not published: {kind} of {name}{more} is not finite; lower --lr and run the same command "
+            "again: it continues from the last checkpoint"
+        )
 
 
 def _described(piece: StateSlice, file: str, with_moments: bool) -> dict[str, Any]:
@@ -191,13 +227,27 @@ def _commit(partial: Path, final: Path, header: dict[str, Any], entries: list[di
                 os.rename(replaced, final)
             raise
         sync_folder(final.parent)
-        replace_text(final.parent / LATEST, final.name + "\n")
+    name_latest(final.parent, header["step"])
     if replaced is not None:
         _discard(replaced)
 
 
-def _prune(run: Path, saved: int, keep: int) -> None:
-    """Remove the oldest checkpoints, so that `keep` are left up to the step just saved."""
+def name_latest(run: Path, step: int) -> None:
+    """Let the run go on from the checkpoint of `step`.
+
+    Raises:
+        CheckpointError: the run folder cannot be written.
+    """
+    with writing(run, CheckpointError, _ADVICE):
+        replace_text(run / LATEST, step_folder(run, step).name + "\n")
+
+
+def prune_checkpoints(run: Path, saved: int, keep: int) -> None:
+    """Remove the oldest checkpoints, so that `keep` are left up to the step `saved`.
+
+    Later ones stay, left by an attempt that this run has turned back from. What cannot be removed stays, with a
+    warning: it is house-keeping, and no reason to lose a run.
+    """
     try:
         doomed = [step for step in steps_of(run) if step <= saved][:-keep]
     except OSError as error:

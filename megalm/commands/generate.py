@@ -14,6 +14,7 @@ from megalm.config import RunConfig
 from megalm.config.data import TokenizerConfig
 from megalm.config.output import hugging_face_folder, load_argument
 from megalm.config.paths import path_argument
+from megalm.config.ranges import LARGEST_SEED, Range
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.errors import CheckpointError, ConfigError
 from megalm.models.contract import LanguageModel
@@ -39,15 +40,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", default="", help="text to continue; empty: a new document")
     parser.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="most tokens to add (default 128, or what fits)"
+        "--max-new-tokens", type=Range(1), metavar="N", help="most tokens to add (default 128, or what fits)"
     )
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest only; 0: all")
     parser.add_argument(
-        "--top-p", type=float, default=0.95, help="... and from the likeliest that reach this probability"
+        "--temperature", type=Range(0, 1e6, whole=False), default=0.8, help="0 takes the likeliest token (0.8)"
     )
-    parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="continuations to write (default 1)")
-    parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same text (default 1234)")
+    parser.add_argument(
+        "--top-k", type=Range(0), default=0, metavar="K", help="sample from the K likeliest only; 0: all"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=Range(1e-6, 1, whole=False),
+        default=0.95,
+        help="... and from the likeliest that reach this probability",
+    )
+    parser.add_argument(
+        "--num-samples", type=Range(1), default=1, metavar="N", help="continuations to write (default 1)"
+    )
+    parser.add_argument(
+        "--seed", type=Range(0, LARGEST_SEED), default=1234, help="the same seed gives the same text (default 1234)"
+    )
     parser.add_argument(
         "--tokenizer-model", type=path_argument, metavar="FILE", help="tokenizer file, if it moved since the training"
     )

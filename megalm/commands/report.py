@@ -7,6 +7,7 @@ from typing import Any
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.commands.generate import load_model, open_checkpoint, sample_text, tokenizer_of
 from megalm.config.paths import path_argument
+from megalm.config.ranges import Range
 from megalm.errors import CheckpointError, MegalmError
 from megalm.monitor.sinks.jsonl import read_metrics
 from megalm.monitor.tables import summary
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--load", required=True, type=path_argument, metavar="RUN", help="run folder")
     parser.add_argument("--prompt", default="def main(", help="text that the sample continues")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=0, metavar="N", help="length of the sample (default 128, or what fits)"
+        "--max-new-tokens", type=Range(1), metavar="N", help="length of the sample (default 128, or what fits)"
     )
     parser.add_argument("--command", dest="launch", metavar="TEXT", help="the command that trains the run, to be shown")
 

@@ -9,7 +9,8 @@ Where to add
 * a length (a run's, a schedule's): lengths.py, which turns every unit into samples; its rules in rules/schedule.py.
 * another trainer's configuration: a file in translation/.
 * a rule between settings: a function in rules/run.py, and its name in `CHECKS`; of the layout: rules/layout.py.
-* a key of DeepSpeed's JSON: deepspeed/vocabulary.py; one that says what a setting says: `deepspeed.read.FACTS`.
+* a key of DeepSpeed's JSON: its type in deepspeed/vocabulary.py, what is done about it in deepspeed/answers.py; one
+  that says what a setting says: `deepspeed.read.FACTS`.
 * what DeepSpeed is given: deepspeed/write.py.
 """
 

@@ -32,6 +32,22 @@ class FixedOnResume:
 
     meaning: Callable[[Any], Any] = lambda value: value
     """Values of the same meaning are the same."""
+    weights: bool = False
+    """It decides what the weights mean: a run that takes them alone (--finetune) must keep it too."""
+
+
+@dataclass(frozen=True)
+class FirstValueOf:
+    """A setting that a part of the run's state begins with; where it is changed, a run that goes on begins that anew.
+
+    Stands in the annotation of a field: `Annotated[int, FirstValueOf("optimizer", "loss_scaler", "cur_scale")]`.
+    """
+
+    state: tuple[str, ...]
+    """Where a checkpoint keeps it among its states."""
+
+    def __init__(self, *state: str) -> None:
+        object.__setattr__(self, "state", state)
 
 
 class Section(BaseModel):
@@ -56,3 +72,12 @@ class Section(BaseModel):
         """What a run that goes on from a checkpoint must keep of a field; None: it may change."""
         rules = [rule for rule in cls.model_fields[field].metadata if isinstance(rule, FixedOnResume)]
         return rules[0] if rules else cls.fixed_on_resume
+
+    @classmethod
+    def state_begun(cls, field: str) -> tuple[str, ...] | None:
+        """The part of the run's state that begins with a field (`FirstValueOf`); None: none does."""
+        return next((rule.state for rule in cls.model_fields[field].metadata if isinstance(rule, FirstValueOf)), None)
+
+    def effective(self) -> dict[str, Any]:
+        """The values that count, as JSON has them: with what a setting left out means in its place."""
+        return self.model_dump(mode="json")

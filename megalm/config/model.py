@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -34,7 +34,7 @@ Pattern = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_nu
 class ModelConfig(Section):
     """Sizes and variants of the model."""
 
-    fixed_on_resume: ClassVar = FixedOnResume()
+    fixed_on_resume: ClassVar = FixedOnResume(weights=True)
 
     model_family: Annotated[str, OpenChoice(("gpt",))] = "gpt"
     """Family of the model: gpt (decoder-only, GPT-2 and Llama style)."""
@@ -50,38 +50,38 @@ class ModelConfig(Section):
     """Width of one attention head. Default: hidden_size / num_attention_heads."""
     ffn_hidden_size: int | None = Field(None, ge=1, le=WIDEST)
     """Width of the MLP. Default: 4 x hidden_size; of a gated one two thirds of it, rounded up to a multiple of 64."""
-    max_position_embeddings: int | None = Field(None, ge=1)
+    max_position_embeddings: Annotated[int | None, FixedOnResume()] = Field(None, ge=1)
     """Longest sequence that the positions cover. Default: seq_length."""
     vocab_size: int | None = Field(None, ge=1)
     """Number of token ids before padding. Default: the tokenizer's."""
-    make_vocab_size_divisible_by: int = Field(128, ge=1)
+    make_vocab_size_divisible_by: Annotated[int, FixedOnResume()] = Field(128, ge=1)
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
 
     position_embedding_type: PositionEmbedding = "learned_absolute"
     """Positions: a learned table (GPT-2), rotary (Llama), or none."""
     rotary_percent: float = Field(1.0, gt=0.0, le=1.0)
     """Share of each head's width that rotary embedding turns."""
-    rotary_base: float = Field(10000.0, gt=0.0)
+    rotary_base: Annotated[float, FixedOnResume()] = Field(10000.0, gt=0.0)
     """Base of the rotary frequencies."""
-    rotary_seq_len_interpolation_factor: float = Field(1.0, ge=1.0)
+    rotary_seq_len_interpolation_factor: Annotated[float, FixedOnResume()] = Field(1.0, ge=1.0)
     """Positions are divided by this before rotary embedding (linear interpolation to longer sequences)."""
-    rotary_base_local: float | None = Field(None, gt=0.0)
+    rotary_base_local: Annotated[float | None, FixedOnResume()] = Field(None, gt=0.0)
     """Base of the rotary frequencies in layers with a window, not scaled (Gemma 3). Default: as in the others."""
-    rope_scaling: RopeScaling = "none"
+    rope_scaling: Annotated[RopeScaling, FixedOnResume()] = "none"
     """How rotary frequencies are scaled for sequences longer than those of pre-training: llama3 (Llama 3.1), yarn."""
-    rope_scaling_factor: float = Field(8.0, ge=1.0)
+    rope_scaling_factor: Annotated[float, FixedOnResume()] = Field(8.0, ge=1.0)
     """How many times longer sequences the scaled rotary frequencies are for."""
-    rope_scaling_original_max_position_embeddings: int = Field(8192, ge=1)
+    rope_scaling_original_max_position_embeddings: Annotated[int, FixedOnResume()] = Field(8192, ge=1)
     """Longest sequence before the rotary frequencies were scaled."""
-    rope_low_freq_factor: float = Field(1.0, gt=0.0)
+    rope_low_freq_factor: Annotated[float, FixedOnResume()] = Field(1.0, gt=0.0)
     """llama3: wavelengths longer than the original length / this are scaled."""
-    rope_high_freq_factor: float = Field(4.0, gt=0.0)
+    rope_high_freq_factor: Annotated[float, FixedOnResume()] = Field(4.0, gt=0.0)
     """llama3: wavelengths shorter than the original length / this are not scaled."""
-    yarn_beta_fast: float = Field(32.0, gt=0.0)
+    yarn_beta_fast: Annotated[float, FixedOnResume()] = Field(32.0, gt=0.0)
     """yarn: channels that turn more often than this over the original length are not scaled."""
-    yarn_beta_slow: float = Field(1.0, gt=0.0)
+    yarn_beta_slow: Annotated[float, FixedOnResume()] = Field(1.0, gt=0.0)
     """yarn: channels that turn less often than this over the original length are scaled."""
-    yarn_attention_factor: float | None = Field(None, gt=0.0)
+    yarn_attention_factor: Annotated[float | None, FixedOnResume()] = Field(None, gt=0.0)
     """yarn: queries and keys are multiplied by this. Default: 0.1 ln(rope_scaling_factor) + 1."""
     position_embedding_offset: int = Field(0, ge=0)
     """Rows of the table of learned positions before that of the first position (OPT has 2)."""
@@ -95,7 +95,7 @@ class ModelConfig(Section):
     OLMo 2)."""
     use_parallel_residual: bool = False
     """Attention and MLP read the same residual stream, x + attention(norm(x)) + mlp(norm(x)) (GPT-NeoX)."""
-    norm_epsilon: float = Field(1e-5, gt=0.0)
+    norm_epsilon: Annotated[float, FixedOnResume()] = Field(1e-5, gt=0.0)
     """Added to the variance inside normalization."""
     apply_layernorm_1p: bool = False
     """Store normalization weights as an offset from one (LayerNorm-1p)."""
@@ -124,9 +124,9 @@ class ModelConfig(Section):
     untie_embeddings_and_output_weights: bool = False
     """Separate weights for the output head instead of the embedding's."""
 
-    window_size: Window | None = None
+    window_size: Annotated[Window | None, FixedOnResume()] = None
     """Positions that a query sees before and after its own, LEFT,RIGHT (in a decoder RIGHT is 0). Default: all."""
-    window_attn_skip_freq: Pattern | None = None
+    window_attn_skip_freq: Annotated[Pattern | None, FixedOnResume()] = None
     """N: every Nth layer sees all positions, the others --window-size; or 1 (window) and 0 (all) for each layer.
     Default: the window holds for every layer."""
     query_pre_attn_scalar: int | None = Field(None, ge=1)
@@ -136,13 +136,13 @@ class ModelConfig(Section):
     final_logit_softcapping: float | None = Field(None, gt=0.0)
     """Logits x become c tanh(x / c) (Gemma 2)."""
 
-    attention_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    attention_dropout: Annotated[float, FixedOnResume()] = Field(0.0, ge=0.0, lt=1.0)
     """Dropout probability on attention weights."""
-    hidden_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    hidden_dropout: Annotated[float, FixedOnResume()] = Field(0.0, ge=0.0, lt=1.0)
     """Dropout probability on embeddings and on each residual branch."""
-    init_method_std: float = Field(0.02, gt=0.0)
+    init_method_std: Annotated[float, FixedOnResume()] = Field(0.02, gt=0.0)
     """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 x num_layers)."""
-    init_method_xavier_uniform: bool = False
+    init_method_xavier_uniform: Annotated[bool, FixedOnResume()] = False
     """Initial weights are uniform within sqrt(6 / (inputs + outputs)) instead (Glorot and Bengio 2010); query, key and
     value count as one matrix, and so do gate and up, as in Megatron."""
 
@@ -218,6 +218,15 @@ class ModelConfig(Section):
     def tied(self) -> bool:
         """Whether the output head uses the embedding's weights."""
         return not self.untie_embeddings_and_output_weights
+
+    def effective(self) -> dict[str, Any]:
+        """The values that count: sizes that are left out follow from the others."""
+        derived = {
+            "num_query_groups": self.num_kv_heads,
+            "kv_channels": self.head_dim,
+            "ffn_hidden_size": self.ffn_size,
+        }
+        return super().effective() | derived
 
     def padded_vocab_size(self, tensor_parallel_size: int = 1) -> int:
         """Rows of the embedding: vocab_size rounded up; rows past vocab_size never get probability."""

@@ -35,7 +35,7 @@ class ParallelConfig(Section):
     """Ranks that share each sequence."""
     distributed_backend: Literal["nccl", "gloo"] | None = None
     """Communication library. Default: nccl on CUDA, gloo on CPU."""
-    distributed_timeout_minutes: float = Field(10.0, gt=0)
+    distributed_timeout_minutes: float = Field(10.0, gt=0, le=525_600)
     """A collective that takes longer than this ends the run."""
 
 

@@ -4,11 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megalm.config.base import FixedOnResume, OpenChoice, Section
+from megalm.config.base import FirstValueOf, FixedOnResume, OpenChoice, Section
 from megalm.config.batch_schedule import BatchSchedule, read_step_schedule
+from megalm.config.ranges import LARGEST_SEED
 
 DecayStyle = Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"]
 WsdDecayStyle = Literal["linear", "exponential", "cosine", "minus_sqrt"]
+
+_SCALE = ("optimizer", "loss_scaler", "cur_scale")
 
 
 class BatchConfig(Section):
@@ -65,9 +68,9 @@ class TrainingConfig(Section):
 
     train_iters: int | None = Field(None, ge=1)
     """Optimizer steps of the whole run."""
-    train_samples: int | None = Field(None, ge=1)
+    train_samples: int | None = Field(None, ge=1, le=2**62)
     """Samples of the whole run, in place of --train-iters; schedules then count samples."""
-    train_tokens: int | None = Field(None, ge=1)
+    train_tokens: int | None = Field(None, ge=1, le=2**62)
     """Tokens of the whole run, in place of --train-iters; with --train-samples the shorter of the two counts."""
     objective: Annotated[str, OpenChoice(("causal",))] = "causal"
     """What the model is trained to predict: causal is the next token."""
@@ -91,7 +94,7 @@ class TrainingConfig(Section):
     """Save and exit when the step number is a multiple of this."""
     exit_duration_in_mins: float | None = Field(None, gt=0)
     """Save and exit after this many minutes."""
-    seed: Annotated[int, FixedOnResume()] = Field(1234, ge=0)
+    seed: Annotated[int, FixedOnResume()] = Field(1234, ge=0, le=LARGEST_SEED)
     """Seed of initial values, sample order and dropout."""
     deterministic_mode: bool = False
     """Only algorithms that give the same bits each time, on GPUs too, where others are faster; one that torch has in no
@@ -188,15 +191,15 @@ class PrecisionConfig(Section):
     """Weights and activations in float16 with loss scaling, fp32 master weights."""
     grad_accum_dtype: Literal["fp32", "model"] = "fp32"
     """Type in which gradients are accumulated and reduced: fp32, or the model's own."""
-    loss_scale: float | None = Field(None, gt=0)
+    loss_scale: Annotated[float | None, FirstValueOf(*_SCALE)] = Field(None, gt=0, le=2.0**100)
     """Fixed loss scale for fp16. Default: dynamic."""
-    initial_loss_scale: float = Field(65536.0, ge=1)
+    initial_loss_scale: Annotated[float, FirstValueOf(*_SCALE)] = Field(65536.0, ge=1, le=2.0**100)
     """First dynamic loss scale, a power of two."""
     min_loss_scale: float = Field(1.0, gt=0)
     """Smallest dynamic loss scale."""
     loss_scale_window: int = Field(1000, ge=1)
     """Good steps after which the dynamic loss scale doubles."""
-    hysteresis: int = Field(2, ge=1)
+    hysteresis: Annotated[int, FirstValueOf("optimizer", "loss_scaler", "cur_hysteresis")] = Field(2, ge=1)
     """Overflows after which the dynamic loss scale halves."""
 
     @property

@@ -50,7 +50,7 @@ def on_all_ranks(device: torch.device, action: Callable[[], T]) -> T:
         failure = error
     except OSError as error:
         failure = unforeseen(error) or MegalmError(str(error))
-    failures = gather_json([failure.exit_code, str(failure)] if failure else None, device)
+    failures = gather_json([failure.exit_code, failure.lasting, str(failure)] if failure else None, device)
     failed = [rank for rank, told in enumerate(failures) if told]
     if not failed:
         return result  # type: ignore[return-value]
@@ -58,7 +58,7 @@ def on_all_ranks(device: torch.device, action: Callable[[], T]) -> T:
         assert failure is not None
         failure.local = True
         raise failure
-    code, text = failures[failed[0]]
+    code, lasting, text = failures[failed[0]]
     peer = PeerError(f"rank {failed[0]}: {text}")
-    peer.exit_code = code
+    peer.exit_code, peer.lasting = code, lasting
     raise peer

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from megalm.distributed.fingerprint import of_slices
 from megalm.distributed.groups import MeshGroups, RankGroup
 from megalm.distributed.shards import ShardSpec, StateSlice
-from megalm.engine import state
+from megalm.engine import live_weights, state
 from megalm.engine.deepspeed_patches import grow_scale_after_step
 from megalm.engine.host_memory import FreedMemory
 from megalm.engine.loss_sums import LossSums, dataset_losses, means, total, weighted
@@ -201,6 +202,28 @@ class Engine:
         """
         slices, weights = [piece for piece in self.state_slices() if piece.shard_spec.is_owner], self.groups.weights
         return slices[weights.rank :: weights.size] if self.zero_stage == 0 else slices
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights that the model computes with."""
+        return next(iter(self.names)).dtype
+
+    def differing_from_written(self, written: Mapping[str, int]) -> list[str]:
+        """The parameters that the model computes with otherwise than with the weights that are written of them.
+
+        `written` are the fingerprints of what this rank has written of `owned_slices`. Every rank calls it.
+        """
+        owned = {parameter: name for parameter, name in self.names.items() if self.shard_specs[name].is_owner}
+        return live_weights.differing(written, owned, self.shard_specs, self.groups.weights)
+
+    def differing_from_state(self) -> list[str]:
+        """The parameters that the model computes with otherwise than with the fp32 weights kept of them.
+
+        Every rank calls it.
+        """
+        held = of_slices(((piece, piece.weight) for piece in self.state_slices()), self.dtype)
+        ranks = self.groups.weights if self.zero_stage else None
+        return live_weights.differing(held, self.names, self.shard_specs, ranks)
 
     def set_weight(self, parameter: nn.Parameter, part: Tensor) -> None:
         """Give the model its working copy of one parameter; `part` holds the fp32 elements of its shard_spec."""

@@ -1,7 +1,8 @@
 """The optimizer state of any ZeRO stage as slices of named tensors.
 
 Stage 0 keeps whole tensors; 1 and 2 keep a range of each parameter group laid flat, 3 a range of each parameter.
-DeepSpeed links each parameter to its range: `_hp_mapping` (1 and 2), `grad_position` (3).
+Where a parameter lies in its group (1 and 2) its own memory says, which is a part of the flat group: DeepSpeed's
+`_hp_mapping` supposes the order of the group and is wrong under "round_robin_gradients". At 3 `grad_position` says it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from megalm.distributed.shards import ShardSpec, StateSlice
@@ -29,27 +31,25 @@ def state_slices(
 ) -> list[StateSlice]:
     """What this rank keeps, in the order of `names`; moments that do not exist yet are created as zeros.
 
-    What a parameter has beyond its shard_spec, vocabulary padding, is left out.
+    What a parameter has beyond its shard_spec, vocabulary padding, is left out. A tensor of which nothing else is here
+    has moments and counts steps all the same, or a resumed run would be at two steps at once.
     """
     base = ds_engine.basic_optimizer
     slices = []
     for parameter, name in names.items():
-        located = locate(ds_engine, zero_stage, parameter)
-        if located is None:
-            continue
-        flat, offset, start, stop = located
-        count = min(stop, shard_specs[name].box.numel) - start
+        part = locate(ds_engine, zero_stage, parameter)
+        moments = _moments(base, part.tensor, state_kinds(name, shard_specs[name].shape))
+        count = min(part.stop, shard_specs[name].box.numel) - part.start
         if count <= 0:
             continue
-        moments = _moments(base, flat, state_kinds(name, shard_specs[name].shape))
         slices.append(
             StateSlice(
                 name=name,
                 shard_spec=shard_specs[name],
-                start=start,
-                stop=start + count,
-                weight=flat.detach().view(-1).narrow(0, offset, count),
-                moments={kind: tensor.view(-1).narrow(0, offset, count) for kind, tensor in moments.items()},
+                start=part.start,
+                stop=part.start + count,
+                weight=part.tensor.detach().view(-1).narrow(0, part.offset, count),
+                moments={kind: tensor.view(-1).narrow(0, part.offset, count) for kind, tensor in moments.items()},
             )
         )
     return slices
@@ -61,41 +61,53 @@ def state_parts(
     """Where the state of each parameter lies, vocabulary padding included; not for stage 3."""
     parts = []
     for parameter, name in names.items():
-        tensor, offset, start, stop = locate(ds_engine, zero_stage, parameter) or (None, 0, 0, 0)
+        part = locate(ds_engine, zero_stage, parameter)
         parts.append(
             StatePart(
                 name=name,
                 shard_spec=shard_specs[name],
                 shape=tuple(parameter.shape),
-                tensor=tensor,
-                offset=offset,
-                start=start,
-                stop=stop,
+                tensor=part.tensor if part.start < part.stop else None,
+                offset=part.offset,
+                start=part.start,
+                stop=part.stop,
             )
         )
     return parts
 
 
-def locate(ds_engine: Any, zero_stage: int, parameter: Any) -> tuple[Tensor, int, int, int] | None:
-    """(fp32 tensor that holds this rank's part, offset in it, start, stop in the parameter), or None."""
+@dataclass(frozen=True)
+class Located:
+    """Elements start..stop of a rank's parameter, which are at `offset` of `tensor`, fp32; none where start is stop."""
+
+    tensor: Tensor
+    offset: int
+    start: int
+    stop: int
+
+
+def locate(ds_engine: Any, zero_stage: int, parameter: Any) -> Located:
+    """Where this rank keeps its part of the parameter's fp32 weights."""
     optimizer = ds_engine.optimizer
     if zero_stage == 0:
         position = next(i for i, p in enumerate(optimizer.model_parameters) if p is parameter)
-        return optimizer.masters[position], 0, 0, parameter.numel()
+        return Located(optimizer.masters[position], 0, 0, parameter.numel())
     if zero_stage == 3:
         group, offset, count = optimizer.grad_position[optimizer.get_param_id(parameter)]
-        start = torch.distributed.get_rank(parameter.ds_process_group) * count
+        start = dist.get_rank(parameter.ds_process_group) * count
         stop = min(start + count, parameter.ds_numel)  # the last ranks' parts end in padding
-        return (optimizer.fp32_partitioned_groups_flat[group], offset, start, stop) if stop > start else None
-    mapping = parameter._hp_mapping
-    if mapping is None:
-        return None
-    partitions = getattr(optimizer, "fp32_groups_flat_partition", None)  # BF16_Optimizer's name for them
-    if partitions is None:
-        partitions = optimizer.single_partition_of_fp32_groups
-    flat = partitions[mapping.param_group_index]
-    here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-    return flat, here.start, there.start, there.start + there.numel
+        return Located(optimizer.fp32_partitioned_groups_flat[group], offset, start, max(start, stop))
+    bf16 = hasattr(optimizer, "bf16_groups_flat")  # BF16_Optimizer has its own names
+    wholes = optimizer.bf16_groups_flat if bf16 else optimizer.bit16_groups_flat
+    partitions = optimizer.fp32_groups_flat_partition if bf16 else optimizer.single_partition_of_fp32_groups
+    for number, (whole, own) in enumerate(zip(wholes, partitions, strict=True)):
+        begin = (parameter.data_ptr() - whole.data_ptr()) // whole.element_size()
+        if not 0 <= begin < whole.numel():
+            continue
+        first = dist.get_rank(optimizer.real_dp_process_group[number]) * own.numel() - begin
+        start, stop = max(0, first), min(parameter.numel(), first + own.numel())
+        return Located(own, start - first, start, stop) if start < stop else Located(own, 0, 0, 0)
+    raise AssertionError("every parameter lies in a flat group")
 
 
 def _moments(base: torch.optim.Optimizer, flat: Tensor, kinds: Iterable[str]) -> dict[str, Tensor]:
@@ -118,7 +130,7 @@ def set_weight(parameter: Any, shard_spec: ShardSpec, part: Tensor) -> None:
             parameter.data.copy_(full)
             return
         held: Any = parameter.ds_tensor
-        start = torch.distributed.get_rank(parameter.ds_process_group) * held.ds_numel
+        start = dist.get_rank(parameter.ds_process_group) * held.ds_numel
         piece = full.reshape(-1)[start : start + held.ds_numel]
         held.data.view(-1)[: piece.numel()].copy_(piece)
         if parameter.numel() == parameter.ds_numel:  # small parameters stay gathered
@@ -146,7 +158,7 @@ class OptimizerScalars:
         )
 
     def state(self) -> dict[str, Any]:
-        """Both, as JSON can hold them."""
+        """Both, as JSON can hold them; a fixed loss scale is a setting, not state."""
         # the largest: what counts no steps (Muon's matrices) keeps the number that it was loaded with
         steps = [int(entry["step"]) for entry in self._optimizer.state.values() if "step" in entry]
         counters = {name: getattr(self._scaler, name) for name in _SCALER_FIELDS if hasattr(self._scaler, name)}
@@ -167,3 +179,5 @@ class OptimizerScalars:
         for name, value in given.loss_scaler.items():
             if hasattr(self._scaler, name):
                 setattr(self._scaler, name, value)
+        if self._scaler is not None and hasattr(self._scaler, "min_scale"):
+            self._scaler.cur_scale = max(self._scaler.cur_scale, self._scaler.min_scale)

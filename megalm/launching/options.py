@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.paths import path_argument
+from megalm.config.ranges import Range
 from megalm.errors import ConfigError
 from megalm.launching.commands import LAUNCHERS
 from megalm.launching.job import IDLE_STARTS
@@ -120,13 +121,8 @@ def check_launcher(arguments: argparse.Namespace) -> None:
 
 
 def _positive(text: str) -> int:
-    value = _count(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+    return int(Range(1)(text))
 
 
 def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
-    return int(text)
+    return int(Range(0)(text))

@@ -3,6 +3,7 @@
 Shapes: B samples, T sequence, V padded vocabulary.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from megalm.errors import ConfigError
 from megalm.models.blocks.attention import KVCache
 from megalm.models.blocks.randomness import named_generator
 from megalm.models.contract import LanguageModel
+
+_COLDEST = 1e-4
+"""Below this temperature only the likeliest token is left, and logits divided by it would leave fp32."""
 
 
 @torch.no_grad()
@@ -45,7 +49,7 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        choose = _greedy if temperature == 0.0 else _sampler(temperature, top_k, top_p, num_samples, seed)
+        choose = _greedy if temperature < _COLDEST else _sampler(temperature, top_k, top_p, num_samples, seed)
         return _decode(model, prompt_tokens, max_new_tokens, num_samples, choose, stop_token)
     finally:
         model.train(was_training)
@@ -179,7 +183,7 @@ def _problems(
         )
     if max_new_tokens < 0 or num_samples < 1:
         found.append(f"max_new_tokens={max_new_tokens} must be at least 0 and num_samples={num_samples} at least 1")
-    if temperature < 0.0 or top_k < 0 or not 0.0 < top_p <= 1.0:
+    if not 0.0 <= temperature < math.inf or top_k < 0 or not 0.0 < top_p <= 1.0:
         found.append(
             f"temperature={temperature} must be at least 0, top_k={top_k} at least 0 (0 keeps all tokens), "
             f"top_p={top_p} in (0, 1]"

@@ -4,8 +4,9 @@ import argparse
 import sys
 
 from megalm.config import RunConfig, load
+from megalm.config.ranges import Range
 from megalm.config.rules.completion import complete_model
-from megalm.errors import ConfigError, DataError
+from megalm.errors import DataError
 
 TAKES_RUN_FLAGS = True
 """Every flag of a launch script is understood too."""
@@ -13,13 +14,27 @@ TAKES_RUN_FLAGS = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm plan` beside those of a run."""
-    parser.add_argument("--world-size", type=int, metavar="N", help="number of ranks (default: one copy of the model)")
-    parser.add_argument("--memory-per-device", type=float, metavar="GB", help="warn if a rank needs more (1 GB = 1e9)")
     parser.add_argument(
-        "--forward-ms", type=float, default=1.0, metavar="X", help="time of a stage's forward pass (default 1)"
+        "--world-size", type=Range(1), metavar="N", help="number of ranks (default: one copy of the model)"
     )
     parser.add_argument(
-        "--backward-ms", type=float, metavar="X", help="time of its backward pass (default: twice the forward's)"
+        "--memory-per-device",
+        type=Range(0, 1e9, whole=False),
+        metavar="GB",
+        help="warn if a rank needs more (1 GB = 1e9)",
+    )
+    parser.add_argument(
+        "--forward-ms",
+        type=Range(1e-6, 1e9, whole=False),
+        default=1.0,
+        metavar="X",
+        help="time of a stage's forward pass (default 1)",
+    )
+    parser.add_argument(
+        "--backward-ms",
+        type=Range(1e-6, 1e9, whole=False),
+        metavar="X",
+        help="time of its backward pass (default: twice the forward's)",
     )
     parser.epilog = "All flags of the launch scripts are understood: --config RECIPE, --tensor-model-parallel-size, ..."
 
@@ -27,8 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, run_flags: list[str]) -> int:
     """Print the plan; 0 when it fits, 1 when it will not."""
     loaded = load(run_flags, "megalm plan")
-    if arguments.world_size is not None and arguments.world_size < 1:
-        raise ConfigError(f"--world-size {arguments.world_size} must be at least 1")
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
     parallel = loaded.config.parallel
@@ -41,8 +54,6 @@ def run(arguments: argparse.Namespace, run_flags: list[str]) -> int:
     from megalm.planner.text import describe
 
     backward = 2 * arguments.forward_ms if arguments.backward_ms is None else arguments.backward_ms
-    if min(arguments.forward_ms, backward) <= 0:
-        raise ConfigError("--forward-ms and --backward-ms must be more than 0")
     plan = make_plan(_complete(config), world, StepTimes(forward=arguments.forward_ms, backward=backward))
     room = None if arguments.memory_per_device is None else arguments.memory_per_device * 1e9
     print(describe(plan, room))

@@ -55,7 +55,15 @@ def _tensor_parallel(layout: Layout) -> int:
     """
     ranks = layout.mesh.tp
     all_reduce = 2 * (ranks - 1) / ranks * _activation_bytes(layout)
-    return int(layout.micro_batches * all_reduce * max(_all_reduces(layout, rank) for rank in range(layout.mesh.pp)))
+    most = max(
+        all_reduce * _all_reduces(layout, rank) + _summed_gradients(layout, rank) for rank in range(layout.mesh.pp)
+    )
+    return int(layout.micro_batches * most)
+
+
+def _summed_gradients(layout: Layout, pp_rank: int) -> float:
+    """Bytes for the gradients of norms and of key/value heads that several ranks hold, all-reduced in float32."""
+    return sum(2 * (ranks - 1) / ranks * 4 * elements for elements, ranks in layout.summed_gradients(pp_rank))
 
 
 def _all_reduces(layout: Layout, pp_rank: int) -> float:

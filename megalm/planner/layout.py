@@ -16,13 +16,16 @@ from megalm.kernels.backend import FUSED, REFERENCE, Kernels
 from megalm.kernels.building import library
 from megalm.models.blocks.head import use_linear_loss
 from megalm.models.blocks.operators import use_kernels
+from megalm.models.contract import LanguageModel
 from megalm.models.dtypes import DTYPES
 from megalm.models.families import FAMILIES
 from megalm.parallel.pipeline.chunks import build_chunks
 from megalm.parallel.pipeline.plan import PipelinePlan
 from megalm.parallel.pipeline.stage import StageModule
+from megalm.parallel.randomness import OwnDropout
 from megalm.parallel.recompute import apply_recompute
 from megalm.parallel.region import TensorParallel
+from megalm.parallel.styles import Shards
 from megalm.planner.absent import AbsentRanks
 from megalm.planner.activations import FakeRank, KeepGradients
 
@@ -88,6 +91,22 @@ class Layout:
 
     def stages(self, pp_rank: int) -> list[StageModule]:
         """What a rank of one pipeline rank holds, on the meta device, built as a run builds it."""
+        last = len(self.pipeline.layers) - 1
+        return [
+            StageModule(chunk, number == 0, number == last)
+            for number, (chunk, _) in zip(self.pipeline.stages(pp_rank), self._chunks(pp_rank), strict=True)
+        ]
+
+    def summed_gradients(self, pp_rank: int) -> list[tuple[int, int]]:
+        """(elements, ranks) of each parameter whose gradient is summed over ranks that hold it for different work."""
+        return [
+            (parameter.numel(), shards.gradient_groups[name].size())
+            for chunk, shards in self._chunks(pp_rank)
+            for name, parameter in chunk.named_parameters()
+            if name in shards.gradient_groups
+        ]
+
+    def _chunks(self, pp_rank: int) -> list[tuple[LanguageModel, Shards]]:
         tp, copies = self.mesh.tp, max(1, self.mesh.tp // self.config.model.num_kv_heads)
         tensor_parallel = TensorParallel(
             group=AbsentRanks(tp),
@@ -97,12 +116,7 @@ class Layout:
             kv_group=AbsentRanks(copies),
             sequence_parallel=self.config.parallel.sequence_parallel and tp > 1,
         )
-        last = len(self.pipeline.layers) - 1
-        chunks = build_chunks(self.pipeline, pp_rank, self.config.model, tensor_parallel)
-        return [
-            StageModule(chunk, number == 0, number == last)
-            for number, (chunk, _) in zip(self.pipeline.stages(pp_rank), chunks, strict=True)
-        ]
+        return build_chunks(self.pipeline, pp_rank, self.config.model, tensor_parallel)
 
     def fake_rank(self, pp_rank: int, recompute: RecomputeConfig, keep: KeepGradients, bucket: int) -> FakeRank:
         """The rank as what a step's passes can be measured on."""
@@ -113,6 +127,7 @@ class Layout:
             if cross_entropy_impl(config) == "linear":
                 use_linear_loss(stage.part)
             apply_recompute(stage.part, recompute)
+            _without_own_draws(stage)
         length = batch.seq_length // (self.mesh.tp if config.parallel.sequence_parallel else 1)
         dtype = DTYPES[config.precision.dtype]
         return FakeRank(
@@ -124,6 +139,13 @@ class Layout:
             keep=keep,
             bucket=bucket,
         )
+
+
+def _without_own_draws(stage: StageModule) -> None:
+    """Let attention's dropout draw as the rest does: fake tensors have no number to seed a generator with."""
+    for name, module in list(stage.named_modules()):
+        if isinstance(module, OwnDropout):
+            stage.set_submodule(name, module.core, strict=True)
 
 
 def parameter_sizes(stages: Sequence[StageModule]) -> list[int]:

@@ -6,12 +6,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megalm.checkpoint.writer import save_checkpoint
+from megalm.checkpoint.writer import prune_checkpoints, save_checkpoint
+from megalm.distributed.collectives import on_all_ranks
 from megalm.distributed.shards import ShardSpec, StateSlice
 
 TENSORS = {"a.weight": torch.arange(15.0).view(3, 5), "b.bias": torch.arange(4.0) - 9}
 MOMENTS = ("exp_avg", "exp_avg_sq")
 CPU = torch.device("cpu")
+UNCOMPARED: dict[str, Any] = {"differing": lambda written: [], "dtype": torch.float32, "device": CPU}
+"""There is no model to compare with."""
 
 
 def value(name: str, kind: str, step: int) -> torch.Tensor:
@@ -47,7 +50,10 @@ def save(run: Path, step: int, *, keep: int | None = None, with_moments: bool = 
         "identity": {"tokenizer": "aaaabbbbccccdddd"},
         "states": {"progress": {"step": step, "consumed_samples": 8 * step}, "optimizer": {"optimizer_steps": step}},
     }
-    return save_checkpoint(run, slices(step), header=header, with_moments=with_moments, keep=keep, device=CPU)
+    saved = save_checkpoint(run, slices(step), header=header, with_moments=with_moments, **UNCOMPARED)
+    if keep is not None:
+        on_all_ranks(CPU, lambda: prune_checkpoints(run, step, keep) if dist.get_rank() == 0 else None)
+    return saved
 
 
 def names(folder: Path) -> list[str]:

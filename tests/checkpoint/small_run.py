@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megalm.assembly import build_model_and_engine
 from megalm.checkpoint.format import Manifest
 from megalm.config import RunConfig, load_config
-from megalm.continuation import Progress, ResumePoint, restore, save
+from megalm.continuation import Progress, ResumePoint, check_restored, restore, save
 from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
@@ -70,6 +70,7 @@ def start(folder: str, flags: str = "", origin: Path | None = None) -> SmallRun:
     point = point_of(origin)
     point.load(run.progress)
     restore(run.engine, config, point)
+    check_restored(run.engine, point, CPU)
     return run
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from handmade import CPU
+from handmade import UNCOMPARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -85,7 +85,7 @@ KINDS = {"experts": ("momentum_buffer",), "scale": ("exp_avg", "exp_avg_sq")}
 
 
 def save(run: Path, cut: Cut) -> None:
-    save_checkpoint(run, held(cut), header=HEADER, with_moments=True, keep=None, device=CPU)
+    save_checkpoint(run, held(cut), header=HEADER, with_moments=True, **UNCOMPARED)
 
 
 def held(cut: Cut, *, empty: bool = False) -> list[StateSlice]:

@@ -30,7 +30,12 @@ MUON: list[Layout] = [
     (2, f"--zero-stage 2 --tensor-model-parallel-size 2 --optimizer muon {TENSOR_PARALLEL}"),
 ]
 LION: list[Layout] = [(2, "--zero-stage 1 --optimizer lion"), (3, "--zero-stage 3 --optimizer lion")]
-LAYOUTS = FP32 + BF16 + FP16 + MUON + LION
+PADDED: list[Layout] = [
+    (2, f"--zero-stage {stage} --tensor-model-parallel-size 2 --make-vocab-size-divisible-by 32 {TENSOR_PARALLEL}")
+    for stage in (0, 1)
+]
+"""The second rank's rows of the vocabulary are padding alone."""
+LAYOUTS = FP32 + BF16 + FP16 + MUON + LION + PADDED
 TO_OTHERS: list[tuple[Layout, Layout]] = [
     ((1, "--zero-stage 0"), (2, "--zero-stage 1")),
     ((1, "--zero-stage 3"), (3, "--zero-stage 2")),
@@ -74,6 +79,7 @@ def continue_all(base: str, pairs: list[tuple[Layout, Layout]]) -> list[Steps]:
         assert (run.progress.step, run.progress.consumed_samples) == (BEFORE, 6 * BEFORE)
         run.step(AFTER)
         went_on.append(run.steps)
+        run.save()  # what was restored can be saved again
     return went_on
 
 

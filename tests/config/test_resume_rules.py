@@ -18,3 +18,19 @@ def test_a_split_is_compared_by_its_shares() -> None:
     assert rule is not None
     assert rule.meaning is split_shares
     assert rule.meaning("969, 30, 1") == rule.meaning("969,30,1") != rule.meaning("9,1")
+
+
+def test_weights_alone_need_what_gives_them_their_meaning() -> None:
+    model = SECTIONS["model"]
+    rules = {name: model.resume_rule(name) for name in model.model_fields}
+    assert {name for name, rule in rules.items() if rule is not None and not rule.weights} == {
+        "rotary_base", "rotary_seq_len_interpolation_factor", "attention_dropout", "hidden_dropout", "init_method_std",
+        "norm_epsilon", "make_vocab_size_divisible_by", "max_position_embeddings",
+    }  # fmt: skip
+
+
+def test_states_that_begin_with_a_setting_are_those_of_the_loss_scale() -> None:
+    begun = {name: cls.state_begun(name) for cls in SECTIONS.values() for name in cls.model_fields}
+    assert {name: path[-1] for name, path in begun.items() if path} == {
+        "loss_scale": "cur_scale", "initial_loss_scale": "cur_scale", "hysteresis": "cur_hysteresis",
+    }  # fmt: skip

@@ -91,6 +91,9 @@ ROWS = [
     Row(2, TP + "--zero-stage 0 --sequence-parallel", ci=True),
     Row(2, TP + "--zero-stage 0 --sequence-parallel " + FULL + "--recompute-num-layers 3", ci=True),
     Row(2, TP + "--zero-stage 0 " + FULL + "--recompute-method block --recompute-num-layers 3"),
+    # one KV head on four ranks: its gradient, and those of norms of heads, are summed
+    Row(4, "--tensor-model-parallel-size 4 --num-query-groups 1 --zero-stage 0", ci=True),
+    Row(4, "--tensor-model-parallel-size 4 --num-query-groups 2 --qk-layernorm --zero-stage 1 --sequence-parallel"),
     Row(2, PP + "--zero-stage 0"),
     Row(2, PP + "--zero-stage 1 --pipeline-schedule zbv"),
     Row(2, PP + "--zero-stage 0 --pipeline-schedule interleaved-1f1b"),

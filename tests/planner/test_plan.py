@@ -39,6 +39,14 @@ def test_a_plan_names_grid_memory_communication_and_bubble(capsys) -> None:
         assert expected in text
 
 
+@pytest.mark.parametrize("dropout", ["--attention-dropout 0.1", "--attention-dropout 0.1 --hidden-dropout 0.1"])
+def test_a_run_with_dropout_has_a_plan(capsys, dropout: str) -> None:
+    """Every recompute granularity is measured."""
+    code, text = planned(f"{dropout} --num-layers 2 --tensor-model-parallel-size 2", capsys)
+    assert code == 0
+    assert "peak full" in text
+
+
 def test_what_does_not_fit_is_said_with_a_way_out(capsys) -> None:
     code, text = planned("--world-size 2 --memory-per-device 0.001", capsys)
     assert code == 1

@@ -1,4 +1,4 @@
-"""A DeepSpeed JSON in, the facts that megalm knows under another name out; unknown and refused keys are problems.
+"""A DeepSpeed JSON in, the facts that megalm knows under another name out, and what only DeepSpeed knows.
 
 "auto", at any depth, is the same as leaving the key out.
 """
@@ -7,11 +7,10 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from megalm.config.deepspeed.vocabulary import REMOVED, UNSUPPORTED_JSON, VOCABULARY
 from megalm.config.merging.settings import Given
-from megalm.config.merging.suggest import did_you_mean
 from megalm.shipped import shipped_hint
 from megalm.storage.documents import DocumentError, parse_json, read_settings
 from megalm.storage.faults import reason_of
@@ -27,6 +26,8 @@ class DeepSpeedJson:
     data: dict[str, Any] = field(default_factory=dict)
     lines: dict[KeyPath, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What is accepted and changes nothing."""
 
     def source_of(self, path: KeyPath) -> str:
         """FILE:LINE of a key."""
@@ -92,71 +93,6 @@ def key_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
             key = None
 
 
-def check_json(document: DeepSpeedJson) -> None:
-    """Note every key that DeepSpeed does not know or no longer has, that megalm does not take, or whose value has the
-    wrong type, and take it out of the content."""
-    found = [*_check_block(document.data, VOCABULARY, ()), *_check_optimizer(document)]
-    document.problems += [f"{document.source_of(path)}: {text}" for path, text in found]
-    document.data = _without(document.data, {path for path, _ in found}, ())
-
-
-def _check_block(block: dict[str, Any], known: dict[str, Any], above: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    for key, value in block.items():
-        path = (*above, key)
-        name = ".".join(path)
-        if name in REMOVED:
-            yield path, f'"{name}" was removed from DeepSpeed; {REMOVED[name]}'
-        elif key not in known:
-            yield path, _unknown_key(key, known, above)
-        elif name in UNSUPPORTED_JSON and not _asks_for_nothing(value, UNSUPPORTED_JSON[name][1]):
-            yield path, f'"{name}" is known in DeepSpeed but not supported here; {UNSUPPORTED_JSON[name][0]}'
-        elif isinstance(known[key], dict) and isinstance(value, dict):
-            yield from _check_block(value, known[key], path)
-        elif value not in ("auto", None) and not _fits(value, known[key]):
-            yield path, f"{name}={json.dumps(value)} must be {_KIND_NAMES[_kind(known[key])]}"
-
-
-def _unknown_key(key: str, known: dict[str, Any], above: KeyPath) -> str:
-    where = f' in "{".".join(above)}"' if above else ""
-    elsewhere = [name for name, block in VOCABULARY.items() if isinstance(block, dict) and key in block]
-    if above and key in VOCABULARY:
-        hint = "; it belongs at the top level"
-    elif elsewhere:
-        hint = f'; it belongs in "{elsewhere[0]}"'
-    else:
-        hint = did_you_mean(key, known) or did_you_mean(key, VOCABULARY)
-    return f'DeepSpeed knows no key "{key}"{where}{hint}'
-
-
-def _asks_for_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:
-    if isinstance(value, dict) and "enabled" in value:
-        return value["enabled"] in (False, "auto")
-    return value is None or value == "auto" or value in harmless or (value is False and True not in harmless)
-
-
-_KIND_NAMES = {
-    bool: "true or false",
-    int: "a whole number, not negative",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "a block {...}",
-}
-
-
-def _kind(known: Any) -> type:
-    return dict if isinstance(known, dict) else known
-
-
-def _fits(value: Any, known: Any) -> bool:
-    kind = _kind(known)
-    if kind is int:
-        return not isinstance(value, bool) and isinstance(value, int | float) and value >= 0 and value == int(value)
-    if kind is float:
-        return not isinstance(value, bool) and isinstance(value, int | float)
-    return isinstance(value, kind)
-
-
 @dataclass(frozen=True)
 class Fact:
     """A JSON key that says what a megalm setting says."""
@@ -168,6 +104,8 @@ class Fact:
 
 OPTIMIZERS = {"adam": "adam", "adamw": "adam", "lion": "lion", "muon": "muon"}
 """DeepSpeed's optimizers (in lower case) that megalm has: its own names."""
+SCHEDULERS = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
+"""DeepSpeed's schedulers that megalm has: the decay after the warmup."""
 
 FACTS = (
     Fact("train_batch_size", "global_batch_size"),
@@ -188,6 +126,12 @@ FACTS = (
     Fact("optimizer.params.momentum", "muon_momentum"),
     Fact("optimizer.params.eps", "adam_eps"),
     Fact("optimizer.params.weight_decay", "weight_decay"),
+    Fact("scheduler.type", "lr_decay_style", lambda kind: SCHEDULERS[kind]),
+    Fact("scheduler.params.warmup_max_lr", "lr"),
+    Fact("scheduler.params.warmup_min_lr", "lr_warmup_init"),
+    Fact("scheduler.params.warmup_num_steps", "lr_warmup_iters"),
+    Fact("scheduler.params.total_num_steps", "lr_decay_iters"),
+    Fact("tensor_parallel.autotp_size", "tensor_model_parallel_size", lambda size: size or 1),
 )
 
 
@@ -201,6 +145,7 @@ def facts(document: DeepSpeedJson) -> Iterator[tuple[str, Given, str]]:
         if value is not None and not unused:
             shown = f"{fact.path}={json.dumps(value)}"
             yield fact.name, Given(fact.convert(value), document.source_of(path)), shown
+    yield from _tensorboard(document)
     betas = document.get(("optimizer", "params", "betas"))
     if betas is not None:
         path = ("optimizer", "params", "betas")
@@ -209,30 +154,31 @@ def facts(document: DeepSpeedJson) -> Iterator[tuple[str, Given, str]]:
             yield name, Given(betas[number], document.source_of(path)), f"optimizer.params.betas={json.dumps(betas)}"
 
 
-def _check_optimizer(document: DeepSpeedJson) -> Iterator[tuple[KeyPath, str]]:
-    kind = document.get(("optimizer", "type"))
-    if isinstance(kind, str) and kind.lower() not in OPTIMIZERS:
-        yield ("optimizer", "type"), f'optimizer.type="{kind}" is not supported here; use "AdamW", "Lion" or "Muon"'
-    betas = document.get(("optimizer", "params", "betas"))
-    if isinstance(betas, list) and (len(betas) != 2 or any(not _fits(beta, float) for beta in betas)):
-        text = f"optimizer.params.betas={json.dumps(betas)} must be two numbers, as [0.9, 0.95]"
-        yield ("optimizer", "params", "betas"), text
+def _tensorboard(document: DeepSpeedJson) -> Iterator[tuple[str, Given, str]]:
+    """The folder of the event files, as DeepSpeed puts it together."""
+    folder, job = (document.get(("tensorboard", key)) for key in ("output_path", "job_name"))
+    if document.get(("tensorboard", "enabled")) and folder:
+        path = ("tensorboard", "output_path")
+        value = str(Path(folder, job or "DeepSpeedJobName"))
+        yield "tensorboard_dir", Given(value, document.source_of(path)), f"tensorboard.output_path={json.dumps(folder)}"
 
 
 def remainder(document: DeepSpeedJson) -> dict[str, Any]:
     """What only DeepSpeed knows: the content without facts, "auto" values, the optimizer, and blocks left empty."""
-    known = {tuple(fact.path.split(".")) for fact in FACTS} | {("optimizer",)}
-    return _without(document.data, known, ())
+    blocks = {("optimizer",), ("scheduler",), ("tensor_parallel",), ("tensorboard",)}
+    known = {tuple(fact.path.split(".")) for fact in FACTS} | blocks
+    return without(document.data, known)
 
 
-def _without(block: dict[str, Any], known: set[KeyPath], above: KeyPath) -> dict[str, Any]:
+def without(block: dict[str, Any], known: set[KeyPath], above: KeyPath = ()) -> dict[str, Any]:
+    """The content without `known` keys, "auto" values, and blocks left empty."""
     kept: dict[str, Any] = {}
     for key, value in block.items():
         path = (*above, key)
         if path in known or value == "auto" or value is None:
             continue
         if isinstance(value, dict):
-            value = _without(value, known, path)
+            value = without(value, known, path)
             if not value:
                 continue
         kept[key] = value

@@ -11,13 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megalm.config.base import Section
-from megalm.config.deepspeed.read import (
-    DeepSpeedJson,
-    check_json,
-    facts,
-    read_deepspeed_json,
-    remainder,
-)
+from megalm.config.deepspeed.check import check_engine_keys, check_json
+from megalm.config.deepspeed.read import DeepSpeedJson, facts, read_deepspeed_json, remainder
 from megalm.config.deepspeed.write import DEFAULT_ZERO_STAGE
 from megalm.config.hugging_face import read_settings
 from megalm.config.merging.dump import render_sources
@@ -64,6 +59,7 @@ class Merge:
 
     given: dict[str, Given] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     """Fields whose value does not fit, which is a problem already."""
 
@@ -99,13 +95,13 @@ def load(argv: Sequence[str], prog: str | None = None) -> Loaded:
     if flags.print_config:
         sys.stdout.write(render_sources(config, sources))
         raise SystemExit(0)
-    notes = [note for recipe in recipes for note in recipe.notes]
-    return Loaded(config, sources, flags.notes + notes)
+    merge.notes += [note for recipe in recipes for note in recipe.notes]
+    return Loaded(config, sources, merge.notes)
 
 
 def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
     """Flags over recipes over each other, then the DeepSpeed JSON beside them."""
-    merge = Merge(problems=list(flags.problems))
+    merge = Merge(problems=list(flags.problems), notes=list(flags.notes))
     lines: dict[KeyPath, int] = {}
     for recipe in recipes:
         merge.problems += recipe.problems
@@ -214,9 +210,12 @@ def tell_tokenizer_vocab_size(given: dict[str, Given]) -> None:
 
 
 def join_json(merge: Merge, document: DeepSpeedJson) -> None:
-    """The JSON's facts fill what nobody else gave and must agree with what somebody did."""
+    """The JSON's facts fill what nobody else gave and must agree with what somebody did.
+
+    A flag wins over a JSON that a recipe names, as over the recipe itself, and says so.
+    """
     check_json(document)
-    merge.problems += document.problems
+    of_recipe = not merge.given["deepspeed_config"].source.startswith("--")
     for name, given, shown in facts(document):
         try:
             value = SETTINGS[name].convert(given.value)
@@ -224,13 +223,25 @@ def join_json(merge: Merge, document: DeepSpeedJson) -> None:
             merge.problems.append(f"{given.source}: {shown}: {name} {error}")
             continue
         other = merge.given.setdefault(name, Given(value, given.source))
-        if other.value != value and other.value is not None:
+        if other.value == value or other.value is None:
+            continue
+        if of_recipe and other.source.startswith("--"):
+            merge.notes.append(f"{name}={other.value} ({other.source}) replaces {shown} ({given.source})")
+        else:
             merge.problems.append(
                 f"{name}={other.value} ({other.source}) but {shown} ({given.source}); "
                 'say it once, or write "auto" in the DeepSpeed JSON'
             )
+    stage, ranks = (merge.given.get(name, Given(None, DEFAULT)).value for name in _JSON_NEEDS)
+    check_engine_keys(document, DEFAULT_ZERO_STAGE if stage is None else stage, pipeline=(ranks or 1) > 1)
+    merge.problems += document.problems
+    merge.notes += document.notes
     content = remainder(document)
     merge.given["deepspeed_config"] = Given(content or None, merge.given["deepspeed_config"].source)
+
+
+_JSON_NEEDS = ("zero_stage", "pipeline_model_parallel_size")
+"""Settings by which the meaning of DeepSpeed's keys differs."""
 
 
 def build_run(merge: Merge) -> RunConfig | None:

@@ -9,13 +9,14 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from megalm.config.base import OpenChoice, Section
 from megalm.config.merging.names import VALUE_ALIASES
 from megalm.config.merging.suggest import did_you_mean
 from megalm.config.paths import InputPath
+from megalm.config.ranges import LARGEST
 from megalm.config.sections import RunConfig
 
 
@@ -114,16 +115,16 @@ class Setting:
             return self._choose(value)
         if int in self.types and isinstance(value, str) and _WHOLE.fullmatch(value) and float(value).is_integer():
             value = int(float(value))  # 3e9 is a whole number in a flag as it is in a recipe
-        if _is_too_long(value) or (isinstance(value, int) and abs(value) > LARGEST):
-            raise ValueError(f"must be {self.metavar} of at most {LARGEST}")
+        if _is_too_long(value) or (isinstance(value, int) and abs(value) > _LARGEST_WHOLE):
+            raise ValueError(f"must be {self.metavar} of at most {_LARGEST_WHOLE}")
         try:
             found = self._adapter().validate_python(value)
         except ValidationError as error:
             errors = error.errors()
             own = [e for e in errors if e["type"] == "value_error"]  # a rule of ours knows what is meant
             raise ValueError(" or ".join(dict.fromkeys(rule(e["msg"]) for e in own or errors))) from error
-        if isinstance(found, int) and abs(found) > LARGEST:
-            raise ValueError(f"must be at most {LARGEST}")
+        if isinstance(found, int) and abs(found) > _LARGEST_WHOLE:
+            raise ValueError(f"must be at most {_LARGEST_WHOLE}")
         return found
 
     def _choose(self, word: str) -> str:
@@ -137,14 +138,16 @@ class Setting:
 
     def _adapter(self) -> TypeAdapter[Any]:
         annotation: Any = self.info.annotation
+        if int in self.types and not any(hasattr(one, "le") or hasattr(one, "lt") for one in self.info.metadata):
+            annotation = Annotated[annotation, Field(le=LARGEST)]
         for constraint in self.info.metadata:
             annotation = Annotated[annotation, constraint]
         return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
 
 _WHOLE = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?[eE]\+?[0-9]{1,2}")
-LARGEST = 2**64 - 1
-"""Of whole numbers."""
+_LARGEST_WHOLE = 2**64 - 1
+"""Of whole numbers that any setting takes."""
 
 
 def _is_too_long(value: Any) -> bool:
@@ -154,7 +157,7 @@ def _is_too_long(value: Any) -> bool:
 
 def shortened(value: Any) -> str:
     """A value as a message shows it."""
-    text = str(value) if not isinstance(value, int) or abs(value) <= LARGEST else f"{value:.6e}"
+    text = str(value) if not isinstance(value, int) or abs(value) <= _LARGEST_WHOLE else f"{value:.6e}"
     return text if len(text) <= 200 else f"{text[:40]}... ({len(text)} characters)"
 
 
@@ -163,6 +166,7 @@ def rule(message: str) -> str:
     if message.startswith("Value error, "):
         return message.removeprefix("Value error, ")
     text = message.replace("Input should be", "must be").partition(", ")[0]
+    text = text.replace("Unable to parse input string as an integer", "must be a whole number")
     for theirs, ours in (("valid integer", "whole number"), ("valid boolean", "true or false"), ("valid ", "")):
         text = text.replace(f"a {theirs}", ours if ours.startswith("true") else f"a {ours}")
     return text

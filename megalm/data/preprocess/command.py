@@ -2,10 +2,10 @@
 
 import argparse
 import collections
-import math
 from typing import Any, get_args
 
 from megalm.config.paths import path_argument
+from megalm.config.ranges import Range
 from megalm.data.preprocess import mpi
 from megalm.data.preprocess.options import PreprocessOptions
 from megalm.data.preprocess.pipeline import preprocess
@@ -70,7 +70,7 @@ def _add_input(group: Any) -> None:
         help="What is a document in a .txt file: what stands between blank lines (default), a line, or the file.",
     )  # fmt: skip
     group.add_argument(
-        "--max-line-mb", type=float, default=MAX_LINE_BYTES / (1 << 20), metavar="N",
+        "--max-line-mb", type=Range(1, 1e6, whole=False), default=MAX_LINE_BYTES / (1 << 20), metavar="N",
         help="A longer line or document is rejected unread, so that memory stays bounded (%(default).0f MiB).",
     )  # fmt: skip
     group.add_argument(
@@ -94,8 +94,8 @@ def _add_cleaning(group: Any) -> None:
         "are no UTF-8 become U+FFFD.",
     )  # fmt: skip
     _switch(group, "--redact-pii", "Put <EMAIL>, <IP_ADDRESS>, <PHONE_NUMBER> and <KEY> in place of such; counted.")
-    group.add_argument("--min-chars", type=int, metavar="N", help="Leave out texts with fewer characters.")
-    group.add_argument("--max-chars", type=int, metavar="N", help="Leave out texts with more characters.")
+    group.add_argument("--min-chars", type=Range(0), metavar="N", help="Leave out texts with fewer characters.")
+    group.add_argument("--max-chars", type=Range(1), metavar="N", help="Leave out texts with more characters.")
     group.add_argument("--dedup", choices=("exact",), help="Leave out texts equal to an earlier one of the same key.")
 
 
@@ -108,14 +108,16 @@ def _add_output(group: Any) -> None:
         help="Writes P_KEY_document.bin, .idx and .manifest.json.",
     )
     _switch(group, "--shuffle", "Write the documents in a seeded random order (for --sampling stream).")
-    group.add_argument("--seed", type=int, default=1234, metavar="N", help="Seed of --shuffle (1234).")
+    group.add_argument("--seed", type=Range(0, 2**64 - 1), default=1234, metavar="N", help="Seed of --shuffle (1234).")
     _switch(group, "--overwrite", "Replace datasets that exist.")
 
 
 def _add_runtime(group: Any) -> None:
-    group.add_argument("--workers", type=int, metavar="N", help="Processes that tokenize (1).")
+    group.add_argument("--workers", type=Range(1), metavar="N", help="Processes that tokenize (1).")
     _switch(group, "--mpi", "Work on the ranks of an MPI job: mpirun -n K megalm preprocess --mpi ..., or srun.")
-    group.add_argument("--log-interval", type=int, metavar="N", help="Progress every N documents (default: by time).")
+    group.add_argument(
+        "--log-interval", type=Range(1), metavar="N", help="Progress every N documents (default: by time)."
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -177,14 +179,8 @@ def options_of(arguments: argparse.Namespace) -> PreprocessOptions:
 
 def _problems(arguments: argparse.Namespace) -> list[str]:
     found = []
-    for name in ("workers", "log_interval", "min_chars", "max_chars", "max_line_mb"):
-        value = getattr(arguments, name)
-        if value is not None and not (0 if name == "min_chars" else 1) <= value < math.inf:  # nan is neither
-            found.append(f"--{name.replace('_', '-')} {value} must be {0 if name == 'min_chars' else 1} or more")
     if None not in (arguments.min_chars, arguments.max_chars) and arguments.min_chars > arguments.max_chars:
         found.append(f"--min-chars {arguments.min_chars} is more than --max-chars {arguments.max_chars}")
-    if not 0 <= arguments.seed < 2**64:
-        found.append(f"--seed {arguments.seed} must be 0 or more, and below 2^64")
     if arguments.reject_file is not None and arguments.on_error == "fail":
         found.append("--reject-file lists lines that are left out; add --on-error report")
     if arguments.keep_newlines and not arguments.split_sentences:

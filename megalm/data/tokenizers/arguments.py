@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from megalm.config.data import TokenizerConfig
 from megalm.config.merging.settings import rule
+from megalm.config.ranges import Range
 from megalm.data.tokenizers.build import TOKENIZERS
 from megalm.errors import ConfigError
 from megalm.tables import import_modules
@@ -14,7 +15,7 @@ from megalm.tables import import_modules
 def add_tokenizer_arguments(parser: argparse._ActionsContainer) -> None:
     """Adds a flag for each field of TokenizerConfig, with Megatron's names, and --import-module."""
     for name, info in TokenizerConfig.model_fields.items():
-        kind = int if info.annotation == (int | None) else str
+        kind: Range | type[str] = Range(0) if info.annotation == (int | None) else str
         aliases = ["--vocab-size"] if name == "tokenizer_vocab_size" else []
         parser.add_argument("--" + name.replace("_", "-"), *aliases, type=kind, metavar="X", help=info.description)
     parser.add_argument(

@@ -18,6 +18,7 @@ from typing import Any
 
 from megalm import __version__
 from megalm.config.paths import path_argument
+from megalm.config.ranges import Range
 from megalm.data.indexed.manifest import manifest_bytes, read_manifest
 from megalm.errors import DataError
 from megalm.storage.atomic import atomic_write
@@ -41,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F.jsonl",
         help='File to write: {"text", "source"} per line.',
     )
-    parser.add_argument("--size-mb", type=float, default=20.0, help="Stop before this size (default: %(default)s MB).")
+    parser.add_argument(
+        "--size-mb",
+        type=Range(0, 1e9, whole=False),
+        default=20.0,
+        help="Stop before this size (default: %(default)s MB).",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

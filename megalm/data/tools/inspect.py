@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megalm.config.paths import path_argument
+from megalm.config.ranges import Range
 from megalm.data.indexed.manifest import check_tokenizer, manifest_path, read_manifest
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.samples.build import open_dataset
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `megalm inspect`."""
     parser.description = "Show counts, document lengths and, with a tokenizer, the text of the first documents."
     parser.add_argument("prefix", type=path_argument, metavar="PREFIX", help="Prefix of PREFIX.bin and PREFIX.idx.")
-    parser.add_argument("--documents", type=int, default=3, metavar="N", help="Documents to show (%(default)s).")
+    parser.add_argument("--documents", type=Range(0), default=3, metavar="N", help="Documents to show (%(default)s).")
     add_tokenizer_arguments(parser)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from megalm import __version__
 from megalm.config.paths import path_argument
+from megalm.config.ranges import Range
 from megalm.data.text.formats import Reading, Rejected
 from megalm.data.text.input_file import InputFile
 from megalm.data.text.inputs import expand
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json-key", default="text", metavar="KEY", help="Key that holds the text (text).")
     parser.add_argument("--output-prefix", required=True, type=path_argument, metavar="P", help="Writes P.model.")
-    parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="Number of ids (4096).")
+    parser.add_argument("--vocab-size", type=Range(1), default=4096, metavar="N", help="Number of ids (4096).")
     parser.add_argument("--model-type", choices=sorted(TRAINING_BYTES), default="bpe", help="Algorithm (bpe).")
 
 

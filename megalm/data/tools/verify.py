@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from megalm.config.paths import path_argument
+from megalm.config.ranges import Range
 from megalm.data.indexed.manifest import manifest_path, read_manifest
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.samples.build import open_dataset
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="PREFIX.bin, PREFIX.idx and PREFIX.manifest.json.",
     )
     parser.add_argument(
-        "--vocab-size", type=int, metavar="N", help="Number of ids (default: the manifest's; else only id >= 0)."
+        "--vocab-size", type=Range(1), metavar="N", help="Number of ids (default: the manifest's; else only id >= 0)."
     )
 
 
