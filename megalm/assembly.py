@@ -12,7 +12,7 @@ from megalm.config.rules.completion import complete_model
 from megalm.continuation import Progress, ResumePoint, SampleOrder, check_restored, prove_room, restore
 from megalm.data.run_data import RunData
 from megalm.data.tokenizers import Tokenizer, open_tokenizer
-from megalm.distributed.collectives import on_all_ranks
+from megalm.distributed.collectives import on_all_ranks, waiting_for_others
 from megalm.distributed.context import RankContext
 from megalm.engine.engine import Engine
 from megalm.models.families import FAMILIES
@@ -38,13 +38,16 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     order = SampleOrder(progress)
     point.load(progress, order)
     total_iters, stop_sample = run_end(config, context.groups.data.size, progress)
-    data = on_all_ranks(device, lambda: build_data(config, context, tokenizer, order, stop_sample))
+    data = on_all_ranks(
+        device, lambda: build_data(config, context, tokenizer, order, stop_sample), "opening the data, building indices"
+    )
     order.dataset = data.train
-    engine = build_model_and_engine(config, model, context)
+    with waiting_for_others("building the engine"):
+        engine = build_model_and_engine(config, model, context)
     if len(data.train_names) > 1:
         engine.count_by_dataset(len(data.train_names))
-    on_all_ranks(device, lambda: prove_room(engine, config))
-    on_all_ranks(device, lambda: restore(engine, config, point))
+    prove_room(engine, config)
+    restore(engine, config, point)
     check_restored(engine, point, device)
     return Run(
         config=config,

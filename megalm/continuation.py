@@ -1,5 +1,6 @@
 """How a run is saved and continued. A checkpoint is the engine's tensors and the states of all that is `Stateful`."""
 
+import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -15,13 +16,15 @@ from megalm.checkpoint.hugging_face import HuggingFaceReader
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.restore import restore_slices, restore_weights
 from megalm.checkpoint.resume import check_same_run, check_same_weights, states_of
-from megalm.checkpoint.writer import check_room, name_latest, prune_checkpoints, save_checkpoint
+from megalm.checkpoint.room import check_room
+from megalm.checkpoint.verify import open_together
+from megalm.checkpoint.writer import name_latest, prune_checkpoints, save_checkpoint
 from megalm.config import RunConfig
 from megalm.config.hugging_face import same_model
 from megalm.config.output import hugging_face_folder
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.sample import SampleDataset
-from megalm.distributed.collectives import on_all_ranks
+from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.distributed.fingerprint import is_finite
 from megalm.engine.engine import Engine
 from megalm.errors import CheckpointError
@@ -131,7 +134,7 @@ class ResumePoint:
         origin, same_run = start_place(config)
         if origin is None or (hugging_face_folder(config.checkpoint.load) is not None and not same_run):
             return cls(origin, same_run)
-        manifest, values = Manifest.read(origin), config.model_dump(mode="json")
+        manifest, values = Manifest.read(origin), config.kept()
         if config.checkpoint.finetune and not same_run:
             for change in check_same_weights(manifest, values, identity):
                 log.warning("the weights were trained otherwise: %s", change)
@@ -186,27 +189,47 @@ def start_place(config: RunConfig) -> tuple[Path | None, bool]:
 
 
 def prove_room(engine: Engine, config: RunConfig) -> None:
-    """Checks at the start that the run's checkpoints can be written at its end.
+    """Find out before training whether a checkpoint can be written; every rank calls it.
 
     Raises:
-        CheckpointError: they cannot.
+        CheckpointError: it cannot.
     """
-    if config.checkpoint.save is not None:
-        num_elements = sum(math.prod(spec.shape) for spec in engine.shard_specs.values())
-        with_moments = not config.checkpoint.no_save_optim
-        check_room(Path(config.checkpoint.save), num_elements, engine.owned_slices, with_moments=with_moments)
+    if config.checkpoint.save is None:
+        return
+    run, parts = Path(config.checkpoint.save), engine.groups.weights.size
+    kept = 0 if config.checkpoint.no_save_optim else 1
+    values = sum(
+        spec.box.numel * (1 + kept * len(engine.state_kinds(name, spec.shape)))
+        for name, spec in engine.shard_specs.items()
+        if spec.is_owner
+    )
+    own = 4 * values // parts  # fp32
+    total = sum(gather_json(own, engine.device))
+    on_all_ranks(engine.device, lambda: check_room(run, own, total))
 
 
 def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> None:
     """Put the checkpoint's weights into the engine, and its optimizer's state unless another is to begin.
+
+    Every rank calls it.
 
     Raises:
         CheckpointError: the checkpoint is damaged, of another model or of another optimizer.
     """
     if point.origin is None:
         return
+    reader: CheckpointReader | HuggingFaceReader
+    if point.same_run or hugging_face_folder(config.checkpoint.load) is None:
+        reader = open_together(point.origin, engine.shard_specs, engine.device)
+    else:
+        reader = on_all_ranks(engine.device, functools.partial(_open_model_folder, config, point.origin))
+    on_all_ranks(engine.device, lambda: _restore_from(reader, engine, config, point), "loading the checkpoint")
+
+
+def _restore_from(
+    reader: CheckpointReader | HuggingFaceReader, engine: Engine, config: RunConfig, point: ResumePoint
+) -> None:
     same_run, weights_only = point.same_run, _weights_only(config) and not point.same_run
-    reader = CheckpointReader(point.origin) if same_run else _reader_of_load(config, point.origin)
     # asked for, and not needlessly: the same run with its optimizer state always goes on exactly
     new_optimizer = config.checkpoint.no_load_optim and (not same_run or not reader.has_optimizer_state)
     with_moments = not weights_only and not new_optimizer
@@ -222,14 +245,12 @@ def _weights_only(config: RunConfig) -> bool:
     return config.checkpoint.finetune or hugging_face_folder(config.checkpoint.load) is not None
 
 
-def _reader_of_load(config: RunConfig, origin: Path) -> CheckpointReader | HuggingFaceReader:
-    """The weights that --load names.
+def _open_model_folder(config: RunConfig, origin: Path) -> HuggingFaceReader:
+    """A model of transformers.
 
     Raises:
-        CheckpointError: they are damaged, or transformers' model is another than the run's settings say.
+        CheckpointError: it is damaged, or another than the run's settings say.
     """
-    if hugging_face_folder(config.checkpoint.load) is None:
-        return CheckpointReader(origin)
     reader = HuggingFaceReader(origin)
     if differences := same_model(config.model, reader.model_config):
         raise CheckpointError(
@@ -286,7 +307,7 @@ def save(
     header = {
         "step": step,
         "layout": f"{layout}, ZeRO {engine.zero_stage}",
-        "config": config.model_dump(mode="json"),
+        "config": config.kept(),
         "identity": identity,
         "states": {stateful.name: stateful.state() for stateful in states},
     }

@@ -13,25 +13,35 @@ from megalm.errors import DataError
 from megalm.run import Run
 
 
-def evaluate(run: Run, sets: dict[str, SampleDataset], name: str) -> None:
-    """Report the loss on each of `sets`, on the same samples every time, and on all of them together."""
+def evaluate(run: Run, sets: dict[str, SampleDataset], name: str) -> bool:
+    """Report the loss on each of `sets`, on the same samples every time, and on all of them together.
+
+    False where a stop signal came: nothing is reported then.
+    """
     if not sets or run.config.training.eval_iters == 0:
-        return
+        return True
     run.metric_logger.pause()
     row: dict[str, Any] = {"step": run.progress.step, "consumed_samples": run.progress.consumed_samples}
     total = torch.zeros(2, len(run.engine.runner.loss_weights), dtype=torch.float64, device=run.context.device)
     for own_name, dataset in sets.items():
         sums = evaluation_sums(run, dataset, whole=run.config.data.full_validation and name == "validation")
+        if sums is None:
+            run.metric_logger.resume()
+            return False
         if own_name:
             row |= evaluated_losses(run, sums.clone(), name, f"/{own_name}")
         total += sums
     run.metric_logger.evaluation(row | evaluated_losses(run, total, name))
     run.evaluated_step = run.progress.step
     run.metric_logger.resume()
+    return True
 
 
-def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.Tensor:
-    """This rank's sums and counts of losses over the first eval_iters batches of a dataset, or the `whole` of it."""
+def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.Tensor | None:
+    """This rank's sums and counts of losses over the first eval_iters batches of a dataset, or the `whole` of it.
+
+    None where a stop signal came to any rank: it is looked for before every global batch.
+    """
     micro_batch_size, size = run.config.eval_sizes(run.data.size)
     if whole or len(dataset) < run.config.training.eval_iters * size:
         dataset = Padded(dataset, size)
@@ -39,6 +49,8 @@ def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.T
     sums = torch.zeros(2, len(run.engine.runner.loss_weights), dtype=torch.float64, device=run.context.device)
     batches = run.data.batches(dataset, 0, samples, workers=0)
     while parts := list(islice(batches, size // (micro_batch_size * run.data.size))):
+        if run.asked_to_stop():
+            return None
         sums += run.engine.eval_step([part.to(run.context.device) for part in parts])
     return sums
 
@@ -61,17 +73,22 @@ def named_losses(losses: Mapping[str, float], prefix: str = "", suffix: str = ""
     return {f"{prefix}{name}_loss{suffix}": loss for name, loss in losses.items()} if len(losses) > 1 else {}
 
 
-def evaluate_at_end(run: Run) -> None:
-    """The last evaluation, on validation and test sets."""
-    if run.evaluated_step != run.progress.step:
-        evaluate(run, run.data.valid, "validation")
-        show_sample(run)
-    evaluate(run, {} if run.data.test is None else {"": run.data.test}, "test")
+def evaluate_at_end(run: Run) -> bool:
+    """The last evaluation, on validation and test sets; False where a stop signal cut it short."""
+    if run.evaluated_step != run.progress.step and not (
+        evaluate(run, run.data.valid, "validation") and show_sample(run)
+    ):
+        return False
+    return evaluate(run, {} if run.data.test is None else {"": run.data.test}, "test")
 
 
-def show_sample(run: Run) -> None:
-    """Report how the model continues --sample-prompt."""
-    if run.sampler is not None:
-        run.metric_logger.pause()
-        run.metric_logger.text("sample", run.sampler.text(run.engine), run.progress.step)
-        run.metric_logger.resume()
+def show_sample(run: Run) -> bool:
+    """Report how the model continues --sample-prompt; False where a stop signal cut it short."""
+    if run.sampler is None:
+        return True
+    run.metric_logger.pause()
+    text = run.sampler.text(run.engine, run.asked_to_stop)
+    if text is not None:
+        run.metric_logger.text("sample", text, run.progress.step)
+    run.metric_logger.resume()
+    return text is not None

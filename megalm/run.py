@@ -5,6 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from megalm.commands.generate import Sampler
 from megalm.config import RunConfig
 from megalm.config.batch_schedule import BatchSchedule
@@ -59,6 +62,13 @@ class Run:
     def batch_schedule(self) -> BatchSchedule:
         """Samples of each optimizer step."""
         return self.config.batch.schedule(self.data.size)
+
+    def asked_to_stop(self) -> bool:
+        """Whether a stop signal has come to any rank; every rank calls it, and has the same answer."""
+        number = torch.tensor(self.stop.number, device=self.context.device)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        return self.stop.agree(int(number))
 
     @property
     def global_batch_size(self) -> int:

@@ -3,39 +3,39 @@
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from megalm.assembly import build_run
 from megalm.bad_steps import MAX_BAD_STEPS, check_bad_steps, unsaved_because
+from megalm.checkpoint.fresh import note_stopped
 from megalm.config import RunConfig
 from megalm.continuation import prune, save
 from megalm.data.batch import Batch
+from megalm.distributed.collectives import on_all_ranks, waiting_for_others
 from megalm.distributed.context import RankContext
 from megalm.engine.engine import StepResult
 from megalm.engine.lr_schedule import StepSettings, step_settings
 from megalm.errors import CheckpointError, DataError, MegalmError, PlatformError
 from megalm.evaluation import evaluate, evaluate_at_end, named_losses, show_sample
 from megalm.monitor.throughput import peak_memory_bytes
-from megalm.resilience.signals import StopRequest
+from megalm.resilience.signals import EXIT_STOPPED, StopRequest
 from megalm.run import Run
 from megalm.run_summary import describe_run
 
 log = logging.getLogger("megalm")
 
-EXIT_STOPPED = 75
-"""Exit code after a signal asked to stop and the checkpoint was written (EX_TEMPFAIL: run the same command again)."""
-
 
 def pretrain(config: RunConfig, context: RankContext, stop: StopRequest | None = None) -> int:
-    """Train as `config` says; the exit code: 0, or EXIT_STOPPED after a signal (`stop` may hold one already).
+    """Train as `config` says; the exit code: 0, or EXIT_STOPPED after a signal that `stop` takes (default: none).
 
     Every rank calls it inside the process group.
     """
     stop = stop or StopRequest()
-    stop.listen()
     run = build_run(config, context, stop)
     log.info(describe_run(run))
     if run.progress.step >= run.total_iters and not config.training.skip_train:
@@ -44,8 +44,9 @@ def pretrain(config: RunConfig, context: RankContext, stop: StopRequest | None =
         return 0
     try:
         finished = True if config.training.skip_train else train(run)
-        if finished:
-            evaluate_at_end(run)
+        if finished and not evaluate_at_end(run):
+            log.info("%s received: the evaluation after training is cut short; --skip-train does it", stop.name)
+            finished = False
     finally:
         run.metric_logger.close()
     return EXIT_STOPPED if stop.number and not finished else 0
@@ -53,29 +54,47 @@ def pretrain(config: RunConfig, context: RankContext, stop: StopRequest | None =
 
 def train(run: Run) -> bool:
     """Step until the run is complete (True) or asked to stop (False); either way the last step is saved."""
+    begin_training(run)
     training, every = run.config.training, run.config.checkpoint.save_interval
     assert run.data.train is not None
     start, workers = run.progress.consumed_samples, run.config.data.num_workers
     micro_batches = run.data.batches(run.data.train, start, run.stop_sample, workers=workers)
     with micro_batches:
-        reason, due = None, False
+        reason, due, begin = None, False, run.progress.step
         while run.progress.step < run.total_iters and reason is None:
-            step_once(run, micro_batches)
+            with waiting_for_others("the first step") if run.progress.step == begin else nullcontext():
+                step_once(run, micro_batches)
             step = run.progress.step
-            if training.eval_interval and step % training.eval_interval == 0:
-                evaluate(run, run.data.valid, "validation")
-                show_sample(run)
             reason = stop_reason(run)
             due = due or (every is not None and step % every == 0)
-            if due and run.progress.is_sound:  # else with the next step that is
+            if (
+                due and run.progress.is_sound
+            ):  # else with the next step that is; before an evaluation, which may take long
                 save_now(run, may_fail=True)
                 due = False
+            wanted = training.eval_interval and step % training.eval_interval == 0
+            if wanted and not (evaluate(run, run.data.valid, "validation") and show_sample(run)):
+                reason = stop_reason(run)
     save_last(run)
     if reason is not None and run.progress.step < run.total_iters:
         way_on = "run the same command again to continue" if run.config.checkpoint.save else "nothing is saved (--save)"
         log.info("stopped after step %d: %s; %s", run.progress.step, reason, way_on)
+        note_stop(run, True)
         return False
     return True
+
+
+def begin_training(run: Run) -> None:
+    """From here on a stop signal, to whichever rank, ends the run only after a save."""
+    on_all_ranks(run.context.device, lambda: None, "the start of training")
+    run.stop.hold()
+    note_stop(run, False)
+
+
+def note_stop(run: Run, stopped: bool) -> None:
+    """Leave in the run folder whether the same command is to continue."""
+    if run.config.checkpoint.save is not None and run.context.rank == 0:
+        note_stopped(Path(run.config.checkpoint.save), stopped)
 
 
 def step_once(run: Run, micro_batches: Iterator[Batch]) -> None:
@@ -148,8 +167,8 @@ def stop_reason(run: Run) -> str | None:
     flags = torch.tensor([run.stop.number, int(over)], device=run.context.device)
     if dist.get_world_size() > 1:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    run.stop.number, over = int(flags[0]), bool(flags[1])
-    if run.stop.number:
+    over = bool(flags[1])
+    if run.stop.agree(int(flags[0])):
         return f"{run.stop.name} received"
     if over:
         return f"--exit-duration-in-mins {training.exit_duration_in_mins:g} is over"

@@ -13,13 +13,14 @@ import pytest
 import megalm
 
 ROOT = Path(megalm.__file__).parent
-L0 = {"errors", "randomness", "processes", "secrets", "storage", "config", "tables", "shipped"}
+L0 = {"errors", "waiting", "randomness", "processes", "secrets", "storage", "config", "tables", "shipped"}
 L1 = {"kernels", "distributed", "monitor"}
 L2 = {"data", "objectives", "models"}
 L3 = {"parallel", "engine", "checkpoint", "resilience", "launching", "doctor"}
 TOP = (
     "pretrain_gpt",
     "entry",
+    "agreed_facts",
     "training",
     "evaluation",
     "run_summary",
@@ -37,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "randomness": set(),
     "processes": set(),
     "secrets": set(),
-    "storage": {"errors"},
+    "waiting": set(),
+    "storage": {"errors", "waiting"},
     "shipped": set(),
     "config": {"errors", "secrets", "storage", "shipped"},
     "tables": {"errors", "config"},

@@ -1,5 +1,6 @@
 """Reading a checkpoint: verify, then any part of any tensor, whatever layout wrote it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from megalm.checkpoint.format import Manifest
 from megalm.checkpoint.schema import SliceEntry
 from megalm.config.model import ModelConfig
-from megalm.distributed.shards import Box
+from megalm.distributed.shards import Box, ShardSpec
 from megalm.errors import CheckpointError
 from megalm.storage.durable import sha256_of
 from megalm.storage.faults import reading
@@ -27,24 +28,44 @@ class CheckpointReader:
         self.folder = folder
         self.manifest = Manifest.read(folder)
         self._shards: dict[str, Any] = {}
-        with reading(folder, CheckpointError, "load another step, or give this process the right to read it"):
-            problems = self._problems(verify)
+        self.refuse([problem for name in self.manifest.files for problem in self.problems(name, verify=verify)])
+
+    def refuse(self, problems: list[str]) -> None:
+        """Raise what is wrong with the files, if anything is.
+
+        Raises:
+            CheckpointError: something is.
+        """
         if problems:
             raise CheckpointError(
-                f"{folder} is damaged: {'; '.join(problems)}; load another step or restore the files from a copy"
+                f"{self.folder} is damaged: {'; '.join(problems)}; load another step or restore the files from a copy"
             )
 
-    def _problems(self, verify: bool) -> list[str]:
-        found = []
-        for name, entry in self.manifest.files.items():
-            path = self.folder / name
+    def problems(self, name: str, *, verify: bool) -> list[str]:
+        """What is wrong with one file; its content is read with `verify` only.
+
+        Raises:
+            CheckpointError: the system does not let it be read.
+        """
+        path, entry = self.folder / name, self.manifest.files[name]
+        with reading(self.folder, CheckpointError, "load another step, or give this process the right to read it"):
             if not path.is_file():
-                found.append(f"{name} is missing")
-            elif path.stat().st_size != entry["bytes"]:
-                found.append(f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}")
-            elif verify and sha256_of(path) != entry["sha256"]:
-                found.append(f"{name} has another SHA-256 than was written")
-        return found
+                return [f"{name} is missing"]
+            if path.stat().st_size != entry["bytes"]:
+                return [f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"]
+            if verify and sha256_of(path) != entry["sha256"]:
+                return [f"{name} has another SHA-256 than was written"]
+        return []
+
+    def files_of(self, wanted: Mapping[str, ShardSpec]) -> set[str]:
+        """The files that hold something of these parts of global tensors."""
+        return {
+            piece["file"]
+            for name, spec in wanted.items()
+            if name in self.names and self.shape(name) == spec.shape
+            for piece in self.manifest.tensors[name]["slices"]
+            if spec.box.intersection(Box(tuple(piece["offsets"]), tuple(piece["sizes"]))).numel
+        }
 
     @property
     def model_config(self) -> ModelConfig:

@@ -23,7 +23,7 @@ from megalm.distributed.fingerprint import is_finite, of_slices
 from megalm.distributed.shards import StateSlice
 from megalm.errors import CheckpointError, NonFiniteError, WrongStateError
 from megalm.storage.durable import open_new, replace_text, sha256_of, sync_file, sync_folder
-from megalm.storage.faults import file_size_limit, reason_of, system_fault, writing
+from megalm.storage.faults import reason_of, system_fault, writing
 
 log = logging.getLogger("megalm")
 
@@ -69,31 +69,6 @@ def save_checkpoint(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     return final
-
-
-def check_room(run: Path, num_elements: int, slices: Callable[[], Sequence[StateSlice]], *, with_moments: bool) -> None:
-    """Checks that a checkpoint can be written, before time is spent on what it is to hold.
-
-    It has `num_elements` of the model's weights; `slices` gives what this rank is to write of it. Too little free space
-    is a warning: there may be more when it is needed.
-
-    Raises:
-        CheckpointError: this rank's shard is larger than the files of this process may be.
-    """
-    limit = file_size_limit()
-    needed = _bytes_of(slices(), with_moments) if limit is not None else 0
-    if limit is not None and needed > limit:
-        raise CheckpointError(
-            f"--save {run}: this rank's shard of a checkpoint has {needed / 1e6:.1f} MB, and ulimit -f allows "
-            f"{limit / 1e6:.1f} MB a file; raise it (ulimit -f unlimited), or train on more ranks"
-        )
-    whole, free = num_elements * (12 if with_moments else 4), shutil.disk_usage(run).free
-    if whole > free:
-        log.warning(
-            "--save %s: a checkpoint has about %.1f MB, and %.1f MB are free there; free some space before the first "
-            "save",
-            *(run, whole / 1e6, free / 1e6),
-        )
 
 
 def _bytes_of(slices: Sequence[StateSlice], with_moments: bool) -> int:

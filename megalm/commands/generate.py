@@ -1,6 +1,7 @@
 """`megalm generate`: text from a checkpoint, on one process; and from the model of a run, on its ranks."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,10 +193,12 @@ class Sampler:
             )
         return cls(tokenizer, prompt, tokens, min(config.training.sample_tokens, length - len(tokens)))
 
-    def text(self, engine: "Engine") -> str:
-        """The prompt with its continuation; every rank calls it."""
+    def text(self, engine: "Engine", stopped: Callable[[], bool] = lambda: False) -> str | None:
+        """The prompt with its continuation, None where it was `stopped`; every rank calls it."""
         eod = self.tokenizer.special("eod")
-        new = continue_greedily(engine.next_logits, self.tokens, self.count, eod, engine.device)
+        new = continue_greedily(engine.next_logits, self.tokens, self.count, eod, engine.device, stopped)
+        if new is None:
+            return None
         return self.tokenizer.decode(self.tokens + [token for token in new if token != eod])
 
 

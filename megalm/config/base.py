@@ -50,6 +50,19 @@ class FirstValueOf:
         object.__setattr__(self, "state", state)
 
 
+@dataclass(frozen=True)
+class OneShot:
+    """A command to one start of a run, not a property of it: config.yaml and checkpoints do not keep it.
+
+    Stands in the annotation of a field: `Annotated[bool, OneShot()]`.
+    """
+
+
+@dataclass(frozen=True)
+class MayDiffer:
+    """A setting that ranks of one run may have each for itself, such as a folder of the node's own."""
+
+
 class Section(BaseModel):
     """One section of the run configuration.
 
@@ -77,6 +90,12 @@ class Section(BaseModel):
     def state_begun(cls, field: str) -> tuple[str, ...] | None:
         """The part of the run's state that begins with a field (`FirstValueOf`); None: none does."""
         return next((rule.state for rule in cls.model_fields[field].metadata if isinstance(rule, FirstValueOf)), None)
+
+    @classmethod
+    def marked(cls, mark: type) -> tuple[str, ...]:
+        """The fields that have `OneShot` or `MayDiffer` in their annotation."""
+        fields = cls.model_fields.items()
+        return tuple(name for name, info in fields if any(isinstance(found, mark) for found in info.metadata))
 
     def effective(self) -> dict[str, Any]:
         """The values that count, as JSON has them: with what a setting left out means in its place."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from megalm.config.base import FixedOnResume, OpenChoice, Section
+from megalm.config.base import FixedOnResume, MayDiffer, OneShot, OpenChoice, Section
 from megalm.config.merging.names import VALUE_ALIASES
 from megalm.config.paths import InputPath, PathText
 
@@ -153,10 +153,10 @@ class DataConfig(Section):
     sampling: Annotated[Literal["shuffle", "stream"], FixedOnResume()] = "shuffle"
     """Order of samples: shuffle is Megatron-LM's (documents and samples shuffled by an index); stream cuts the
     documents in file order and permutes the samples by a formula, so that any size opens at once."""
-    data_cache_path: PathText | None = None
+    data_cache_path: Annotated[PathText | None, MayDiffer()] = None
     """Folder where built indices are kept for the next start and shared by the ranks of a node. Default: none, each
     rank builds them in memory."""
-    allow_changed_data: bool = False
+    allow_changed_data: Annotated[bool, OneShot()] = False
     """Continue a run although datasets were added, dropped or replaced; those that stay go on where they were."""
     mock_data: Annotated[bool, FixedOnResume()] = False
     """Train on generated tokens instead of a dataset."""

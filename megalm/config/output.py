@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from megalm.config.base import OpenChoice, Section, as_list
+from megalm.config.base import MayDiffer, OneShot, OpenChoice, Section, as_list
 from megalm.config.paths import InputPath, PathText, path_argument, read_path
 
 HUGGING_FACE = "hf:"
@@ -50,8 +50,9 @@ class CheckpointConfig(Section):
     """Do not load the optimizer state from --load."""
     no_save_optim: bool = False
     """Do not save the optimizer state; such a checkpoint cannot continue a run bit-exactly."""
-    fresh: bool = False
-    """Start from scratch although --save holds checkpoints; they are kept under another name."""
+    fresh: Annotated[bool, OneShot()] = False
+    """Start from scratch although --save holds checkpoints; they are kept under another name. The same command goes on
+    with the run that it began, where that stopped by itself or by a signal, or is started again by the launcher."""
     keep_checkpoints: int | None = Field(None, ge=1)
     """Number of newest checkpoints to keep. Default: all."""
 
@@ -68,7 +69,7 @@ class LoggingConfig(Section):
 
     log_interval: int = Field(10, ge=1)
     """Steps between two lines in the terminal and in metrics.jsonl."""
-    tensorboard_dir: PathText | None = None
+    tensorboard_dir: Annotated[PathText | None, MayDiffer()] = None
     """Folder of the TensorBoard event files. Default: SAVE/tensorboard."""
     tensorboard_log_interval: int = Field(1, ge=1)
     """Steps between two TensorBoard points."""

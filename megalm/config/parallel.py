@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from megalm.config.base import Section
+from megalm.config.base import MayDiffer, OneShot, Section
 from megalm.config.paths import InputPath, PathText
 
 PipelineSchedule = Literal["gpipe", "1f1b", "interleaved-1f1b", "interleaved-zero-bubble", "zbv", "dualpipev"]
@@ -48,5 +48,5 @@ class EngineConfig(Section):
     """DeepSpeed JSON file, or in a recipe its content. "auto" or absent values are filled from the other settings."""
     zero_stage: int | None = Field(None, ge=0, le=3)
     """ZeRO stage. Default: the JSON's, else 1."""
-    local_rank: int | None = None
+    local_rank: Annotated[int | None, MayDiffer(), OneShot()] = None
     """Set by the deepspeed launcher; the environment's LOCAL_RANK is what counts."""

@@ -1,6 +1,8 @@
 """The whole run configuration: every section under its name in a recipe."""
 
-from megalm.config.base import Section
+from typing import Any
+
+from megalm.config.base import MayDiffer, OneShot, Section
 from megalm.config.data import DataConfig, TokenizerConfig
 from megalm.config.extensions import ExtensionsConfig
 from megalm.config.kernels import KernelsConfig
@@ -33,3 +35,18 @@ class RunConfig(Section):
         """Samples of one micro-batch and of one global batch of an evaluation."""
         micro, size = self.training.eval_micro_batch_size, self.training.eval_global_batch_size
         return micro or self.batch.micro_size, size or self.batch.global_size(data_parallel_size)
+
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """What a run remembers of its settings, as JSON holds it: all but the commands to one start (`OneShot`)."""
+        return self._without(OneShot)
+
+    def agreed(self) -> dict[str, dict[str, Any]]:
+        """What all ranks must have in common: all but what each may have for itself (`MayDiffer`)."""
+        return self._without(MayDiffer)
+
+    def _without(self, mark: type) -> dict[str, dict[str, Any]]:
+        sections: dict[str, dict[str, Any]] = self.model_dump(mode="json")
+        for name, values in sections.items():
+            for field in getattr(self, name).marked(mark):
+                del values[field]
+        return sections

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megalm.config.base import FirstValueOf, FixedOnResume, OpenChoice, Section
+from megalm.config.base import FirstValueOf, FixedOnResume, OneShot, OpenChoice, Section
 from megalm.config.batch_schedule import BatchSchedule, read_step_schedule
 from megalm.config.ranges import LARGEST_SEED
 
@@ -88,7 +88,7 @@ class TrainingConfig(Section):
     it."""
     sample_tokens: int = Field(32, ge=1)
     """Tokens that continue sample_prompt, as far as seq_length allows."""
-    skip_train: bool = False
+    skip_train: Annotated[bool, OneShot()] = False
     """Load, evaluate and exit."""
     exit_interval: int | None = Field(None, ge=1)
     """Save and exit when the step number is a multiple of this."""

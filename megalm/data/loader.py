@@ -29,7 +29,8 @@ Transform = Callable[[Sample], _Arrays]
 Fields = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]
 """(shape, dtype) of each array of an example."""
 
-_WORKER_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_WORKER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What may be sent to all processes of a job, and is the main process's to answer."""
 PREFETCH = 4
 """Micro-batches that each worker prepares ahead."""
 

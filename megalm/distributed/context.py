@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from megalm.config.parallel import ParallelConfig
 from megalm.distributed.environment import LaunchEnvironment, choose_accelerator
@@ -34,16 +35,27 @@ class RankContext:
         return self.groups.global_rank
 
 
-def join_job(parallel: ParallelConfig, environment: LaunchEnvironment) -> RankContext:
-    """Meet the other ranks of the job; this rank's context.
+def chosen_device(parallel: ParallelConfig, environment: LaunchEnvironment) -> torch.device:
+    """The device of this rank, which DeepSpeed is told of before it is imported.
 
     Raises:
-        PlatformError: the ranks do not meet in time, or there are more of them on this machine than GPUs.
+        PlatformError: there are more ranks on this machine than GPUs.
     """
     backend = parallel.distributed_backend or default_backend()
     choose_accelerator(backend == "nccl")
-    device = rank_device(environment, backend)
+    return rank_device(environment, backend)
+
+
+def join_job(
+    parallel: ParallelConfig, environment: LaunchEnvironment, device: torch.device, store: Store | None = None
+) -> RankContext:
+    """Join the other ranks of the job, which meet in `store` (default: opened here); this rank's context.
+
+    Raises:
+        PlatformError: the ranks do not meet in time.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    start_process_group(environment, backend, parallel.distributed_timeout_minutes)
+    backend = parallel.distributed_backend or default_backend()
+    start_process_group(environment, backend, parallel.distributed_timeout_minutes, store)
     return RankContext.of(Mesh.of_config(parallel, environment.world_size), device)

@@ -24,6 +24,13 @@ _CAPTURED = (
     "CXX", "TOKENIZERS_PARALLELISM", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 )  # fmt: skip
+_AGREED = (
+    "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE",
+    "NCCL_ALGO", "NCCL_PROTO", "NCCL_COLLNET_ENABLE", "NCCL_NVLS_ENABLE", "NCCL_MIN_NCHANNELS", "NCCL_MAX_NCHANNELS",
+    "NCCL_BUFFSIZE", "NCCL_NTHREADS", "NCCL_P2P_LEVEL", "NCCL_CUMEM_ENABLE", "NCCL_NET", "NCCL_IB_DISABLE",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_BLOCKING_WAIT", "TORCH_DISTRIBUTED_DEBUG", "DS_ACCELERATOR",
+    "PYTORCH_TUNABLEOP_ENABLED", "ONEDNN_DEFAULT_FPMATH_MODE",
+)  # fmt: skip
 _CAPTURED_PREFIXES = (
     "UCX_", "FI_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "PYTORCH_", "CUDA_", "CUBLAS_", "CUDNN_", "NVTE_", "ROCM_",
     "HIP_", "HSA_", "OMP_", "GOMP_", "KMP_", "MKL_", "DNNL_", "ONEDNN_", "MALLOC_", "TIKTOKEN_",
@@ -67,8 +74,26 @@ class LaunchEnvironment:
     """Where else the ranks may meet if somebody else listens on master_port; only if megalm chose it."""
     job: str = ""
     """What tells this job from others on the same ports; "" if nothing does."""
+    agent_store: bool = False
+    """The launcher itself keeps the store in which the ranks meet, as torchrun does."""
+    restart: int = 0
+    """How often the launcher has started this job before (a requeued job, ranks that torchrun started again)."""
     note: str = ""
     """What the user should know about how the process was started."""
+
+    @classmethod
+    def alone(cls, note: str = "") -> "LaunchEnvironment":
+        """A single process without a launcher."""
+        return cls(
+            launcher="none",
+            rank=0,
+            world_size=1,
+            local_rank=0,
+            local_world_size=1,
+            master_addr="127.0.0.1",
+            master_port=0,
+            note=note,
+        )
 
     @property
     def is_first(self) -> bool:
@@ -80,11 +105,6 @@ class LaunchEnvironment:
         """Whether the ranks meet on this machine only."""
         return self.master_addr in _LOOPBACK
 
-    @property
-    def agent_store(self) -> bool:
-        """Whether the launcher itself keeps the store in which the ranks meet, as torchrun does."""
-        return self.launcher == "torchrun"
-
 
 def read_environment(environ: Mapping[str, str] | None = None) -> LaunchEnvironment:
     """The launch environment of this process. Under mpirun the ranks exchange where they meet, once.
@@ -94,20 +114,52 @@ def read_environment(environ: Mapping[str, str] | None = None) -> LaunchEnvironm
     """
     environ = os.environ if environ is None else environ
     check_interfaces(environ)
-    if any(name in environ for name in _RANK_VARIABLES):
+    found = _read(environ)
+    counts = [environ.get(name, "") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
+    return replace(found, restart=sum(int(count) for count in counts if count.isdigit()))
+
+
+def _read(environ: Mapping[str, str]) -> LaunchEnvironment:
+    family, in_step = mpi.family_of(environ), _in_step(environ)
+    if family is not None and slurm.in_step(environ) and _is_srun_itself(family, environ):
+        family = None
+    given = [name for name in _RANK_VARIABLES if name in environ]
+    scheduled = in_step or family is not None
+    if given and not (scheduled and len(given) < len(_RANK_VARIABLES)):
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
         found = _from_variables(environ, launcher)
         _check_one_job(found, environ)
         return found
-    family = mpi.family_of(environ)
-    if slurm.in_step(environ) and (family is None or _is_srun_itself(family, environ)):
-        return _from_slurm(environ)
-    if family is not None:
-        return _from_mpi(environ, family)
+    if scheduled:
+        found = _from_slurm(environ) if family is None else _from_mpi(environ, family)
+        _check_given(found, environ, given)
+        return found
     present = [name for name in _MEETING_VARIABLES if name in environ]
     if present:
         raise _incomplete(present, [*_RANK_VARIABLES, *(n for n in _MEETING_VARIABLES if n not in environ)])
     return _single_process(environ)
+
+
+def _in_step(environ: Mapping[str, str]) -> bool:
+    """Whether this process is a task of srun; a shell that `srun --pty` gave to a user is none."""
+    return slurm.in_step(environ) and not slurm.in_interactive_shell(environ)
+
+
+def _check_given(launch: LaunchEnvironment, environ: Mapping[str, str], given: list[str]) -> None:
+    """What tutorials export beside srun or mpirun (WORLD_SIZE, RANK) must be what these say.
+
+    Raises:
+        PlatformError: it is not.
+    """
+    told = {"RANK": launch.rank, "WORLD_SIZE": launch.world_size, "LOCAL_RANK": launch.local_rank}
+    for name in given:
+        if _integer(environ, name) != told[name]:
+            refused = PlatformError(
+                f"{name}={environ[name]} in the environment, but {launch.launcher} says {told[name]}; unset RANK, "
+                "WORLD_SIZE and LOCAL_RANK: megalm reads the variables of srun and mpirun itself"
+            )
+            refused.silent = launch.rank > 0
+            raise refused
 
 
 def _from_variables(environ: Mapping[str, str], launcher: str) -> LaunchEnvironment:
@@ -142,6 +194,7 @@ def _from_variables(environ: Mapping[str, str], launcher: str) -> LaunchEnvironm
         local_world_size=local_world_size,
         master_addr=environ["MASTER_ADDR"],
         master_port=port,
+        agent_store=launcher == "torchrun" and environ.get("TORCHELASTIC_USE_AGENT_STORE", "True") == "True",
     )
 
 
@@ -163,7 +216,7 @@ def _from_slurm(environ: Mapping[str, str]) -> LaunchEnvironment:
 def _from_mpi(environ: Mapping[str, str], family: mpi.MpiVariables) -> LaunchEnvironment:
     """A rank of mpirun; where the ranks meet is exchanged through mpi4py unless the command line says it."""
     size = _integer(environ, family.size) if family.size in environ else None
-    if slurm.in_step(environ) and size is not None and size < slurm.num_tasks(environ):
+    if _in_step(environ) and size is not None and size < slurm.num_tasks(environ):
         raise PlatformError(
             f"{family.size}={size} in a step of SLURM_STEP_NUM_TASKS={slurm.num_tasks(environ)} tasks: each task would "
             "train alone; run mpirun once, in the batch script, or let srun start the ranks itself"
@@ -190,23 +243,20 @@ def _from_mpi(environ: Mapping[str, str], family: mpi.MpiVariables) -> LaunchEnv
 
 
 def _single_process(environ: Mapping[str, str]) -> LaunchEnvironment:
-    tasks = environ.get("SLURM_NTASKS", "1")
+    tasks, step_tasks = environ.get("SLURM_NTASKS", "1"), environ.get("SLURM_STEP_NUM_TASKS", "1")
     note = ""
-    if not slurm.in_step(environ) and tasks.isdigit() and int(tasks) > 1:
+    if slurm.in_step(environ) and not _in_step(environ) and step_tasks != "1":
+        note = (
+            f"one process trains, though this shell belongs to a step of {step_tasks} tasks (srun --pty): the other "
+            "tasks run no ranks. For more ranks leave the shell and let srun start them (srun python "
+            "launch/pretrain_gpt.py ...), or start them here with torchrun --standalone --nproc-per-node N"
+        )
+    elif not _in_step(environ) and tasks.isdigit() and int(tasks) > 1:
         note = (
             f"one process trains, though this job has {tasks} tasks: inside a batch script or salloc, srun starts the "
             "ranks (srun python launch/pretrain_gpt.py ...)"
         )
-    return LaunchEnvironment(
-        launcher="none",
-        rank=0,
-        world_size=1,
-        local_rank=0,
-        local_world_size=1,
-        master_addr="127.0.0.1",
-        master_port=0,
-        note=note,
-    )
+    return LaunchEnvironment.alone(note)
 
 
 def _is_srun_itself(family: mpi.MpiVariables, environ: Mapping[str, str]) -> bool:
@@ -224,6 +274,8 @@ def _check_one_job(launch: LaunchEnvironment, environ: Mapping[str, str]) -> Non
         PlatformError: each task is a job of its own, or they contradict each other.
     """
     family = mpi.family_of(environ)
+    if slurm.in_interactive_shell(environ):
+        return
     if family is not None and family.size in environ:
         rank_name, size_name = family.rank, family.size
     elif slurm.in_step(environ) and "SLURM_PROCID" in environ:
@@ -336,6 +388,12 @@ def environment_with(before_path: str = "", **variables: str) -> dict[str, str]:
 def user_variable(name: str, environ: Mapping[str, str] | None = None) -> str | None:
     """A variable by which the user tells megalm something; None if it is not set."""
     return (os.environ if environ is None else environ).get(name) or None
+
+
+def variables_to_agree_on(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables that change what is computed, or how the ranks communicate; they must be the same on all ranks."""
+    environ = os.environ if environ is None else environ
+    return {name: environ[name] for name in _AGREED if name in environ}
 
 
 def environment_without(prefix: str, environ: Mapping[str, str] | None = None) -> tuple[dict[str, str], list[str]]:

@@ -14,6 +14,7 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from megalm.distributed.environment import LaunchEnvironment
 from megalm.errors import PlatformError
+from megalm.waiting import Patience
 
 _JOB = "megalm/job"
 _TRY_S = 5.0
@@ -25,7 +26,7 @@ def open_store(environment: LaunchEnvironment, timeout: timedelta) -> Store:
     Raises:
         PlatformError: the port is taken, the address is unknown, or nobody answers there in time.
     """
-    if environment.rank == 0:
+    if environment.rank == 0 and not environment.agent_store:
         return _serve(environment, timeout)
     return _find(environment, timeout)
 
@@ -74,7 +75,7 @@ def _listen(host: str, port: int) -> socket.socket | None:
 
 def _find(environment: LaunchEnvironment, timeout: timedelta) -> TCPStore:
     """Another rank: look for this job's store until it is there."""
-    address, deadline = environment.master_addr, time.monotonic() + timeout.total_seconds()
+    address, deadline, patience = environment.master_addr, time.monotonic() + timeout.total_seconds(), Patience()
     try:
         socket.getaddrinfo(address, None)
     except OSError as error:
@@ -91,6 +92,12 @@ def _find(environment: LaunchEnvironment, timeout: timedelta) -> TCPStore:
                 store.set_timeout(timeout)
                 return store
             last = f"the store at port {port} is another job's"
+        if patience.is_over() and (environment.local_rank == 0 or environment.rank == 1):
+            patience.say(
+                f"rank {environment.rank} of {environment.world_size} on {socket.gethostname()} finds no rank 0 at "
+                f"{address}:{environment.master_port} ({last}); it was not started, is slower, or cannot be reached "
+                "from here (MASTER_ADDR, firewall, other network)"
+            )
         time.sleep(0.1)
     refused = PlatformError(
         f"rank {environment.rank} of {environment.world_size} found no rank 0 at {address}:{environment.master_port} "
@@ -119,6 +126,8 @@ def _connect(environment: LaunchEnvironment, port: int) -> TCPStore | None:
         raise OSError(f"whoever listens at port {port} keeps no store")
     if isinstance(found[0], Exception):
         raise found[0]
+    if environment.agent_store:  # the launcher's port is the job's own
+        return found[0]
     return found[0] if found[0].get(_JOB).decode() == environment.job else None
 
 

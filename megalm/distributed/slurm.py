@@ -6,17 +6,40 @@ Tasks, not hosts, are counted: several slurmd on one machine share its host name
 import re
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megalm.errors import PlatformError
 
+_SHELLS = ("sh", "bash", "zsh", "dash", "ksh", "csh", "tcsh", "fish")
 _FIRST_PORT, _NUM_PORTS, _NUM_CANDIDATES = 12000, 20000, 8  # below the range from which kernels serve clients (32768)
 
 
 def in_step(environ: Mapping[str, str]) -> bool:
     """Whether `srun` started this process; the batch script itself has no step."""
     return "SLURM_STEP_NUM_TASKS" in environ
+
+
+def in_interactive_shell(environ: Mapping[str, str]) -> bool:
+    """Whether this process was started in a shell at which a user types (`srun --pty bash`, `salloc` of some sites).
+
+    Its variables describe the step, but its other tasks run nothing: the process is no rank of it.
+    """
+    import psutil
+
+    task = environ.get("SLURM_TASK_PID", "")
+    if not in_step(environ) or not any(name.startswith("SLURM_PTY_") for name in environ) or not task.isdigit():
+        return False
+    try:
+        return _waits_for_commands(psutil.Process(int(task)).cmdline())
+    except psutil.Error:
+        return False
+
+
+def _waits_for_commands(words: Sequence[str]) -> bool:
+    """Whether a command line starts a shell without a script."""
+    shell = Path(words[0]).name.lstrip("-") if words else ""
+    return shell in _SHELLS and all(word.startswith("-") and "c" not in word.lstrip("-")[:1] for word in words[1:])
 
 
 def num_tasks(environ: Mapping[str, str]) -> int:

@@ -61,14 +61,19 @@ def continue_greedily(
     max_new_tokens: int,
     stop_token: int | None,
     device: torch.device,
-) -> list[int]:
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[int] | None:
     """The likeliest token after the prompt, and so on: at most `max_new_tokens` ids, up to `stop_token` (included).
+
+    None where `stopped()` before one of them.
 
     `next_logits` takes the tokens so far (1, T) and gives the next one's logits (1, V). It sees all of them every time:
     for a model in training, in whatever layout, which keeps no keys and values.
     """
     tokens = list(prompt_tokens)
     for _ in range(max_new_tokens):
+        if stopped():
+            return None
         tokens.append(int(next_logits(torch.tensor([tokens], device=device)).argmax()))
         if tokens[-1] == stop_token:
             break

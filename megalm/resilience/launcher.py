@@ -15,6 +15,21 @@ import psutil
 _LOOK_S = 1.0
 
 
+GRACE_S = {"deepspeed": 30, "torchrun": 30, "srun": 30}
+"""How long a launcher lets a rank live that it has asked to end."""
+
+
+def grace_note(launcher: str, folder: str | None) -> str:
+    """What a user should know who stops a run through its launcher; "" where there is time, or nothing to save."""
+    if launcher not in GRACE_S or folder is None:
+        return ""
+    longer = {"torchrun": " (torchrun --shutdown-timeout S)", "srun": " (KillWait of slurm.conf)"}.get(launcher, "")
+    return (
+        f"stopped through {launcher}, ranks are killed {GRACE_S[launcher]} s later{longer}: a step and a save must fit "
+        "in; a signal to the ranks themselves (SIGUSR1) leaves them all the time"
+    )
+
+
 def watch_launcher(launcher: str) -> None:
     """Send this process SIGTERM, which asks it to stop, once the launcher that started it is gone."""
     ancestors = _ancestors(launcher)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megalm.storage.durable import open_kept, replace_text, sha256_of, sync_file, sync_folder
-from megalm.storage.lock import take
+from megalm.storage.lock import sign, take
 
 HELD = "another process has held {path} for {timeout_s:.0f} s"
 """What is said where somebody else holds the lock for too long."""
@@ -122,4 +122,5 @@ def locked(path: Path, timeout_s: float, error: type[Exception], held: str = HEL
     with open_kept(path) as file:
         if not take(file, timeout_s):
             raise error(held.format(path=path, timeout_s=timeout_s))
+        sign(file)
         yield file.fileno()

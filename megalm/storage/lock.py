@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from megalm.storage.durable import open_kept
+from megalm.waiting import Patience
 
 _RETRY_S = 0.1
 
@@ -24,15 +25,31 @@ def take(stream: IO[Any], wait_s: float = 0.0) -> bool:
     Raises:
         OSError: a file system without locks.
     """
-    deadline = time.monotonic() + wait_s
+    patience = Patience()
     while True:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            if time.monotonic() >= deadline:
+            if patience.waited_s >= wait_s:
                 return False
+        if patience.is_over():
+            patience.say(f"another process holds {stream.name}{_holder(stream)}, and builds what this one needs")
         time.sleep(_RETRY_S)
+
+
+def sign(stream: IO[Any]) -> None:
+    """Write into a locked file who holds it."""
+    os.ftruncate(stream.fileno(), 0)
+    os.pwrite(stream.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+def _holder(stream: IO[Any]) -> str:
+    """Who holds the lock, as it wrote by `sign`, for a message."""
+    try:
+        return f" ({Path(stream.name).read_text(encoding='utf-8', errors='replace').strip()[:200]})"
+    except OSError:
+        return ""
 
 
 def take_alone(stream: IO[Any]) -> bool:

@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -37,14 +37,30 @@ def run(
     timeout: float = 240,
     cwd: Path = REPOSITORY,
     environ: Mapping[str, str] | None = None,
+    of_rank: "Mapping[int, OfRank] | None" = None,
 ) -> Finished:
     """Run `SCRIPT.py FLAGS...` or `megalm COMMAND...` to its end, on `ranks` ranks, or one process without a launcher.
+
+    `of_rank`: what single ranks have otherwise.
 
     Raises:
         AssertionError: it did not end within `timeout` seconds; nothing of it is left.
     """
-    with Job(*command, ranks=ranks, cwd=cwd, environ=environ) as job:
+    with Job(*command, ranks=ranks, cwd=cwd, environ=environ, of_rank=of_rank) as job:
         return job.wait(timeout)
+
+
+@dataclass(frozen=True)
+class OfRank:
+    """What one rank has otherwise than the others, as ranks on another node may."""
+
+    flags: tuple[str, ...] = ()
+    """Words after those of all ranks."""
+    cwd: Path | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
+    """Variables beside those of all ranks."""
+    starts: bool = True
+    """The rank is started at all."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,7 @@ class _Order:
     cwd: str
     environ: dict[str, str]
     log: str
+    of_rank: dict[int, OfRank]
 
 
 class Job:
@@ -66,13 +83,14 @@ class Job:
         ranks: int | None = None,
         cwd: Path = REPOSITORY,
         environ: Mapping[str, str] | None = None,
+        of_rank: Mapping[int, OfRank] | None = None,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="megalm-job-")
         self._log = Path(self._folder.name, "log")
         self._words = tuple(str(word) for word in command)
         # threads of one rank would spin for the cores that the other ranks and tests need
         given = environment() | {"OMP_NUM_THREADS": "1"} if environ is None else dict(environ)
-        order = _Order(self._words, ranks, free_port(), str(cwd), given, str(self._log))
+        order = _Order(self._words, ranks, free_port(), str(cwd), given, str(self._log), dict(of_rank or {}))
         receiver, sender = WARM.Pipe(duplex=False)
         self._leader = WARM.Process(target=_lead, args=(order, sender), daemon=True)
         self._leader.start()
@@ -124,12 +142,15 @@ class Job:
 def _lead(order: _Order, sender: Connection) -> None:
     """Start the ranks, wait for them and exit as the deepspeed launcher does."""
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup; a user's launcher mostly does not
     multiprocessing.current_process().daemon = False  # a rank may start processes
     log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
     pids = []
     for rank in range(order.ranks or 1):
+        if not order.of_rank.get(rank, OfRank()).starts:
+            continue
         pid = os.fork()
         if pid == 0:
             sender.close()
@@ -171,6 +192,7 @@ def _signal(pids: set[int], number: signal.Signals) -> None:
 def _rank(order: _Order, rank: int) -> int:
     """Run the command as rank `rank`; its exit code."""
     program, *words = order.words
+    own = order.of_rank.get(rank, OfRank())
     variables, marks = {}, []
     if order.ranks is not None:
         variables = {
@@ -179,12 +201,12 @@ def _rank(order: _Order, rank: int) -> int:
         }  # fmt: skip
         marks = [] if program == "megalm" else [f"--local_rank={rank}"]  # torchrun starts modules, without it
     os.environ.clear()
-    os.environ.update(order.environ | {name: str(value) for name, value in variables.items()})
-    os.chdir(order.cwd)
-    sys.argv = [program, *marks, *words]
+    os.environ.update(order.environ | {name: str(value) for name, value in variables.items()} | dict(own.environ))
+    os.chdir(own.cwd or order.cwd)
+    sys.argv = [str(Path(order.cwd, program)) if own.cwd else program, *marks, *words, *own.flags]
     sys.path[:0] = filter(None, order.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    code = _exit_code_of(program)
+    code = _exit_code_of(sys.argv[0])
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

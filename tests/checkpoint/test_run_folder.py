@@ -1,5 +1,6 @@
 """The run folder is proved writable before training, and --fresh loses nothing."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from handmade import names
 
 from megalm.checkpoint.format import find_checkpoint
+from megalm.checkpoint.room import check_room
 from megalm.checkpoint.run_folder import lock_run_folder, prepare_run_folder, set_aside, write_config
 from megalm.errors import CheckpointError
 
@@ -63,3 +65,16 @@ def test_a_second_job_is_refused_while_the_first_holds_the_folder(tmp_path: Path
         lock_run_folder(tmp_path)
     first.close()
     lock_run_folder(tmp_path).close()
+
+
+def test_a_limit_below_a_shard_is_refused_before_training_and_a_full_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("megalm"), "propagate", True)
+    check_room(tmp_path, 2000, 8000)
+    monkeypatch.setattr("resource.getrlimit", lambda which: (1000, 1000))
+    with pytest.raises(CheckpointError, match=r"has 0.0 MB, but no file of this process may exceed .* \(ulimit -f\)"):
+        check_room(tmp_path, 2000, 8000)
+    assert not caplog.messages
+    check_room(tmp_path, 500, 10**18)
+    assert "make room before the first save" in caplog.messages[0]

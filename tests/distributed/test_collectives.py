@@ -1,13 +1,17 @@
 """Agreements between ranks, on real ranks: nobody hangs, nobody goes on alone."""
 
+import contextlib
 import errno
+import io
 import os
+import time
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from megalm import waiting
 from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.errors import CheckpointError, DataError, MegalmError, PlatformError
 from megalm.testing.spawner import run_on_ranks
@@ -90,3 +94,19 @@ def test_an_operating_system_error_becomes_a_megalm_error_for_all(
     assert (seen[1]["type"], seen[1]["text"][: len(text)], seen[1]["local"]) == (kind.__name__, text, True)
     assert (seen[0]["type"], seen[0]["code"]) == ("PeerError", kind.exit_code)
     assert seen[0]["text"].startswith(f"rank 1: {text}")
+
+
+def said_by_this_rank(late: int) -> str:
+    """What this rank prints while rank `late` is busy for longer than ranks wait in silence."""
+    waiting.SPEAK_AFTER_S = 0.3
+    text = io.StringIO()
+    with contextlib.redirect_stderr(text):
+        on_all_ranks(CPU, lambda: time.sleep(1.5 if dist.get_rank() == late else 0), "building the indices")
+    return text.getvalue()
+
+
+def test_who_waits_says_for_whom_and_one_rank_only() -> None:
+    first, second, third = run_on_ranks(3, said_by_this_rank, 0, timeout_s=30)
+    assert "rank 0 on " in second
+    assert "(building the indices) did not come to: building the indices" in second
+    assert (first, third) == ("", "")

@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -35,6 +36,7 @@ def test_launchers_are_understood(environ: dict[str, str], launcher: str) -> Non
         local_world_size=4,
         master_addr="node-1",
         master_port=29500,
+        agent_store=launcher == "torchrun",
     )
 
 
@@ -308,3 +310,45 @@ def test_the_accelerator_is_chosen_once_and_the_users_choice_stays() -> None:
 
 def test_a_task_of_srun_is_as_old_as_the_launcher_in_it() -> None:
     assert 0 < seconds_since_start({}) < seconds_since_start({"SLURM_TASK_PID": "1"})
+
+
+@pytest.mark.parametrize("around", [SRUN, OPENMPI | MEETING, HYDRA | MEETING], ids=["srun", "OpenMPI", "MPICH"])
+@pytest.mark.parametrize("names", [("WORLD_SIZE",), ("RANK", "WORLD_SIZE"), ("LOCAL_RANK",)])
+def test_what_tutorials_export_beside_a_scheduler_must_only_agree_with_it(
+    around: dict[str, str], names: tuple[str, ...]
+) -> None:
+    plain = read_environment(around | MEETING)
+    said = {"RANK": plain.rank, "WORLD_SIZE": plain.world_size, "LOCAL_RANK": plain.local_rank}
+    right = {name: str(said[name]) for name in names}
+    assert read_environment(around | MEETING | right) == plain
+    for name in names:
+        with pytest.raises(PlatformError, match=f"{name}=77 in the environment, but {plain.launcher} says"):
+            read_environment(around | MEETING | right | {name: "77"})
+
+
+@pytest.mark.parametrize(
+    ("words", "types"),
+    [
+        (["bash"], True), (["-bash"], True), (["/bin/zsh", "-l"], True), (["bash", "-i"], True),
+        (["bash", "job.sh"], False), (["bash", "-c", "python x"], False), (["python", "x.py"], False), ([], False),
+    ],
+)  # fmt: skip
+def test_a_process_in_the_shell_of_srun_pty_is_no_rank(
+    words: list[str], types: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = SimpleNamespace(cmdline=lambda: words)
+    monkeypatch.setattr("psutil.Process", lambda pid: shell)
+    environ = ONE_NODE | {"SLURM_PTY_PORT": "4711", "SLURM_TASK_PID": "7", "PMI_RANK": "2", "PMI_SIZE": "4"}
+    launch = read_environment(environ)
+    assert (launch.world_size == 1) == types
+    assert ("step of 4 tasks (srun --pty)" in launch.note) == types
+    inner = TORCHRUN | {"GROUP_WORLD_SIZE": "1", "WORLD_SIZE": "8"}
+    if types:
+        assert read_environment(environ | inner).rank == 5
+    assert read_environment({**environ, "SLURM_PTY_PORT": ""} | {"SLURM_TASK_PID": ""}).world_size == 4
+
+
+def test_a_job_that_the_launcher_starts_again_says_so() -> None:
+    assert read_environment(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "2"}).restart == 2
+    assert read_environment(SRUN | {"SLURM_RESTART_COUNT": "1"}).restart == 1
+    assert ALONE.restart == 0

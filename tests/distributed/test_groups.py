@@ -1,6 +1,8 @@
 """A rank's groups on a mesh with all kinds of axes, as the ranks themselves see them, and what DeepSpeed is told."""
 
+import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from megalm.distributed.groups import MODEL_COPY, WEIGHTS, MeshGroups, RankGroup
 from megalm.distributed.mesh import Axis, Mesh
@@ -36,3 +38,17 @@ def test_groups_by_meaning_with_context_parallelism() -> None:
             copy = next(ranks for ranks in mesh.groups(*MODEL_COPY) if rank in ranks)
             data = next(ranks for ranks in mesh.groups(Axis.DP) if rank in ranks)
             assert found == {"data": data, "weights": weights, "copy": copy, "mpu data": weights, "mpu model": copy}
+
+
+def time_limits(mesh: Mesh) -> set[float]:
+    """Of all groups that this rank knows: the job's, the mesh's, and one as DeepSpeed makes it, without a limit."""
+    groups = MeshGroups.build(mesh)
+    groups.subgroup(Axis.PP, [0])
+    dist.new_group([0, 1])
+    known = [group for group in distributed_c10d._world.pg_map if dist.get_rank(group) >= 0]
+    assert len(known) >= 4
+    return {group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in known}
+
+
+def test_the_jobs_time_limit_holds_for_every_group_whoever_makes_it() -> None:
+    assert run_on_ranks(4, time_limits, Mesh(pp=2, tp=2), timeout_s=60) == [{120.0}] * 4

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from megalm.storage.lock import HeldError, hold, is_still, take, take_alone
+from megalm import waiting
+from megalm.storage.lock import HeldError, hold, is_still, sign, take, take_alone
 
 
 def test_a_second_holder_gives_up_at_once_or_after_its_time(tmp_path: Path) -> None:
@@ -75,3 +76,17 @@ def test_a_file_that_got_another_name_is_not_the_one_of_that_name(tmp_path: Path
         assert not is_still(stream, tmp_path / "a")
         (tmp_path / "a").touch()
         assert not is_still(stream, tmp_path / "a")
+
+
+def test_who_waits_long_for_a_lock_says_who_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(waiting, "SPEAK_AFTER_S", 0.2)
+    path = tmp_path / "index.lock"
+    with path.open("a") as first, path.open("a") as second:
+        assert take(first)
+        sign(first)
+        assert not take(second, 0.5)
+    said = capsys.readouterr().err
+    assert f"waiting for 0 s: another process holds {path} (process {os.getpid()} on " in said
+    assert said.count("waiting for") <= 2  # each time the wait has doubled

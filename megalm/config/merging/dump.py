@@ -12,8 +12,8 @@ from megalm.config.sections import RunConfig
 
 
 def dump_config(config: RunConfig) -> str:
-    """The run as a recipe; `load_config(["--config", FILE])` gives an equal one."""
-    return _yaml(_plain(config))
+    """The run as a recipe; `load_config(["--config", FILE])` gives an equal one, without commands to this start."""
+    return _yaml(config.kept())
 
 
 def render_sources(config: RunConfig, sources: dict[str, str]) -> str:

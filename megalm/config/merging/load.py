@@ -22,7 +22,7 @@ from megalm.config.merging.recipe import KeyPath, Recipe, read_recipe
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Given, shortened
 from megalm.config.output import HUGGING_FACE, hugging_face_folder
 from megalm.config.rules.batch import with_micro_batch_size
-from megalm.config.rules.layout import check_layout
+from megalm.config.rules.layout import check_layout, impossible_layout
 from megalm.config.rules.run import run_problems
 from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError, LayoutError
@@ -93,6 +93,8 @@ def load(argv: Sequence[str], prog: str | None = None) -> Loaded:
         raise ConfigError(list(dict.fromkeys(merge.problems)))
     sources = {name: given.source for name, given in merge.given.items() if given.source != DEFAULT}
     if flags.print_config:
+        if impossible := impossible_layout(config):
+            raise LayoutError([with_sources(problem, merge.given) for problem in impossible])
         sys.stdout.write(render_sources(config, sources))
         raise SystemExit(0)
     merge.notes += [note for recipe in recipes for note in recipe.notes]

@@ -84,6 +84,15 @@ def layout_problems(config: RunConfig, world_size: int) -> list[str]:
     return found + model_split(config) + batch_split(config, world_size // one)
 
 
+def impossible_layout(config: RunConfig) -> list[str]:
+    """What does not come out even on any number of ranks, for whoever does not know their number yet."""
+    batch = config.batch
+    micro, steps = batch.micro_batch_size, batch.gradient_accumulation_steps
+    # all three batch sizes name the number of copies of the model; else one copy is the most lenient
+    copies = batch.global_batch_size // (micro * steps) if batch.global_batch_size and micro and steps else 1
+    return layout_problems(config, _ranks_of_one_model(config) * max(1, copies))
+
+
 def model_split(config: RunConfig) -> list[str]:
     """Heads over tensor-parallel ranks, layers over stages."""
     tp, model = config.parallel.tensor_model_parallel_size, config.model

@@ -25,7 +25,7 @@ from megalm.storage.atomic import atomic_write_by_any
 from megalm.storage.documents import Count, PlainName, Sha256, parse_json, validated
 from megalm.storage.durable import open_kept, sha256_of
 from megalm.storage.faults import attempting
-from megalm.storage.lock import take
+from megalm.storage.lock import sign, take
 
 log = logging.getLogger("megalm")
 
@@ -113,4 +113,5 @@ class IndexCache:
         with open_kept(self.folder / f".{name}.lock") as stream:
             with contextlib.suppress(OSError):  # a file system without locks
                 take(stream, math.inf)
+                sign(stream)
             yield
