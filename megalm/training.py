@@ -67,10 +67,8 @@ def train(run: Run) -> bool:
             step = run.progress.step
             reason = stop_reason(run)
             due = due or (every is not None and step % every == 0)
-            if (
-                due and run.progress.is_sound
-            ):  # else with the next step that is; before an evaluation, which may take long
-                save_now(run, may_fail=True)
+            if due and run.progress.is_sound:  # else with the next step that is
+                save_now(run, may_fail=True)  # before an evaluation, which may take long
                 due = False
             wanted = training.eval_interval and step % training.eval_interval == 0
             if wanted and not (evaluate(run, run.data.valid, "validation") and show_sample(run)):

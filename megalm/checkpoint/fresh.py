@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.sections import RunConfig
+from megalm.storage.documents import parse_json
 from megalm.storage.durable import replace_text
 
 FRESH = "fresh.json"
@@ -53,7 +54,7 @@ def note_stopped(run: Path, stopped: bool) -> None:
 
 def _read(run: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads((run / FRESH).read_text(encoding="utf-8"))
+        content = parse_json((run / FRESH).read_text(encoding="utf-8"))
         if isinstance(content, dict):
             return content
     return {}

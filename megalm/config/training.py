@@ -115,15 +115,15 @@ class OptimizerConfig(Section):
     """Shape of the decay after warmup."""
     lr_decay_iters: int | None = Field(None, ge=1)
     """Step at which the decay ends. Default: the end of the run."""
-    lr_decay_samples: int | None = Field(None, ge=1)
+    lr_decay_samples: int | None = Field(None, ge=1, le=2**62)
     """The same in samples."""
-    lr_decay_tokens: int | None = Field(None, ge=1)
+    lr_decay_tokens: int | None = Field(None, ge=1, le=2**62)
     """The same in tokens."""
     lr_warmup_iters: int = Field(0, ge=0)
     """Steps of linear warmup from lr_warmup_init."""
-    lr_warmup_samples: int = Field(0, ge=0)
+    lr_warmup_samples: int = Field(0, ge=0, le=2**62)
     """The same in samples."""
-    lr_warmup_tokens: int = Field(0, ge=0)
+    lr_warmup_tokens: int = Field(0, ge=0, le=2**62)
     """The same in tokens."""
     lr_warmup_fraction: float | None = Field(None, ge=0, le=1)
     """Warmup as a share of the decay, in place of its length."""
@@ -133,9 +133,9 @@ class OptimizerConfig(Section):
     """Shape of the last phase of the WSD (warmup, stable, decay) schedule."""
     lr_wsd_decay_iters: int | None = Field(None, ge=1)
     """Steps of the last phase of the WSD schedule. Default: a tenth of the decay."""
-    lr_wsd_decay_samples: int | None = Field(None, ge=1)
+    lr_wsd_decay_samples: int | None = Field(None, ge=1, le=2**62)
     """The same in samples."""
-    lr_wsd_decay_tokens: int | None = Field(None, ge=1)
+    lr_wsd_decay_tokens: int | None = Field(None, ge=1, le=2**62)
     """The same in tokens."""
     decoupled_lr: float | None = Field(None, gt=0)
     """Peak learning rate of the token embedding and the output head. Default: lr."""

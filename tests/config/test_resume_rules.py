@@ -25,7 +25,10 @@ def test_weights_alone_need_what_gives_them_their_meaning() -> None:
     rules = {name: model.resume_rule(name) for name in model.model_fields}
     assert {name for name, rule in rules.items() if rule is not None and not rule.weights} == {
         "rotary_base", "rotary_seq_len_interpolation_factor", "attention_dropout", "hidden_dropout", "init_method_std",
-        "norm_epsilon", "make_vocab_size_divisible_by", "max_position_embeddings",
+        "norm_epsilon", "make_vocab_size_divisible_by", "max_position_embeddings", "init_method_xavier_uniform",
+        "rotary_base_local", "rope_scaling", "rope_scaling_factor", "rope_scaling_original_max_position_embeddings",
+        "rope_low_freq_factor", "rope_high_freq_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_attention_factor",
+        "window_size", "window_attn_skip_freq",
     }  # fmt: skip
 
 
