@@ -17,9 +17,9 @@ DATA := data/quickstart
 RUN := runs/quickstart
 CORPUS_MB ?= 12
 PYTEST_ARGS ?=
-# test processes, for two cores (some tests wait for a scheduler); tests/conftest.py says which tests stay together,
-# and in which order
-JOBS ?= 2
+# test processes: for two cores, and one for the tests that wait for a scheduler; tests/conftest.py says which tests
+# stay together, and in which order
+JOBS ?= 3
 # the GPUs of this machine, or two ranks on its CPU
 TRAIN_ARGS ?=
 RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(d for d in (1, 2, 4, 8, 16) if d <= n))")

@@ -81,7 +81,7 @@ class Progress:
 
     def state(self) -> dict[str, Any]:
         """All counters but those of this start alone."""
-        return {name: value for name, value in asdict(self).items() if name != "nan_in_a_row"}
+        return {name: value for name, value in asdict(self).items() if not name.endswith("_in_a_row")}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave; bad steps in a row count anew, or a run could never get beyond them."""

@@ -13,6 +13,9 @@ settings.load_profile("megalm")
 
 FIRST = ("offload", "slurm", "e2e/test_documentation.py", "e2e", "parity", "kernels", "checkpoint", "planner", "mpi")
 """What starts first: the longest, so that no test process is left alone with it at the end."""
+WAITING = ("slurm",)
+"""Groups that wait for a scheduler most of the time: of three or more test processes the last has them for itself, and
+nothing else, so that no more processes compute than there are without it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +42,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return group_of(nodeid)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            """Give the process the first group that is for it, or end it."""
+            mine = next((group for group in self.workqueue if self._takes(node, group)), None)
+            if mine is None:
+                node.shutdown()
+                return
+            self.workqueue.move_to_end(mine, last=False)
+            super()._assign_work_unit(node)
+
+        def _takes(self, node: Any, group: str) -> bool:
+            return self.numnodes < 3 or (group in WAITING) == (node.gateway.id == f"gw{self.numnodes - 1}")
 
     return Groups(config, log)
 

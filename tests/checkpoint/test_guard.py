@@ -65,7 +65,7 @@ def _error(action: Any) -> str:
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_other_weights_are_not_published_nor_restored(tmp_path: Path, stage: int) -> None:
     moved, infinite, restored = run_on_ranks(2, failures, str(tmp_path), stage)[0]
-    assert moved.startswith("CheckpointError 4")
+    assert moved.startswith("WrongStateError 4")
     assert "is not published: it would hold other weights than the model computes with" in moved
     assert infinite.startswith("NonFiniteError 5")
     assert "is not finite" in infinite
