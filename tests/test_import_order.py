@@ -20,6 +20,7 @@ L3 = {"parallel", "engine", "checkpoint", "resilience", "launching", "doctor"}
 TOP = (
     "pretrain_gpt",
     "entry",
+    "preparation",
     "agreed_facts",
     "training",
     "evaluation",
@@ -28,6 +29,7 @@ TOP = (
     "bad_steps",
     "run",
     "continuation",
+    "run_state",
     "cli",
     "commands",
     "planner",
