@@ -1,6 +1,5 @@
 """How a run is saved and continued. A checkpoint is the engine's tensors and the states of all that is `Stateful`."""
 
-import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -140,7 +139,8 @@ def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> None:
     if point.same_run or hugging_face_folder(config.checkpoint.load) is None:
         reader = open_together(point.origin, engine.shard_specs, engine.device)
     else:
-        reader = on_all_ranks(engine.device, functools.partial(_open_model_folder, config, point.origin))
+        folder = point.origin
+        reader = on_all_ranks(engine.device, lambda: _open_model_folder(config, folder), "opening the model folder")
     on_all_ranks(engine.device, lambda: _restore_from(reader, engine, config, point), "loading the checkpoint")
     check_restored(engine, point)
 

@@ -34,10 +34,9 @@ RECIPE = (
 ).split()
 CPU = torch.device("cpu")
 QUICK = {
-    "prescale_gradients", "communication_data_type", "bf16.immediate_grad_update",
+    "bf16.immediate_grad_update",
     *(f"zero_optimization.{key}" for key in (
-        "round_robin_gradients", "parameter_alignment", "contiguous_gradients", "overlap_comm", "allgather_partitions",
-        "sub_group_size",
+        "round_robin_gradients", "contiguous_gradients", "sub_group_size",
     )),
 }  # fmt: skip
 """Keys that change how weights or gradients are laid out."""
