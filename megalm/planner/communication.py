@@ -85,7 +85,8 @@ def _all_reduces(layout: Layout, pp_rank: int) -> float:
 
 
 def _pipeline(layout: Layout) -> int:
-    """The residual stream forward and its gradient backward, at every border between stages of different ranks.
+    """The residual stream forward and its gradient backward, at every border between stages of different ranks; with
+    sequence parallelism a rank has its part of it.
 
     Where the first and the last stage hold a table each, its gradient is all-reduced between the two, in float32 but
     where gradients are accumulated in the model's own type.
@@ -96,7 +97,8 @@ def _pipeline(layout: Layout) -> int:
         if left != right:
             sent[left] += 1
             sent[right] += 1
-    sent = [layout.micro_batches * borders * _activation_bytes(layout) for borders in sent]
+    parts = layout.mesh.tp if layout.config.parallel.sequence_parallel else 1
+    sent = [layout.micro_batches * borders * _activation_bytes(layout) // parts for borders in sent]
     for rank in layout.pipeline.ends:
         sent[rank] += _copied(layout) * _gradient_bytes(layout)
     return max(sent)
