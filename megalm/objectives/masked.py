@@ -5,6 +5,7 @@ Shapes: T sequence, N = T + 1 room for cumulative text lengths, L tokens of the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Self
 
 import numpy as np
@@ -143,6 +144,17 @@ class MaskedObjective:
             row["is_random"] = np.asarray(is_random, dtype=np.int64)
         return row | self._texts(text, T)
 
+    @cached_property
+    def _is_ordinary(self) -> npt.NDArray[np.bool_]:
+        """Of each id, whether it may be hidden and stand in the place of others."""
+        table = np.ones(self.vocab_size, dtype=np.bool_)
+        table[list(self.special)] = False
+        return table
+
+    @cached_property
+    def _ordinary(self) -> Tokens:
+        return np.flatnonzero(self._is_ordinary)
+
     @property
     def _around(self) -> int:
         return 3 if self.is_pair else 2
@@ -165,7 +177,7 @@ class MaskedObjective:
 
         Words in random order, as many as fit, and the next one with the probability that makes the mean right.
         """
-        hidden = np.isin(text, self.special, invert=True)
+        hidden = self._is_ordinary[text]
         places = np.flatnonzero(hidden)
         if not len(places):
             return hidden
@@ -178,15 +190,15 @@ class MaskedObjective:
         whole = int(np.searchsorted(ends, wanted, side="right"))
         before = ends[whole - 1] if whole else 0
         chosen = whole + int(draw.random() * (ends[whole] - before) < wanted - before)
-        hidden[places] = np.isin(words, order[:chosen])
+        is_chosen = np.zeros(len(order), dtype=np.bool_)
+        is_chosen[order[:chosen]] = True
+        hidden[places] = is_chosen[words]
         return hidden
 
     def _shown(self, tokens: Tokens, draw: np.random.Generator) -> Tokens:
         """What stands in the place of hidden tokens."""
         kind = draw.random(len(tokens))
-        other = draw.integers(0, self.vocab_size - len(self.special), len(tokens))
-        # the number among ordinary ids, past the special ones before it
-        other += np.searchsorted(np.array(self.special) - np.arange(len(self.special)), other, side="right")
+        other = self._ordinary[draw.integers(0, len(self._ordinary), len(tokens))]
         return np.where(kind < _SHOWN, self.mask, np.where(kind < _REPLACED, other, tokens))
 
     def _texts(self, text: Tokens, T: int) -> Example:
