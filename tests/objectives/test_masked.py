@@ -65,32 +65,32 @@ def test_a_sample_of_padding_counts_nothing():
 def test_rates_are_those_that_are_asked_for():
     """In rows so short that rounding would show: 11 x 0.15 is no whole number."""
     chosen = objective(mask_prob=0.15)
-    rows = [chosen(text) for text in texts(5_000, 11)]
+    rows = [chosen(text) for text in texts(3_000, 11)]
     hidden, shown, labels = (np.stack([row[name] for row in rows]) for name in ("loss_mask", "tokens", "labels"))
     hidden = hidden.astype(bool)
     assert hidden.mean() * 13 / 11 == pytest.approx(0.15, abs=0.002)
     assert set(hidden.sum(1).tolist()) == {1, 2}  # 1.65 in the mean
     is_mask, is_same = shown[hidden] == MASK, shown[hidden] == labels[hidden]
-    assert is_mask.mean() == pytest.approx(0.8, abs=0.015)
-    assert is_same.mean() == pytest.approx(0.1 + 0.1 / 59, abs=0.01)
+    assert is_mask.mean() == pytest.approx(0.8, abs=0.02)
+    assert is_same.mean() == pytest.approx(0.1 + 0.1 / 59, abs=0.015)
     others = shown[hidden][~is_mask & ~is_same]
     assert set(others.tolist()) == set(range(5, VOCAB)), "any ordinary token, and no special one"
 
 
 def test_whole_words_are_hidden_at_the_same_rate():
     starts = [number % 3 != 0 for number in range(VOCAB)]
-    whole, rows = objective(mask_prob=0.3).with_words(starts), texts(2_500, 30, seed=1)
+    whole, rows = objective(mask_prob=0.3).with_words(starts), texts(1_200, 30, seed=1)
     hidden = np.stack([whole(text)["loss_mask"][1:-1] for text in rows]).astype(bool)
-    assert hidden.mean() == pytest.approx(0.3, abs=0.004)
+    assert hidden.mean() == pytest.approx(0.3, abs=0.005)
     inside = np.stack([text.tokens % 3 == 0 for text in rows])
     assert (hidden[:, 1:] == hidden[:, :-1])[inside[:, 1:]].all()
 
 
 def test_pairs_are_exchanged_half_of_the_time():
     chosen = objective(is_pair=True, short_seq_prob=0.2)
-    rows = [chosen(text) for text in texts(2_500, 21)]
-    assert np.mean([row["is_random"] for row in rows]) == pytest.approx(0.5, abs=0.03)
-    assert np.mean([row["cu_seqlens"][1] < 24 for row in rows]) == pytest.approx(0.2, abs=0.025)
+    rows = [chosen(text) for text in texts(1_500, 21)]
+    assert np.mean([row["is_random"] for row in rows]) == pytest.approx(0.5, abs=0.04)
+    assert np.mean([row["cu_seqlens"][1] < 24 for row in rows]) == pytest.approx(0.2, abs=0.03)
     for text, row in zip(texts(40, 21), rows, strict=False):
         length = int(row["cu_seqlens"][1])
         labels, second = row["labels"][:length], row["token_types"][:length] == 1
