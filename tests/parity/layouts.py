@@ -56,8 +56,7 @@ MODELS = {
         "--reset-position-ids --init-method-std 0.2"
     ),
     # narrow embeddings, own head
-    "electra": f"{BERT} --embedding-size 24 --bert-no-binary-head --untie-embeddings-and-output-weights",
-    "deep bert": f"{BERT} --num-layers 4",
+    "electra": f"{BERT} --num-layers 4 --embedding-size 24 --bert-no-binary-head --untie-embeddings-and-output-weights",
     "deep llama": f"{LLAMA} --num-layers 4",
     "deep gpt2": f"{GPT2} --num-layers 4",
     "uneven llama": f"{LLAMA} --num-layers 5",
@@ -195,8 +194,8 @@ ROWS = [
     Row(2, "bert", "zero3 full"),
     Row(4, "bert", "tp2 sp pp2 zero1"),
     Row(4, "bert", "tp4 sp zero0"),
-    Row(2, "deep bert", "pp2 interleaved-1f1b zero1"),
-    Row(2, "deep bert", "pp2 zbv zero1 selective"),
+    Row(2, "electra", "pp2 interleaved-1f1b zero1"),
+    Row(2, "electra", "pp2 zbv zero1 selective"),
     Row(2, "modernbert", "tp2 zero3", CI),
     Row(2, "modernbert", "tp2 sp zero0"),
     Row(2, "modernbert", "pp2 zero1 selective", CI),
