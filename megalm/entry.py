@@ -3,7 +3,8 @@
 Wrong input ends here in one message from one rank. Nothing heavy is imported before the configuration is checked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from megalm.checkpoint.fresh import command_of
 from megalm.distributed.environment import LaunchEnvironment, read_environment
@@ -15,8 +16,13 @@ from megalm.resilience.signals import StopRequest
 from megalm.tables import import_modules
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Run a training command line and exit: 0 when done, else the error's exit code (see docs/exit_codes.md)."""
+def main(
+    argv: Sequence[str] | None = None, prog: str | None = None, defaults: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Run a training command line and exit: 0 when done, else the error's exit code (see docs/exit_codes.md).
+
+    `defaults` are settings of the script, which recipes and flags replace.
+    """
     stop = StopRequest()
     stop.watch()
     outlive_readers()
@@ -25,7 +31,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         environment = read_environment()
         stop.rank = environment.rank
         watch_launcher(environment.launcher)
-        prepared = prepare(argv, prog, environment)
+        prepared = prepare(argv, prog, defaults, environment)
         met = True  # from here on the others know when this rank fails
         code = _run(prepared, environment, stop)
     except Exception as error:

@@ -1,7 +1,7 @@
 """What a rank finds by itself before it meets the others: the configuration, and that it can run here."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,9 +28,11 @@ class Prepared:
     device: "torch.device"
 
 
-def prepare(argv: Sequence[str] | None, prog: str | None, environment: LaunchEnvironment) -> Prepared:
+def prepare(
+    argv: Sequence[str] | None, prog: str | None, defaults: Mapping[str, str], environment: LaunchEnvironment
+) -> Prepared:
     """All that a rank can do, and find wrong, by itself: the configuration, torch, its device, what it sees."""
-    config, sources, notes = _checked(argv, prog, environment)
+    config, sources, notes = _checked(argv, prog, defaults, environment)
     threads = prepare_process(environment, deterministic=config.training.deterministic_mode)
     import torch
 
@@ -56,13 +58,13 @@ def tell_others_of(error: Exception, environment: LaunchEnvironment, stop: StopR
 
 
 def _checked(
-    argv: Sequence[str] | None, prog: str | None, environment: LaunchEnvironment
+    argv: Sequence[str] | None, prog: str | None, defaults: Mapping[str, str], environment: LaunchEnvironment
 ) -> tuple[RunConfig, dict[str, str], list[str]]:
     """The configuration with its sources, and all its problems found before a process group or a GPU is touched."""
     if environment.rank != 0 and argv is None and {"--help", "-h", "--print-config"} & set(sys.argv):
         sys.exit(0)  # rank 0 prints it
     try:
-        loaded = load(sys.argv[1:] if argv is None else argv, prog)
+        loaded = load(sys.argv[1:] if argv is None else argv, prog, defaults)
         return loaded.on_ranks(environment.world_size), loaded.sources, loaded.notes
     except ConfigError as error:
         # all ranks of a machine have the same flags and files, and MPICH's mpirun leaves them the time to say so

@@ -166,6 +166,12 @@ class DataConfig(Section):
     """Documents in one sample do not see each other."""
     eod_mask_loss: Annotated[bool, FixedOnResume()] = False
     """No loss on end-of-document tokens."""
+    mask_prob: Annotated[float, FixedOnResume()] = Field(0.15, gt=0.0, lt=1.0)
+    """--objective masked: share of the tokens that are hidden (80 % masked, 10 % replaced, 10 % left)."""
+    whole_word_masking: Annotated[bool, FixedOnResume()] = False
+    """--objective masked: hide whole words; the tokenizer must know them (WordPiece, sentencepiece, byte-level BPE)."""
+    short_seq_prob: Annotated[float, FixedOnResume()] = Field(0.1, ge=0.0, le=1.0)
+    """Share of the pairs of texts (BERT with its sentence head) that are cut to a random length."""
     num_workers: int = Field(2, ge=0)
     """Background processes that prepare batches; 0 prepares them in the training process."""
 

@@ -10,6 +10,7 @@ from torch import nn
 from megalm.config import RunConfig, cross_entropy_impl
 from megalm.config.recompute import RecomputeConfig
 from megalm.config.training import OptimizerConfig
+from megalm.data.batch import ON_HOST
 from megalm.distributed.mesh import Mesh
 from megalm.engine.optimizers import OPTIMIZERS
 from megalm.kernels.backend import FUSED, REFERENCE, Kernels
@@ -19,6 +20,7 @@ from megalm.models.blocks.operators import use_kernels
 from megalm.models.contract import LanguageModel
 from megalm.models.dtypes import DTYPES
 from megalm.models.families import FAMILIES
+from megalm.objectives import build_objective
 from megalm.parallel.pipeline.chunks import build_chunks
 from megalm.parallel.pipeline.plan import PipelinePlan
 from megalm.parallel.pipeline.stage import StageModule
@@ -26,7 +28,7 @@ from megalm.parallel.randomness import OwnDropout
 from megalm.parallel.recompute import apply_recompute
 from megalm.parallel.region import TensorParallel
 from megalm.parallel.styles import Shards
-from megalm.planner.absent import AbsentRanks
+from megalm.planner.absent import AbsentRanks, AnyVocabulary
 from megalm.planner.activations import FakeRank, KeepGradients
 
 
@@ -132,13 +134,23 @@ class Layout:
         dtype = DTYPES[config.precision.dtype]
         return FakeRank(
             stages=stages,
-            batch_shape=(batch.micro_size, batch.seq_length),
+            fields=_batch_fields(config),
             stream_shapes=stages[0].part.stream_shapes(batch.micro_size, length),
             dtype=dtype,
             gradient_dtype=torch.float32 if config.precision.grad_accum_dtype == "fp32" else dtype,
             keep=keep,
             bucket=bucket,
         )
+
+
+def _batch_fields(config: RunConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """(shape, dtype) of each tensor of a micro-batch, but for those whose values decide on shapes."""
+    objective = build_objective(config, AnyVocabulary())
+    return {
+        name: ((config.batch.micro_size, *field.shape), getattr(torch, field.dtype_name))
+        for name, field in objective.fields(config.batch.seq_length).items()
+        if name not in ON_HOST
+    }
 
 
 def _without_own_draws(stage: StageModule) -> None:

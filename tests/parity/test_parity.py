@@ -19,7 +19,7 @@ from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.engine.cpu_adam import build_cpu_adam
 from megalm.models.generation import continue_greedily
-from megalm.objectives.causal import CausalObjective
+from megalm.objectives import OBJECTIVES, Objective
 from megalm.randomness import stable_seed
 from megalm.testing.spawner import run_on_ranks
 
@@ -63,9 +63,11 @@ def trained(flags: str) -> Trained:
         losses.append(result.loss)
         norms.append(result.grad_norm)
     evaluated = engine.total_loss(engine.mean_over_ranks(engine.eval_step(parts)))
-    prompt = [5, 3, 1]  # no multiple of the ranks of sequence parallelism
+    # no multiple of the ranks of sequence parallelism; an encoder would see what fills it up
+    prompt = list(range(5, 5 + SEQ)) if config.model.is_encoder else [5, 3, 1]
     logits = engine.next_logits(torch.tensor([prompt]))
-    text = continue_greedily(engine.next_logits, prompt, 6, None, context.device)
+    continued = not config.model.is_encoder
+    text = continue_greedily(engine.next_logits, prompt, 6, None, context.device) if continued else []
     weights = whole_weights(engine)
     return Trained(losses, norms, weights, start and distance(weights, start), evaluated, logits, text)
 
@@ -76,11 +78,17 @@ def global_batch(config: RunConfig, generator: torch.Generator) -> dict[str, tor
     tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = EOD
     # samples keep very different numbers of tokens, so that a mean of means would be wrong
     mask = (torch.rand(SAMPLES, SEQ, generator=generator) > torch.rand(SAMPLES, 1, generator=generator)).float()
-    options = ("eod_mask_loss", "reset_position_ids", "reset_attention_mask")
-    objective = CausalObjective(eod=EOD, **{name: getattr(config.data, name) for name in options})
-    rows = [objective(Sample(number, 0, row)) for number, row in enumerate(tokens.numpy())]
+    objective = objective_of(config)
+    samples = tokens.numpy()[:, : objective.sample_tokens(SEQ)]
+    rows = [objective(Sample(number, 0, row)) for number, row in enumerate(samples)]
     batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
     return batch | {"loss_mask": batch["loss_mask"] * mask}
+
+
+def objective_of(config: RunConfig) -> Objective:
+    """The run's objective with ids of special tokens that the random tokens have too."""
+    special = {"eod": EOD, "mask": 1, "cls": 2, "sep": 3, "bos": None, "eos": None, "pad": None}
+    return OBJECTIVES[config.training.objective].build(config, special)
 
 
 def whole_weights(engine) -> dict[str, torch.Tensor]:

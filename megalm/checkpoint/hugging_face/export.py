@@ -53,9 +53,11 @@ def export_model(
     with writing(target, CheckpointError, "free some space or choose another folder"), atomic_folder(target) as partial:
         _write_weights(reader, Correspondence.of(config, architecture), partial, getattr(torch, dtype), shard_bytes)
         small = reader.folder.parent / ORIGIN
-        values = {**_kept(small / CONFIG), **write_settings(architecture, config), **_ids(special_ids)}
+        # a class may say positions by its padding token
+        values = {**_kept(small / CONFIG), **_ids(special_ids), **write_settings(architecture, config)}
         _write_json(partial / CONFIG, {**values, "dtype": dtype, "torch_dtype": dtype})
-        _write_json(partial / GENERATION, _kept(small / GENERATION) or _ids(special_ids))
+        if not config.is_encoder:
+            _write_json(partial / GENERATION, _kept(small / GENERATION) or _ids(special_ids))
         for name, content in (_kept_tokenizer(small) or files).items():
             (partial / name).write_bytes(content)
     return architecture

@@ -5,8 +5,9 @@ Every problem found on the way is kept and all are raised together, before anyth
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from megalm.config.base import Section
@@ -78,14 +79,14 @@ def load_config(argv: Sequence[str], prog: str | None = None) -> RunConfig:
     return load(argv, prog).config
 
 
-def load(argv: Sequence[str], prog: str | None = None) -> Loaded:
-    """As `load_config`, with the source of each value."""
+def load(argv: Sequence[str], prog: str | None = None, defaults: Mapping[str, str] = MappingProxyType({})) -> Loaded:
+    """As `load_config`, with the source of each value. `defaults` are the program's, below recipes and flags."""
     flags = parse_flags(argv, build_parser(prog))
     recipes = [read_recipe(path) for path in flags.recipes]
     lost = [problem for recipe in recipes if recipe.problems and not recipe.given for problem in recipe.problems]
     if lost:  # without the recipe everything seems to be missing
         raise ConfigError(flags.problems + lost)
-    merge = merge_sources(flags, recipes)
+    merge = merge_sources(flags, recipes, {name: Given(value, prog or DEFAULT) for name, value in defaults.items()})
     config = build_run(merge)
     if config is not None:
         merge.problems += [with_sources(found, merge.given) for found in run_problems(config) if merge.judges(found)]
@@ -101,9 +102,9 @@ def load(argv: Sequence[str], prog: str | None = None) -> Loaded:
     return Loaded(config, sources, merge.notes)
 
 
-def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
-    """Flags over recipes over each other, then the DeepSpeed JSON beside them."""
-    merge = Merge(problems=list(flags.problems), notes=list(flags.notes))
+def merge_sources(flags: Flags, recipes: list[Recipe], defaults: Mapping[str, Given]) -> Merge:
+    """Flags over recipes over each other and over `defaults`, then the DeepSpeed JSON beside them."""
+    merge = Merge(given=dict(defaults), problems=list(flags.problems), notes=list(flags.notes))
     lines: dict[KeyPath, int] = {}
     for recipe in recipes:
         merge.problems += recipe.problems
