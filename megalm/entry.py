@@ -4,8 +4,9 @@ Wrong input ends here in one message from one rank. Nothing heavy is imported be
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from megalm.checkpoint.fresh import command_of, without_done_commands
@@ -25,8 +26,13 @@ if TYPE_CHECKING:
     from megalm.distributed.agreement import Facts
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Run a training command line and exit: 0 when done, else the error's exit code (see docs/exit_codes.md)."""
+def main(
+    argv: Sequence[str] | None = None, prog: str | None = None, defaults: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Run a training command line and exit: 0 when done, else the error's exit code (see docs/exit_codes.md).
+
+    `defaults` are settings of the script, which recipes and flags replace.
+    """
     stop = StopRequest()
     stop.watch()
     outlive_readers()
@@ -35,7 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         environment = read_environment()
         stop.rank = environment.rank
         watch_launcher(environment.launcher)
-        prepared = _prepared(argv, prog, environment)
+        prepared = _prepared(argv, prog, defaults, environment)
         met = True  # from here on the others know when this rank fails
         code = _run(prepared, environment, stop)
     except Exception as error:
@@ -57,9 +63,11 @@ class _Prepared:
     device: "torch.device"
 
 
-def _prepared(argv: Sequence[str] | None, prog: str | None, environment: LaunchEnvironment) -> _Prepared:
+def _prepared(
+    argv: Sequence[str] | None, prog: str | None, defaults: Mapping[str, str], environment: LaunchEnvironment
+) -> _Prepared:
     """All that a rank can do, and find wrong, by itself: the configuration, torch, its device, what it sees."""
-    config, sources, notes = _checked(argv, prog, environment)
+    config, sources, notes = _checked(argv, prog, defaults, environment)
     threads = prepare_process(environment, deterministic=config.training.deterministic_mode)
     import torch
 
@@ -87,13 +95,13 @@ def _tell_others(error: Exception, environment: LaunchEnvironment, stop: StopReq
 
 
 def _checked(
-    argv: Sequence[str] | None, prog: str | None, environment: LaunchEnvironment
+    argv: Sequence[str] | None, prog: str | None, defaults: Mapping[str, str], environment: LaunchEnvironment
 ) -> tuple[RunConfig, dict[str, str], list[str]]:
     """The configuration with its sources, and all its problems found before a process group or a GPU is touched."""
     if environment.rank != 0 and argv is None and {"--help", "-h", "--print-config"} & set(sys.argv):
         sys.exit(0)  # rank 0 prints it
     try:
-        loaded = load(sys.argv[1:] if argv is None else argv, prog)
+        loaded = load(sys.argv[1:] if argv is None else argv, prog, defaults)
         return loaded.on_ranks(environment.world_size), loaded.sources, loaded.notes
     except ConfigError as error:
         # all ranks of a machine have the same flags and files, and MPICH's mpirun leaves them the time to say so

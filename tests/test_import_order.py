@@ -19,6 +19,7 @@ L2 = {"data", "objectives", "models"}
 L3 = {"parallel", "engine", "checkpoint", "resilience", "launching", "doctor"}
 TOP = (
     "pretrain_gpt",
+    "pretrain_t5",
     "entry",
     "agreed_facts",
     "training",

@@ -90,14 +90,19 @@ def _comparison(folder: Path, model: LanguageModel) -> str:
         import transformers
     except ImportError:
         return "not compared with transformers, which is not installed (pip install transformers)"
-    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs: Any = getattr(transformers, HuggingFaceReader(folder).architecture).from_pretrained(
+        folder, dtype=torch.float32
+    )
     config = model.config
     assert config.vocab_size is not None, "a built model has a vocabulary"
     length = min(_CHECKED_TOKENS, config.max_position_embeddings or _CHECKED_TOKENS)
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(config.vocab_size, (2, length), generator=generator)
-    expected_BTV = theirs.eval()(tokens_BT).logits
-    found_BTV = model.eval()(Piece({"tokens": tokens_BT}), wants_logits=True)[..., : config.vocab_size]
+    ours, others = {"tokens": tokens_BT}, {"input_ids": tokens_BT}
+    if config.encoder_decoder:
+        ours["decoder_tokens"] = others["decoder_input_ids"] = tokens_BT[:, : length // 2]
+    expected_BTV = theirs.eval()(**others).logits
+    found_BTV = model.eval()(Piece(ours), wants_logits=True)[..., : config.vocab_size]
     difference = float((found_BTV - expected_BTV).abs().max())
     return (
         f"largest difference from transformers {transformers.__version__}: {difference:.2e} in logits up to "

@@ -166,6 +166,10 @@ class DataConfig(Section):
     """Documents in one sample do not see each other."""
     eod_mask_loss: Annotated[bool, FixedOnResume()] = False
     """No loss on end-of-document tokens."""
+    noise_density: Annotated[float, FixedOnResume()] = Field(0.15, gt=0.0, lt=1.0)
+    """Span corruption: share of the tokens that the decoder is to restore."""
+    mean_noise_span_length: Annotated[float, FixedOnResume()] = Field(3.0, ge=1.0)
+    """Span corruption: mean number of consecutive tokens that one sentinel stands for."""
     num_workers: int = Field(2, ge=0)
     """Background processes that prepare batches; 0 prepares them in the training process."""
 

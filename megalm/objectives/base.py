@@ -19,6 +19,11 @@ class Field(NamedTuple):
     """Without the batch: [B, *shape] in a batch."""
     dtype: npt.DTypeLike
 
+    @property
+    def dtype_name(self) -> str:
+        """As numpy and torch both call it."""
+        return np.dtype(self.dtype).name
+
 
 class Sample(Protocol):
     """Some consecutive tokens of a dataset."""

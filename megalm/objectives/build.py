@@ -5,9 +5,10 @@ from typing import Protocol
 from megalm.config import RunConfig
 from megalm.objectives.base import Objective
 from megalm.objectives.causal import CausalObjective
+from megalm.objectives.span import SpanObjective
 from megalm.tables import Table
 
-OBJECTIVES: Table[type[Objective]] = Table("objective", {"causal": CausalObjective})
+OBJECTIVES: Table[type[Objective]] = Table("objective", {"causal": CausalObjective, "span": SpanObjective})
 """Value of --objective -> the objective, made by its `build`."""
 
 

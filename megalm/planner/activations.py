@@ -6,7 +6,7 @@ recomputation that a run would use.
 """
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,8 +114,8 @@ class FakeRank:
 
     stages: Sequence[StageModule]
     """On the meta device; they are given fake parameters."""
-    batch_shape: tuple[int, int]
-    """Rows of a micro-batch and the whole sequence."""
+    fields: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+    """(shape, dtype) of each tensor of a micro-batch."""
     stream_shapes: tuple[tuple[int, ...], ...]
     """The stream that this rank receives and sends."""
     dtype: torch.dtype
@@ -136,9 +136,7 @@ def stage_bytes(rank: FakeRank, split: bool) -> list[StageBytes]:
             if rank.keep == "step":
                 parameter.grad_dtype = rank.gradient_dtype
             parameter.register_post_accumulate_grad_hook(taking)  # type: ignore[no-untyped-call]
-        tokens_BT = torch.zeros(rank.batch_shape, dtype=torch.long)
-        mask_BT = torch.ones(rank.batch_shape)
-        batch = Batch(tensors={"tokens": tokens_BT, "labels": tokens_BT, "loss_mask": mask_BT})
+        batch = Batch(tensors={name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in rank.fields.items()})
         with LiveStorages([*modules.parameters(), *batch.tensors.values()]) as live:
             return [
                 StageBytes(

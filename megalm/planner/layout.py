@@ -10,6 +10,7 @@ from torch import nn
 from megalm.config import RunConfig, cross_entropy_impl
 from megalm.config.recompute import RecomputeConfig
 from megalm.config.training import OptimizerConfig
+from megalm.data.batch import ON_HOST
 from megalm.distributed.mesh import Mesh
 from megalm.engine.optimizers import OPTIMIZERS
 from megalm.kernels.backend import FUSED, REFERENCE, Kernels
@@ -19,6 +20,7 @@ from megalm.models.blocks.operators import use_kernels
 from megalm.models.contract import LanguageModel
 from megalm.models.dtypes import DTYPES
 from megalm.models.families import FAMILIES
+from megalm.objectives import build_objective
 from megalm.parallel.pipeline.chunks import build_chunks
 from megalm.parallel.pipeline.plan import PipelinePlan
 from megalm.parallel.pipeline.stage import StageModule
@@ -128,17 +130,35 @@ class Layout:
                 use_linear_loss(stage.part)
             apply_recompute(stage.part, recompute)
             _without_own_draws(stage)
-        length = batch.seq_length // (self.mesh.tp if config.parallel.sequence_parallel else 1)
+        sequence_parts = self.mesh.tp if config.parallel.sequence_parallel else 1
         dtype = DTYPES[config.precision.dtype]
         return FakeRank(
             stages=stages,
-            batch_shape=(batch.micro_size, batch.seq_length),
-            stream_shapes=stages[0].part.stream_shapes(batch.micro_size, length),
+            fields=_batch_fields(config),
+            stream_shapes=stages[0].part.stream_shapes(batch.micro_size, batch.seq_length, sequence_parts),
             dtype=dtype,
             gradient_dtype=torch.float32 if config.precision.grad_accum_dtype == "fp32" else dtype,
             keep=keep,
             bucket=bucket,
         )
+
+
+def _batch_fields(config: RunConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """(shape, dtype) of each tensor of a micro-batch, but for those whose values decide on shapes."""
+    objective = build_objective(config, _AnyTokens())
+    return {
+        name: ((config.batch.micro_size, *field.shape), getattr(torch, field.dtype_name))
+        for name, field in objective.fields(config.batch.seq_length).items()
+        if name not in ON_HOST
+    }
+
+
+class _AnyTokens:
+    """A tokenizer with all special tokens: their ids change no shape."""
+
+    def special(self, name: str) -> int:
+        """Some id."""
+        return 0
 
 
 def _without_own_draws(stage: StageModule) -> None:

@@ -6,15 +6,16 @@ Every problem found on the way is kept and all are raised together, before anyth
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from megalm.config.base import Section
 from megalm.config.deepspeed.check import check_engine_keys, check_json
 from megalm.config.deepspeed.read import DeepSpeedJson, facts, read_deepspeed_json, remainder
 from megalm.config.deepspeed.write import DEFAULT_ZERO_STAGE
-from megalm.config.hugging_face import read_settings
+from megalm.config.hugging_face import read_folder
 from megalm.config.merging.dump import render_sources
 from megalm.config.merging.flags import Flags, build_parser, parse_flags
 from megalm.config.merging.nothing import NEEDS
@@ -78,14 +79,14 @@ def load_config(argv: Sequence[str], prog: str | None = None) -> RunConfig:
     return load(argv, prog).config
 
 
-def load(argv: Sequence[str], prog: str | None = None) -> Loaded:
-    """As `load_config`, with the source of each value."""
+def load(argv: Sequence[str], prog: str | None = None, defaults: Mapping[str, str] = MappingProxyType({})) -> Loaded:
+    """As `load_config`, with the source of each value. `defaults` are the program's, below recipes and flags."""
     flags = parse_flags(argv, build_parser(prog))
     recipes = [read_recipe(path) for path in flags.recipes]
     lost = [problem for recipe in recipes if recipe.problems and not recipe.given for problem in recipe.problems]
     if lost:  # without the recipe everything seems to be missing
         raise ConfigError(flags.problems + lost)
-    merge = merge_sources(flags, recipes)
+    merge = merge_sources(flags, recipes, {name: Given(value, prog or DEFAULT) for name, value in defaults.items()})
     config = build_run(merge)
     if config is not None:
         merge.problems += [with_sources(found, merge.given) for found in run_problems(config) if merge.judges(found)]
@@ -101,9 +102,9 @@ def load(argv: Sequence[str], prog: str | None = None) -> Loaded:
     return Loaded(config, sources, merge.notes)
 
 
-def merge_sources(flags: Flags, recipes: list[Recipe]) -> Merge:
-    """Flags over recipes over each other, then the DeepSpeed JSON beside them."""
-    merge = Merge(problems=list(flags.problems), notes=list(flags.notes))
+def merge_sources(flags: Flags, recipes: list[Recipe], defaults: Mapping[str, Given]) -> Merge:
+    """Flags over recipes over each other and over `defaults`, then the DeepSpeed JSON beside them."""
+    merge = Merge(given=dict(defaults), problems=list(flags.problems), notes=list(flags.notes))
     lines: dict[KeyPath, int] = {}
     for recipe in recipes:
         merge.problems += recipe.problems
@@ -134,7 +135,7 @@ def take_hugging_face(merge: Merge) -> None:
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        _, model = read_settings(values, str(path))
+        _, model = read_folder(values, folder)
     except (OSError, ValueError, RecursionError) as error:
         merge.problems.append(f"--load {HUGGING_FACE}{folder}: {path} cannot be read: {error}")
         return
