@@ -90,11 +90,11 @@ def started_warm(command: str, checkout: Path) -> Finished | None:
 
 def shortened(command: str) -> str:
     """The command as it stands, but a training run takes a few steps only, of a small model."""
-    if "launch/pretrain_gpt.py" not in command or "--help" in command or "--print-config" in command:
+    if "launch/pretrain_" not in command or "--help" in command or "--print-config" in command:
         return command
     if "--train-iters" not in command:
         return f"{command} {SHORTER}"
-    return f"{command} {SMALLER}" if "quickstart.yaml" in command else command
+    return f"{command} {SMALLER}" if "quickstart" in command else command
 
 
 def quick() -> dict[str, str]:
