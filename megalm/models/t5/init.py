@@ -36,7 +36,7 @@ def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: 
 def _deviation(name: str, config: ModelConfig) -> float:
     """Standard deviation of the values of a matrix."""
     width, inner = config.hidden_size, config.num_attention_heads * config.head_dim
-    deviations = {
+    deviations: dict[str, float] = {
         r"embedding\.tokens\.weight|head\.weight": 1.0,
         r"positions\.(encoder|decoder)": width**-0.5,
         rf"{_ATTENTION}wq\.weight": (width * config.head_dim) ** -0.5,

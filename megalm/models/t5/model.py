@@ -145,7 +145,7 @@ class T5(LanguageModel):
             decoder = self.decoder_bias(tables_2NH[1], batch["decoder_tokens"].shape[1])
         return encoder, decoder
 
-    def _step(self, number: int, layer: nn.Module, bias: Tensor, batch: Batch, stream: Stream) -> Stream:
+    def _step(self, number: int, layer: nn.Module, bias: Tensor | None, batch: Batch, stream: Stream) -> Stream:
         x_BSD, y_BTD, tables = stream
         if isinstance(layer, DecoderLayer):
             return x_BSD, layer(y_BTD, x_BSD, bias, _seen(batch)), tables
@@ -159,8 +159,8 @@ class T5(LanguageModel):
         x_BSD, y_BTD, tables = stream
         if not self.layers:  # a stage of the head alone: the stage before waits for the gradients of all that it sent
             y_BTD = _beside(y_BTD, x_BSD, tables)
-        y_BTD = self.final_dropout(self.final_norm(y_BTD))
-        return y_BTD * self.config.hidden_size**-0.5 if self.config.scales_decoder_outputs else y_BTD
+        read_BTD: Tensor = self.final_dropout(self.final_norm(y_BTD))
+        return read_BTD * self.config.hidden_size**-0.5 if self.config.scales_decoder_outputs else read_BTD
 
     def _head(self) -> Head:
         return partial(self.head, embedding=self.embedding.tokens) if self.config.tied else self.head

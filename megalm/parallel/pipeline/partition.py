@@ -38,7 +38,9 @@ def _balanced_runs(num_stages: int, costs: PartCosts) -> list[range]:
     sums = [0, *accumulate(costs.layers)]
     layers = len(costs.layers)
     first = [sums[stop] + costs.embedding for stop in range(layers + 1)]
-    best = {stop: (first[stop], first[stop] ** 2, (stop,)) for stop in range(1, layers + 1)}
+    best: dict[int, tuple[int, int, tuple[int, ...]]] = {
+        stop: (first[stop], first[stop] ** 2, (stop,)) for stop in range(1, layers + 1)
+    }
     for stage in range(1, num_stages):
         end = costs.head if stage == num_stages - 1 else 0
         best = {
