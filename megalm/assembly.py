@@ -9,7 +9,7 @@ from megalm.config import RunConfig, dump_config
 from megalm.config.lengths import Lengths
 from megalm.config.model import ModelConfig
 from megalm.config.rules.completion import complete_model
-from megalm.continuation import Progress, ResumePoint, SampleOrder, check_restored, prove_room, restore
+from megalm.continuation import ResumePoint, prove_room, restore
 from megalm.data.run_data import RunData
 from megalm.data.tokenizers import Tokenizer, open_tokenizer
 from megalm.distributed.collectives import on_all_ranks, waiting_for_others
@@ -23,6 +23,7 @@ from megalm.parallel.build import build_rank_model
 from megalm.parallel.kernels import choose_kernels
 from megalm.resilience.signals import StopRequest
 from megalm.run import Run
+from megalm.run_state import Progress, SampleOrder
 
 
 def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run:
@@ -48,7 +49,6 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
         engine.count_by_dataset(len(data.train_names))
     prove_room(engine, config)
     restore(engine, config, point)
-    check_restored(engine, point, device)
     return Run(
         config=config,
         context=context,
@@ -99,22 +99,16 @@ def build_metric_logger(config: RunConfig, context: RankContext, progress: Progr
     """Where the run reports to; the run folder gets the merged configuration too."""
     folder = Path(config.checkpoint.save) if config.checkpoint.save else None
     facts = RunFacts(
-        folder=folder,
-        resume_step=progress.step,
-        resume_samples=progress.consumed_samples,
-        total_iters=total_iters,
+        folder=folder, resume_step=progress.step, resume_samples=progress.consumed_samples, total_iters=total_iters
     )
     is_main, text = context.rank == 0, dump_config(config)
     if is_main and folder is not None:
         write_config(folder, text)
-    logger = MetricLogger(
-        build_sinks(config.logging, facts) if is_main else [],
-        facts,
-        flops_per_token=FAMILIES[config.model.model_family].training_flops_per_token(
-            config.model, config.batch.seq_length, config.model.padded_vocab_size(context.mesh.tp)
-        ),
-        ranks=context.mesh.world_size,
+    flops = FAMILIES[config.model.model_family].training_flops_per_token(
+        config.model, config.batch.seq_length, config.model.padded_vocab_size(context.mesh.tp)
     )
+    sinks = build_sinks(config.logging, facts) if is_main else []
+    logger = MetricLogger(sinks, facts, flops_per_token=flops, ranks=context.mesh.world_size)
     logger.text("config", text)
     return logger
 

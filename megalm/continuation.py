@@ -1,12 +1,10 @@
 """How a run is saved and continued. A checkpoint is the engine's tensors and the states of all that is `Stateful`."""
 
-import functools
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,95 +20,13 @@ from megalm.checkpoint.writer import name_latest, prune_checkpoints, save_checkp
 from megalm.config import RunConfig
 from megalm.config.hugging_face import same_model
 from megalm.config.output import hugging_face_folder
-from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
-from megalm.data.samples.sample import SampleDataset
 from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.distributed.fingerprint import is_finite
 from megalm.engine.engine import Engine
 from megalm.errors import CheckpointError
-from megalm.storage.documents import Count, validated
+from megalm.run_state import Stateful
 
 log = logging.getLogger("megalm")
-
-
-class Stateful(Protocol):
-    """What has state, besides tensors, that outlives a step: who is one is saved and continued with the run."""
-
-    @property
-    def name(self) -> str:
-        """Under which the checkpoint keeps its state."""
-
-    def state(self) -> dict[str, Any]:
-        """What JSON can hold of it."""
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
-
-
-@dataclass
-class Progress:
-    """How far a run is."""
-
-    name: ClassVar[str] = "progress"
-    step: Count = 0
-    """Optimizer steps done, skipped ones included."""
-    consumed_samples: Count = 0
-    """Training samples used: the number of the next sample."""
-    skipped_iterations: Count = 0
-    """Steps whose gradients were not finite."""
-    nan_iterations: Count = 0
-    """Steps whose loss was not finite."""
-    bad_in_a_row: Count = 0
-    """Skipped steps since the last good one of this start."""
-    nan_in_a_row: Count = 0
-    """Steps since the last one of this start whose loss was finite."""
-
-    def count(self, loss: float, skipped: bool, samples: int) -> None:
-        """One more step; a skipped one uses up its samples and its place in the schedule like any other."""
-        self.step += 1
-        self.consumed_samples += samples
-        self.skipped_iterations += skipped
-        self.nan_iterations += not math.isfinite(loss)
-        self.bad_in_a_row = self.bad_in_a_row + 1 if skipped else 0
-        self.nan_in_a_row = 0 if math.isfinite(loss) else self.nan_in_a_row + 1
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether the last step was taken, and its loss was finite."""
-        return not self.bad_in_a_row and not self.nan_in_a_row
-
-    def state(self) -> dict[str, Any]:
-        """All counters but those of this start alone."""
-        return {name: value for name, value in asdict(self).items() if not name.endswith("_in_a_row")}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave; bad steps in a row count anew, or a run could never get beyond them."""
-        known = validated(Progress, state)
-        for counter in asdict(known).keys() & state.keys():
-            setattr(self, counter, getattr(known, counter))
-        self.bad_in_a_row = self.nan_in_a_row = 0
-
-
-@dataclass
-class SampleOrder:
-    """How the training samples are drawn. What was saved of it decides how the data is laid out, and so comes first."""
-
-    name: ClassVar[str] = "order"
-    progress: Progress
-    record: OrderRecord | None = None
-    """How the samples were drawn up to the checkpoint."""
-    dataset: SampleDataset | None = None
-    """The samples, laid out accordingly."""
-
-    def state(self) -> dict[str, Any]:
-        """The record of the samples that are used; empty where their number says all."""
-        if not isinstance(self.dataset, BlendedDataset):
-            return {}
-        return asdict(self.dataset.record(self.progress.consumed_samples))
-
-    def load(self, state: dict[str, Any]) -> None:
-        """The record that the dataset is to be built by."""
-        self.record = OrderRecord.from_json(state) if state else None
 
 
 @dataclass(frozen=True)
@@ -214,7 +130,8 @@ def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> None:
     Every rank calls it.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, of another model or of another optimizer.
+        CheckpointError: the checkpoint is damaged, of another model or of another optimizer, or the model would not
+            compute with what the optimizer got.
     """
     if point.origin is None:
         return
@@ -222,8 +139,10 @@ def restore(engine: Engine, config: RunConfig, point: ResumePoint) -> None:
     if point.same_run or hugging_face_folder(config.checkpoint.load) is None:
         reader = open_together(point.origin, engine.shard_specs, engine.device)
     else:
-        reader = on_all_ranks(engine.device, functools.partial(_open_model_folder, config, point.origin))
+        folder = point.origin
+        reader = on_all_ranks(engine.device, lambda: _open_model_folder(config, folder), "opening the model folder")
     on_all_ranks(engine.device, lambda: _restore_from(reader, engine, config, point), "loading the checkpoint")
+    check_restored(engine, point)
 
 
 def _restore_from(
@@ -260,7 +179,7 @@ def _open_model_folder(config: RunConfig, origin: Path) -> HuggingFaceReader:
     return reader
 
 
-def check_restored(engine: Engine, point: ResumePoint, device: torch.device) -> None:
+def check_restored(engine: Engine, point: ResumePoint) -> None:
     """Compare what `restore` put into the model with what it put into the optimizer; every rank calls it.
 
     Raises:
@@ -270,7 +189,7 @@ def check_restored(engine: Engine, point: ResumePoint, device: torch.device) -> 
         return
     wrong = engine.differing_from_state()
     infinite = [piece.name for piece in engine.state_slices() if not is_finite(piece.weight)]
-    on_all_ranks(device, lambda: _refuse_restored(point.origin, wrong, infinite))
+    on_all_ranks(engine.device, lambda: _refuse_restored(point.origin, wrong, infinite))
 
 
 def _refuse_restored(origin: Path | None, wrong: Sequence[str], infinite: Sequence[str]) -> None:

@@ -3,27 +3,17 @@
 Wrong input ends here in one message from one rank. Nothing heavy is imported before the configuration is checked.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-from megalm.checkpoint.fresh import command_of, without_done_commands
-from megalm.config import load
-from megalm.config.sections import RunConfig
-from megalm.distributed.environment import LaunchEnvironment, prepare_process, read_environment
-from megalm.errors import ConfigError, MegalmError
+from megalm.checkpoint.fresh import command_of
+from megalm.distributed.environment import LaunchEnvironment, read_environment
+from megalm.preparation import Prepared, prepare, tell_others_of
 from megalm.processes import outlive_readers
 from megalm.resilience.launcher import grace_note, watch_launcher
 from megalm.resilience.reporting import leave, report_failure
 from megalm.resilience.signals import StopRequest
 from megalm.tables import import_modules
-
-if TYPE_CHECKING:
-    import torch
-
-    from megalm.distributed.agreement import Facts
 
 
 def main(
@@ -41,75 +31,19 @@ def main(
         environment = read_environment()
         stop.rank = environment.rank
         watch_launcher(environment.launcher)
-        prepared = _prepared(argv, prog, defaults, environment)
+        prepared = prepare(argv, prog, defaults, environment)
         met = True  # from here on the others know when this rank fails
         code = _run(prepared, environment, stop)
     except Exception as error:
         if not met and environment.rank > 0:
-            _tell_others(error, environment, stop)
+            tell_others_of(error, environment, stop)
         code = report_failure(error, environment.rank, stop)
         if not met and environment.rank == 0:
-            _tell_others(error, environment, stop)
+            tell_others_of(error, environment, stop)
     leave(code)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """What a rank has found before it meets the others."""
-
-    config: RunConfig
-    notes: list[str]
-    facts: "Facts"
-    device: "torch.device"
-
-
-def _prepared(
-    argv: Sequence[str] | None, prog: str | None, defaults: Mapping[str, str], environment: LaunchEnvironment
-) -> _Prepared:
-    """All that a rank can do, and find wrong, by itself: the configuration, torch, its device, what it sees."""
-    config, sources, notes = _checked(argv, prog, defaults, environment)
-    threads = prepare_process(environment, deterministic=config.training.deterministic_mode)
-    import torch
-
-    from megalm.agreed_facts import agreed_facts
-    from megalm.distributed.context import chosen_device
-
-    torch.set_num_threads(threads)
-    if config.training.deterministic_mode:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    device = chosen_device(config.parallel, environment)
-    config, done = without_done_commands(config, environment.restart)
-    return _Prepared(
-        config, [*notes, *done], agreed_facts(config, sources, environment.world_size, device.type), device
-    )
-
-
-def _tell_others(error: Exception, environment: LaunchEnvironment, stop: StopRequest) -> None:
-    """The other ranks, which would wait for this one, end with its error; alone it needs no torch for that."""
-    if environment.world_size > 1 and isinstance(error, MegalmError):
-        stop.leave_with(error.exit_code)  # the launcher may end this rank meanwhile
-        from megalm.distributed.agreement import tell_others
-
-        tell_others(error, environment)
-
-
-def _checked(
-    argv: Sequence[str] | None, prog: str | None, defaults: Mapping[str, str], environment: LaunchEnvironment
-) -> tuple[RunConfig, dict[str, str], list[str]]:
-    """The configuration with its sources, and all its problems found before a process group or a GPU is touched."""
-    if environment.rank != 0 and argv is None and {"--help", "-h", "--print-config"} & set(sys.argv):
-        sys.exit(0)  # rank 0 prints it
-    try:
-        loaded = load(sys.argv[1:] if argv is None else argv, prog, defaults)
-        return loaded.on_ranks(environment.world_size), loaded.sources, loaded.notes
-    except ConfigError as error:
-        # all ranks of a machine have the same flags and files, and MPICH's mpirun leaves them the time to say so
-        error.silent = environment.local_rank > 0
-        raise
-
-
-def _run(prepared: _Prepared, environment: LaunchEnvironment, stop: StopRequest) -> int:
+def _run(prepared: Prepared, environment: LaunchEnvironment, stop: StopRequest) -> int:
     """Meet the other ranks, train, leave the process group."""
     import torch.distributed as dist
 
@@ -128,10 +62,8 @@ def _run(prepared: _Prepared, environment: LaunchEnvironment, stop: StopRequest)
 
     with open_run_folder(config.checkpoint, context, command_of(config)) as folder:
         log = start_logging(environment.rank, folder / "logs" if folder else None)
-        for note in [
-            *prepared.notes,
-            *filter(None, [environment.note, grace_note(environment.launcher, config.checkpoint.save)]),
-        ]:
+        notes = [*prepared.notes, environment.note, grace_note(environment.launcher, config.checkpoint.save)]
+        for note in filter(None, notes):
             log.info(note)
         code = pretrain(config, context, stop)
         if code:

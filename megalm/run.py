@@ -12,12 +12,12 @@ from megalm.commands.generate import Sampler
 from megalm.config import RunConfig
 from megalm.config.batch_schedule import BatchSchedule
 from megalm.config.lengths import Lengths
-from megalm.continuation import Progress, Stateful
 from megalm.data.run_data import RunData
 from megalm.distributed.context import RankContext
 from megalm.engine.engine import Engine
 from megalm.monitor.logger import MetricLogger
 from megalm.resilience.signals import StopRequest
+from megalm.run_state import Progress, Stateful
 
 
 @dataclass

@@ -6,7 +6,6 @@ import torch
 
 from megalm.config import RunConfig, cross_entropy_impl, logits_bytes
 from megalm.config.model import ModelConfig
-from megalm.continuation import Progress
 from megalm.data.run_data import RunData
 from megalm.data.samples.sample import SampleDataset
 from megalm.distributed.context import RankContext
@@ -15,6 +14,7 @@ from megalm.kernels.building import library
 from megalm.models.families import FAMILIES
 from megalm.monitor.tables import count, gigabytes, summary
 from megalm.run import Run
+from megalm.run_state import Progress
 
 
 def describe_run(run: Run) -> str:

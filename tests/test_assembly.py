@@ -8,9 +8,9 @@ import pytest
 
 from megalm import assembly
 from megalm.config import load_config
-from megalm.continuation import Progress, SampleOrder
 from megalm.data.indexed.writer import IndexedDatasetBuilder
 from megalm.errors import DataError
+from megalm.run_state import Progress, SampleOrder
 
 FLAGS = (
     "--num-layers 1 --hidden-size 8 --num-attention-heads 1 --seq-length 8 --micro-batch-size 1 --lr 1 --vocab-size 300"

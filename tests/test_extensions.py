@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from megalm.continuation import ResumePoint, Stateful
+from megalm.continuation import ResumePoint
 from megalm.distributed.mesh import Mesh
+from megalm.run_state import Stateful
 from megalm.testing import warm
 from megalm.testing.processes import REPOSITORY, Finished, environment
 

@@ -8,8 +8,9 @@ import pytest
 
 from megalm.config import load_config
 from megalm.config.lengths import Lengths
-from megalm.continuation import Progress, start_place
+from megalm.continuation import start_place
 from megalm.errors import CheckpointError, DataError
+from megalm.run_state import Progress
 from megalm.run_summary import _batch, _schedule, _start
 from megalm.training import MAX_BAD_STEPS, check_counts
 

@@ -9,12 +9,13 @@ import torch.distributed as dist
 from megalm.assembly import build_model_and_engine
 from megalm.checkpoint.format import Manifest
 from megalm.config import RunConfig, load_config
-from megalm.continuation import Progress, ResumePoint, check_restored, restore, save
+from megalm.continuation import ResumePoint, check_restored, restore, save
 from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.engine.engine import Engine
 from megalm.randomness import stable_seed
+from megalm.run_state import Progress
 from megalm.testing.batches import batch_of
 
 SAMPLES, SEQ, VOCAB, LR = 6, 8, 31, 0.01
@@ -70,7 +71,7 @@ def start(folder: str, flags: str = "", origin: Path | None = None) -> SmallRun:
     point = point_of(origin)
     point.load(run.progress)
     restore(run.engine, config, point)
-    check_restored(run.engine, point, CPU)
+    check_restored(run.engine, point)
     return run
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import CPU, start
+from small_run import start
 
 from megalm.checkpoint.format import Manifest, find_checkpoint
 from megalm.checkpoint.resume import check_same_run, check_same_weights, states_of
@@ -44,7 +44,7 @@ def failures(folder: str, stage: int) -> list[str]:
         piece.weight.copy_(before)
     point = ResumePoint(find_checkpoint(Path(folder)), True)
     _shifted(next(piece for piece in run.engine.state_slices() if piece.weight.numel() > 1).weight)
-    said.append(_error(lambda: check_restored(run.engine, point, CPU)))
+    said.append(_error(lambda: check_restored(run.engine, point)))
     return said
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from small_run import CPU, IDENTITY, start
 
 from megalm.checkpoint.format import Manifest
-from megalm.continuation import Progress, ResumePoint, SampleOrder, save
+from megalm.continuation import ResumePoint, save
+from megalm.run_state import Progress, SampleOrder
 from megalm.testing.spawner import run_on_ranks
 
 

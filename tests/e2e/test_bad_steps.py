@@ -20,7 +20,7 @@ def train(folder: Path, flags: str) -> Finished:
     return warm.run(SCRIPT, *RUN.split(), "--save", folder, *flags.split())
 
 
-@pytest.mark.parametrize("interval", [1, 2])
+@pytest.mark.parametrize("interval", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_run_that_diverged_goes_on_from_its_last_good_checkpoint(tmp_path: Path, interval: int) -> None:
     keep = f"--save-interval {interval} --keep-checkpoints {interval}"
     assert train(tmp_path, f"{keep} --lr 1e-2 --exit-interval 6").code == 0

@@ -17,10 +17,8 @@ RUN = (
     "--start-weight-decay 0.01 --end-weight-decay 0.3 --init-method-xavier-uniform --log-interval 1 "
     "--untie-embeddings-and-output-weights --deterministic-mode"
 )
-SIZES = {
-    "--rampup-batch-size 4 4 16 --global-batch-size 8": [4, 4, 4, 4, 8, 8, 8, 8],
-    "--step-batch-size-schedule 0:4,256:12,512:8": [4, 4, 4, 4, 12, 12, 8],
-}
+RAMP, STEPS = "--rampup-batch-size 4 4 16 --global-batch-size 8", "--step-batch-size-schedule 0:4,256:12,512:8"
+SIZES = {RAMP: [4, 4, 4, 4, 8, 8, 8, 8], STEPS: [4, 4, 4, 4, 12, 12, 8]}
 
 
 def train(folder: Path, *flags: str, ranks: int | None = None) -> str:
@@ -31,7 +29,7 @@ def train(folder: Path, *flags: str, ranks: int | None = None) -> str:
     return done.output
 
 
-@pytest.mark.parametrize("batch", SIZES)
+@pytest.mark.parametrize("batch", [RAMP, pytest.param(STEPS, marks=pytest.mark.long)])
 def test_a_run_with_a_changing_batch_goes_on_anywhere(batch: str, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     printed = train(whole, batch)

@@ -58,7 +58,7 @@ def ten_steps(workspace: Workspace) -> Callable[[int], Path]:
     return trained_at
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [1, *(pytest.param(stage, marks=pytest.mark.long) for stage in (0, 2, 3))])
 def test_every_zero_stage_on_two_ranks_prints_the_losses_of_one_process(
     workspace: Workspace, ten_steps: Callable[[int], Path], one_process: Path, stage: int
 ) -> None:
@@ -96,7 +96,7 @@ def test_tensorboard_has_the_curves(trained: Path) -> None:
     assert points[9].value == pytest.approx(losses(trained)[10], rel=1e-6)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_a_stopped_and_resumed_run_is_bit_equal(
     workspace: Workspace, ten_steps: Callable[[int], Path], stage: int
 ) -> None:
@@ -110,6 +110,7 @@ def test_a_stopped_and_resumed_run_is_bit_equal(
             assert one.get(name) == other.get(name), (one["step"], name)
 
 
+@pytest.mark.long
 def test_resuming_with_other_ranks_and_another_stage_goes_on_alike(workspace: Workspace, one_process: Path) -> None:
     folder = workspace.folder / "changed_layout"
     assert workspace.train("--zero-stage", "3", "--save", folder, "--exit-interval", "5").code == 0
@@ -209,7 +210,7 @@ def test_finetune_takes_the_weights_only(workspace: Workspace, trained: Path, tm
 
 
 @pytest.mark.timeout(1200)  # the first run with offload on a machine compiles DeepSpeed's optimizer
-@pytest.mark.parametrize("name", ["fp16", pytest.param("offload", marks=NEEDS_COMPILER)])
+@pytest.mark.parametrize("name", ["fp16", pytest.param("offload", marks=[NEEDS_COMPILER, pytest.mark.long])])
 def test_fp16_and_offload_train(workspace: Workspace, one_process: Path, name: str) -> None:
     folder = workspace.folder / name
     done = workspace.train(
@@ -232,6 +233,7 @@ def test_nothing_heavy_is_imported_that_is_not_used(workspace: Workspace) -> Non
     assert not modules & {"torch._dynamo", "torch._inductor"}, "torch's compiler takes longer than torch"
 
 
+@pytest.mark.long
 def test_documents_apart_train_alike_on_one_and_on_two_ranks(workspace: Workspace, one_process: Path) -> None:
     """Packed samples as documents: the boundaries go with the samples, whatever the ranks."""
     flags = ("--reset-position-ids", "--reset-attention-mask", "--eod-mask-loss")

@@ -19,6 +19,7 @@ def printed(*command: str) -> str:
     return answer.stdout
 
 
+@pytest.mark.long
 def test_operators() -> None:
     table = printed(
         "kernels.py", "--only", "rotary", "attention", "residual", "--tokens", "2048", "--rounds", "1", "--no-compile"

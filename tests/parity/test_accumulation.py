@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from layouts import LLAMA, SEQ, VOCAB, WORDS
+from layouts import CI, LLAMA, SEQ, VOCAB, Row
 
 from megalm.assembly import build_model_and_engine
 from megalm.config import load_config
@@ -20,12 +20,15 @@ RUN = (
     f"--gradient-accumulation-steps {MICRO_BATCHES} --train-iters 2 --mock-data --eval-iters 0 {LLAMA} "
 )
 ROWS = [
-    *((2, f"zero{stage} bf16") for stage in range(4)),
-    (2, "tp2 zero0 bf16"),
-    (2, "pp2 zbv zero0 bf16"),
-    (2, "pp2 interleaved-zero-bubble zero1 bf16"),
-    (4, "pp2 1f1b zero2 bf16"),
-    (4, "pp2 gpipe zero3 bf16"),
+    Row(2, "llama", "zero1 bf16", CI),
+    Row(2, "llama", "zero3 bf16", CI),
+    Row(2, "llama", "pp2 zbv zero0 bf16", CI),
+    Row(4, "llama", "pp2 1f1b zero2 bf16", CI),
+    Row(2, "llama", "zero0 bf16"),
+    Row(2, "llama", "zero2 bf16"),
+    Row(2, "llama", "tp2 zero0 bf16"),
+    Row(2, "llama", "pp2 interleaved-zero-bubble zero1 bf16"),
+    Row(4, "llama", "pp2 gpipe zero3 bf16"),
 ]
 
 
@@ -49,9 +52,9 @@ def lost(ranks: int, flags: str) -> float:
     return 1 - summed / one
 
 
-@pytest.mark.parametrize(("ranks", "words"), ROWS, ids=[f"{ranks} ranks {words}" for ranks, words in ROWS])
-def test_nothing_is_lost_in_the_sum(ranks: int, words: str) -> None:
-    assert lost(ranks, " ".join(WORDS[word] for word in words.split())) == pytest.approx(0.0, abs=0.005)
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_nothing_is_lost_in_the_sum(row: Row) -> None:
+    assert lost(row.ranks, row.flags) == pytest.approx(0.0, abs=0.005)
 
 
 def test_sums_in_the_models_own_type_lose_the_small_ones() -> None:

@@ -62,14 +62,19 @@ def differing_modes(flags: str) -> list[str]:
 @pytest.mark.parametrize(
     "flags",
     [
-        "--zero-stage 0",
-        "--zero-stage 1 --bf16",
-        "--zero-stage 2",
         "--zero-stage 3",
-        "--tensor-model-parallel-size 2",
         "--tensor-model-parallel-size 2 --sequence-parallel --zero-stage 2",
-        "--pipeline-model-parallel-size 2 --pipeline-layout 2,1 --zero-stage 2",
         "--pipeline-model-parallel-size 2 --pipeline-schedule zbv --num-layers 4",
+        *(
+            pytest.param(flags, marks=pytest.mark.long)
+            for flags in (
+                "--zero-stage 0",
+                "--zero-stage 1 --bf16",
+                "--zero-stage 2",
+                "--tensor-model-parallel-size 2",
+                "--pipeline-model-parallel-size 2 --pipeline-layout 2,1 --zero-stage 2",
+            )
+        ),
     ],
 )
 def test_every_mode_gives_the_same_bits(flags: str) -> None:

@@ -1,6 +1,5 @@
 """Reading a model folder of transformers as a checkpoint: any part of any of our tensors, from its safetensors."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from megalm.config.hugging_face import read_folder
 from megalm.distributed.shards import Box
 from megalm.errors import CheckpointError
 from megalm.models.foreign import Index
+from megalm.storage.documents import DocumentError, parse_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -155,12 +155,12 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, unreadable, or something else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} does not exist; give a folder that transformers' save_pretrained wrote"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, DocumentError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold an object, not {type(values).__name__}")

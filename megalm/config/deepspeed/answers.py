@@ -101,7 +101,10 @@ UNSUPPORTED_JSON: dict[str, tuple[str, tuple[Any, ...]]] = {
     "scheduler.params.warmup_type": ("the warmup is linear", ("linear", "log")),
     "scheduler.params.warmup_min_ratio": ("use --lr-warmup-init", ()),
     "scheduler.params.cos_min_ratio": ("use --min-lr", ()),
-    "sequence_parallel_size": ("use --context-parallel-size", (1,)),
+    "sequence_parallel_size": (
+        "one sequence is not split over data ranks; use --sequence-parallel",
+        (1,),
+    ),
     **{
         f"tensor_parallel.{key}": (_TENSOR, ())
         for key in ("tensor_parallel", "tp", "injection_policy_tuple", "partition_config", "preset_model", "dtype")

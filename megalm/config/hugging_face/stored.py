@@ -4,10 +4,11 @@ A file is the length of its header (8 bytes, little-endian), the header (JSON: n
 the data. Source: the format's own description, https://github.com/huggingface/safetensors#format.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from megalm.storage.documents import DocumentError, parse_json
 
 _CHUNK = 1 << 24
 
@@ -20,7 +21,7 @@ def differ(folder: Path, one: str, other: str) -> bool:
             return False
         first, second = (_Span.of(folder / files[name], name) for name in (one, other))
         return first.size != second.size or any(a != b for a, b in zip(first.chunks(), second.chunks(), strict=True))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, DocumentError, ValueError, KeyError, TypeError):
         return False  # whoever opens the weights says what is wrong with them
 
 
@@ -28,7 +29,7 @@ def _files(folder: Path) -> dict[str, str]:
     """Tensor -> file."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: dict[str, str] = parse_json(index.read_bytes())["weight_map"]
         return weight_map
     return dict.fromkeys(_header(folder / "model.safetensors")[0], "model.safetensors")
 
@@ -39,7 +40,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
             raise ValueError(f"{path} is no safetensors file")
-        header: dict[str, Any] = json.loads(file.read(length))
+        header: dict[str, Any] = parse_json(file.read(length))
     return header, 8 + length
 
 

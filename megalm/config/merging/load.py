@@ -3,7 +3,6 @@
 Every problem found on the way is kept and all are raised together, before anything else of megalm starts.
 """
 
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from megalm.config.rules.run import run_problems
 from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError, LayoutError
 from megalm.secrets import holds_secret
+from megalm.storage.documents import DocumentError, parse_json
 
 DEFAULT = "default"
 """The source of a value that nobody gave."""
@@ -134,9 +134,9 @@ def take_hugging_face(merge: Merge) -> None:
         return
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes())
         _, model = read_folder(values, folder)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, DocumentError) as error:
         merge.problems.append(f"--load {HUGGING_FACE}{folder}: {path} cannot be read: {error}")
         return
     except ConfigError as error:

@@ -29,7 +29,7 @@ def make_input(folder: Path) -> None:
     (folder / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines[:9000]).encode()))
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_ranks_write_the_bytes_of_one_process(tmp_path: Path, ranks: int) -> None:
     make_input(tmp_path)
     common = ["--input", "a.jsonl", "b.jsonl.gz", *BYTES, "--dedup", "exact"]

@@ -50,6 +50,10 @@ VARIANTS = {
 }
 
 
+RARE = ("plain", "dedup and shuffle")
+"""What the others do too."""
+
+
 class Commands:
     """Commands of megalm that run one at a time."""
 
@@ -118,7 +122,9 @@ def remove(folder: Path, prefix: str) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", ["all kinds of files", "sentences", *(pytest.param(name, marks=pytest.mark.long) for name in RARE)]
+)
 def test_after_each_kill_the_same_command_ends_in_the_bytes_of_an_undisturbed_run(
     tmp_path: Path, inputs: Path, commands: Commands, variant: str
 ) -> None:

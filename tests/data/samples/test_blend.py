@@ -15,7 +15,7 @@ from megalm.data.samples.build import build_datasets, short_names
 from megalm.data.tokenizers import greedy
 from megalm.errors import DataError
 
-QUICK = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 weights = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20) | st.integers(1, 40).map(lambda n: [1.0] * n)
 
 
