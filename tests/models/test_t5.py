@@ -194,10 +194,11 @@ def test_parameters_and_operations_are_those_of_the_model(style: dict[str, Any])
     assert 0 <= counter.get_total_flops() - hidden - 2 * S * per_token < 2 * S
 
 
-def test_initial_losses_are_near_that_of_a_uniform_guess() -> None:
-    """Scores without a scale and a tied head of unit rows need initial values of their own."""
-    sizes = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": VOCAB, "relu": True}
-    config = ModelConfig.model_validate(sizes | T5_STYLE)
+@pytest.mark.parametrize("style", [{"relu": True}, V1_1])
+def test_initial_losses_are_near_that_of_a_uniform_guess(style: dict[str, Any]) -> None:
+    """Scores without a scale, and a tied head of unit rows, need initial values of their own."""
+    sizes = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": VOCAB}
+    config = ModelConfig.model_validate(sizes | T5_STYLE | style)
     model = FAMILIES["t5"].build(config)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(FAMILIES["t5"].initial_value(name, tuple(parameter.shape), config, 1))

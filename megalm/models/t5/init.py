@@ -37,7 +37,8 @@ def _deviation(name: str, config: ModelConfig) -> float:
     """Standard deviation of the values of a matrix."""
     width, inner = config.hidden_size, config.num_attention_heads * config.head_dim
     deviations: dict[str, float] = {
-        r"embedding\.tokens\.weight|head\.weight": 1.0,
+        r"embedding\.tokens\.weight": 1.0,
+        r"head\.weight": width**-0.5,  # what it reads is not scaled
         r"positions\.(encoder|decoder)": width**-0.5,
         rf"{_ATTENTION}wq\.weight": (width * config.head_dim) ** -0.5,
         rf"{_ATTENTION}w[kv]\.weight": width**-0.5,
