@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from megalm.config import RunConfig, cross_entropy_impl, logits_bytes
+from megalm.config.model import ModelConfig
 from megalm.data.run_data import RunData
 from megalm.data.samples.sample import SampleDataset
 from megalm.distributed.context import RankContext
@@ -47,11 +48,15 @@ def _model(config: RunConfig, tensor_parallel_size: int) -> str:
     activation = "SwiGLU" if model.swiglu else "GeGLU" if model.gated else inner
     return (
         f"{model.model_family}, {count(family.num_parameters(model))} parameters, "
-        f"{model.num_layers} layers x {model.hidden_size}, "
+        f"{_layers(model)} layers x {model.hidden_size}, "
         f"{model.num_attention_heads} heads ({model.num_kv_heads} KV), {activation}, {model.normalization}, "
         f"{model.position_embedding_type}, vocabulary {model.vocab_size} (padded {rows}), "
         f"{count(flops)}FLOP/token"
     )
+
+
+def _layers(model: ModelConfig) -> str:
+    return f"{model.num_layers} + {model.decoder_layers}" if model.encoder_decoder else str(model.num_layers)
 
 
 def _device(context: RankContext) -> str:

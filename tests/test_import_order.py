@@ -20,6 +20,7 @@ L3 = {"parallel", "engine", "checkpoint", "resilience", "launching", "doctor"}
 TOP = (
     "pretrain_gpt",
     "pretrain_bert",
+    "pretrain_t5",
     "entry",
     "preparation",
     "agreed_facts",

@@ -98,9 +98,12 @@ def _comparison(folder: Path, model: LanguageModel) -> str:
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(config.vocab_size, (2, length), generator=generator)
     tokens_BT[tokens_BT == theirs.config.pad_token_id] += 1 if theirs.config.pad_token_id == 0 else -1
-    output = theirs.eval()(tokens_BT)
+    ours, others = {"tokens": tokens_BT}, {"input_ids": tokens_BT}
+    if config.encoder_decoder:
+        ours["decoder_tokens"] = others["decoder_input_ids"] = tokens_BT[:, : length // 2]
+    output = theirs.eval()(**others)
     expected_BTV = output.logits if "logits" in output else output.prediction_logits
-    found_BTV = model.eval()(Piece({"tokens": tokens_BT}), wants_logits=True)[..., : config.vocab_size]
+    found_BTV = model.eval()(Piece(ours), wants_logits=True)[..., : config.vocab_size]
     difference = float((found_BTV - expected_BTV).abs().max())
     return (
         f"largest difference from transformers {transformers.__version__}: {difference:.2e} in logits up to "

@@ -1,8 +1,9 @@
 """`megalm generate`: text from a checkpoint, on one process; and from the model of a run, on its ranks."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from megalm.config.data import TokenizerConfig
 from megalm.config.output import hugging_face_folder, load_argument
 from megalm.config.paths import path_argument
 from megalm.config.ranges import LARGEST_SEED, Range
+from megalm.config.spans import SENTINELS, SequenceIds
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.errors import CheckpointError, ConfigError
 from megalm.models.contract import LanguageModel
@@ -39,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="run folder, one of its step_N folders, or hf:DIR, a model of transformers",
     )
-    parser.add_argument("--prompt", default="", help="text to continue; empty: a new document")
+    parser.add_argument(
+        "--prompt",
+        default="",
+        help="text to continue, or for an encoder to read; empty: a new document",
+    )
     parser.add_argument(
         "--max-new-tokens", type=Range(1), metavar="N", help="most tokens to add (default 128, or what fits)"
     )
@@ -207,11 +213,14 @@ def sample_text(
 ) -> list[str]:
     """The prompt with each of its continuations, as text; `options` are those of `models.generation.generate`.
 
-    `max_new_tokens` 0 is 128, or as many as learned positions leave.
+    `max_new_tokens` 0 is 128, or as many as learned positions leave. Of an encoder-decoder the texts are what the
+    decoder writes of the prompt, with the names of its sentinels.
 
     Raises:
         ConfigError: no prompt, and the tokenizer has no end-of-document token that could begin a text.
     """
+    if model.config.encoder_decoder:
+        return _written_text(model, tokenizer, prompt, num_samples, max_new_tokens or 128, options)
     tokens, eod = tokenizer.encode(prompt), tokenizer.special("eod")
     if not tokens:
         if eod is None:
@@ -224,3 +233,31 @@ def sample_text(
     continuations = generate(model, tokens, max_new_tokens, num_samples=num_samples, stop_token=eod, **options)
     kept = [[token for token in new if token != eod] for new in continuations]
     return [tokenizer.decode((tokens if prompt else []) + new) for new in kept]
+
+
+def _written_text(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    num_samples: int,
+    max_new_tokens: int,
+    options: dict[str, Any],
+) -> list[str]:
+    """What an encoder-decoder writes of a prompt, in as many samples."""
+    ids = SequenceIds.of(tokenizer.special_ids)
+    tokens = tokenizer.encode(prompt)
+    if not tokens:
+        raise ConfigError("an encoder-decoder writes of what it reads; give --prompt TEXT")
+    tokens += [ids.end] * (tokens[-1] != ids.end)
+    around = {"start_token": ids.start, "stop_token": ids.end}
+    written = generate(model, tokens, max_new_tokens, num_samples=num_samples, **around, **options)
+    names = {number: f" <{name}> " for name, number in tokenizer.special_ids.items() if name in SENTINELS}
+    return [
+        _with_names(tokenizer, [token for token in new if token not in (ids.end, ids.pad)], names) for new in written
+    ]
+
+
+def _with_names(tokenizer: Tokenizer, tokens: list[int], names: Mapping[int, str]) -> str:
+    """The text of tokens, with a name in the place of some."""
+    runs = groupby(tokens, key=lambda token: names.get(token))
+    return "".join(tokenizer.decode(list(run)) if name is None else name * len(list(run)) for name, run in runs).strip()

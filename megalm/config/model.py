@@ -10,7 +10,9 @@ from megalm.config.base import FixedOnResume, OpenChoice, Section
 
 MOST_LAYERS, WIDEST = 1 << 20, 1 << 30
 """Beyond any model; the rules of a layout go through the divisors of such numbers."""
-PositionEmbedding = Literal["learned_absolute", "rope", "none"]
+ENCODER_DECODERS = ("t5",)
+"""Families with an encoder and a decoder."""
+PositionEmbedding = Literal["learned_absolute", "rope", "none", "relative"]
 RopeScaling = Literal["none", "llama3", "yarn"]
 Normalization = Literal["LayerNorm", "RMSNorm"]
 NormOrder = Literal["pre", "sandwich", "branch", "post"]
@@ -42,10 +44,13 @@ class ModelConfig(Section):
 
     fixed_on_resume: ClassVar = FixedOnResume(weights=True)
 
-    model_family: Annotated[str, OpenChoice(("gpt", "bert"))] = "gpt"
-    """Family of the model: gpt (decoder-only, GPT-2 and Llama style) or bert (encoder-only, BERT to ModernBERT)."""
+    model_family: Annotated[str, OpenChoice(("gpt", "bert", "t5"))] = "gpt"
+    """Family of the model: gpt (decoder-only, GPT-2 and Llama style), bert (encoder-only, BERT to ModernBERT), or t5
+    (encoder-decoder)."""
     num_layers: int = Field(ge=1, le=MOST_LAYERS)
-    """Number of Transformer layers."""
+    """Number of Transformer layers; of an encoder-decoder those of its encoder."""
+    decoder_num_layers: int | None = Field(None, ge=1, le=MOST_LAYERS)
+    """Layers of the decoder of an encoder-decoder. Default: num_layers."""
     hidden_size: int = Field(ge=1, le=WIDEST)
     """Width of the residual stream."""
     num_attention_heads: int = Field(ge=1, le=WIDEST)
@@ -58,13 +63,20 @@ class ModelConfig(Section):
     """Width of the MLP. Default: 4 x hidden_size; of a gated one two thirds of it, rounded up to a multiple of 64."""
     max_position_embeddings: Annotated[int | None, FixedOnResume()] = Field(None, ge=1)
     """Longest sequence that the positions cover. Default: seq_length."""
+    decoder_seq_length: Annotated[int | None, FixedOnResume()] = Field(None, ge=1)
+    """Tokens of the decoder of an encoder-decoder, whose encoder has seq_length. Default: what span corruption makes of
+    a full encoder."""
     vocab_size: int | None = Field(None, ge=1)
     """Number of token ids before padding. Default: the tokenizer's."""
     make_vocab_size_divisible_by: Annotated[int, FixedOnResume()] = Field(128, ge=1)
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
 
     position_embedding_type: PositionEmbedding = "learned_absolute"
-    """Positions: a learned table (GPT-2), rotary (Llama), or none."""
+    """Positions: a learned table (GPT-2), rotary (Llama), a bias of the scores by distance (relative: T5), or none."""
+    relative_attention_num_buckets: int = Field(32, ge=4, le=1 << 20)
+    """relative: distances that have a bias of their own; far ones share it, the wider the farther."""
+    relative_attention_max_distance: Annotated[int, FixedOnResume()] = Field(128, ge=1)
+    """relative: distances from this on share the last bias."""
     rotary_percent: float = Field(1.0, gt=0.0, le=1.0)
     """Share of each head's width that rotary embedding turns."""
     rotary_base: Annotated[float, FixedOnResume()] = Field(10000.0, gt=0.0)
@@ -141,6 +153,9 @@ class ModelConfig(Section):
     """A bias on attention's output projection even with --disable-bias-linear (Llama with attention_bias)."""
     untie_embeddings_and_output_weights: bool = False
     """Separate weights for the output head instead of the embedding's."""
+    scale_decoder_outputs: bool | None = None
+    """Multiply what the head of a T5 reads by 1 / sqrt(hidden_size). Default: where the head has the weights of the
+    embedding (T5 1.0)."""
 
     window_size: Annotated[Window | None, FixedOnResume()] = None
     """Positions that a query sees before and after its own, LEFT,RIGHT (in a decoder RIGHT is 0). Default: all."""
@@ -187,6 +202,32 @@ class ModelConfig(Section):
     def embedding_width(self) -> int:
         """Width of the rows of the embeddings."""
         return self.embedding_size or self.hidden_size
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether the model reads one sequence with an encoder and writes another with a decoder."""
+        return self.model_family in ENCODER_DECODERS
+
+    @property
+    def decoder_layers(self) -> int:
+        """Layers that follow the encoder's; 0 where there is no encoder."""
+        return (self.decoder_num_layers or self.num_layers) if self.encoder_decoder else 0
+
+    @property
+    def total_layers(self) -> int:
+        """All layers, as pipeline stages share them: first the encoder's, then the decoder's."""
+        return self.num_layers + self.decoder_layers
+
+    @property
+    def said_layers(self) -> str:
+        """The settings that `total_layers` is made of, for messages."""
+        own = f"num_layers={self.num_layers}"
+        return f"{own} + decoder_num_layers={self.decoder_layers}" if self.encoder_decoder else own
+
+    @property
+    def scales_decoder_outputs(self) -> bool:
+        """Whether what the head of a T5 reads is scaled."""
+        return self.tied if self.scale_decoder_outputs is None else self.scale_decoder_outputs
 
     @property
     def head_dim(self) -> int:
@@ -267,6 +308,7 @@ class ModelConfig(Section):
             "num_query_groups": self.num_kv_heads,
             "kv_channels": self.head_dim,
             "ffn_hidden_size": self.ffn_size,
+            "decoder_num_layers": self.decoder_layers or None,
         }
         return super().effective() | derived
 

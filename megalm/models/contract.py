@@ -90,8 +90,11 @@ class LanguageModel(nn.Module, ABC):
         """Logits (B, T, V) from the last layer's stream; padded vocabulary columns are -inf."""
 
     @abstractmethod
-    def stream_shapes(self, rows: int, length: int) -> tuple[tuple[int, ...], ...]:
-        """The shape of each tensor of the stream between layers, for `rows` samples of `length` tokens."""
+    def stream_shapes(self, rows: int, length: int, parts: int = 1) -> tuple[tuple[int, ...], ...]:
+        """The shape of each tensor of the stream between layers, for `rows` samples of `length` tokens.
+
+        With `parts`: of what one of so many ranks holds that share each sequence.
+        """
 
     def forward(self, batch: Batch, cache: KVCache | None = None, *, wants_logits: bool = False) -> Losses | Tensor:
         """The losses of a micro-batch, or its logits, from the whole model.
@@ -107,12 +110,15 @@ class PartCosts:
     """What the parts of a model cost, in any one unit."""
 
     embedding: int
-    layer: int
+    layer: int = 0
+    """Of each layer, where all cost the same."""
     head: int
+    layers: tuple[int, ...] = ()
+    """Of each layer, where they differ."""
 
     def of_stages(self, layers: Sequence[range]) -> list[int]:
         """The cost of each pipeline stage, from the layers of each."""
-        costs = [len(numbers) * self.layer for numbers in layers]
+        costs = [sum(self.layers[numbers.start : numbers.stop]) + len(numbers) * self.layer for numbers in layers]
         costs[0] += self.embedding
         costs[-1] += self.head
         return costs

@@ -31,6 +31,7 @@ def generate(
     num_samples: int = 1,
     seed: int = 1234,
     stop_token: int | None = None,
+    start_token: int | None = None,
 ) -> list[list[int]]:
     """Continuations of one prompt, `num_samples` lists of at most `max_new_tokens` new token ids.
 
@@ -38,6 +39,9 @@ def generate(
     token; otherwise logits are divided by it, cut to the `top_k` most probable tokens (0: all), then to the smallest
     set of them whose probabilities reach `top_p` (Holtzman et al. 2020, arXiv:1904.09751), and sampled. Sample n of a
     seed draws from a generator of its own, whatever the number of samples.
+
+    Of an encoder-decoder the prompt is what the encoder reads, and the continuations are what the decoder writes after
+    `start_token`, which it needs.
 
     The model runs in eval mode and is left in the mode that it had. Raises ConfigError for arguments out of range and,
     with learned positions, for a text longer than max_position_embeddings: there is no sliding window, whose result
@@ -50,6 +54,9 @@ def generate(
     model.eval()
     try:
         choose = _greedy if temperature < _COLDEST else _sampler(temperature, top_k, top_p, num_samples, seed)
+        if model.config.encoder_decoder:
+            assert start_token is not None, "a decoder of its own starts from a token"
+            return _write(model, prompt_tokens, start_token, max_new_tokens, num_samples, choose, stop_token)
         return _decode(model, prompt_tokens, max_new_tokens, num_samples, choose, stop_token)
     finally:
         model.train(was_training)
@@ -149,22 +156,50 @@ def _decode(
     stop_token: int | None,
 ) -> list[list[int]]:
     device = next(model.parameters()).device
+    tokens_BT = torch.tensor([list(prompt_tokens)], device=device)
     cache = KVCache(capacity=len(prompt_tokens) + max_new_tokens)
     samples: list[list[int]] = [[] for _ in range(num_samples)]
-    tokens_BT = torch.tensor([list(prompt_tokens)], device=device)
     for step in range(max_new_tokens):
         logits_BV = model(Piece.after(cache, tokens_BT), cache, wants_logits=True)[:, -1].float()
         if step == 0:  # the prompt runs once and is shared
             cache.repeat(num_samples)
             logits_BV = logits_BV.repeat(num_samples, 1)
         next_B = choose(logits_BV)
-        for sample, token in zip(samples, next_B.tolist(), strict=True):
-            if not sample or sample[-1] != stop_token:
-                sample.append(token)
-        if all(sample[-1] == stop_token for sample in samples):
+        if _extend(samples, next_B, stop_token):
             break
         tokens_BT = next_B[:, None]
     return samples
+
+
+def _write(
+    model: LanguageModel,
+    prompt_tokens: Sequence[int],
+    start_token: int,
+    max_new_tokens: int,
+    num_samples: int,
+    choose: Callable[[Tensor], Tensor],
+    stop_token: int | None,
+) -> list[list[int]]:
+    """What the decoder writes; it keeps no keys and values, so that every token runs the whole model."""
+    device = next(model.parameters()).device
+    samples: list[list[int]] = [[] for _ in range(num_samples)]
+    prompt_BT = torch.tensor([list(prompt_tokens)] * num_samples, device=device)
+    written_BT = torch.full((num_samples, 1), start_token, device=device)
+    for _ in range(max_new_tokens):
+        piece = Piece({"tokens": prompt_BT, "decoder_tokens": written_BT})
+        next_B = choose(model(piece, wants_logits=True)[:, -1].float())
+        if _extend(samples, next_B, stop_token):
+            break
+        written_BT = torch.cat((written_BT, next_B[:, None]), dim=1)
+    return samples
+
+
+def _extend(samples: list[list[int]], next_B: Tensor, stop_token: int | None) -> bool:
+    """The samples that have not stopped get their next token; whether all have stopped now."""
+    for sample, token in zip(samples, next_B.tolist(), strict=True):
+        if not sample or sample[-1] != stop_token:
+            sample.append(token)
+    return all(sample[-1] == stop_token for sample in samples)
 
 
 def _problems(

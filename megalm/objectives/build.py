@@ -8,9 +8,12 @@ from megalm.errors import ConfigError
 from megalm.objectives.base import Objective
 from megalm.objectives.causal import CausalObjective
 from megalm.objectives.masked import MaskedObjective
+from megalm.objectives.span import SpanObjective
 from megalm.tables import Table
 
-OBJECTIVES: Table[type[Objective]] = Table("objective", {"causal": CausalObjective, "masked": MaskedObjective})
+OBJECTIVES: Table[type[Objective]] = Table(
+    "objective", {"causal": CausalObjective, "masked": MaskedObjective, "span": SpanObjective}
+)
 """Value of --objective -> the objective, made by its `build`."""
 
 

@@ -26,7 +26,10 @@ from megalm.models.contract import LanguageModel, LayerStep, Stream, run_in_orde
 
 SELECTED = ("attention.core",)
 """Modules of a layer whose output is recomputed, besides every function called `activation` of its modules."""
-OPTIONAL = ("attention_norm", "mlp_norm", "attention.q_norm", "attention.k_norm")
+OPTIONAL = (
+    *("attention_norm", "mlp_norm", "attention.q_norm", "attention.k_norm"),
+    *("cross_attention.core", "cross_attention_norm"),
+)
 """The same, where the layer has them."""
 
 
@@ -77,13 +80,15 @@ class CheckpointWithoutOutput:
             self._outputs.append(output)
         return output
 
-    def discard_and_recompute(self, stream: Stream) -> Stream:
-        """Drop what was noted; it comes back when the gradient of the layer's output, last in `stream`, arrives."""
+    def discard_and_recompute(self, before: Stream, after: Stream) -> Stream:
+        """Drop what was noted; it comes back when the gradient of what the layer made of the stream arrives."""
         if self._outputs:
             dropped = [_Dropped(output) for output in self._outputs]
             self._outputs = []
-            stream[-1].register_hook(partial(_restore_all, dropped))  # type: ignore[no-untyped-call]
-        return stream
+            for passed, made in zip(before, after, strict=True):
+                if made is not passed:
+                    made.register_hook(partial(_restore_all, dropped))  # type: ignore[no-untyped-call]
+        return after
 
 
 class _Dropped:
@@ -111,7 +116,7 @@ def _restore_all(dropped: list[_Dropped], _gradient: Tensor) -> None:
 def _run_discarding(outputs: CheckpointWithoutOutput, steps: Sequence[LayerStep], stream: Stream) -> Stream:
     """As `run_in_order`, and each layer drops what it noted on `outputs`."""
     for step in steps:
-        stream = outputs.discard_and_recompute(step(stream))
+        stream = outputs.discard_and_recompute(stream, step(stream))
     return stream
 
 
@@ -120,7 +125,7 @@ def _select(number: str, layer: nn.Module, outputs: CheckpointWithoutOutput, dra
     found = set()
     for name, module in layer.named_modules():
         if name in SELECTED + OPTIONAL and not isinstance(module, nn.Identity):
-            _recompute_module(module, outputs, draws=draws and name == "attention.core")
+            _recompute_module(module, outputs, draws=draws and name.endswith("attention.core"))
             found.add(name)
         if hasattr(module, "activation"):
             module.activation = partial(_recomputed_function, module.activation, outputs)

@@ -66,11 +66,11 @@ class TensorParallel:
 
 
 class InputHook:
-    """A forward pre-hook: the first argument of the module enters the region."""
+    """A forward pre-hook: the first argument of the module, or the first few, enter the region."""
 
-    def __init__(self, tp: TensorParallel) -> None:
-        self.tp = tp
+    def __init__(self, tp: TensorParallel, inputs: int = 1) -> None:
+        self.tp, self.inputs = tp, inputs
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The arguments with which the module runs."""
-        return (self.tp.to_region(arguments[0]), *arguments[1:])
+        return (*map(self.tp.to_region, arguments[: self.inputs]), *arguments[self.inputs :])

@@ -17,9 +17,11 @@ from megalm.models.blocks.bidirectional import BidirectionalAttention
 from megalm.models.blocks.dropout import Dropout
 from megalm.models.blocks.head import FullLogits, OutputBias, TokenLoss
 from megalm.models.blocks.norm import FullWidthRMSNorm
+from megalm.models.blocks.relative import RelativeBias, UnscaledAttention
 from megalm.parallel.norm import FullWidthParallelRMSNorm
 from megalm.parallel.randomness import OwnDropout
 from megalm.parallel.region import InputHook, TensorParallel
+from megalm.parallel.relative import OwnHeadsBias
 from megalm.parallel.sequence import SequenceParallelDropout, SequenceParallelPositions, WholeSequenceHook
 from megalm.parallel.tensor import ColumnParallelLinear, RowParallelLinear
 from megalm.parallel.vocab import (
@@ -166,6 +168,26 @@ def region_input(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     return module
 
 
+def region_inputs(module: nn.Module, name: str, shards: Shards) -> nn.Module:
+    """The first two inputs of the module enter the tensor-parallel region: a sequence, and what it attends to."""
+    if shards.tp.size > 1:
+        module.register_forward_pre_hook(InputHook(shards.tp, inputs=2))
+    return module
+
+
+def used_by_heads(module: nn.Module, name: str, shards: Shards) -> nn.Module:
+    """The same on every rank, each of which uses what is for its own heads."""
+    for inner, parameter in module.named_parameters(name):
+        shards.add_whole(inner, tuple(parameter.shape), same_work=False)
+    return module
+
+
+def relative_bias(module: nn.Module, name: str, shards: Shards) -> nn.Module:
+    """The bias of the rank's own heads."""
+    assert isinstance(module, RelativeBias)
+    return module if shards.tp.size == 1 else OwnHeadsBias(module, shards.tp)
+
+
 def token_loss(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """The loss from logits that no rank has whole."""
     assert isinstance(module, TokenLoss)
@@ -203,7 +225,7 @@ def dropout(module: nn.Module, name: str, shards: Shards) -> nn.Module:
 
 def attention_core(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Dropout inside the region; kept apart on a group of one rank too, so that layouts agree outside the region."""
-    assert isinstance(module, CausalAttention | BidirectionalAttention)
+    assert isinstance(module, CausalAttention | BidirectionalAttention | UnscaledAttention)
     return OwnDropout(module, shards.tp.rank) if module.dropout > 0.0 else module
 
 

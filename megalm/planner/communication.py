@@ -3,9 +3,12 @@
 Shapes: B micro-batch, T sequence, D model width.
 """
 
+import math
 from itertools import pairwise
+from typing import NamedTuple
 
 from megalm.config import engine_json, zero_stage
+from megalm.config.spans import decoder_seq_length
 from megalm.parallel.recompute import FullRecompute
 from megalm.planner.layout import Layout
 from megalm.planner.memory import MAX_LIVE, SIZES
@@ -49,6 +52,7 @@ def _gathers(layout: Layout, parameters: int) -> int:
 def _tensor_parallel(layout: Layout) -> int:
     """Two all-reduces a layer forward and two backward; one for the embedding's output, one for the head's input.
 
+    Cross-attention adds one forward and one backward, and one backward of the encoder's output.
     With sequence parallelism a reduce-scatter and an all-gather take the place of each, of the same volume together,
     and what enters the region is gathered once more in the backward pass.
     Sources: Shoeybi et al. 2019, arXiv:1909.08053, section 3; Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2.
@@ -75,18 +79,49 @@ def _all_reduces(layout: Layout, pp_rank: int) -> float:
     """
     config, number = layout.config.recompute, 0.0
     last, again = (0.5, 0.5) if layout.config.parallel.sequence_parallel else (1.0, 0.0)
+    written = _decoder_share(layout)
     for stage in layout.pipeline.stages(pp_rank):
-        layers, has_head = len(layout.pipeline.layers[stage]), stage == len(layout.pipeline.layers) - 1
-        number += 4 * layers + (stage == 0) + has_head + again * (2 * layers + has_head)
+        layers = [_reduces_of_layer(layout, number) for number in layout.pipeline.layers[stage]]
+        head = written * (stage == len(layout.pipeline.layers) - 1)
+        number += sum(layer.reduced + again * layer.inputs for layer in layers) + head + again * head
+        if stage == 0:
+            number += 1 + (written if layout.config.model.encoder_decoder else 0)
         if config.recompute_granularity == "full":
-            groups = FullRecompute(config, layers, draws=False).groups
-            number += sum(2 * len(range(layers)[group]) - last for group in groups)
+            groups = FullRecompute(config, len(layers), draws=False).groups
+            number += sum(
+                sum(layer.branches for layer in layers[group]) - last * layers[group][-1].stream for group in groups
+            )
     return number
 
 
+class _Reduces(NamedTuple):
+    """What a layer all-reduces of one micro-batch, in activations of `seq_length` tokens."""
+
+    reduced: float
+    """In both passes."""
+    inputs: float
+    """What enters the tensor-parallel region."""
+    branches: float
+    """What leaves it in the forward pass."""
+    stream: float
+    """The residual stream."""
+
+
+def _reduces_of_layer(layout: Layout, number: int) -> _Reduces:
+    if number < layout.config.model.num_layers:
+        return _Reduces(reduced=4, inputs=2, branches=2, stream=1)
+    own = _decoder_share(layout)
+    return _Reduces(reduced=6 * own + 1, inputs=3 * own + 1, branches=3 * own, stream=own)
+
+
+def _decoder_share(layout: Layout) -> float:
+    """The length of what the head reads, in those of `seq_length`."""
+    return (decoder_seq_length(layout.config) or layout.config.batch.seq_length) / layout.config.batch.seq_length
+
+
 def _pipeline(layout: Layout) -> int:
-    """The residual stream forward and its gradient backward, at every border between stages of different ranks; with
-    sequence parallelism a rank has its part of it.
+    """The stream forward and its gradient backward, at every border between stages of different ranks; with sequence
+    parallelism a rank has its part of it.
 
     Where the first and the last stage hold a table each, its gradient is all-reduced between the two, in float32 but
     where gradients are accumulated in the model's own type.
@@ -97,8 +132,7 @@ def _pipeline(layout: Layout) -> int:
         if left != right:
             sent[left] += 1
             sent[right] += 1
-    parts = layout.mesh.tp if layout.config.parallel.sequence_parallel else 1
-    sent = [layout.micro_batches * borders * _activation_bytes(layout) // parts for borders in sent]
+    sent = [layout.micro_batches * borders * _stream_bytes(layout) for borders in sent]
     for rank in layout.pipeline.ends:
         sent[rank] += _copied(layout) * _gradient_bytes(layout)
     return max(sent)
@@ -116,6 +150,13 @@ def _gradient_bytes(layout: Layout) -> int:
     """Bytes of one element of accumulated gradients."""
     precision = layout.config.precision
     return 4 if precision.grad_accum_dtype == "fp32" else SIZES[precision.dtype]
+
+
+def _stream_bytes(layout: Layout) -> int:
+    """All that stages exchange of one micro-batch."""
+    batch, parts = layout.config.batch, layout.mesh.tp if layout.config.parallel.sequence_parallel else 1
+    shapes = layout.stages(0)[0].part.stream_shapes(batch.micro_size, batch.seq_length, parts)
+    return sum(map(math.prod, shapes)) * SIZES[layout.config.precision.dtype]
 
 
 def _activation_bytes(layout: Layout) -> int:

@@ -130,12 +130,12 @@ class Layout:
                 use_linear_loss(stage.part)
             apply_recompute(stage.part, recompute)
             _without_own_draws(stage)
-        length = batch.seq_length // (self.mesh.tp if config.parallel.sequence_parallel else 1)
+        sequence_parts = self.mesh.tp if config.parallel.sequence_parallel else 1
         dtype = DTYPES[config.precision.dtype]
         return FakeRank(
             stages=stages,
             fields=_batch_fields(config),
-            stream_shapes=stages[0].part.stream_shapes(batch.micro_size, length),
+            stream_shapes=stages[0].part.stream_shapes(batch.micro_size, batch.seq_length, sequence_parts),
             dtype=dtype,
             gradient_dtype=torch.float32 if config.precision.grad_accum_dtype == "fp32" else dtype,
             keep=keep,

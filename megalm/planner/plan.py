@@ -71,8 +71,8 @@ def make_plan(config: RunConfig, world_size: int, times: StepTimes, modes: tuple
     return Plan(layout=layout, ranks=ranks, sent=sent, step=step, flops_per_token=flops)
 
 
-StageShapes = tuple[tuple[bool, bool, int], ...]
-"""Of each stage of a rank: has it the embedding, has it the head, number of layers."""
+StageShapes = tuple[tuple[bool, bool, tuple[str, ...]], ...]
+"""Of each stage of a rank: has it the embedding, has it the head, the kinds of its layers."""
 KnownPasses = dict[tuple[str, StageShapes], list[StageBytes]]
 """Passes that have been measured, by recompute granularity: ranks in the middle of a pipeline are often alike."""
 
@@ -84,8 +84,11 @@ def _plan_rank(
     sizes, optimizer_sizes = parameter_sizes(stages_here), optimizer_state_sizes(stages_here, layout.config.optimizer)
     state = state_bytes(layout.config, sizes, sum(optimizer_sizes), layout.mesh.dp, layout.micro_batches)
     split = any(kind == "I" for action in actions for kind, _, _ in parts(action))
-    stages, layers = layout.pipeline.stages(pp_rank), layout.pipeline.layers
-    shapes = tuple((stage == 0, stage == len(layers) - 1, len(layers[stage])) for stage in stages)
+    stages = layout.pipeline.stages(pp_rank)
+    shapes = tuple(
+        (stage.is_first, stage.is_last, tuple(type(layer).__name__ for layer in stage.part.layers.values()))
+        for stage in stages_here
+    )
     memory = {}
     for mode in modes:
         if (mode, shapes) not in known:

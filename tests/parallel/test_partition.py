@@ -58,3 +58,15 @@ def test_costs_add_up_to_the_model() -> None:
     untied_model = model.model_copy(update={"untie_embeddings_and_output_weights": True})
     untied = part_costs(untied_model, 64, "parameters")
     assert sum(untied.of_stages(layer_ranges([2, 4]))) == num_parameters(untied_model).total
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(0, 40), st.integers(0, 40), st.data())
+def test_layers_of_different_costs_are_cut_so_that_the_costliest_stage_is_cheapest(layers, embedding, head, data):
+    stages = data.draw(st.integers(1, len(layers)))
+    costs = PartCosts(embedding=embedding, layers=tuple(layers), head=head)
+    found = balanced_layers(len(layers), stages, costs)
+    assert [number for run in found for number in run] == list(range(len(layers)))
+    assert len(found) == stages
+    assert min(map(len, found)) >= 1
+    every = all_partitions(len(layers), stages)
+    assert max(costs.of_stages(found)) == min(max(costs.of_stages(one)) for one in every)

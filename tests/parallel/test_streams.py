@@ -51,8 +51,8 @@ class TwoStreams(GPT):
     def counts(self, batch: Batch) -> Losses:
         return super().counts(batch) | {"parity": torch.ones_like(batch["loss_mask"][:, ::2])}
 
-    def stream_shapes(self, rows: int, length: int) -> tuple[tuple[int, ...], ...]:
-        return 2 * super().stream_shapes(rows, length)
+    def stream_shapes(self, rows: int, length: int, parts: int = 1) -> tuple[tuple[int, ...], ...]:
+        return 2 * super().stream_shapes(rows, length, parts)
 
 
 def trained(flags: str) -> tuple[list[list[float]], dict[str, float], Tensor]:

@@ -26,6 +26,11 @@ BERT = (
     "--init-method-std 0.2"
 )
 DOCUMENTS = "--reset-position-ids --reset-attention-mask --eod-mask-loss"
+T5 = (
+    "--model-family t5 --objective span --num-attention-heads 4 --ffn-hidden-size 48 "
+    "--position-embedding-type relative --normalization RMSNorm --disable-bias-linear --decoder-seq-length 8 "
+    "--relative-attention-num-buckets 8 --relative-attention-max-distance 12"
+)
 MODELS = {
     # tied head, two KV heads, vocabulary 61
     "llama": LLAMA,
@@ -66,6 +71,10 @@ MODELS = {
     "all dropout": f"{GPT2} --num-layers 4 --hidden-dropout 0.1 --attention-dropout 0.1",
     "llama documents": f"{LLAMA} --num-layers 4 {DOCUMENTS}",
     "gpt2 documents": f"{GPT2} --num-layers 4 {DOCUMENTS}",
+    # two layers and three, tied head
+    "t5": f"{T5} --relu --decoder-num-layers 3",
+    "t5 1.1": f"{T5} --geglu --openai-gelu --untie-embeddings-and-output-weights",
+    "t5 dropout": f"{T5} --relu --hidden-dropout 0.1 --attention-dropout 0.1",
 }
 JSONS = Path(__file__).resolve().parents[2] / "ds_configs"
 WORDS = {
@@ -78,6 +87,7 @@ WORDS = {
     "zero3-offload": f"--deepspeed_config {JSONS / 'zero3_offload.json'}",
     "three-chunks": "--virtual-pipeline-size 3",
     "0,2,2,1": "--pipeline-layout 0,2,2,1",
+    "1,2,2,0": "--pipeline-layout 1,2,2,0",
     "by-parameters": "--pipeline-partition parameters",
     "one-by-one": "--micro-batch-size 1",
     "full": "--recompute-granularity full",
@@ -166,6 +176,31 @@ ROWS = [
     Row(4, "llama", "zero3 one-by-one"),
     Row(4, "gpt2", "zero1"),
     Row(4, "gpt2", "zero3"),
+    # encoder-decoders: stages cut between the stacks and inside them, tables of positions travel
+    Row(2, "t5", "tp2 sp zero1", CI),
+    Row(2, "t5", "pp2 1f1b zero1", CI),
+    Row(2, "t5 1.1", "zero3", CI),
+    Row(2, "t5", "tp2 zero0"),
+    Row(4, "t5", "tp4 sp zero2"),
+    Row(2, "t5", "zero1"),
+    Row(2, "t5", "zero2 one-by-one"),
+    Row(2, "t5", "zero3"),
+    Row(2, "t5 1.1", "tp2 sp zero3 linear"),
+    Row(2, "t5", "pp2 gpipe zero0"),
+    Row(2, "t5", "pp2 1f1b zero3"),
+    Row(2, "t5", "pp2 interleaved-1f1b zero1"),
+    Row(2, "t5", "pp2 interleaved-zero-bubble zero0"),
+    Row(2, "t5", "pp2 zbv zero1"),
+    Row(2, "t5 1.1", "pp2 dualpipev zero2"),
+    Row(4, "t5", "tp2 pp2 1f1b zero1"),
+    Row(4, "t5 1.1", "tp2 sp pp2 zbv zero1"),
+    Row(4, "t5", "pp4 1f1b one-by-one 1,2,2,0 zero1"),
+    Row(8, "t5", "tp2 sp pp2 1f1b zero1 one-by-one"),
+    Row(2, "t5", "tp2 sp zero1 selective"),
+    Row(2, "t5", "zero3 full"),
+    Row(2, "t5 dropout", "pp2 1f1b zero1 full"),
+    Row(2, "t5 dropout", "pp2 zbv zero0 selective"),
+    Row(2, "t5 1.1", "tp2 sp zero1 bf16"),
     # what other decoders have
     Row(2, "gemma", "tp2 sp zero1", CI),
     Row(2, "gemma", "tp2 zero0"),

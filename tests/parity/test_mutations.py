@@ -209,6 +209,7 @@ MUTATIONS = [
     Mutation(head_norms_without_sum, Row(4, "qwen", "tp4 sp zero0", CI)),
     Mutation(biases_without_sum, Row(2, "gpt2", "tp2 sp zero0", CI)),
     Mutation(positions_without_sum, Row(2, "gpt2", "tp2 sp zero0", CI)),
+    Mutation(positions_without_sum, Row(2, "t5", "tp2 sp zero1", CI)),
     Mutation(own_dropout_mask, Row(2, "dropout", "tp2 sp zero0", CI)),
     Mutation(tied_without_sum, Row(2, "deep llama", "pp2 1f1b zero0", CI), CI),
     Mutation(tied_without_sum, Row(4, "deep llama", "pp2 1f1b zero2 one-by-one", CI)),

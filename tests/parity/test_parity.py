@@ -13,13 +13,14 @@ from layouts import MODELS, ROWS, RUN, SAMPLES, SEQ, STEPS, VOCAB, WORDS, Row
 
 from megalm.assembly import build_model_and_engine
 from megalm.config import RunConfig, check_layout, load_config
+from megalm.config.rules.completion import complete_model
 from megalm.data.batch import Batch
 from megalm.data.samples.sample import Sample
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.engine.cpu_adam import build_cpu_adam
 from megalm.models.generation import continue_greedily
-from megalm.objectives import OBJECTIVES, Objective
+from megalm.objectives import build_objective
 from megalm.randomness import stable_seed
 from megalm.testing.spawner import run_on_ranks
 
@@ -43,6 +44,7 @@ class Trained:
 def trained(flags: str) -> Trained:
     """Train on seeded random tokens with a ragged loss mask, evaluate and generate."""
     config = load_config(flags.split())
+    config = config.model_copy(update={"model": complete_model(config, None)})
     context = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), torch.device("cpu"))
     dp, micro = check_layout(config, dist.get_world_size()), config.batch.micro_size
     engine = build_model_and_engine(config, config.model, context)
@@ -65,30 +67,35 @@ def trained(flags: str) -> Trained:
     evaluated = engine.total_loss(engine.mean_over_ranks(engine.eval_step(parts)))
     # no multiple of the ranks of sequence parallelism; an encoder would see what fills it up
     prompt = list(range(5, 5 + SEQ)) if config.model.is_encoder else [5, 3, 1]
-    logits = engine.next_logits(torch.tensor([prompt]))
-    continued = not config.model.is_encoder
-    text = continue_greedily(engine.next_logits, prompt, 6, None, context.device) if continued else []
+    logits, text = torch.ones(1), list[int]()
+    if not config.model.encoder_decoder:
+        logits = engine.next_logits(torch.tensor([prompt]))
+    if config.model.model_family == "gpt":  # the others continue no text
+        text = continue_greedily(engine.next_logits, prompt, 6, None, context.device)
     weights = whole_weights(engine)
     return Trained(losses, norms, weights, start and distance(weights, start), evaluated, logits, text)
 
 
 def global_batch(config: RunConfig, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """The arrays of all samples of one step, with an end of document here and there."""
-    tokens = torch.randint(0, VOCAB, (SAMPLES, SEQ + 1), generator=generator)
+    objective = build_objective(config, _Tokenizer())
+    tokens = torch.randint(0, VOCAB, (SAMPLES, objective.sample_tokens(SEQ)), generator=generator)
     tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = EOD
-    # samples keep very different numbers of tokens, so that a mean of means would be wrong
-    mask = (torch.rand(SAMPLES, SEQ, generator=generator) > torch.rand(SAMPLES, 1, generator=generator)).float()
-    objective = objective_of(config)
-    samples = tokens.numpy()[:, : objective.sample_tokens(SEQ)]
-    rows = [objective(Sample(number, 0, row)) for number, row in enumerate(samples)]
+    rows = [objective(Sample(number, 0, row)) for number, row in enumerate(tokens.numpy())]
     batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+    # samples keep very different numbers of tokens, so that a mean of means would be wrong
+    length = batch["loss_mask"].shape[1]
+    mask = (torch.rand(SAMPLES, length, generator=generator) > torch.rand(SAMPLES, 1, generator=generator)).float()
+    if "padding_mask" in batch:
+        batch["padding_mask"][::2, -3:] = False
     return batch | {"loss_mask": batch["loss_mask"] * mask}
 
 
-def objective_of(config: RunConfig) -> Objective:
-    """The run's objective with ids of special tokens that the random tokens have too."""
-    special = {"eod": EOD, "mask": 1, "cls": 2, "sep": 3, "bos": None, "eos": None, "pad": None}
-    return OBJECTIVES[config.training.objective].build(config, special)
+class _Tokenizer:
+    """Its special tokens are among the random ones too."""
+
+    def special(self, name: str) -> int | None:
+        return {"eod": EOD, "mask": 1, "cls": 2, "sep": 3}.get(name)
 
 
 def whole_weights(engine) -> dict[str, torch.Tensor]:
@@ -174,4 +181,4 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
 def test_the_models_clip_and_move_their_weights(row: Row) -> None:
     """Each model for which a row runs."""
     assert max(one_process(row.model).norms) > 0.5, "gradients must be large enough to be clipped"
-    assert one_process(row.model).moved > 0.1, "five steps must move the weights beyond the tolerances"
+    assert one_process(row.model).moved > 0.05, "five steps must move the weights beyond the tolerances"

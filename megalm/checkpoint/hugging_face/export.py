@@ -15,6 +15,7 @@ from megalm.checkpoint.hugging_face.importing import ORIGIN, TOKENIZER_FILES
 from megalm.checkpoint.hugging_face.tensors import Correspondence, in_shards
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.config.hugging_face import architecture_of, write_settings
+from megalm.config.spans import SequenceIds
 from megalm.errors import CheckpointError
 from megalm.storage.atomic import atomic_folder
 from megalm.storage.durable import replace_text, sync_file
@@ -53,11 +54,13 @@ def export_model(
     with writing(target, CheckpointError, "free some space or choose another folder"), atomic_folder(target) as partial:
         _write_weights(reader, Correspondence.of(config, architecture), partial, getattr(torch, dtype), shard_bytes)
         small = reader.folder.parent / ORIGIN
+        ids = _sequence_ids(special_ids) if config.encoder_decoder else _ids(special_ids)
+        settings = write_settings(architecture, config)
         # a class may say positions by its padding token
-        values = {**_kept(small / CONFIG), **_ids(special_ids), **write_settings(architecture, config)}
+        values = {**_kept(small / CONFIG), **({**ids, **settings} if config.is_encoder else {**settings, **ids})}
         _write_json(partial / CONFIG, {**values, "dtype": dtype, "torch_dtype": dtype})
         if not config.is_encoder:
-            _write_json(partial / GENERATION, _kept(small / GENERATION) or _ids(special_ids))
+            _write_json(partial / GENERATION, _kept(small / GENERATION) or ids)
         for name, content in (_kept_tokenizer(small) or files).items():
             (partial / name).write_bytes(content)
     return architecture
@@ -101,6 +104,14 @@ def _kept_tokenizer(folder: Path) -> dict[str, bytes]:
 def _ids(special_ids: Mapping[str, int]) -> dict[str, int]:
     keys = {"bos": "bos_token_id", "eod": "eos_token_id", "pad": "pad_token_id"}
     return {key: special_ids[name] for name, key in keys.items() if name in special_ids}
+
+
+def _sequence_ids(special_ids: Mapping[str, int]) -> dict[str, int]:
+    """Those of an encoder-decoder, as span corruption trains it; none without a tokenizer."""
+    if not special_ids:
+        return {}
+    ids = SequenceIds.of(special_ids)
+    return {"decoder_start_token_id": ids.start, "eos_token_id": ids.end, "pad_token_id": ids.pad}
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megalm.checkpoint.hugging_face.tensors import Correspondence
-from megalm.config.hugging_face import read_settings
+from megalm.config.hugging_face import read_folder
 from megalm.distributed.shards import Box
 from megalm.errors import CheckpointError
 from megalm.models.foreign import Index
@@ -36,7 +36,7 @@ class HuggingFaceReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.values = read_json(folder / CONFIG)
-        self.architecture, self.model_config = read_settings(self.values, str(folder / CONFIG))
+        self.architecture, self.model_config = read_folder(self.values, folder)
         self._own = Correspondence.of(self.model_config, self.architecture)
         self._files: dict[str, Any] = {}
         self._file_of = self._find_tensors()

@@ -5,6 +5,20 @@
 """
 
 from megalm.config.hugging_face.architectures import ARCHITECTURES, Architecture
-from megalm.config.hugging_face.settings import architecture_of, read_settings, same_model, write_settings
+from megalm.config.hugging_face.settings import (
+    architecture_of,
+    read_folder,
+    read_settings,
+    same_model,
+    write_settings,
+)
 
-__all__ = ["ARCHITECTURES", "Architecture", "architecture_of", "read_settings", "same_model", "write_settings"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "architecture_of",
+    "read_folder",
+    "read_settings",
+    "same_model",
+    "write_settings",
+]

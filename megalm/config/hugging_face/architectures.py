@@ -17,6 +17,8 @@ from megalm.config.hugging_face.pieces import (
     Activations,
     Biases,
     Dropouts,
+    FeedForward,
+    HeadOfDecoder,
     Needs,
     Piece,
     Switch,
@@ -100,6 +102,39 @@ _BERT_PIECES: tuple[Piece, ...] = (
     Needs("position_embedding_type", "absolute"),
 )
 _ONLY_TIED = Needs("tie_word_embeddings", True)
+_T5_SIZES: Sizes = {
+    "num_layers": "num_layers",
+    "decoder_num_layers": "num_decoder_layers",
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "kv_channels": "d_kv",
+    "ffn_hidden_size": "d_ff",
+    "relative_attention_num_buckets": "relative_attention_num_buckets",
+    "relative_attention_max_distance": "relative_attention_max_distance",
+    "vocab_size": "vocab_size",
+    "norm_epsilon": "layer_norm_epsilon",
+    "attention_dropout": "dropout_rate",
+}
+_T5_FIXED = {
+    **_RMS_NORM,
+    "model_family": "t5",
+    "position_embedding_type": "relative",
+    "disable_bias_linear": True,
+}
+_T5_DEFAULTS = {
+    "num_layers": 6,
+    "d_model": 512,
+    "num_heads": 8,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "vocab_size": 32128,
+    "layer_norm_epsilon": 1e-6,
+    "dropout_rate": 0.1,
+    "feed_forward_proj": "relu",
+    "tie_word_embeddings": True,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +149,8 @@ class Architecture:
     pieces: tuple[Piece, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What the class takes for keys that a config.json does not have."""
+    head_and_embedding: tuple[str, str] | None = None
+    """Tensors that are one only where the file has no head, or one of the same values, whatever config.json says."""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -375,5 +412,38 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "decoder_bias": True,
             "tie_word_embeddings": True,
         },
+    ),
+    "T5ForConditionalGeneration": Architecture(
+        model_type="t5",
+        sizes=_T5_SIZES,
+        fixed=_T5_FIXED,
+        pieces=(
+            FeedForward(),
+            Dropouts(("dropout_rate",)),
+            HeadOfDecoder(scaled="scale_decoder_outputs"),
+            Needs("is_encoder_decoder", True),
+        ),
+        defaults=_T5_DEFAULTS,
+        head_and_embedding=("lm_head.weight", "shared.weight"),
+    ),
+    "MT5ForConditionalGeneration": Architecture(
+        model_type="mt5",
+        sizes=_T5_SIZES,
+        fixed=_T5_FIXED,
+        pieces=(
+            FeedForward(),
+            Dropouts(("dropout_rate",)),
+            HeadOfDecoder(scaled=None),
+            Needs("is_encoder_decoder", True),
+        ),
+        defaults={
+            **_T5_DEFAULTS,
+            "num_layers": 8,
+            "num_heads": 6,
+            "d_ff": 1024,
+            "vocab_size": 250112,
+            "feed_forward_proj": "gated-gelu",
+        },
+        head_and_embedding=("lm_head.weight", "shared.weight"),
     ),
 }

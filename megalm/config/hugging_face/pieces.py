@@ -114,6 +114,61 @@ def _mlp(config: ModelConfig) -> tuple[bool, str]:
 
 
 @dataclass(frozen=True)
+class FeedForward:
+    """The MLP of T5 in one word: its activation, after "gated-" that of its gate; gated-gelu has the tanh form."""
+
+    key: str = "feed_forward_proj"
+
+    @property
+    def _names(self) -> Mapping[str, Fields]:
+        return {
+            "relu": {"relu": True},
+            "gelu": {},
+            "gelu_new": {"openai_gelu": True},
+            "gated-gelu": {"geglu": True, "openai_gelu": True},
+            "gated-gelu_new": {"geglu": True, "openai_gelu": True},
+            "gated-silu": {"swiglu": True},
+        }
+
+    def read(self, source: Source) -> Fields:
+        """Which activation."""
+        name = source.get(self.key)
+        if name not in self._names:
+            source.refuse(f"{self.key}={name!r} is not supported, only {', '.join(self._names)}")
+            return {}
+        return dict(self._names[name])
+
+    def write(self, config: ModelConfig) -> Fields:
+        """Its first name."""
+        for name, fields in self._names.items():
+            if _mlp(ModelConfig.model_construct(**fields)) == _mlp(config):
+                return {self.key: name}
+        return {self.key: config.activation}
+
+
+@dataclass(frozen=True)
+class HeadOfDecoder:
+    """Whether the head of a T5 has the embedding's weights, and whether what it reads is scaled.
+
+    Up to transformers 4 one key says both; from 5 on the file tells which weights there are, and `scaled` the other.
+    """
+
+    scaled: str | None
+    """The key of a class that may scale; the others never do."""
+
+    def read(self, source: Source) -> Fields:
+        """As the keys say it; the file has the last word on the weights (`read_folder`)."""
+        tied = bool(source.get("tie_word_embeddings"))
+        scales = self.scaled is not None and bool(source.get(self.scaled, tied))
+        return {"untie_embeddings_and_output_weights": not tied, "scale_decoder_outputs": scales}
+
+    def write(self, config: ModelConfig) -> Fields:
+        """All keys."""
+        keys = {"tie_word_embeddings": config.tied, self.scaled: config.scales_decoder_outputs}
+        return {key: value for key, value in keys.items() if key is not None}
+
+
+@dataclass(frozen=True)
 class Biases:
     """Biases of attention's four projections under one key, and of the MLP's under another, or as the class has it."""
 

@@ -1,12 +1,14 @@
 """From a config.json to a model's settings and back."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from megalm.config.hugging_face.architectures import ARCHITECTURES, Architecture
 from megalm.config.hugging_face.source import Source
+from megalm.config.hugging_face.stored import differ
 from megalm.config.model import ModelConfig
 from megalm.errors import ConfigError
 
@@ -35,6 +37,19 @@ def read_settings(values: Mapping[str, Any], where: str) -> tuple[str, ModelConf
     return name, config
 
 
+def read_folder(values: Mapping[str, Any], folder: Path) -> tuple[str, ModelConfig]:
+    """The same of a model folder with this config.json: of some classes the weights say whether the head is tied.
+
+    Raises:
+        ConfigError: as `read_settings`.
+    """
+    name, config = read_settings(values, str(folder / "config.json"))
+    pair = ARCHITECTURES[name].head_and_embedding
+    if pair is not None and config.tied and differ(folder, *pair):
+        config = config.model_copy(update={"untie_embeddings_and_output_weights": True})
+    return name, config
+
+
 def write_settings(name: str, config: ModelConfig) -> dict[str, Any]:
     """The config.json of a model as class `name` of transformers has it."""
     architecture = ARCHITECTURES[name]
@@ -45,6 +60,7 @@ def write_settings(name: str, config: ModelConfig) -> dict[str, Any]:
         "ffn_hidden_size": config.ffn_size,
         "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim,
         "embedding_size": config.embedding_width,
+        "decoder_num_layers": config.decoder_layers,
     }
     values |= {key: resolved[field] for field, key in architecture.sizes.items()}
     for piece in architecture.pieces:
@@ -114,8 +130,13 @@ def _meaning(config: ModelConfig) -> dict[str, Any]:
             *("window_size", "window_attn_skip_freq"),
             *("swiglu", "geglu", "relu", "squared_relu", "openai_gelu"),
             *("disable_bias_linear", "add_qkv_bias", "add_attention_output_bias"),
+            *("decoder_num_layers", "decoder_seq_length", "scale_decoder_outputs"),
         }
     )
+    if config.position_embedding_type == "relative":
+        values["max_position_embeddings"] = None
+    else:
+        values |= {key: None for key in values if key.startswith("relative_")}
     if config.position_embedding_type != "rope":
         values |= {key: None for key in values if key.startswith(("rotary", "rope", "yarn"))}
     elif config.rope_scaling == "none":
@@ -134,6 +155,8 @@ def _meaning(config: ModelConfig) -> dict[str, Any]:
         "embedding_width": config.embedding_width,
         "softmax_scale": config.softmax_scale,
         "windows": windows,
+        "decoder_layers": config.decoder_layers,
+        "scales_decoder_outputs": config.encoder_decoder and config.scales_decoder_outputs,
         "gated": config.gated,
         "activation": config.activation,
         "biases": (config.qkv_bias, config.attention_output_bias, config.linear_bias),

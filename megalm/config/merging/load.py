@@ -14,7 +14,7 @@ from megalm.config.base import Section
 from megalm.config.deepspeed.check import check_engine_keys, check_json
 from megalm.config.deepspeed.read import DeepSpeedJson, facts, read_deepspeed_json, remainder
 from megalm.config.deepspeed.write import DEFAULT_ZERO_STAGE
-from megalm.config.hugging_face import read_settings
+from megalm.config.hugging_face import read_folder
 from megalm.config.merging.dump import render_sources
 from megalm.config.merging.flags import Flags, build_parser, parse_flags
 from megalm.config.merging.nothing import NEEDS
@@ -135,7 +135,7 @@ def take_hugging_face(merge: Merge) -> None:
     path = folder / "config.json"
     try:
         values = parse_json(path.read_bytes())
-        _, model = read_settings(values, str(path))
+        _, model = read_folder(values, folder)
     except (OSError, DocumentError) as error:
         merge.problems.append(f"--load {HUGGING_FACE}{folder}: {path} cannot be read: {error}")
         return

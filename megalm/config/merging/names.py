@@ -15,6 +15,8 @@ RENAMED = {
     "num-virtual-stages-per-pipeline-rank": "virtual_pipeline_size",
     "checkpoint-num-layers": "recompute_num_layers",
     "muon-use-nesterov": "muon_nesterov",
+    "encoder-num-layers": "num_layers",
+    "encoder-seq-length": "seq_length",
 }
 """Another name of a flag: the field that takes its value."""
 
@@ -113,11 +115,11 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("pipeline-model-parallel-comm-backend", "use --distributed-backend"),
     ("overlap-p2p-communication* no-overlap-p2p-communication no-scatter-gather-tensors-in-pipeline", _SCHEDULE),
     ("use-ring-exchange-p2p", _SCHEDULE),
-    ("bert-load bert-embedder-type encoder-* decoder-* mask-type mask-factor fim-* retro-* ict-*", _OBJECTIVE),
+    ("bert-load bert-embedder-type mask-type mask-factor fim-* retro-* ict-*", _OBJECTIVE),
     ("biencoder-* block-data-path embedding-path evidence-data-path titles-data-path query-in-block-prob", _OBJECTIVE),
     ("retriever-* use-one-sent-docs indexer-* output-bert-embeddings vision-* dino-* swin-* img-*", _OBJECTIVE),
     ("num-classes num-channels patch-dim classes-fraction data-per-class-fraction no-data-sharding", _OBJECTIVE),
-    ("sample-rate mtp-* relative-attention-*", _OBJECTIVE),
+    ("sample-rate mtp-*", _OBJECTIVE),
     ("kd kd-* mos load-teacher *-teacher", "distillation is not available; train on the data alone"),
     ("rl-* grpo-* langrl-* perform-rl-step sft sft-* refit-method run-workload-inspector-server", _RL),
     ("fp8-* no-fp8-wgrad disable-fp8-wgrad fp4-* first-last-layers-bf16 num-layers-at-*-in-bf16", _FP8),

@@ -20,7 +20,7 @@ def derived_micro_batch_size(config: RunConfig, data_parallel_size: int) -> int:
     for every stage to get one, it is the size that makes the most micro-batches that the schedule can do. Where the
     batch size changes, what all its sizes are multiples of is split.
     """
-    parallel, layers, steps = config.parallel, config.model.num_layers, config.batch.gradient_accumulation_steps
+    parallel, layers, steps = config.parallel, config.model.total_layers, config.batch.gradient_accumulation_steps
     share = config.batch.schedule(data_parallel_size).divisor // data_parallel_size
     if steps is not None:
         return max(1, share // steps)
@@ -45,4 +45,4 @@ def derived_split_problems(config: RunConfig, data_parallel_size: int) -> list[s
             f"it must be a multiple of {factor}; use {nearest}"
         ]
     count = total // (dp * derived_micro_batch_size(config, dp))
-    return micro_batch_problems(config.parallel, config.model.num_layers, count)
+    return micro_batch_problems(config.parallel, config.model.total_layers, count)

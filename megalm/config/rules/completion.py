@@ -2,11 +2,12 @@
 
 from megalm.config.model import ModelConfig
 from megalm.config.sections import RunConfig
+from megalm.config.spans import decoder_seq_length
 from megalm.errors import ConfigError
 
 
 def complete_model(config: RunConfig, tokenizer_vocab_size: int | None) -> ModelConfig:
-    """The model's configuration with its vocabulary size and its number of positions.
+    """The model's configuration with its vocabulary size, its number of positions and the length of its decoder.
 
     Raises:
         ConfigError: the vocabulary size is unknown or too small for the tokenizer.
@@ -22,4 +23,5 @@ def complete_model(config: RunConfig, tokenizer_vocab_size: int | None) -> Model
             f"vocab_size={vocab_size} is less than the tokenizer's {tokenizer_vocab_size}; drop --vocab-size"
         )
     positions = model.max_position_embeddings or config.batch.seq_length
-    return model.model_copy(update={"vocab_size": vocab_size, "max_position_embeddings": positions})
+    found = {"vocab_size": vocab_size, "max_position_embeddings": positions}
+    return model.model_copy(update=found | {"decoder_seq_length": decoder_seq_length(config)})

@@ -6,6 +6,7 @@ from megalm.config.rules.batch import derived_split_problems, with_micro_batch_s
 from megalm.config.rules.pipeline import micro_batch_problems, pipeline_problems
 from megalm.config.rules.schedule import phase_problems
 from megalm.config.sections import RunConfig
+from megalm.config.spans import decoder_seq_length
 from megalm.errors import LayoutError
 
 
@@ -38,7 +39,7 @@ def changing_batch_split(config: RunConfig, data_parallel_size: int) -> list[str
             f"solution: it must be a multiple of {micro * data_parallel_size}; use {nearest}"
         ]
     counts = dict.fromkeys(size // unit for size in sizes)
-    return [p for count in counts for p in micro_batch_problems(config.parallel, config.model.num_layers, count)]
+    return [p for count in counts for p in micro_batch_problems(config.parallel, config.model.total_layers, count)]
 
 
 UNAVAILABLE_AXES = ("context_parallel_size",)
@@ -124,12 +125,13 @@ def sequence_split(config: RunConfig) -> list[str]:
         return []
     if tp == 1:
         return ["sequence_parallel=true needs tensor_model_parallel_size > 1; raise it or drop --sequence-parallel"]
-    if length % tp:
-        return [
-            f"sequence_parallel=true splits seq_length={length} over tensor_model_parallel_size={tp} ranks: it must be "
-            f"a multiple of {tp}; use --seq-length {nearest_multiples(length, tp)}"
-        ]
-    return []
+    lengths = {"seq_length": length, "decoder_seq_length": decoder_seq_length(config)}
+    return [
+        f"sequence_parallel=true splits {name}={length} over tensor_model_parallel_size={tp} ranks: it must be "
+        f"a multiple of {tp}; use --{name.replace('_', '-')} {nearest_multiples(length, tp)}"
+        for name, length in lengths.items()
+        if length is not None and length % tp
+    ]
 
 
 def batch_split(config: RunConfig, data_parallel_size: int) -> list[str]:
@@ -161,7 +163,7 @@ def _axes_that_fit(config: RunConfig, world_size: int) -> str:
     one, ways = _ranks_of_one_model(config), []
     possible = {
         "tensor_model_parallel_size": _tensor_parallel_sizes(config),
-        "pipeline_model_parallel_size": list(range(1, config.model.num_layers + 1)),
+        "pipeline_model_parallel_size": list(range(1, config.model.total_layers + 1)),
     }
     for name, sizes in possible.items():
         size = getattr(config.parallel, name)

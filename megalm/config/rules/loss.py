@@ -3,6 +3,7 @@
 from typing import Literal
 
 from megalm.config.sections import RunConfig
+from megalm.config.spans import decoder_seq_length
 
 LOGITS_LIMIT = 2 * 2**30
 """Bytes of logits of one micro-batch on a rank that --cross-entropy-fusion-impl auto holds at most."""
@@ -12,7 +13,8 @@ def logits_bytes(config: RunConfig) -> int:
     """Logits of one micro-batch, padding included, on a rank that holds the output head; its vocabulary is known."""
     tp, batch = config.parallel.tensor_model_parallel_size, config.batch
     columns = config.model.padded_vocab_size(tp) // tp
-    return batch.micro_size * batch.seq_length * columns * (4 if config.precision.dtype == "fp32" else 2)
+    length = decoder_seq_length(config) or batch.seq_length
+    return batch.micro_size * length * columns * (4 if config.precision.dtype == "fp32" else 2)
 
 
 def cross_entropy_impl(config: RunConfig) -> Literal["logits", "linear"]:

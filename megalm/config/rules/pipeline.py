@@ -63,23 +63,24 @@ def layout_counts(parallel: ParallelConfig) -> list[int] | None:
 
 def pipeline_problems(config: RunConfig) -> list[str]:
     """Everything about schedule, chunks and layout that cannot work, whatever the number of ranks and micro-batches."""
-    parallel, layers = config.parallel, config.model.num_layers
+    parallel, layers = config.parallel, config.model.total_layers
     if parallel.pipeline_model_parallel_size == 1:
         return _needs_a_pipeline(parallel)
-    found = _chunk_problems(parallel, layers)
+    said = config.model.said_layers
+    found = _chunk_problems(parallel, layers, said)
     if found:
         return found
     stages = num_stages(parallel, layers)
     ranks = parallel.pipeline_model_parallel_size
     if parallel.pipeline_layout is not None:
-        return _layout_problems(parallel, layers, stages)
+        return _layout_problems(parallel, layers, stages, said)
     if stages > layers:
         chunks = stages // ranks
         given = parallel.virtual_pipeline_size is not None
         fewer = f"--virtual-pipeline-size {layers // ranks} or less" if given else "another --pipeline-schedule"
         return [
             f"pipeline_model_parallel_size={ranks} x {chunks} stages a rank = {stages} stages need a layer each, but "
-            f"num_layers={layers}; use at most {max(1, layers // chunks)} pipeline ranks"
+            f"{said}; use at most {max(1, layers // chunks)} pipeline ranks"
             + (f", or {fewer}" if chunks > 1 and layers >= ranks else "")
         ]
     return []
@@ -113,7 +114,7 @@ def _needs_a_pipeline(parallel: ParallelConfig) -> list[str]:
     ]
 
 
-def _chunk_problems(parallel: ParallelConfig, layers: int) -> list[str]:
+def _chunk_problems(parallel: ParallelConfig, layers: int, said: str) -> list[str]:
     ranks, size = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
     if size is not None and parallel.virtual_pipeline_size is not None:
         return [
@@ -124,7 +125,7 @@ def _chunk_problems(parallel: ParallelConfig, layers: int) -> list[str]:
         valid = [n for n in range(1, layers + 1) if layers % (n * ranks) == 0]
         fix = f"use {' or '.join(map(str, valid))}" if valid else "give --pipeline-layout or --virtual-pipeline-size"
         return [
-            f"num_layers={layers} must be a multiple of num_layers_per_virtual_pipeline_stage={size} x "
+            f"{said} must be a multiple of num_layers_per_virtual_pipeline_stage={size} x "
             f"pipeline_model_parallel_size={ranks}; {fix}"
         ]
     name, chunks = schedule_name(parallel), chunks_per_rank(parallel, layers)
@@ -139,7 +140,7 @@ def _chunk_problems(parallel: ParallelConfig, layers: int) -> list[str]:
     ]
 
 
-def _layout_problems(parallel: ParallelConfig, layers: int, stages: int) -> list[str]:
+def _layout_problems(parallel: ParallelConfig, layers: int, stages: int, said: str) -> list[str]:
     given = f'pipeline_layout="{parallel.pipeline_layout}"'
     try:
         counts = layout_counts(parallel)
@@ -154,7 +155,7 @@ def _layout_problems(parallel: ParallelConfig, layers: int, stages: int) -> list
             f"{given} has {len(counts)} stages; {ranks} pipeline ranks x {stages // ranks} stages each are {stages}"
         )
     if sum(counts) != layers:
-        found.append(f"{given} has {sum(counts)} layers, the model num_layers={layers}")
+        found.append(f"{given} has {sum(counts)} layers, the model {said}")
     if 0 in counts[1:-1]:
         found.append(f"{given} has an inner stage without layers; only the first and the last may have none")
     return found

@@ -10,6 +10,7 @@ from megalm.config.base import OpenChoice
 from megalm.config.deepspeed.write import deepspeed_only, offloads_optimizer, zero_stage
 from megalm.config.merging.suggest import did_you_mean
 from megalm.config.rules.encoder import encoder
+from megalm.config.rules.encoder_decoder import encoder_decoder
 from megalm.config.rules.layout import available_axes
 from megalm.config.rules.pipeline import SCHEDULES, pipeline_problems, schedule_name
 from megalm.config.rules.schedule import changing_batch, phases, rates, run_length
@@ -52,7 +53,7 @@ def lengths(config: RunConfig) -> list[str]:
     """Sample length."""
     found = []
     positions = config.model.max_position_embeddings
-    if positions is not None and config.batch.seq_length > positions:
+    if positions is not None and config.batch.seq_length > positions and not config.model.encoder_decoder:
         found.append(
             f"seq_length={config.batch.seq_length} must not exceed max_position_embeddings={positions}; "
             "raise --max-position-embeddings or shorten --seq-length"
@@ -70,10 +71,10 @@ def batch_sizes(config: RunConfig) -> list[str]:
 
 def recomputation(config: RunConfig) -> list[str]:
     """No more recomputed layers than there are."""
-    count, layers = config.recompute.recompute_num_layers, config.model.num_layers
+    count, layers = config.recompute.recompute_num_layers, config.model.total_layers
     if count <= layers:
         return []
-    return [f"recompute_num_layers={count} must not exceed num_layers={layers}; lower --recompute-num-layers"]
+    return [f"recompute_num_layers={count} must not exceed {config.model.said_layers}; lower --recompute-num-layers"]
 
 
 def precision(config: RunConfig) -> list[str]:
@@ -203,6 +204,7 @@ CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     evaluation,
     loss,
     encoder,
+    encoder_decoder,
     checkpoints,
     engine,
     optimizer,

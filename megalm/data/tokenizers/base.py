@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count, takewhile
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
@@ -21,7 +22,8 @@ SPECIAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "sep": ("<sep>", "[SEP]", "<SEP>"),
 }
 """What a special token is asked for by: end of document, begin and end of sequence, padding, unknown, mask, first of a
-text, between texts; and the tokens that are taken for it, the first that a vocabulary has."""
+text, between texts; and the tokens that are taken for it, the first that a vocabulary has. The sentinels
+<extra_id_0>, ... are asked for by extra_id_0, ..."""
 
 
 BYTE_LEVEL_BLANKS = tuple(chr(0x100 + byte) for byte in b" \t\n\r")
@@ -97,7 +99,13 @@ def special_tokens(
         number = next((i for i in ids if i is not None), None)
         if number is not None:
             found[name] = number
-    return found
+    return found | sentinels(id_of)
+
+
+def sentinels(id_of: Callable[[str], int | None]) -> dict[str, int]:
+    """The ids of <extra_id_0>, ... by name (extra_id_0, ...), up to the first that a vocabulary lacks."""
+    ids = ((f"extra_id_{number}", id_of(f"<extra_id_{number}>")) for number in count())
+    return {name: number for name, number in takewhile(lambda pair: pair[1] is not None, ids) if number is not None}
 
 
 class AddedTokens:

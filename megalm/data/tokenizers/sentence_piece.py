@@ -14,6 +14,7 @@ from megalm.data.tokenizers.base import (
     model_file,
     no_such_token,
     read_file,
+    sentinels,
     special_tokens,
     starts_of_words,
 )
@@ -172,6 +173,7 @@ class SentencePieceTokenizer(GPTSentencePieceTokenizer):
             special[name] = added.add(self._model.IdToPiece(own[name]) if name in own else f"<{name.upper()}>")
         for number in range(extra_ids):
             added.add(f"<extra_id_{number}>")
+        special |= sentinels(lambda token: added.ids.get(token, self._piece(token)))
         self._special, self.vocab_size, self.special_ids = added.ids, added.vocab_size, own | special
         if eod_token is not None:
             self.special_ids["eod"] = self._id_of(eod_token)

@@ -151,9 +151,9 @@ class GPT(LanguageModel):
         logits_BTV: Tensor = self.full_logits(self._head()(self.final_norm(stream[0])))
         return logits_BTV
 
-    def stream_shapes(self, rows: int, length: int) -> tuple[tuple[int, ...], ...]:
+    def stream_shapes(self, rows: int, length: int, parts: int = 1) -> tuple[tuple[int, ...], ...]:
         """That of the residual stream."""
-        return ((rows, length, self.config.hidden_size),)
+        return ((rows, length // parts, self.config.hidden_size),)
 
     def _head(self) -> Head:
         head: Head = partial(self.head, embedding=self.embedding.tokens) if self.config.tied else self.head

@@ -28,7 +28,7 @@ class PipelinePlan:
             layers = layer_ranges(counts)
         else:
             costs = family.part_costs(model, seq_length, parallel.pipeline_partition)
-            layers = balanced_layers(model.num_layers, num_stages(parallel, model.num_layers), costs)
+            layers = balanced_layers(model.total_layers, num_stages(parallel, model.total_layers), costs)
         ranks = parallel.pipeline_model_parallel_size
         shared = family.shared_parameters(model)
         return cls(schedule=schedule_name(parallel), num_ranks=ranks, layers=tuple(layers), shared=shared)

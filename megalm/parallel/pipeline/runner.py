@@ -47,8 +47,8 @@ class PipelineSpec:
     """B of every micro-batch."""
     seq_length: int
     """The whole T."""
-    length: int
-    """T of what stages exchange: its part of a tensor-parallel rank, with sequence parallelism."""
+    sequence_parts: int
+    """Over how many ranks sequence parallelism spreads what stages exchange."""
     stream_shapes: tuple[tuple[int, ...], ...]
     """Of each tensor between stages, or of what a tensor-parallel rank holds of it."""
     dtype: torch.dtype
@@ -67,14 +67,14 @@ class PipelineSpec:
         batch, tp, rank = config.batch, context.groups.tensor.size, context.groups.pipeline.rank
         ends = context.groups.subgroup(Axis.PP, plan.ends) if plan.copied else None
         parameters = dict(parts[0 if rank == plan.ends[0] else -1].named_parameters())
-        length = batch.seq_length // tp if config.parallel.sequence_parallel else batch.seq_length
+        sequence_parts = tp if config.parallel.sequence_parallel else 1
         return cls(
             plan=plan,
             parts=parts,
             rows=batch.micro_size,
             seq_length=batch.seq_length,
-            length=length,
-            stream_shapes=parts[0].stream_shapes(batch.micro_size, length),
+            sequence_parts=sequence_parts,
+            stream_shapes=parts[0].stream_shapes(batch.micro_size, batch.seq_length, sequence_parts),
             dtype=DTYPES[config.precision.dtype],
             device=context.device,
             group=context.groups.pipeline.group,
@@ -182,7 +182,7 @@ class Pipeline:
         if number - 1 in self._parts:
             return kept.pop((number, index))
         spec = self._spec
-        shapes = spec.parts[0].stream_shapes(len(batch["tokens"]), spec.length)
+        shapes = spec.parts[0].stream_shapes(len(batch["tokens"]), spec.seq_length, spec.sequence_parts)
         stream = tuple(torch.empty(shape, dtype=spec.dtype, device=spec.device) for shape in shapes)
         for x in stream:
             dist.recv(x, group=spec.group, group_src=self._holder(number - 1))

@@ -1,0 +1,193 @@
+"""Encoder-decoder Transformer: T5 1.0 and 1.1, flan-T5 and mT5 from the same blocks.
+
+The layers are numbered through, the encoder's first. The stream has three tensors from the beginning to the end, so
+that any cut makes pipeline stages: the encoder's residual stream, which its last layer makes the memory of the decoder;
+the decoder's; and both tables of relative positions, which the first stage holds and all layers use.
+
+Shapes: B batch, S encoder tokens, T decoder tokens, D model width, V padded vocabulary, N buckets, H heads.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megalm.config.model import ModelConfig
+from megalm.models.blocks.attention import KVCache
+from megalm.models.blocks.dropout import Dropout
+from megalm.models.blocks.embedding import TokenEmbedding
+from megalm.models.blocks.head import FullLogits, Head, OutputHead, TiedHead, TokenLoss
+from megalm.models.blocks.loss import weighted_losses
+from megalm.models.blocks.norm import build_norm
+from megalm.models.blocks.randomness import seeded
+from megalm.models.blocks.relative import RelativeBias, RelativePositions
+from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Stream, run_in_order
+from megalm.models.t5.layers import DecoderLayer, EncoderLayer
+from megalm.randomness import stable_seed
+
+
+class TokenTable(nn.Module):
+    """Token embeddings of both stacks, then dropout."""
+
+    def __init__(self, config: ModelConfig, rows: int) -> None:
+        super().__init__()
+        self.tokens = TokenEmbedding(rows, config.hidden_size)
+        self.dropout = Dropout(config.hidden_dropout)
+
+    def forward(self, tokens_BS: Tensor) -> Tensor:
+        """Shape (B, S, D)."""
+        x_BSD: Tensor = self.dropout(self.tokens(tokens_BS))
+        return x_BSD
+
+
+class T5(LanguageModel):
+    """An encoder-decoder, or the part of one that a pipeline stage holds.
+
+    The encoder reads `tokens` (B, S), of which those with `padding_mask` (B, S; bool) False are padding that nobody
+    attends to; without the field none is. The decoder reads `decoder_tokens` (B, T). The one loss, "lm", is the cross
+    entropy of `labels` (B, T), all in [0, vocab_size), weighted by `loss_mask`.
+
+    With tied weights the stage that holds the head holds the token embedding too (its own copy, under the same name).
+    Columns of logits past `config.vocab_size` get neither probability nor gradient.
+    """
+
+    loss_weights = MappingProxyType({"lm": 1.0})
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        padded_vocab_size: int | None = None,
+        *,
+        layers: Iterable[int] | None = None,
+        has_embedding: bool = True,
+        has_head: bool = True,
+    ) -> None:
+        super().__init__()
+        assert config.vocab_size is not None, "vocab_size is filled from the tokenizer before the model is built"
+        rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
+        assert rows >= config.vocab_size, f"padded_vocab_size={rows} is less than vocab_size={config.vocab_size}"
+        self.config = config
+        numbers = list(range(config.total_layers) if layers is None else layers)
+        if has_embedding or (has_head and config.tied):
+            self.embedding = TokenTable(config, rows)
+        if has_embedding:
+            self.positions = RelativePositions(config)
+        self.encoder_bias = RelativeBias(config, causal=False)
+        self.decoder_bias = RelativeBias(config, causal=True)
+        self.layer_runner = run_in_order
+        kinds = {number: EncoderLayer if number < config.num_layers else DecoderLayer for number in numbers}
+        self.layers = nn.ModuleDict({str(number): kind(config) for number, kind in kinds.items()})
+        if config.num_layers - 1 in numbers:
+            self.encoder_norm = build_norm(config, config.hidden_size)
+            self.encoder_dropout = Dropout(config.hidden_dropout)
+        if has_head:
+            self.final_norm = build_norm(config, config.hidden_size)
+            self.final_dropout = Dropout(config.hidden_dropout)
+            self.head = TiedHead() if config.tied else OutputHead(config.hidden_size, rows)
+            self.token_loss = TokenLoss(config.vocab_size)
+            self.full_logits = FullLogits(config.vocab_size)
+
+    def embed(self, batch: Batch) -> Stream:
+        """The stream before the first layer: (B, S, D), (B, T, D), (2, N, H)."""
+        if (seed := self._seed(batch)) is not None:
+            torch.manual_seed(stable_seed(seed, "embedding"))
+        return self.embedding(batch["tokens"]), self.embedding(batch["decoder_tokens"]), self.positions()
+
+    def run_layers(self, stream: Stream, batch: Batch, cache: KVCache | None = None) -> Stream:
+        """The stream after the layers that this module holds."""
+        assert cache is None, "an encoder-decoder keeps no keys and values"
+        seed, steps = self._seed(batch), []
+        biases = self._biases(stream[2], batch)
+        for number, layer in self.layers.items():
+            step: LayerStep = partial(self._step, int(number), layer, biases[isinstance(layer, DecoderLayer)], batch)
+            if seed is not None:
+                # by the layer's number, so that it drops the same in a stage; inside the step, for its recomputation
+                step = seeded(step, stable_seed(seed, "layer", number))
+            steps.append(step)
+        return self.layer_runner(steps, stream)
+
+    def losses(self, stream: Stream, batch: Batch) -> Losses:
+        """The weighted losses of all decoder tokens (B, T), float32, nats."""
+        if (seed := self._seed(batch)) is not None:
+            torch.manual_seed(stable_seed(seed, "head"))
+        losses_BT = self.token_loss(self._decoded(stream), batch["labels"], self._head())
+        return {"lm": weighted_losses(losses_BT, batch["loss_mask"])}
+
+    def counts(self, batch: Batch) -> Losses:
+        """The weight of each decoder token (B, T)."""
+        return {"lm": batch["loss_mask"]}
+
+    def logits(self, stream: Stream) -> Tensor:
+        """Logits (B, T, V) of the decoder's tokens; padded vocabulary columns are -inf."""
+        logits_BTV: Tensor = self.full_logits(self._head()(self._decoded(stream)))
+        return logits_BTV
+
+    def stream_shapes(self, rows: int, length: int, parts: int = 1) -> tuple[tuple[int, ...], ...]:
+        """Those of both residual streams, and of the tables, which every rank has whole."""
+        config = self.config
+        assert config.decoder_seq_length is not None, "decoder_seq_length is filled in before the model is built"
+        tables = (2, config.relative_attention_num_buckets, config.num_attention_heads)
+        width = config.hidden_size
+        return (rows, length // parts, width), (rows, config.decoder_seq_length // parts, width), tables
+
+    def _biases(self, tables_2NH: Tensor, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """What is added to the scores of the encoder's layers and of the decoder's, where this part has such layers."""
+        kinds = {type(layer) for layer in self.layers.values()}
+        encoder = decoder = None
+        if EncoderLayer in kinds:
+            encoder = self.encoder_bias(tables_2NH[0], batch["tokens"].shape[1])
+            if (seen := _seen(batch)) is not None:
+                encoder = encoder.masked_fill(~seen, float("-inf"))
+        if DecoderLayer in kinds:
+            decoder = self.decoder_bias(tables_2NH[1], batch["decoder_tokens"].shape[1])
+        return encoder, decoder
+
+    def _step(self, number: int, layer: nn.Module, bias: Tensor | None, batch: Batch, stream: Stream) -> Stream:
+        x_BSD, y_BTD, tables = stream
+        if isinstance(layer, DecoderLayer):
+            return x_BSD, layer(y_BTD, x_BSD, bias, _seen(batch)), tables
+        x_BSD = layer(x_BSD, bias)
+        if number == self.config.num_layers - 1:
+            x_BSD = self.encoder_dropout(self.encoder_norm(x_BSD))
+        return x_BSD, y_BTD, tables
+
+    def _decoded(self, stream: Stream) -> Tensor:
+        """What the head reads (B, T, D)."""
+        x_BSD, y_BTD, tables = stream
+        if not self.layers:  # a stage of the head alone: the stage before waits for the gradients of all that it sent
+            y_BTD = _beside(y_BTD, x_BSD, tables)
+        read_BTD: Tensor = self.final_dropout(self.final_norm(y_BTD))
+        return read_BTD * self.config.hidden_size**-0.5 if self.config.scales_decoder_outputs else read_BTD
+
+    def _head(self) -> Head:
+        return partial(self.head, embedding=self.embedding.tokens) if self.config.tied else self.head
+
+    def _seed(self, batch: Batch) -> int | None:
+        """The seed of the batch, where something is drawn from it."""
+        draws = self.training and (self.config.attention_dropout > 0 or self.config.hidden_dropout > 0)
+        return batch.seed if draws else None
+
+
+class _Beside(torch.autograd.Function):
+    """Forward: the first tensor. Backward: its gradient, and zeros for the others."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *others: Tensor) -> Tensor:
+        ctx.save_for_backward(*others)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return grads[0], *(torch.zeros_like(other) for other in ctx.saved_tensors)
+
+
+_beside: Callable[..., Tensor] = _Beside.apply
+
+
+def _seen(batch: Batch) -> Tensor | None:
+    """Which tokens of the encoder are no padding, (B, 1, 1, S)."""
+    mask_BS = batch.get("padding_mask")
+    return None if mask_BS is None else mask_BS[:, None, None]

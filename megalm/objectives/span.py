@@ -1,0 +1,141 @@
+"""T5's span corruption: the encoder reads a text with holes, the decoder writes what stood in them.
+
+Of a text `a b c d e f g` with the spans `b c` and `f`, S the sentinels and E the end: the encoder reads
+`a S0 d e S1 g E`, the labels are `S0 b c S1 f E`, and the decoder reads the labels moved on by one, from a start token.
+Source: Raffel et al. 2020, arXiv:1910.10683, section 3.1.4; `random_spans_noise_mask` of T5's own code.
+
+Shapes: N tokens of a text, S encoder, T decoder.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from megalm.config import RunConfig
+from megalm.config.spans import SENTINELS, SequenceIds, SpanNoise, decoder_seq_length, span_noise
+from megalm.errors import ConfigError
+from megalm.objectives.base import Example, Field, Sample
+from megalm.randomness import stable_seed
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanObjective:
+    """Turns tokens [N] into `tokens` and `padding_mask` [S], `decoder_tokens`, `labels` and `loss_mask` [T].
+
+    N is the longest text of which both lengths have room, so that a whole one fills them. Behind the end of a shorter
+    one `padding_mask` (bool) is False and `loss_mask` (float32) 0. Which spans are taken depends on the seed and the
+    number of the sample alone.
+    """
+
+    special_tokens: ClassVar[tuple[str, ...]] = ("pad", "bos", "eos", "eod", *SENTINELS)
+    shared_tokens: ClassVar[int] = 0
+
+    noise: SpanNoise
+    encoder_length: int
+    decoder_length: int
+    sentinels: tuple[int, ...]
+    """At least one for each span of a whole text, in their order."""
+    ids: SequenceIds
+    seed: int
+
+    @classmethod
+    def build(cls, config: RunConfig, special: Mapping[str, int | None]) -> Self:
+        """The objective that the run's settings ask for."""
+        noise, encoder, decoder = span_noise(config), config.batch.seq_length, decoder_seq_length(config)
+        assert decoder is not None, "the rules refuse models without a decoder"
+        spans = noise.counts(noise.text_tokens(encoder, decoder))[1]
+        if config.data.mock_data and not config.tokenizer.is_given:
+            sentinels, ids = _of_generated_text(config.model.vocab_size or 0), SequenceIds(start=0, end=1, pad=0)
+        else:
+            sentinels, ids = _sentinels(special), SequenceIds.of(special)
+        if len(sentinels) < spans:
+            raise ConfigError(
+                f"objective=span needs {spans} sentinels <extra_id_0>, ... for seq_length={encoder}, and there are "
+                f"{len(sentinels)}; give --tokenizer-type SentencePieceTokenizer --vocab-extra-ids {max(spans, 100)}, "
+                "or a tokenizer that has them"
+            )
+        return cls(
+            noise=noise,
+            encoder_length=encoder,
+            decoder_length=decoder,
+            sentinels=sentinels[:spans],
+            ids=ids,
+            seed=config.training.seed,
+        )
+
+    def sample_tokens(self, seq_length: int) -> int:
+        """The longest text that an encoder of `seq_length` has room for, and the decoder too."""
+        return self.noise.text_tokens(seq_length, self.decoder_length)
+
+    def fields(self, seq_length: int) -> Mapping[str, Field]:
+        """The fields of every example, in their order."""
+        return {
+            "tokens": Field((seq_length,), np.int64),
+            "padding_mask": Field((seq_length,), np.bool_),
+            "decoder_tokens": Field((self.decoder_length,), np.int64),
+            "labels": Field((self.decoder_length,), np.int64),
+            "loss_mask": Field((self.decoder_length,), np.float32),
+        }
+
+    def __call__(self, sample: Sample) -> Example:
+        """The arrays of one batch row."""
+        text = sample.tokens[sample.tokens >= 0]  # padding is -1, at the end
+        generator = np.random.default_rng(stable_seed(self.seed, "span", sample.number))
+        inputs, targets = self._corrupted(text, generator)
+        decoder = np.concatenate(([self.ids.start], targets[:-1]))
+        return {
+            "tokens": _filled(inputs, self.encoder_length, self.ids.pad),
+            "padding_mask": np.arange(self.encoder_length) < len(inputs),
+            "decoder_tokens": _filled(decoder, self.decoder_length, self.ids.pad),
+            "labels": _filled(targets, self.decoder_length, self.ids.pad),
+            "loss_mask": (np.arange(self.decoder_length) < len(targets)).astype(np.float32),
+        }
+
+    def _corrupted(self, text: Ids, generator: np.random.Generator) -> tuple[Ids, Ids]:
+        """What the encoder reads of a text, and what the decoder writes."""
+        noise, spans = self.noise.counts(len(text))
+        end = [self.ids.end]
+        if spans == 0:
+            return np.concatenate((text, end)), np.asarray(end)
+        lengths = np.stack((_cut(len(text) - noise, spans, generator), _cut(noise, spans, generator)), axis=1)
+        is_noise = np.repeat(np.tile([False, True], spans), lengths.flatten())
+        starts = lengths.sum(axis=1).cumsum() - lengths[:, 1]
+        sentinels = np.asarray(self.sentinels[:spans])
+        marked = text.copy()
+        marked[starts] = sentinels
+        kept = ~is_noise
+        kept[starts] = True
+        written = np.insert(text[is_noise], lengths[:, 1].cumsum() - lengths[:, 1], sentinels)
+        return np.concatenate((marked[kept], end)), np.concatenate((written, end))
+
+
+def _cut(items: int, parts: int, generator: np.random.Generator) -> npt.NDArray[Any]:
+    """The lengths of `parts` runs of at least one, `items` together; every way to cut is as likely."""
+    edges = np.sort(generator.permutation(items - 1)[: parts - 1]) + 1
+    return np.diff(edges, prepend=0, append=items)
+
+
+def _filled(ids: Ids, length: int, pad: int) -> Ids:
+    filled = np.full(length, pad, dtype=np.int64)
+    filled[: len(ids)] = ids
+    return filled
+
+
+def _sentinels(special: Mapping[str, int | None]) -> tuple[int, ...]:
+    """Their ids, up to the first that there is not."""
+    found = []
+    for name in SENTINELS:
+        if (number := special[name]) is None:
+            break
+        found.append(number)
+    return tuple(found)
+
+
+def _of_generated_text(vocab_size: int) -> tuple[int, ...]:
+    """Generated tokens need no tokenizer: from the end of the vocabulary, as T5 has its sentinels."""
+    return tuple(range(vocab_size - 1, max(1, vocab_size - 1 - len(SENTINELS)), -1))
