@@ -9,7 +9,12 @@ def test_model_data_and_seed_are_fixed_and_nothing_else() -> None:
     fixed = {f"{section}.{name}" for section, cls in SECTIONS.items() for name in cls.model_fields
              if cls.resume_rule(name)}  # fmt: skip
     model = {f"model.{name}" for name in RunConfig.model_fields["model"].annotation.model_fields}  # type: ignore[union-attr]
-    data = {"data.split", "data.sampling", "data.mock_data", "data.eod_mask_loss"}
+    data = {
+        f"data.{name}" for name in (
+            "split", "sampling", "mock_data", "eod_mask_loss", "mask_prob", "whole_word_masking", "short_seq_prob",
+            "noise_density", "mean_noise_span_length",
+        )
+    }  # fmt: skip
     assert fixed == model | data | {"batch.seq_length", "training.seed"}
 
 
@@ -28,7 +33,7 @@ def test_weights_alone_need_what_gives_them_their_meaning() -> None:
         "norm_epsilon", "make_vocab_size_divisible_by", "max_position_embeddings", "init_method_xavier_uniform",
         "rotary_base_local", "rope_scaling", "rope_scaling_factor", "rope_scaling_original_max_position_embeddings",
         "rope_low_freq_factor", "rope_high_freq_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_attention_factor",
-        "window_size", "window_attn_skip_freq",
+        "window_size", "window_attn_skip_freq", "decoder_seq_length", "relative_attention_max_distance",
     }  # fmt: skip
 
 
