@@ -47,7 +47,8 @@ def _model(config: RunConfig, tensor_parallel_size: int) -> str:
     inner = names.get(model.activation, "GELU")
     activation = "SwiGLU" if model.swiglu else "GeGLU" if model.gated else inner
     return (
-        f"{count(family.num_parameters(model))} parameters, {_layers(model)} layers x {model.hidden_size}, "
+        f"{model.model_family}, {count(family.num_parameters(model))} parameters, "
+        f"{_layers(model)} layers x {model.hidden_size}, "
         f"{model.num_attention_heads} heads ({model.num_kv_heads} KV), {activation}, {model.normalization}, "
         f"{model.position_embedding_type}, vocabulary {model.vocab_size} (padded {rows}), "
         f"{count(flops)}FLOP/token"

@@ -20,6 +20,7 @@ L3 = {"parallel", "engine", "checkpoint", "resilience", "launching", "doctor"}
 TOP = (
     "pretrain_gpt",
     "pretrain_t5",
+    "pretrain_bert",
     "entry",
     "preparation",
     "agreed_facts",

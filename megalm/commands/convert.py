@@ -90,18 +90,19 @@ def _comparison(folder: Path, model: LanguageModel) -> str:
         import transformers
     except ImportError:
         return "not compared with transformers, which is not installed (pip install transformers)"
-    theirs: Any = getattr(transformers, HuggingFaceReader(folder).architecture).from_pretrained(
-        folder, dtype=torch.float32
-    )
+    name = HuggingFaceReader(folder).architecture
+    theirs: Any = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32)
     config = model.config
     assert config.vocab_size is not None, "a built model has a vocabulary"
     length = min(_CHECKED_TOKENS, config.max_position_embeddings or _CHECKED_TOKENS)
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(config.vocab_size, (2, length), generator=generator)
+    tokens_BT[tokens_BT == theirs.config.pad_token_id] += 1 if theirs.config.pad_token_id == 0 else -1
     ours, others = {"tokens": tokens_BT}, {"input_ids": tokens_BT}
     if config.encoder_decoder:
         ours["decoder_tokens"] = others["decoder_input_ids"] = tokens_BT[:, : length // 2]
-    expected_BTV = theirs.eval()(**others).logits
+    output = theirs.eval()(**others)
+    expected_BTV = output.logits if "logits" in output else output.prediction_logits
     found_BTV = model.eval()(Piece(ours), wants_logits=True)[..., : config.vocab_size]
     difference = float((found_BTV - expected_BTV).abs().max())
     return (

@@ -170,6 +170,12 @@ class DataConfig(Section):
     """Span corruption: share of the tokens that the decoder is to restore."""
     mean_noise_span_length: Annotated[float, FixedOnResume()] = Field(3.0, ge=1.0)
     """Span corruption: mean number of consecutive tokens that one sentinel stands for."""
+    mask_prob: Annotated[float, FixedOnResume()] = Field(0.15, gt=0.0, lt=1.0)
+    """--objective masked: share of the tokens that are hidden (80 % masked, 10 % replaced, 10 % left)."""
+    whole_word_masking: Annotated[bool, FixedOnResume()] = False
+    """--objective masked: hide whole words; the tokenizer must know them (WordPiece, sentencepiece, byte-level BPE)."""
+    short_seq_prob: Annotated[float, FixedOnResume()] = Field(0.1, ge=0.0, le=1.0)
+    """Share of the pairs of texts (BERT with its sentence head) that are cut to a random length."""
     num_workers: int = Field(2, ge=0)
     """Background processes that prepare batches; 0 prepares them in the training process."""
 

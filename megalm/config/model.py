@@ -1,10 +1,10 @@
-"""The shape of the Transformer: the published decoders, from GPT-2 to Gemma 3, from the same fields."""
+"""The shape of the Transformer: published decoders, from GPT-2 to Gemma 3, and encoders from the same fields."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from megalm.config.base import FixedOnResume, OpenChoice, Section
 
@@ -15,7 +15,7 @@ ENCODER_DECODERS = ("t5",)
 PositionEmbedding = Literal["learned_absolute", "rope", "none", "relative"]
 RopeScaling = Literal["none", "llama3", "yarn"]
 Normalization = Literal["LayerNorm", "RMSNorm"]
-NormOrder = Literal["pre", "sandwich", "branch"]
+NormOrder = Literal["pre", "sandwich", "branch", "post"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "squared_relu", "silu"]
 
 
@@ -33,13 +33,20 @@ Window = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)
 Pattern = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_numbers), Field(min_length=1)]
 
 
+FAMILY_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "bert": {"norm_order": "post", "norm_epsilon": 1e-12, "embedding_norm": True, "num_tokentypes": 2},
+}
+"""Family -> what its models have where nothing is given and the first of the family had something else."""
+
+
 class ModelConfig(Section):
     """Sizes and variants of the model."""
 
     fixed_on_resume: ClassVar = FixedOnResume(weights=True)
 
-    model_family: Annotated[str, OpenChoice(("gpt", "t5"))] = "gpt"
-    """Family of the model: gpt (decoder-only, GPT-2 and Llama style); t5 (encoder-decoder)."""
+    model_family: Annotated[str, OpenChoice(("gpt", "bert", "t5"))] = "gpt"
+    """Family of the model: gpt (decoder-only, GPT-2 and Llama style), bert (encoder-only, BERT to ModernBERT) or t5
+    (encoder-decoder)."""
     num_layers: int = Field(ge=1, le=MOST_LAYERS)
     """Number of Transformer layers; of an encoder-decoder those of its encoder."""
     decoder_num_layers: int | None = Field(None, ge=1, le=MOST_LAYERS)
@@ -95,21 +102,33 @@ class ModelConfig(Section):
     yarn_attention_factor: Annotated[float | None, FixedOnResume()] = Field(None, gt=0.0)
     """yarn: queries and keys are multiplied by this. Default: 0.1 ln(rope_scaling_factor) + 1."""
     position_embedding_offset: int = Field(0, ge=0)
-    """Rows of the table of learned positions before that of the first position (OPT has 2)."""
+    """Rows of the table of learned positions before that of the first position (OPT and RoBERTa have 2)."""
     scale_embeddings: bool = False
     """Multiply token embeddings by sqrt(hidden_size) (Gemma)."""
+    num_tokentypes: int = Field(0, ge=0)
+    """bert: number of token types (segments) with an embedding each. Default of the family: 2."""
+    embedding_norm: bool = False
+    """bert: normalize embeddings; before a layer that would do so itself (pre) that one does not. Default of the
+    family: true."""
+    embedding_size: int | None = Field(None, ge=1, le=WIDEST)
+    """bert: width of the embeddings, projected to hidden_size after them and back before the output head (ELECTRA).
+    Default: hidden_size."""
+    bert_no_binary_head: bool = False
+    """bert: no pooler and no head that tells whether two texts stand in their order."""
 
     normalization: Normalization = "LayerNorm"
     """Normalization of attention, MLP and output head."""
     norm_order: NormOrder = "pre"
-    """Where each branch is normalized: its input (pre), its input and output (sandwich: Gemma), its output (branch:
-    OLMo 2)."""
+    """What is normalized: each branch's input (pre), its input and output (sandwich: Gemma), its output (branch:
+    OLMo 2), or the sum of stream and branch (post: BERT, and the default there)."""
     use_parallel_residual: bool = False
     """Attention and MLP read the same residual stream, x + attention(norm(x)) + mlp(norm(x)) (GPT-NeoX)."""
     norm_epsilon: Annotated[float, FixedOnResume()] = Field(1e-5, gt=0.0)
-    """Added to the variance inside normalization."""
+    """Added to the variance inside normalization. Default of bert: 1e-12."""
     apply_layernorm_1p: bool = False
     """Store normalization weights as an offset from one (LayerNorm-1p)."""
+    disable_bias_norm: bool = False
+    """No biases in LayerNorm (ModernBERT)."""
     qk_layernorm: bool = False
     """Normalize queries and keys before attention, each head for itself."""
     qk_layernorm_full_width: bool = False
@@ -155,10 +174,34 @@ class ModelConfig(Section):
     hidden_dropout: Annotated[float, FixedOnResume()] = Field(0.0, ge=0.0, lt=1.0)
     """Dropout probability on embeddings and on each residual branch."""
     init_method_std: Annotated[float, FixedOnResume()] = Field(0.02, gt=0.0)
-    """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 x num_layers)."""
+    """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 x num_layers), but for
+    norm_order=post."""
     init_method_xavier_uniform: Annotated[bool, FixedOnResume()] = False
     """Initial weights are uniform within sqrt(6 / (inputs + outputs)) instead (Glorot and Bengio 2010); query, key and
     value count as one matrix, and so do gate and up, as in Megatron."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_family_defaults(cls, values: Any) -> Any:
+        """The values over the defaults of their family."""
+        if not isinstance(values, dict):
+            return values
+        return {**FAMILY_DEFAULTS.get(values.get("model_family", ""), {}), **values}
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether every position sees those after it too: the model fills in tokens and continues no text."""
+        return self.model_family == "bert"
+
+    @property
+    def has_sentence_head(self) -> bool:
+        """Whether an encoder tells whether two texts stand in their order."""
+        return self.is_encoder and not self.bert_no_binary_head
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the rows of the embeddings."""
+        return self.embedding_size or self.hidden_size
 
     @property
     def encoder_decoder(self) -> bool:
@@ -232,7 +275,7 @@ class ModelConfig(Section):
         return float((self.query_pre_attn_scalar or self.head_dim) ** -0.5)
 
     def window_of(self, layer: int) -> tuple[int, int] | None:
-        """Positions (before, after its own) that a query of this layer sees; None: all before."""
+        """Positions (before, after its own) that a query of this layer sees; None: all (a decoder's: all before)."""
         pattern = self.window_attn_skip_freq
         if self.window_size is None or pattern is None:
             return self.window_size
@@ -308,7 +351,7 @@ class ModelConfig(Section):
             found.append("qk_layernorm_full_width says how --qk-layernorm normalizes; give --qk-layernorm, or drop it")
         if self.qk_layernorm_full_width and self.normalization != "RMSNorm":
             found.append("qk_layernorm_full_width needs normalization=RMSNorm; drop one of them")
-        if self.window_size is not None and self.window_size[1] != 0:
+        if self.window_size is not None and self.window_size[1] != 0 and not self.is_encoder:
             found.append(f"window_size={_pair(self.window_size)} looks ahead; a decoder needs RIGHT = 0")
         pattern = self.window_attn_skip_freq
         if pattern is not None and self.window_size is None:

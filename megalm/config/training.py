@@ -72,9 +72,9 @@ class TrainingConfig(Section):
     """Samples of the whole run, in place of --train-iters; schedules then count samples."""
     train_tokens: int | None = Field(None, ge=1, le=2**62)
     """Tokens of the whole run, in place of --train-iters; with --train-samples the shorter of the two counts."""
-    objective: Annotated[str, OpenChoice(("causal", "span"))] = "causal"
-    """What the model is trained to predict: causal is the next token; span is T5's span corruption, for
-    encoder-decoders."""
+    objective: Annotated[str, OpenChoice(("causal", "masked", "span"))] = "causal"
+    """What the model is trained to predict: causal is the next token, masked the hidden ones (BERT), span those of the
+    spans that are taken out of a text (T5)."""
     eval_interval: int | None = Field(None, ge=1)
     """Steps between two evaluations on the validation set. Default: only at the end of the run."""
     eval_iters: int = Field(100, ge=0)

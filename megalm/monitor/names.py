@@ -23,11 +23,13 @@ TAGS = {
     "memory_bytes": "mem-max-allocated-bytes",
     "validation_loss": "lm loss validation",
     "validation_ppl": "lm loss validation ppl",
+    "lm_loss": "lm-only loss",
+    "validation_lm_loss": "lm-only loss validation",
 }
-"""Key of a row -> tag."""
+"""Key of a row -> tag. That of tokens, where it is one loss of several, is apart from the whole."""
 _OVER_SAMPLES = {
     *("loss", "learning_rate", "grad_norm", "global_batch_size", "loss_scale"),
-    *("validation_loss", "validation_ppl"),
+    *("validation_loss", "validation_ppl", "lm_loss", "validation_lm_loss"),
 }
 _NAMED_LOSS = re.compile(r"(validation_)?(\w+)_loss")
 NOT_A_NAMED_LOSS = {"validation_loss", "test_loss"}

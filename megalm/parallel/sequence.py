@@ -7,7 +7,7 @@ Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megalm.distributed.functional import own_shard
+from megalm.distributed.functional import all_gather_from_region, own_shard
 from megalm.models.blocks.dropout import Dropout
 from megalm.models.blocks.embedding import EmbeddingTable
 from megalm.parallel.region import SEQUENCE, TensorParallel
@@ -35,3 +35,14 @@ class SequenceParallelDropout(Dropout):
     def __init__(self, tp: TensorParallel, p: float) -> None:
         super().__init__(p)
         self.part = (tp.rank, tp.size)
+
+
+class WholeSequenceHook:
+    """A forward pre-hook: the first argument becomes the whole sequence, for work that all ranks do alike."""
+
+    def __init__(self, tp: TensorParallel) -> None:
+        self.tp = tp
+
+    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The arguments with which the module runs."""
+        return (all_gather_from_region(arguments[0], self.tp.group, SEQUENCE), *arguments[1:])

@@ -13,15 +13,16 @@ from torch.distributed import ProcessGroup
 from megalm.config.model import ModelConfig
 from megalm.distributed.shards import ShardSpec
 from megalm.models.blocks.attention import CausalAttention
+from megalm.models.blocks.bidirectional import BidirectionalAttention
 from megalm.models.blocks.dropout import Dropout
-from megalm.models.blocks.head import FullLogits, TokenLoss
+from megalm.models.blocks.head import FullLogits, OutputBias, TokenLoss
 from megalm.models.blocks.norm import FullWidthRMSNorm
 from megalm.models.blocks.relative import RelativeBias, UnscaledAttention
 from megalm.parallel.norm import FullWidthParallelRMSNorm
 from megalm.parallel.randomness import OwnDropout
 from megalm.parallel.region import InputHook, TensorParallel
 from megalm.parallel.relative import OwnHeadsBias
-from megalm.parallel.sequence import SequenceParallelDropout, SequenceParallelPositions
+from megalm.parallel.sequence import SequenceParallelDropout, SequenceParallelPositions, WholeSequenceHook
 from megalm.parallel.tensor import ColumnParallelLinear, RowParallelLinear
 from megalm.parallel.vocab import (
     GatheredLogits,
@@ -144,7 +145,7 @@ def vocabulary(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Rows of the token embedding spread over the ranks."""
     assert isinstance(module, nn.Embedding)
     rows, width = module.num_embeddings, module.embedding_dim
-    _add_vocabulary(f"{name}.weight", rows, width, shards)
+    _add_vocabulary(f"{name}.weight", (rows, width), shards)
     return module if shards.tp.size == 1 else VocabParallelEmbedding(shards.tp, rows, width)
 
 
@@ -152,7 +153,7 @@ def head(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Rows of the output head spread over the ranks; a tied head has none of its own."""
     if isinstance(module, nn.Linear):
         rows, width = module.out_features, module.in_features
-        _add_vocabulary(f"{name}.weight", rows, width, shards)
+        _add_vocabulary(f"{name}.weight", (rows, width), shards)
         if shards.tp.size > 1:
             module = VocabParallelHead(width, rows // shards.tp.size)
     elif shards.tp.size > 1:
@@ -199,6 +200,23 @@ def logits(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     return module if shards.tp.size == 1 else GatheredLogits(shards.tp, module.vocab_size)
 
 
+def vocabulary_bias(module: nn.Module, name: str, shards: Shards) -> nn.Module:
+    """Biases of logits spread over the ranks as the head's rows are."""
+    assert isinstance(module, OutputBias)
+    padded_rows = module.bias.numel()
+    _add_vocabulary(f"{name}.bias", (padded_rows,), shards)
+    return module if shards.tp.size == 1 else OutputBias(padded_rows // shards.tp.size)
+
+
+def whole_sequence(module: nn.Module, name: str, shards: Shards) -> nn.Module:
+    """The same work on every rank, on the whole sequence, which sequence parallelism gathers first."""
+    for inner, parameter in module.named_parameters(name):
+        shards.add_whole(inner, tuple(parameter.shape), same_work=True)
+    if shards.tp.sequence_parallel:
+        module.register_forward_pre_hook(WholeSequenceHook(shards.tp))
+    return module
+
+
 def dropout(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Dropout outside the region."""
     assert isinstance(module, Dropout)
@@ -207,7 +225,7 @@ def dropout(module: nn.Module, name: str, shards: Shards) -> nn.Module:
 
 def attention_core(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Dropout inside the region; kept apart on a group of one rank too, so that layouts agree outside the region."""
-    assert isinstance(module, CausalAttention | UnscaledAttention)
+    assert isinstance(module, CausalAttention | BidirectionalAttention | UnscaledAttention)
     return OwnDropout(module, shards.tp.rank) if module.dropout > 0.0 else module
 
 
@@ -225,12 +243,12 @@ def _column(
     return ColumnParallelLinear(inputs, outputs // parts, bias=module.bias is not None)
 
 
-def _add_vocabulary(name: str, padded_rows: int, width: int, shards: Shards) -> None:
-    """Note this rank's run of the padded rows, of which the padding is no part of the global tensor."""
+def _add_vocabulary(name: str, padded: tuple[int, ...], shards: Shards) -> None:
+    """Note this rank's run of the rows of a padded shape, of which the padding is no part of the global tensor."""
     vocab_size, tp = shards.config.vocab_size, shards.tp
     assert vocab_size is not None, "vocab_size is filled from the tokenizer before the model is built"
-    start, stop = (min(edge, vocab_size) for edge in _run(padded_rows, tp.rank, tp.size))
-    shards.add(name, ShardSpec.of_dim((vocab_size, width), 0, start, stop))
+    start, stop = (min(edge, vocab_size) for edge in _run(padded[0], tp.rank, tp.size))
+    shards.add(name, ShardSpec.of_dim((vocab_size, *padded[1:]), 0, start, stop))
 
 
 def _run(size: int, part: int, parts: int) -> tuple[int, int]:

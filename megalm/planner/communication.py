@@ -120,7 +120,8 @@ def _decoder_share(layout: Layout) -> float:
 
 
 def _pipeline(layout: Layout) -> int:
-    """The stream forward and its gradient backward, at every border between stages of different ranks.
+    """The stream forward and its gradient backward, at every border between stages of different ranks; with sequence
+    parallelism a rank has its part of it.
 
     Where the first and the last stage hold a table each, its gradient is all-reduced between the two, in float32 but
     where gradients are accumulated in the model's own type.
@@ -152,9 +153,10 @@ def _gradient_bytes(layout: Layout) -> int:
 
 
 def _stream_bytes(layout: Layout) -> int:
-    """All that stages exchange of one micro-batch."""
+    """All that a rank sends of one micro-batch to the next stage."""
     batch = layout.config.batch
-    shapes = layout.stages(0)[0].part.stream_shapes(batch.micro_size, batch.seq_length)
+    parts = layout.mesh.tp if layout.config.parallel.sequence_parallel else 1
+    shapes = layout.stages(0)[0].part.stream_shapes(batch.micro_size, batch.seq_length, parts)
     return sum(map(math.prod, shapes)) * SIZES[layout.config.precision.dtype]
 
 

@@ -28,7 +28,7 @@ from megalm.parallel.randomness import OwnDropout
 from megalm.parallel.recompute import apply_recompute
 from megalm.parallel.region import TensorParallel
 from megalm.parallel.styles import Shards
-from megalm.planner.absent import AbsentRanks
+from megalm.planner.absent import AbsentRanks, AnyVocabulary
 from megalm.planner.activations import FakeRank, KeepGradients
 
 
@@ -145,20 +145,12 @@ class Layout:
 
 def _batch_fields(config: RunConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """(shape, dtype) of each tensor of a micro-batch, but for those whose values decide on shapes."""
-    objective = build_objective(config, _AnyTokens())
+    objective = build_objective(config, AnyVocabulary())
     return {
         name: ((config.batch.micro_size, *field.shape), getattr(torch, field.dtype_name))
         for name, field in objective.fields(config.batch.seq_length).items()
         if name not in ON_HOST
     }
-
-
-class _AnyTokens:
-    """A tokenizer with all special tokens: their ids change no shape."""
-
-    def special(self, name: str) -> int:
-        """Some id."""
-        return 0
 
 
 def _without_own_draws(stage: StageModule) -> None:

@@ -21,6 +21,10 @@ LLAMA = (
     "--position-embedding-type rope --normalization RMSNorm"
 )
 GPT2 = "--num-attention-heads 4 --ffn-hidden-size 48 --untie-embeddings-and-output-weights --openai-gelu"
+BERT = (
+    "--model-family bert --objective masked --num-attention-heads 4 --num-query-groups 2 --ffn-hidden-size 48 "
+    "--init-method-std 0.2"
+)
 DOCUMENTS = "--reset-position-ids --reset-attention-mask --eod-mask-loss"
 T5 = (
     "--model-family t5 --objective span --num-attention-heads 4 --ffn-hidden-size 48 "
@@ -47,6 +51,17 @@ MODELS = {
     "olmo": f"{LLAMA} --norm-order branch --qk-layernorm --qk-layernorm-full-width --init-method-std 0.2",
     # both branches of one input, biases, half of each head turns
     "neox": f"{GPT2} --position-embedding-type rope --rotary-percent 0.5 --use-parallel-residual",
+    # sums that are normalized, token types, padding, two losses
+    "bert": BERT,
+    # no biases, windows on both sides, documents
+    "modernbert": (
+        "--model-family bert --objective masked --num-attention-heads 4 --ffn-hidden-size 64 --norm-order pre --geglu "
+        "--position-embedding-type rope --rotary-base-local 100 --window-size 3,2 --window-attn-skip-freq 2 "
+        "--num-tokentypes 0 --bert-no-binary-head --disable-bias-linear --disable-bias-norm --reset-attention-mask "
+        "--reset-position-ids --init-method-std 0.2"
+    ),
+    # narrow embeddings, own head
+    "electra": f"{BERT} --num-layers 4 --embedding-size 24 --bert-no-binary-head --untie-embeddings-and-output-weights",
     "deep llama": f"{LLAMA} --num-layers 4",
     "deep gpt2": f"{GPT2} --num-layers 4",
     "uneven llama": f"{LLAMA} --num-layers 5",
@@ -103,10 +118,10 @@ class Tolerance:
 EXACT = Tolerance(1e-5, 1e-5, 1e-5, 1e-5, 2e-5)
 # DeepSpeed's CPU Adam rounds otherwise than torch's AdamW: 1e-6 of the weights after five steps
 OFFLOADED = Tolerance(1e-5, 1e-5, 5e-5, 1e-5, 2e-5)
-# every layout rounds partial sums in its own way
+# every layout rounds partial sums in its own way, and five steps make that larger, with AVX2 more than with AVX-512
 LOW = {
-    "bf16": Tolerance(2e-3, 1e-3, 2e-2, 1e-2, 1e-1),
-    "fp16": Tolerance(3e-4, 2e-4, 2e-3, 2e-3, 1e-2),
+    "bf16": Tolerance(2e-3, 1e-3, 5e-2, 1e-2, 1e-1),
+    "fp16": Tolerance(3e-4, 2e-4, 5e-3, 2e-3, 1e-2),
 }
 
 
@@ -206,6 +221,25 @@ ROWS = [
     Row(2, "neox", "zero1"),
     Row(2, "neox", "zero3"),
     Row(4, "neox", "tp2 pp2 zero1"),
+    # encoders
+    Row(2, "bert", "tp2 sp zero1", CI),
+    Row(2, "bert", "tp2 zero0"),
+    Row(2, "bert", "pp2 zero1"),
+    Row(2, "bert", "zero1"),
+    Row(2, "bert", "zero3 full"),
+    Row(4, "bert", "tp2 sp pp2 zero1"),
+    Row(4, "bert", "tp4 sp zero0"),
+    Row(2, "electra", "pp2 interleaved-1f1b zero1"),
+    Row(2, "electra", "pp2 zbv zero1 selective"),
+    Row(2, "modernbert", "tp2 zero3", CI),
+    Row(2, "modernbert", "tp2 sp zero0"),
+    Row(2, "modernbert", "pp2 zero1 selective", CI),
+    Row(2, "modernbert", "zero1"),
+    Row(4, "modernbert", "tp2 pp2 zero1"),
+    Row(2, "electra", "tp2 sp zero0"),
+    Row(2, "electra", "pp2 zero1"),
+    Row(2, "electra", "zero3"),
+    Row(4, "electra", "tp2 pp2 zero1"),
     # tensor parallel, with fewer KV heads than ranks in the rows of 4
     Row(2, "llama", "tp2 zero0", CI),
     Row(2, "llama", "tp2 zero1", CI),

@@ -21,6 +21,7 @@ from megalm.engine import build, engine, master_weights
 from megalm.engine import pipeline_gradients as stages
 from megalm.engine.mpu import DeepSpeedMpu
 from megalm.engine.optimizers import muon, newton_schulz
+from megalm.models.blocks.dropout import Dropout
 from megalm.parallel import region, sequence, vocab
 from megalm.parallel.styles import Shards
 from megalm.testing.spawner import run_on_ranks
@@ -122,7 +123,7 @@ def _gradients_without_sum(*parts: str) -> None:
 
 
 def own_dropout_mask() -> None:
-    sequence.SequenceParallelDropout.forward = nn.Dropout.forward
+    sequence.SequenceParallelDropout.__init__ = lambda self, _tp, p: Dropout.__init__(self, p)
 
 
 def tied_without_sum() -> None:
@@ -153,7 +154,16 @@ def no_data_parallel_average() -> None:
 
 
 def tokens_of_own_rank() -> None:
-    engine.Engine._sum_over_data = lambda _self, value: value
+    reduce, counts = engine._all_reduce, engine.Engine._counts
+
+    def own(self: engine.Engine, batches: Any) -> dict[str, float]:
+        engine._all_reduce = lambda *_: None
+        try:
+            return counts(self, batches)
+        finally:
+            engine._all_reduce = reduce
+
+    engine.Engine._counts = own
 
 
 def loss_of_own_stage() -> None:

@@ -20,7 +20,7 @@ from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.engine.cpu_adam import build_cpu_adam
 from megalm.models.generation import continue_greedily
-from megalm.objectives import build_objective
+from megalm.objectives import OBJECTIVES, Objective
 from megalm.randomness import stable_seed
 from megalm.testing.spawner import run_on_ranks
 
@@ -65,10 +65,12 @@ def trained(flags: str) -> Trained:
         losses.append(result.loss)
         norms.append(result.grad_norm)
     evaluated = engine.total_loss(engine.mean_over_ranks(engine.eval_step(parts)))
-    prompt = [5, 3, 1]  # no multiple of the ranks of sequence parallelism
+    # no multiple of the ranks of sequence parallelism; an encoder would see what fills it up
+    prompt = list(range(5, 5 + SEQ)) if config.model.is_encoder else [5, 3, 1]
     logits, text = torch.ones(1), list[int]()
     if not config.model.encoder_decoder:  # those continue no text
         logits = engine.next_logits(torch.tensor([prompt]))
+    if not config.model.encoder_decoder and not config.model.is_encoder:
         text = continue_greedily(engine.next_logits, prompt, 6, None, context.device)
     weights = whole_weights(engine)
     return Trained(losses, norms, weights, start and distance(weights, start), evaluated, logits, text)
@@ -76,7 +78,7 @@ def trained(flags: str) -> Trained:
 
 def global_batch(config: RunConfig, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """The arrays of all samples of one step, with an end of document here and there."""
-    objective = build_objective(config, _Tokenizer())
+    objective = objective_of(config)
     tokens = torch.randint(0, VOCAB, (SAMPLES, objective.sample_tokens(SEQ)), generator=generator)
     tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = EOD
     rows = [objective(Sample(number, 0, row)) for number, row in enumerate(tokens.numpy())]
@@ -84,14 +86,16 @@ def global_batch(config: RunConfig, generator: torch.Generator) -> dict[str, tor
     # samples keep very different numbers of tokens, so that a mean of means would be wrong
     length = batch["loss_mask"].shape[1]
     mask = (torch.rand(SAMPLES, length, generator=generator) > torch.rand(SAMPLES, 1, generator=generator)).float()
-    if "padding_mask" in batch:
+    if config.model.encoder_decoder:
         batch["padding_mask"][::2, -3:] = False
     return batch | {"loss_mask": batch["loss_mask"] * mask}
 
 
-class _Tokenizer:
-    def special(self, name: str) -> int | None:
-        return EOD if name == "eod" else None
+def objective_of(config: RunConfig) -> Objective:
+    """The run's objective with ids of special tokens that the random tokens have too."""
+    special = dict.fromkeys(OBJECTIVES[config.training.objective].special_tokens)
+    special |= {"eod": EOD, "mask": 1, "cls": 2, "sep": 3, "bos": None, "eos": None, "pad": None}
+    return OBJECTIVES[config.training.objective].build(config, special)
 
 
 def whole_weights(engine) -> dict[str, torch.Tensor]:

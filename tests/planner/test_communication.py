@@ -88,7 +88,7 @@ ROWS = [
     Row(2, "--zero-stage 3 --bf16 --recompute-granularity full"),
     Row(2, TP + "--zero-stage 0"),
     Row(2, TP + "--zero-stage 0 " + FULL),
-    Row(2, TP + "--zero-stage 0 --sequence-parallel", ci=True),
+    Row(2, TP + "--zero-stage 0 --sequence-parallel"),
     Row(2, TP + "--zero-stage 0 --sequence-parallel " + FULL + "--recompute-num-layers 3", ci=True),
     Row(2, TP + "--zero-stage 0 " + FULL + "--recompute-method block --recompute-num-layers 3"),
     # one KV head on four ranks: its gradient, and those of norms of heads, are summed
@@ -100,7 +100,8 @@ ROWS = [
     Row(4, PP + "--zero-stage 2"),
     Row(4, PP + "--zero-stage 3"),
     Row(4, TP + PP + "--zero-stage 0"),
-    Row(4, TP + PP + "--zero-stage 1 --sequence-parallel --pipeline-schedule zbv"),
+    Row(4, TP + PP + "--zero-stage 1 --sequence-parallel --pipeline-schedule zbv", ci=True),
+    Row(4, TP + PP + "--zero-stage 0 --sequence-parallel --pipeline-schedule interleaved-1f1b"),
 ]
 
 

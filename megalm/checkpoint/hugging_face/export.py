@@ -55,9 +55,11 @@ def export_model(
         _write_weights(reader, Correspondence.of(config, architecture), partial, getattr(torch, dtype), shard_bytes)
         small = reader.folder.parent / ORIGIN
         ids = _sequence_ids(special_ids) if config.encoder_decoder else _ids(special_ids)
-        values = {**_kept(small / CONFIG), **write_settings(architecture, config), **ids}
+        # a class may say positions by its padding token
+        values = {**_kept(small / CONFIG), **ids, **write_settings(architecture, config)}
         _write_json(partial / CONFIG, {**values, "dtype": dtype, "torch_dtype": dtype})
-        _write_json(partial / GENERATION, _kept(small / GENERATION) or ids)
+        if not config.is_encoder:
+            _write_json(partial / GENERATION, _kept(small / GENERATION) or ids)
         for name, content in (_kept_tokenizer(small) or files).items():
             (partial / name).write_bytes(content)
     return architecture

@@ -19,6 +19,8 @@ INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _MOST_NAMED = 5
+_RENAMED = {"gamma": "weight", "beta": "bias"}
+"""What tensors of norms were called when BERT was published."""
 
 
 class HuggingFaceReader:
@@ -110,6 +112,7 @@ class HuggingFaceReader:
 
     def _full_name(self, name: str) -> str:
         """The name as the model with its head has it; files of the bare model lack the prefix."""
+        name = re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda old: _RENAMED[old[0]], name)
         prefix = self._own.names.prefix + "."
         known = name in self._own.tensors or name.startswith(prefix)
         return name if known or prefix + name not in self._own.tensors else prefix + name

@@ -1,12 +1,18 @@
 """The classes of transformers whose models megalm has.
 
-To add one: an entry here, and its names of tensors in `models/gpt/hugging_face.py`.
+To add one: an entry here, and its names of tensors in its family's `hugging_face.py` (`models/gpt`, `models/bert`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from megalm.config.hugging_face.encoders import (
+    BiasesByPart,
+    HeadActivation,
+    LocalAttention,
+    PositionsAfterPadding,
+)
 from megalm.config.hugging_face.pieces import (
     Activations,
     Biases,
@@ -94,6 +100,41 @@ _T5_DEFAULTS = {
     "feed_forward_proj": "relu",
     "tie_word_embeddings": True,
 }
+_BERT_SIZES: Sizes = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "ffn_hidden_size": "intermediate_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "num_tokentypes": "type_vocab_size",
+    "vocab_size": "vocab_size",
+    "norm_epsilon": "layer_norm_eps",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "init_method_std": "initializer_range",
+}
+_BERT_DEFAULTS = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+    "tie_word_embeddings": True,
+}
+_BERT_FIXED = {"model_family": "bert", "norm_order": "post", "embedding_norm": True}
+_BERT_PIECES: tuple[Piece, ...] = (
+    Dropouts(("hidden_dropout_prob",)),
+    Needs("is_decoder", False),
+    Needs("add_cross_attention", False),
+    Needs("position_embedding_type", "absolute"),
+)
+_ONLY_TIED = Needs("tie_word_embeddings", True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,5 +363,87 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "feed_forward_proj": "gated-gelu",
         },
         head_and_embedding=("lm_head.weight", "shared.weight"),
+    ),
+    "BertForMaskedLM": Architecture(
+        model_type="bert",
+        sizes=_BERT_SIZES,
+        fixed={**_BERT_FIXED, "bert_no_binary_head": True},
+        pieces=(*_BERT_PIECES, Activations("hidden_act", gated=False), _ONLY_TIED),
+        defaults=_BERT_DEFAULTS,
+    ),
+    "BertForPreTraining": Architecture(
+        model_type="bert",
+        sizes=_BERT_SIZES,
+        fixed=_BERT_FIXED,
+        pieces=(*_BERT_PIECES, Activations("hidden_act", gated=False), _ONLY_TIED),
+        defaults=_BERT_DEFAULTS,
+    ),
+    "RobertaForMaskedLM": Architecture(
+        model_type="roberta",
+        sizes={ours: key for ours, key in _BERT_SIZES.items() if ours != "max_position_embeddings"},
+        fixed={**_BERT_FIXED, "bert_no_binary_head": True},
+        pieces=(*_BERT_PIECES, Needs("hidden_act", "gelu"), _ONLY_TIED, PositionsAfterPadding()),
+        defaults={**_BERT_DEFAULTS, "vocab_size": 50265, "pad_token_id": 1},
+    ),
+    "ElectraForMaskedLM": Architecture(
+        model_type="electra",
+        sizes={**_BERT_SIZES, "embedding_size": "embedding_size"},
+        fixed={**_BERT_FIXED, "bert_no_binary_head": True},
+        pieces=(*_BERT_PIECES, Needs("hidden_act", "gelu"), _TIED),
+        defaults={
+            **_BERT_DEFAULTS,
+            "embedding_size": 128,
+            "hidden_size": 256,
+            "num_attention_heads": 4,
+            "intermediate_size": 1024,
+        },
+    ),
+    "ModernBertForMaskedLM": Architecture(
+        model_type="modernbert",
+        sizes={
+            "num_layers": "num_hidden_layers",
+            "hidden_size": "hidden_size",
+            "num_attention_heads": "num_attention_heads",
+            "ffn_hidden_size": "intermediate_size",
+            "max_position_embeddings": "max_position_embeddings",
+            "vocab_size": "vocab_size",
+            "norm_epsilon": "norm_eps",
+            "attention_dropout": "attention_dropout",
+            "init_method_std": "initializer_range",
+        },
+        fixed={
+            "model_family": "bert",
+            "norm_order": "pre",
+            "embedding_norm": True,
+            "num_tokentypes": 0,
+            "bert_no_binary_head": True,
+        },
+        pieces=(
+            Activations("hidden_activation", gated=True),
+            HeadActivation("classifier_activation", "hidden_activation"),
+            Dropouts(("embedding_dropout", "mlp_dropout")),
+            BiasesByPart(),
+            LocalAttention(),
+            RopeByLayer("global_rope_theta", "local_rope_theta", 160000.0),
+            Needs("decoder_bias", True),
+            _TIED,
+        ),
+        defaults={
+            "vocab_size": 50368,
+            "hidden_size": 768,
+            "intermediate_size": 1152,
+            "num_hidden_layers": 22,
+            "num_attention_heads": 12,
+            "hidden_activation": "gelu",
+            "classifier_activation": "gelu",
+            "max_position_embeddings": 8192,
+            "initializer_range": 0.02,
+            "norm_eps": 1e-5,
+            "attention_dropout": 0.0,
+            "local_attention": 128,
+            "global_attn_every_n_layers": 3,
+            "decoder_bias": True,
+            "tie_word_embeddings": True,
+        },
     ),
 }

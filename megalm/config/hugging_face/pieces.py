@@ -222,7 +222,7 @@ class Windows:
             return {}
         if not any(windowed):
             return {}
-        return {"window_size": (width - 1, 0), "window_attn_skip_freq": None if all(windowed) else _pattern(windowed)}
+        return {"window_size": (width - 1, 0), "window_attn_skip_freq": None if all(windowed) else pattern_of(windowed)}
 
     def _types(self, source: Source, layers: int) -> list[str]:
         every = source.get("sliding_window_pattern", source.get("_sliding_window_pattern", self.every))
@@ -246,7 +246,7 @@ class Windows:
         return {**keys, self.switch: width is not None, "max_window_layers": first}
 
 
-def _pattern(windowed: list[int]) -> tuple[int, ...]:
+def pattern_of(windowed: list[int]) -> tuple[int, ...]:
     """As window_attn_skip_freq: one number if every so manyth layer has no window, else one for each layer."""
     every = windowed.index(0) + 1
     regular = [int((layer + 1) % every != 0) for layer in range(len(windowed))]

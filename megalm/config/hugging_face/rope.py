@@ -56,17 +56,23 @@ class Rope:
 
 @dataclass(frozen=True)
 class RopeByLayer:
-    """Frequencies of their own for layers with a window (Gemma 3)."""
+    """Frequencies of their own for layers with a window (Gemma 3, ModernBERT)."""
+
+    base_key: str = "rope_theta"
+    local_key: str = "rope_local_base_freq"
+    base: float = 1e6
+    """What the class takes where nothing is said."""
 
     def read(self, source: Source) -> Fields:
         """All rotary fields."""
         given = source.values.get("rope_parameters")
         if isinstance(given, Mapping) and "full_attention" in given:
-            full, local = dict(given["full_attention"]), given.get("sliding_attention") or {}
+            full = {"rope_theta": self.base, **given["full_attention"]}
+            local = given.get("sliding_attention") or {}
         else:
             scaling = source.values.get("rope_scaling") or {}
-            full = {"rope_theta": source.values.get("rope_theta", 1e6), **scaling}
-            local = {"rope_theta": source.values.get("rope_local_base_freq", 1e4)}
+            full = {"rope_theta": source.values.get(self.base_key, self.base), **scaling}
+            local = {"rope_theta": source.values.get(self.local_key, 1e4)}
         if local.get("rope_type", "default") != "default":
             source.refuse(f"rope_type={local['rope_type']!r} of layers with a window is not supported")
         base = source.number("rope_theta", local.get("rope_theta", 1e4))
@@ -78,8 +84,8 @@ class RopeByLayer:
         local = {"rope_type": "default", "rope_theta": config.rotary_base_local or config.rotary_base}
         keys: Fields = {
             "rope_parameters": {"full_attention": full, "sliding_attention": local},
-            "rope_theta": config.rotary_base,
-            "rope_local_base_freq": local["rope_theta"],
+            self.base_key: config.rotary_base,
+            self.local_key: local["rope_theta"],
         }
         if full["rope_type"] != "default":
             keys["rope_scaling"] = {key: value for key, value in full.items() if key != "rope_theta"}

@@ -60,6 +60,7 @@ def write_settings(name: str, config: ModelConfig) -> dict[str, Any]:
         "ffn_hidden_size": config.ffn_size,
         "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim,
         "decoder_num_layers": config.decoder_layers,
+        "embedding_size": config.embedding_width,
     }
     values |= {key: resolved[field] for field, key in architecture.sizes.items()}
     for piece in architecture.pieces:
@@ -125,7 +126,7 @@ def _meaning(config: ModelConfig) -> dict[str, Any]:
     values = config.model_dump(
         exclude={
             *("make_vocab_size_divisible_by", "init_method_std", "attention_dropout", "hidden_dropout"),
-            *("num_query_groups", "kv_channels", "ffn_hidden_size", "query_pre_attn_scalar"),
+            *("num_query_groups", "kv_channels", "ffn_hidden_size", "query_pre_attn_scalar", "embedding_size"),
             *("window_size", "window_attn_skip_freq"),
             *("swiglu", "geglu", "relu", "squared_relu", "openai_gelu"),
             *("disable_bias_linear", "add_qkv_bias", "add_attention_output_bias"),
@@ -151,6 +152,7 @@ def _meaning(config: ModelConfig) -> dict[str, Any]:
         "num_kv_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "ffn_size": config.ffn_size,
+        "embedding_width": config.embedding_width,
         "softmax_scale": config.softmax_scale,
         "windows": windows,
         "decoder_layers": config.decoder_layers,

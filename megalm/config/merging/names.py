@@ -52,7 +52,7 @@ _ZERO = 'put it in the "zero_optimization" block of the DeepSpeed JSON (--deepsp
 _PARALLEL = "this form of parallelism is not available in this version; use data parallelism with --zero-stage"
 _STAGES = "the layers are balanced with embedding and head counted; name those of each stage with --pipeline-layout"
 _SCHEDULE = "choose the order of passes and transfers with --pipeline-schedule"
-_OBJECTIVE = "only causal language models train in this version"
+_OBJECTIVE = "that objective is not available in this version; use --objective causal or masked"
 _CHECKPOINT = "megalm's checkpoints load under every layout and ZeRO stage without a conversion; remove the flag"
 _TENSORBOARD = "TensorBoard always gets these values where they exist; remove the flag"
 _INFERENCE = "this is an option of Megatron's inference, not of training"
@@ -115,7 +115,7 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("pipeline-model-parallel-comm-backend", "use --distributed-backend"),
     ("overlap-p2p-communication* no-overlap-p2p-communication no-scatter-gather-tensors-in-pipeline", _SCHEDULE),
     ("use-ring-exchange-p2p", _SCHEDULE),
-    ("bert-* mask-prob mask-type mask-factor short-seq-prob fim-* retro-* ict-*", _OBJECTIVE),
+    ("bert-load bert-embedder-type mask-type mask-factor fim-* retro-* ict-*", _OBJECTIVE),
     ("biencoder-* block-data-path embedding-path evidence-data-path titles-data-path query-in-block-prob", _OBJECTIVE),
     ("retriever-* use-one-sent-docs indexer-* output-bert-embeddings vision-* dino-* swin-* img-*", _OBJECTIVE),
     ("num-classes num-channels patch-dim classes-fraction data-per-class-fraction no-data-sharding", _OBJECTIVE),
@@ -130,7 +130,7 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("muon-fp32-matmul-prec muon-use-syrk", "Newton-Schulz steps run in bf16 on GPUs, in fp32 on CPUs"),
     ("apply-wd-to-qk-layernorm no-weight-decay-cond-type", _OPTIMIZER),
     ("apply-query-key-layer-scaling", "attention scores are computed safely in fp32 instead; remove the flag"),
-    ("apply-residual-connection-post-layernorm", "normalization is always before attention and MLP; remove the flag"),
+    ("apply-residual-connection-post-layernorm", "the residual stream is what was not normalized; see --norm-order"),
     ("no-initialization data-parallel-random-init",
      "weights are drawn from a normal distribution, the same under every layout; use --init-method-std"),
     ("perform-initialization embedding-init-method-std", "use --init-method-std"),

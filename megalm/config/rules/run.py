@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from megalm.config.base import OpenChoice
 from megalm.config.deepspeed.write import deepspeed_only, offloads_optimizer, zero_stage
 from megalm.config.merging.suggest import did_you_mean
+from megalm.config.rules.encoder import encoder
 from megalm.config.rules.encoder_decoder import encoder_decoder
 from megalm.config.rules.layout import available_axes
 from megalm.config.rules.pipeline import SCHEDULES, pipeline_problems, schedule_name
@@ -203,6 +204,7 @@ CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     evaluation,
     loss,
     encoder_decoder,
+    encoder,
     checkpoints,
     engine,
     optimizer,

@@ -28,11 +28,29 @@ def from_shell(text: str, source: str) -> Translation:
         if group[0].startswith("--"):
             found.add(" ".join(group), "launch", "give it to the launcher, or to `megalm submit`")
     parser = build_parser()
+    _of_script(words[script], found)
     for group in _groups(words[script + 1 :]):
         _translate(group, found, parser, Path(source).parent)
     _defaults(found)
     found.settle()
     return found
+
+
+_BERT = {
+    "model_family": "bert",
+    "objective": "masked",
+    "norm_order": "pre",
+    "norm_epsilon": 1e-5,
+    "embedding_norm": False,
+}
+"""Megatron's BERT normalizes as its GPT does."""
+
+
+def _of_script(script: str, found: Translation) -> None:
+    """What the script's name says of its model."""
+    if "pretrain_bert" in script:
+        for name, value in _BERT.items():
+            found.give(f"({script})", name, value, "written")
 
 
 def _groups(words: list[str]) -> Iterator[list[str]]:
@@ -85,6 +103,8 @@ def _defaults(found: Translation) -> None:
     for name in ("attention_dropout", "hidden_dropout"):
         if name not in given:
             found.give(f"(--{name.replace('_', '-')} 0.1)", name, 0.1, "written")
+    if given.get("model_family") == "bert":
+        found.give("(token types)", "num_tokentypes", 0 if given.get("bert_no_binary_head") else 2, "written")
     if given.get("swiglu") and "ffn_hidden_size" not in given and "hidden_size" in given:
         size = int(4 * given["hidden_size"] * 2 / 3 / 64) * 64  # Megatron rounds down, megalm up
         found.give(f"(--ffn-hidden-size {size})", "ffn_hidden_size", size, "written")

@@ -26,6 +26,10 @@ text, between texts; and the tokens that are taken for it, the first that a voca
 <extra_id_0>, ... are asked for by extra_id_0, ..."""
 
 
+BYTE_LEVEL_BLANKS = tuple(chr(0x100 + byte) for byte in b" \t\n\r")
+"""Blank, tab and line ends in GPT-2's spelling of bytes."""
+
+
 class Tokenizer(Protocol):
     """Text to ids and back; the class is an entry of `TOKENIZERS`."""
 
@@ -56,6 +60,10 @@ class Tokenizer(Protocol):
         """The id of a special token ("eod", "mask", ...); None if there is none."""
         return self.special_ids.get(name)
 
+    def word_starts(self) -> list[bool] | None:
+        """Whether a token begins a word, by id; None: nothing tells."""
+        return None
+
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
 
@@ -65,6 +73,19 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens give no text."""
+
+
+def starts_of_words(tokens: Sequence[str], inside: str | None = None) -> list[bool] | None:
+    """Whether each token begins a word: it has no prefix `inside`, or a blank before it; None: no token has either.
+
+    Blanks are U+2581 (sentencepiece), or a blank, tab or line end as byte-level BPE spells them.
+    """
+    if inside is not None:
+        return [not token.startswith(inside) for token in tokens]
+    for blanks in (("\u2581",), BYTE_LEVEL_BLANKS):
+        if any(token.startswith(blanks) for token in tokens):
+            return [token.startswith(blanks) for token in tokens]
+    return None
 
 
 def special_tokens(

@@ -15,6 +15,7 @@ from megalm.data.tokenizers.base import (
     no_such_token,
     read_file,
     special_tokens,
+    starts_of_words,
 )
 from megalm.data.tokenizers.tik_token import TikTokenizer
 from megalm.errors import DataError
@@ -91,6 +92,12 @@ class HFTokenizer(Tokenizer):
         """The token with this id."""
         return str(self._model.id_to_token(number))
 
+    def word_starts(self) -> list[bool] | None:
+        """By WordPiece's prefix of tokens inside words, else by the blanks before words."""
+        model = json.loads(self.to_json())["model"]
+        prefix = model.get("continuing_subword_prefix") if model.get("type") == "WordPiece" else None
+        return starts_of_words([self._model.id_to_token(i) or "" for i in range(self.vocab_size)], prefix)
+
     def normalize(self, text: str) -> str:
         """The text in which the model looks for its tokens."""
         normalizer = self._model.normalizer
@@ -148,6 +155,10 @@ class GPT2BPETokenizer(Tokenizer):
     def token(self, number: int) -> str:
         """The token with this id."""
         return str(self._model.id_to_token(number))
+
+    def word_starts(self) -> list[bool] | None:
+        """By the blanks before words."""
+        return starts_of_words([self._model.id_to_token(i) or "" for i in range(self.vocab_size)])
 
 
 def _byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> "tokenizers.Tokenizer":

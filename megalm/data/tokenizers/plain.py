@@ -26,6 +26,10 @@ class ByteLevelTokenizer(Tokenizer):
         """The ids of one text."""
         return list(text.encode())
 
+    def word_starts(self) -> list[bool]:
+        """Blanks begin the word after them, as in byte-level BPE."""
+        return [number in b" \t\n\r" for number in range(256)] + [False]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are not UTF-8 (a cut character) give U+FFFD."""
         return bytes(i for i in ids if i < 256).decode(errors="replace")

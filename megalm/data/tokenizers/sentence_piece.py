@@ -16,6 +16,7 @@ from megalm.data.tokenizers.base import (
     read_file,
     sentinels,
     special_tokens,
+    starts_of_words,
 )
 from megalm.data.tokenizers.tik_token import looks_like_tiktoken
 from megalm.errors import DataError
@@ -75,6 +76,12 @@ class GPTSentencePieceTokenizer(Tokenizer):
     def token(self, number: int) -> str:
         """The piece with this id."""
         return str(self._model.IdToPiece(number))
+
+    def word_starts(self) -> list[bool] | None:
+        """By the blanks before words; tokens after the pieces are none."""
+        pieces = int(self._model.GetPieceSize())
+        starts = starts_of_words([self._model.IdToPiece(i) for i in range(pieces)])
+        return starts and starts + [False] * (self.vocab_size - pieces)
 
     def encode_arrays(self, texts: Sequence[str]) -> list[Any]:
         """The ids of several texts, in one thread: arrays, or lists where this sentencepiece gives none."""

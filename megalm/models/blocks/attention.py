@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped key/value heads, rotary positions, and a cache for generation.
+"""Self-attention with grouped key/value heads, rotary positions, and a cache for generation.
 
 Shapes: B batch, T sequence (queries), S sequence (keys), D model width, H query heads, G key/value heads, C head width,
 R rotary width. H and G are the heads that this device holds: they come from the width of the projections' outputs.
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from megalm.config.model import ModelConfig
 from megalm.kernels.attention import torch_attention
 from megalm.kernels.backend import REFERENCE, Kernels
+from megalm.models.blocks.bidirectional import Within
 from megalm.models.blocks.documents import Documents, document_attention, takes_varlen
 from megalm.models.blocks.norm import FullWidthRMSNorm, build_qk_norm
 from megalm.models.blocks.rotary import Tables
@@ -133,9 +134,12 @@ class CausalAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Projections to heads, optional norm of queries and keys, rotary positions, attention, projection back."""
+    """Projections to heads, optional norm of queries and keys, rotary positions, attention, projection back.
 
-    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
+    `core` is the attention itself; causal where none is given.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int = 0, core: nn.Module | None = None) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         query_width = config.num_attention_heads * self.head_dim
@@ -145,13 +149,7 @@ class Attention(nn.Module):
         self.wv = nn.Linear(config.hidden_size, key_width, bias=config.qkv_bias)
         self.q_norm = build_qk_norm(config, config.num_attention_heads)
         self.k_norm = build_qk_norm(config, config.num_kv_heads)
-        window = config.window_of(layer)
-        self.core = CausalAttention(
-            config.attention_dropout,
-            scale=config.softmax_scale if config.query_pre_attn_scalar else None,
-            window=window[0] if window else None,
-            softcap=config.attn_logit_softcapping,
-        )
+        self.core = _causal(config, layer) if core is None else core
         self.wo = nn.Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
         self.rotate = REFERENCE.rotary
 
@@ -164,7 +162,7 @@ class Attention(nn.Module):
         x_BTD: Tensor,
         rotary: Tables | None = None,
         cache: LayerCache | None = None,
-        documents: Documents | None = None,
+        documents: Within = None,
     ) -> Tensor:
         """The branch's output (B, T, D).
 
@@ -190,3 +188,13 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, heads x C) as (B, T, heads, C); T is read here, because a parallel projection may gather it."""
         return x.view(x.shape[0], x.shape[1], -1, self.head_dim)
+
+
+def _causal(config: ModelConfig, layer: int) -> CausalAttention:
+    window = config.window_of(layer)
+    return CausalAttention(
+        config.attention_dropout,
+        scale=config.softmax_scale if config.query_pre_attn_scalar else None,
+        window=window[0] if window else None,
+        softcap=config.attn_logit_softcapping,
+    )

@@ -1,4 +1,4 @@
-"""Attention inside the documents of packed samples: block-diagonal causal attention without a mask of T x T.
+"""Attention inside the documents of packed samples: block-diagonal attention without a mask of T x T.
 
 Shapes: B batch, T sequence, N = T + 1 room for cumulative lengths, H query heads, G key/value heads, C head width,
 M = B x T tokens of the batch, back to back.
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+CAUSAL = (-1, 0)
+"""All positions before a query's own, and none after it."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,18 @@ def document_attention(
     v_BTGC: Tensor,
     documents: Documents,
     attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
+    window: tuple[int, int] = CAUSAL,
 ) -> Tensor:
     """Mixed values (B, T, H, C): softmax(q k^T / sqrt(C)) v where a query sees its own document up to itself.
 
-    The documents are taken one by one by `attend`, causal attention of one sequence (on two free CPU cores 3 to 10
+    Or, of its own document, the `window` (positions before and after its own; -1: all).
+    The documents are taken one by one by `attend`, that attention of one sequence (on two free CPU cores 3 to 10
     times as fast as a dense mask at 2,048 tokens); without it in one launch of the flash kernel for variable lengths,
     where that `takes_varlen`.
     """
     tokens = (q_BTHC.flatten(0, 1), k_BTGC.flatten(0, 1), v_BTGC.flatten(0, 1))
     if attend is None:
-        return _attend_at_once(*tokens, documents).view_as(q_BTHC)
+        return _attend_at_once(*tokens, documents, window).view_as(q_BTHC)
     return _attend_one_by_one(*tokens, documents, attend).view_as(q_BTHC)
 
 
@@ -62,12 +67,14 @@ def takes_varlen(q_BTHC: Tensor, dropout: float) -> bool:
     return q_BTHC.is_cuda and half and dropout == 0.0 and width % 8 == 0 and width <= 256
 
 
-def _attend_at_once(q_MHC: Tensor, k_MGC: Tensor, v_MGC: Tensor, documents: Documents) -> Tensor:
+def _attend_at_once(
+    q_MHC: Tensor, k_MGC: Tensor, v_MGC: Tensor, documents: Documents, window: tuple[int, int]
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # it loads torch's compiler, for seconds
 
     starts, longest = documents.cu_seqlens, max(documents.lengths)
     grouped = q_MHC.shape[1] != k_MGC.shape[1]
-    y_MHC = varlen_attn(q_MHC, k_MGC, v_MGC, starts, starts, longest, longest, window_size=(-1, 0), enable_gqa=grouped)
+    y_MHC = varlen_attn(q_MHC, k_MGC, v_MGC, starts, starts, longest, longest, window_size=window, enable_gqa=grouped)
     assert isinstance(y_MHC, Tensor), "no auxiliary output is asked for"
     return y_MHC
 

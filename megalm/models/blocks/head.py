@@ -7,6 +7,7 @@ them all and reads the head's weight. Shapes: B batch, T sequence, D model width
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,6 +49,18 @@ class TiedHead(nn.Module):
         weight_VD = embedding.weight
         assert isinstance(weight_VD, Tensor), "the embedding of a tied head owns a weight"
         return use(x_BTD, weight_VD)
+
+
+class OutputBias(nn.Module):
+    """A bias of each token's logit."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(rows))
+
+    def forward(self, logits_BTV: Tensor) -> Tensor:
+        """The logits with it."""
+        return logits_BTV + self.bias
 
 
 class TokenLoss(nn.Module):

@@ -56,7 +56,7 @@ def progress_line(row: Mapping[str, Any], total_iters: int, remaining_s: float) 
         f"elapsed time per iteration (ms): {1000 * row['iteration_time_s']:.1f}",
         f"learning rate: {row['learning_rate']:.6E}",
         f"global batch size: {row['global_batch_size']:5d}",
-        f"lm loss: {row['loss']:.6E}",
+        f"{'all losses' if named else 'lm loss'}: {row['loss']:.6E}",
         *(f"{key.removesuffix('_loss')} loss: {row[key]:.6E}" for key in named),
         f"loss scale: {row['loss_scale']:.1f}",
         f"grad norm: {row['grad_norm']:.3f}",

@@ -1,0 +1,102 @@
+"""Settings of encoders: defaults of the family, and what does not go together."""
+
+import pytest
+
+from megalm.config import cross_entropy_impl, load, load_config
+from megalm.config.model import ModelConfig
+from megalm.config.rules.encoder import NO_ENCODER, ONLY_ENCODERS, ONLY_MASKED
+from megalm.errors import ConfigError
+
+RUN = (
+    "--num-layers 2 --hidden-size 16 --num-attention-heads 2 --seq-length 16 --micro-batch-size 1 --train-iters 1 "
+    "--lr 0.1 --mock-data --vocab-size 99"
+)
+BERT = f"{RUN} --model-family bert --objective masked"
+VALUES = {
+    "num_tokentypes": "3", "embedding_norm": "", "embedding_size": "8", "bert_no_binary_head": "",
+    "use_parallel_residual": "", "scale_embeddings": "", "attn_logit_softcapping": "5", "final_logit_softcapping": "5",
+    "mask_prob": "0.3", "short_seq_prob": "0", "whole_word_masking": "",
+}  # fmt: skip
+
+
+def problems(flags):
+    with pytest.raises(ConfigError) as error:
+        load_config(flags.split())
+    return error.value.problems
+
+
+def flag(name):
+    return f"--{name.replace('_', '-')} {VALUES[name]}"
+
+
+def test_the_family_brings_its_defaults_and_flags_win():
+    model = load_config(BERT.split()).model
+    assert (model.norm_order, model.norm_epsilon, model.embedding_norm, model.num_tokentypes) == (
+        "post",
+        1e-12,
+        True,
+        2,
+    )
+    assert model.has_sentence_head
+    other = load_config(f"{BERT} --norm-order pre --num-tokentypes 0 --bert-no-binary-head".split()).model
+    assert (other.norm_order, other.num_tokentypes, other.has_sentence_head) == ("pre", 0, False)
+    decoder = load_config(RUN.split()).model
+    assert (decoder.norm_order, decoder.norm_epsilon, decoder.embedding_norm) == ("pre", 1e-5, False)
+    assert ModelConfig.model_validate(model.model_dump()) == model
+
+
+def test_a_script_names_family_and_objective_below_recipe_and_flags():
+    defaults = {"model_family": "bert", "objective": "masked"}
+    assert load(RUN.split(), "pretrain_bert.py", defaults).config.model.model_family == "bert"
+    other = load(f"{RUN} --model-family gpt --objective causal".split(), "pretrain_bert.py", defaults).config
+    assert (other.model.model_family, other.training.objective) == ("gpt", "causal")
+
+
+def test_the_logits_have_a_bias():
+    assert cross_entropy_impl(load_config(f"{BERT} --micro-batch-size 100000 --vocab-size 100000".split())) == "logits"
+    assert "does not know the bias" in problems(f"{BERT} --cross-entropy-fusion-impl linear")[0]
+
+
+@pytest.mark.parametrize("name", ONLY_ENCODERS)
+def test_what_only_encoders_have_says_nothing_to_a_decoder(name):
+    assert problems(f"{RUN} {flag(name)}")[0].startswith(f"{name}={(VALUES[name] or 'true')} is for model_family=bert")
+
+
+@pytest.mark.parametrize("name", NO_ENCODER)
+def test_what_encoders_lack_is_refused(name):
+    assert any(f"{name}=" in problem for problem in problems(f"{BERT} {flag(name)}"))
+
+
+@pytest.mark.parametrize("name", ONLY_MASKED)
+def test_masking_says_nothing_to_other_objectives(name):
+    assert "is for objective=masked" in problems(f"{RUN} {flag(name)}")[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (f"{RUN} --norm-order post", "norm_order=post needs model_family=bert"),
+        (f"{RUN} --objective masked", "use --model-family bert, or --objective causal"),
+        (f"{RUN} --model-family bert", "use --objective masked"),
+        (f"{BERT} --norm-order branch", "use post or pre"),
+        (f"{BERT} --sample-prompt x", "model_family=bert fills in masked tokens"),
+        (f"{BERT} --num-tokentypes 1", "use 2, or --bert-no-binary-head"),
+        (f"{BERT} --seq-length 4", "use --seq-length 5 or more"),
+        (f"{BERT} --seq-length 2 --bert-no-binary-head", "use --seq-length 3 or more"),
+        (f"{BERT} --eod-mask-loss", "which never hides them"),
+        (f"{BERT} --reset-attention-mask", "give --bert-no-binary-head"),
+        (f"{BERT} --reset-position-ids", "give --bert-no-binary-head"),
+        (f"{BERT} --bert-no-binary-head --short-seq-prob 0.5", "for pairs of texts"),
+        (f"{BERT} --mask-prob 0", "mask_prob=0"),
+        (f"{BERT} --mask-prob 1", "mask_prob=1"),
+    ],
+)
+def test_what_does_not_go_together_is_one_problem(flags, expected):
+    found = problems(flags)
+    assert len(found) == 1
+    assert expected in found[0]
+
+
+def test_a_window_may_look_ahead_in_an_encoder_only():
+    assert load_config(f"{BERT} --window-size 3,2".split()).model.window_of(0) == (3, 2)
+    assert "a decoder needs RIGHT = 0" in problems(f"{RUN} --window-size 3,2")[0]
