@@ -153,8 +153,9 @@ def _gradient_bytes(layout: Layout) -> int:
 
 
 def _stream_bytes(layout: Layout) -> int:
-    """All that stages exchange of one micro-batch."""
-    batch, parts = layout.config.batch, layout.mesh.tp if layout.config.parallel.sequence_parallel else 1
+    """All that a rank sends of one micro-batch to the next stage."""
+    batch = layout.config.batch
+    parts = layout.mesh.tp if layout.config.parallel.sequence_parallel else 1
     shapes = layout.stages(0)[0].part.stream_shapes(batch.micro_size, batch.seq_length, parts)
     return sum(map(math.prod, shapes)) * SIZES[layout.config.precision.dtype]
 

@@ -55,9 +55,8 @@ def export_model(
         _write_weights(reader, Correspondence.of(config, architecture), partial, getattr(torch, dtype), shard_bytes)
         small = reader.folder.parent / ORIGIN
         ids = _sequence_ids(special_ids) if config.encoder_decoder else _ids(special_ids)
-        settings = write_settings(architecture, config)
         # a class may say positions by its padding token
-        values = {**_kept(small / CONFIG), **({**ids, **settings} if config.is_encoder else {**settings, **ids})}
+        values = {**_kept(small / CONFIG), **ids, **write_settings(architecture, config)}
         _write_json(partial / CONFIG, {**values, "dtype": dtype, "torch_dtype": dtype})
         if not config.is_encoder:
             _write_json(partial / GENERATION, _kept(small / GENERATION) or ids)

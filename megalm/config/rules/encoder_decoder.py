@@ -15,9 +15,12 @@ T5_HAS: Mapping[str, Any] = {
 T5_LACKS: tuple[str, ...] = (
     *("norm_order", "use_parallel_residual", "apply_layernorm_1p", "qk_layernorm", "add_qkv_bias"),
     *("add_attention_output_bias", "scale_embeddings", "window_size", "query_pre_attn_scalar"),
+    *("num_tokentypes", "embedding_norm", "embedding_size", "bert_no_binary_head"),
     *("attn_logit_softcapping", "final_logit_softcapping", "init_method_std", "init_method_xavier_uniform"),
 )
-"""Settings of decoders that a T5 has not; they keep their defaults."""
+"""Settings of other families that a T5 has not; they keep their defaults."""
+OTHER_OBJECTIVES: Mapping[str, str] = {"causal": "decoders", "masked": "encoders"}
+"""Objectives of other families, and what they train."""
 DECODER_ONLY: tuple[str, ...] = ("decoder_num_layers", "decoder_seq_length", "scale_decoder_outputs")
 """Settings of encoder-decoders."""
 
@@ -68,8 +71,11 @@ def _t5_variant(config: RunConfig) -> list[str]:
 def _t5_run(config: RunConfig) -> list[str]:
     training, data = config.training, config.data
     found = []
-    if training.objective == "causal":
-        found.append("objective=causal trains decoders, not model_family=t5; give --objective span")
+    if training.objective in OTHER_OBJECTIVES:
+        found.append(
+            f"objective={training.objective} trains {OTHER_OBJECTIVES[training.objective]}, not model_family=t5; give "
+            "--objective span"
+        )
     if training.sample_prompt is not None:
         found.append(
             "sample_prompt continues a text, which an encoder-decoder does not; drop --sample-prompt "
@@ -84,7 +90,7 @@ def _t5_run(config: RunConfig) -> list[str]:
 def _lengths(config: RunConfig) -> list[str]:
     """Encoder and decoder have room for a text with at least one span."""
     decoder, encoder = decoder_seq_length(config), config.batch.seq_length
-    if config.training.objective == "causal":
+    if config.training.objective in OTHER_OBJECTIVES:
         return []
     if decoder is None:
         return ["decoder_seq_length is missing; give --decoder-seq-length N"]
