@@ -178,6 +178,7 @@ def test_keys_that_change_the_layout_of_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("pipeline", [False, True], ids=["whole model", "pipeline"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_key_at_every_stage(tmp_path: Path, stage: int, pipeline: bool) -> None:

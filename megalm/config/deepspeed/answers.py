@@ -226,7 +226,17 @@ HANDED: dict[str, Handed] = {
         stages=(0, 1), tried=(2.0,), least=1e-6, refusals=(replace(_SCATTERED, other_than=(1, 1.0)),)
     ),
     "disable_python_gc": Handed(stages=_ALL, tried=(True,)),
-    "bf16.immediate_grad_update": Handed(stages=(1,), tried=(False, True)),
+    "bf16.immediate_grad_update": Handed(
+        stages=(1,),
+        tried=(False, True),
+        refusals=(
+            Refusal(
+                why="DeepSpeed has no norm for a pipeline stage that keeps no gradient",
+                pipeline=True,
+                other_than=(False,),
+            ),
+        ),
+    ),
     "fp16.consecutive_hysteresis": Handed(stages=_SHARDED, tried=(True,)),
     "zero_optimization.contiguous_gradients": Handed(stages=_SHARDED, tried=(False,)),
     "zero_optimization.reduce_scatter": Handed(stages=(2, 3), tried=(False,)),
@@ -239,7 +249,17 @@ HANDED: dict[str, Handed] = {
     "zero_optimization.round_robin_gradients": Handed(stages=_FLAT, tried=(True,)),
     "zero_optimization.parameter_alignment": Handed(stages=_FLAT, tried=(True,)),
     "zero_optimization.sub_group_size": Handed(stages=(3,), tried=(100,), least=1),
-    "zero_optimization.enable_sanity_checks": Handed(stages=(3,), tried=(True,)),
+    "zero_optimization.enable_sanity_checks": Handed(
+        stages=(3,),
+        tried=(True,),
+        refusals=(
+            Refusal(
+                why="DeepSpeed compares all ranks, and pipeline stages do other work",
+                pipeline=True,
+                other_than=(False,),
+            ),
+        ),
+    ),
     **_stage3("prefetch_bucket_size", tried=(0, 100)),
     **_stage3("param_persistence_threshold", tried=(0, 1_000_000)),
     **_stage3("model_persistence_threshold", tried=(0, 100)),
