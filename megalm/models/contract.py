@@ -96,6 +96,11 @@ class LanguageModel(nn.Module, ABC):
         With `parts`: of what one of so many ranks holds that share each sequence.
         """
 
+    def _seed(self, batch: Batch) -> int | None:
+        """The seed of the batch, where something is drawn from it."""
+        draws = self.training and (self.config.attention_dropout > 0 or self.config.hidden_dropout > 0)
+        return batch.seed if draws else None
+
     def forward(self, batch: Batch, cache: KVCache | None = None, *, wants_logits: bool = False) -> Losses | Tensor:
         """The losses of a micro-batch, or its logits, from the whole model.
 

@@ -3,6 +3,7 @@
 A piece reads megalm's fields from a `Source`, and writes transformers' keys from a model.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -77,21 +78,15 @@ class Dropouts:
         return dict.fromkeys(self.keys, config.hidden_dropout)
 
 
-@dataclass(frozen=True)
-class Activations:
-    """The function of the MLP, or of its gate."""
+class _NamedMlp(ABC):
+    """A key whose value names the function of the MLP, and whether it has a gate."""
 
     key: str
-    gated: bool
 
     @property
+    @abstractmethod
     def _names(self) -> Mapping[str, Fields]:
-        tanh = {"geglu": True, "openai_gelu": True} if self.gated else {"openai_gelu": True}
-        ways = ("gelu_pytorch_tanh", "gelu_new") if self.gated else ("gelu_new", "gelu_pytorch_tanh")
-        names: dict[str, Fields] = {**dict.fromkeys(ways, tanh), "gelu": {"geglu": self.gated}}
-        if self.gated:
-            return {**names, "silu": {"swiglu": True}, "swish": {"swiglu": True}}
-        return {**names, "relu": {"relu": True}, "relu2": {"squared_relu": True}}
+        """Each value -> the settings that it stands for."""
 
     def read(self, source: Source) -> Fields:
         """Which activation."""
@@ -114,7 +109,24 @@ def _mlp(config: ModelConfig) -> tuple[bool, str]:
 
 
 @dataclass(frozen=True)
-class FeedForward:
+class Activations(_NamedMlp):
+    """The function of the MLP, or of its gate."""
+
+    key: str
+    gated: bool
+
+    @property
+    def _names(self) -> Mapping[str, Fields]:
+        tanh = {"geglu": True, "openai_gelu": True} if self.gated else {"openai_gelu": True}
+        ways = ("gelu_pytorch_tanh", "gelu_new") if self.gated else ("gelu_new", "gelu_pytorch_tanh")
+        names: dict[str, Fields] = {**dict.fromkeys(ways, tanh), "gelu": {"geglu": self.gated}}
+        if self.gated:
+            return {**names, "silu": {"swiglu": True}, "swish": {"swiglu": True}}
+        return {**names, "relu": {"relu": True}, "relu2": {"squared_relu": True}}
+
+
+@dataclass(frozen=True)
+class FeedForward(_NamedMlp):
     """The MLP of T5 in one word: its activation, after "gated-" that of its gate; gated-gelu has the tanh form."""
 
     key: str = "feed_forward_proj"
@@ -129,21 +141,6 @@ class FeedForward:
             "gated-gelu_new": {"geglu": True, "openai_gelu": True},
             "gated-silu": {"swiglu": True},
         }
-
-    def read(self, source: Source) -> Fields:
-        """Which activation."""
-        name = source.get(self.key)
-        if name not in self._names:
-            source.refuse(f"{self.key}={name!r} is not supported, only {', '.join(self._names)}")
-            return {}
-        return dict(self._names[name])
-
-    def write(self, config: ModelConfig) -> Fields:
-        """Its first name."""
-        for name, fields in self._names.items():
-            if _mlp(ModelConfig.model_construct(**fields)) == _mlp(config):
-                return {self.key: name}
-        return {self.key: config.activation}
 
 
 @dataclass(frozen=True)

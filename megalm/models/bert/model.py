@@ -19,6 +19,7 @@ from megalm.models.blocks.attention import Attention, KVCache
 from megalm.models.blocks.bidirectional import BidirectionalAttention, Padding, Within
 from megalm.models.blocks.documents import Documents
 from megalm.models.blocks.dropout import Dropout
+from megalm.models.blocks.embedding import position_ids, vocabulary_sizes
 from megalm.models.blocks.head import FullLogits, Head, OutputBias, OutputHead, TiedHead, TokenLoss
 from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.mlp import build_mlp
@@ -93,9 +94,7 @@ class Bert(LanguageModel):
         has_head: bool = True,
     ) -> None:
         super().__init__()
-        assert config.vocab_size is not None, "vocab_size is filled from the tokenizer before the model is built"
-        rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
-        assert rows >= config.vocab_size, f"padded_vocab_size={rows} is less than vocab_size={config.vocab_size}"
+        vocab_size, rows = vocabulary_sizes(config, padded_vocab_size)
         self.config = config
         self.loss_weights: Mapping[str, float] = MappingProxyType(
             {"lm": 1.0, "sentence": 1.0} if config.has_sentence_head else {"lm": 1.0}
@@ -111,8 +110,8 @@ class Bert(LanguageModel):
             self.lm_head = TokenTransform(config)
             self.head = TiedHead() if config.tied else OutputHead(config.embedding_width, rows)
             self.head_bias = OutputBias(rows)
-            self.token_loss = TokenLoss(config.vocab_size)
-            self.full_logits = FullLogits(config.vocab_size)
+            self.token_loss = TokenLoss(vocab_size)
+            self.full_logits = FullLogits(vocab_size)
             if config.has_sentence_head:
                 self.sentence_head = SentenceHead(config)
 
@@ -120,7 +119,7 @@ class Bert(LanguageModel):
         """The residual stream (B, T, D) before the first layer, of `tokens` (B, T)."""
         if (seed := self._seed(batch)) is not None:
             torch.manual_seed(stable_seed(seed, "embedding"))
-        return (self.embedding(batch["tokens"], _position_ids(batch), batch.get("token_types")),)
+        return (self.embedding(batch["tokens"], position_ids(batch), batch.get("token_types")),)
 
     def run_layers(self, stream: Stream, batch: Batch, cache: KVCache | None = None) -> Stream:
         """The residual stream (B, T, D) after the layers that this module holds.
@@ -133,7 +132,7 @@ class Bert(LanguageModel):
                 f"model_family={self.config.model_family} fills in masked tokens and continues no text; "
                 "load a decoder (model_family=gpt)"
             )
-        rotary, within = RotaryTables.of(self.config, _position_ids(batch)), _within(batch, stream[0].device)
+        rotary, within = RotaryTables.of(self.config, position_ids(batch)), _within(batch, stream[0].device)
         seed, steps = self._seed(batch), []
         for number, layer in self.layers.items():
             tables = None if rotary is None else rotary.of_layer(self.config.window_of(int(number)) is not None)
@@ -180,11 +179,6 @@ class Bert(LanguageModel):
         head: Head = partial(self.head, embedding=self.embedding.tokens) if self.config.tied else self.head
         return partial(_biased, head, self.head_bias)
 
-    def _seed(self, batch: Batch) -> int | None:
-        """The seed of the batch, where something is drawn from it."""
-        draws = self.training and (self.config.attention_dropout > 0 or self.config.hidden_dropout > 0)
-        return batch.seed if draws else None
-
 
 def _biased(head: Head, bias: OutputBias, x_BTE: Tensor) -> Tensor:
     """Logits with the bias; a loss without all logits does not know it (`cross_entropy_impl`)."""
@@ -194,14 +188,6 @@ def _biased(head: Head, bias: OutputBias, x_BTE: Tensor) -> Tensor:
 
 def _run_layer(layer: nn.Module, rotary: Tables | None, within: Within, stream: Stream) -> Stream:
     return (layer(stream[0], rotary=rotary, within=within),)
-
-
-def _position_ids(batch: Batch) -> Tensor:
-    """The positions of the tokens, (B or 1, T)."""
-    position_ids_BT, tokens_BT = batch.get("position_ids"), batch["tokens"]
-    if position_ids_BT is not None:
-        return position_ids_BT
-    return torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
 
 
 def _within(batch: Batch, device: torch.device) -> Within:

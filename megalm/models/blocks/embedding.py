@@ -1,10 +1,12 @@
 """Embeddings of tokens and of learned positions. Shapes: B batch, T sequence, D model width."""
 
+import torch
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
 from megalm.kernels.backend import REFERENCE, Kernels
 from megalm.models.blocks.dropout import Dropout
+from megalm.models.contract import Batch
 
 
 class EmbeddingTable(nn.Embedding):
@@ -61,3 +63,24 @@ class Embedding(nn.Module):
             x_BTD = x_BTD + self.positions(position_ids_BT + self.position_offset)
         y_BTD: Tensor = self.dropout(x_BTD)
         return y_BTD
+
+
+def vocabulary_sizes(config: ModelConfig, padded_vocab_size: int | None) -> tuple[int, int]:
+    """(token ids, rows of the tables of them): by default padded for one device."""
+    assert config.vocab_size is not None, "vocab_size is filled from the tokenizer before the model is built"
+    rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
+    assert rows >= config.vocab_size, f"padded_vocab_size={rows} is less than vocab_size={config.vocab_size}"
+    return config.vocab_size, rows
+
+
+def tied_tables(config: ModelConfig) -> tuple[str, ...]:
+    """The parameters that embedding and head share."""
+    return ("embedding.tokens.weight",) if config.tied else ()
+
+
+def position_ids(batch: Batch) -> Tensor:
+    """The positions of the tokens, (B or 1, T)."""
+    position_ids_BT, tokens_BT = batch.get("position_ids"), batch["tokens"]
+    if position_ids_BT is not None:
+        return position_ids_BT
+    return torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]

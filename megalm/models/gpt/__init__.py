@@ -1,16 +1,11 @@
 """Decoder-only models, from GPT-2 to Gemma 3: the model, its initial values, its FLOPs, its names in transformers."""
 
-from megalm.config.model import ModelConfig
+from megalm.models.blocks.embedding import tied_tables
 from megalm.models.contract import Family
 from megalm.models.gpt.flops import num_parameters, part_costs, training_flops_per_token
 from megalm.models.gpt.hugging_face import NAMES
 from megalm.models.gpt.init import initial_value
 from megalm.models.gpt.model import GPT
-
-
-def _shared_parameters(config: ModelConfig) -> tuple[str, ...]:
-    return ("embedding.tokens.weight",) if config.tied else ()
-
 
 GPT_FAMILY = Family(
     build=GPT,
@@ -18,6 +13,6 @@ GPT_FAMILY = Family(
     num_parameters=lambda config: num_parameters(config).total,
     training_flops_per_token=training_flops_per_token,
     part_costs=part_costs,
-    shared_parameters=_shared_parameters,
+    shared_parameters=tied_tables,
     hugging_face=NAMES,
 )

@@ -16,7 +16,7 @@ from megalm.config.model import ModelConfig
 from megalm.models.blocks.attention import Attention, KVCache, LayerCache
 from megalm.models.blocks.documents import Documents
 from megalm.models.blocks.dropout import Dropout
-from megalm.models.blocks.embedding import Embedding
+from megalm.models.blocks.embedding import Embedding, position_ids, vocabulary_sizes
 from megalm.models.blocks.head import FullLogits, Head, OutputHead, TiedHead, TokenLoss
 from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.mlp import build_mlp
@@ -100,9 +100,7 @@ class GPT(LanguageModel):
         has_head: bool = True,
     ) -> None:
         super().__init__()
-        assert config.vocab_size is not None, "vocab_size is filled from the tokenizer before the model is built"
-        rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
-        assert rows >= config.vocab_size, f"padded_vocab_size={rows} is less than vocab_size={config.vocab_size}"
+        vocab_size, rows = vocabulary_sizes(config, padded_vocab_size)
         self.config = config
         if has_embedding or (has_head and config.tied):
             self.embedding = Embedding(config, rows, with_positions=has_embedding)
@@ -112,19 +110,19 @@ class GPT(LanguageModel):
         if has_head:
             self.final_norm = build_norm(config, config.hidden_size)
             self.head = TiedHead() if config.tied else OutputHead(config.hidden_size, rows)
-            self.token_loss = TokenLoss(config.vocab_size)
-            self.full_logits = FullLogits(config.vocab_size)
+            self.token_loss = TokenLoss(vocab_size)
+            self.full_logits = FullLogits(vocab_size)
 
     def embed(self, batch: Batch) -> Stream:
         """The residual stream (B, T, D) before the first layer, of `tokens` (B, T)."""
         if (seed := self._seed(batch)) is not None:
             torch.manual_seed(stable_seed(seed, "embedding"))
-        return (self.embedding(batch["tokens"], _position_ids(batch)),)
+        return (self.embedding(batch["tokens"], position_ids(batch)),)
 
     def run_layers(self, stream: Stream, batch: Batch, cache: KVCache | None = None) -> Stream:
         """The residual stream (B, T, D) after the layers that this module holds."""
         (x_BTD,) = stream
-        rotary, cu_seqlens_BN = RotaryTables.of(self.config, _position_ids(batch)), batch.get("cu_seqlens")
+        rotary, cu_seqlens_BN = RotaryTables.of(self.config, position_ids(batch)), batch.get("cu_seqlens")
         documents = None if cu_seqlens_BN is None else Documents.of_batch(cu_seqlens_BN, x_BTD.device)
         seed, steps = self._seed(batch), []
         for number, layer in self.layers.items():
@@ -160,11 +158,6 @@ class GPT(LanguageModel):
         softcap = self.config.final_logit_softcapping
         return head if softcap is None else partial(_softcapped, head, softcap)
 
-    def _seed(self, batch: Batch) -> int | None:
-        """The seed of the batch, where something is drawn from it."""
-        draws = self.training and (self.config.attention_dropout > 0 or self.config.hidden_dropout > 0)
-        return batch.seed if draws else None
-
 
 def _softcapped(head: Head, softcap: float, x_BTD: Tensor) -> Tensor:
     """Capped logits; a loss without all logits does not know them (`cross_entropy_impl`)."""
@@ -175,11 +168,3 @@ def _run_layer(
     layer: nn.Module, rotary: Tables | None, cache: LayerCache | None, documents: Documents | None, stream: Stream
 ) -> Stream:
     return (layer(stream[0], rotary=rotary, cache=cache, documents=documents),)
-
-
-def _position_ids(batch: Batch) -> Tensor:
-    """The positions of the tokens, (B or 1, T)."""
-    position_ids_BT, tokens_BT = batch.get("position_ids"), batch["tokens"]
-    if position_ids_BT is not None:
-        return position_ids_BT
-    return torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]

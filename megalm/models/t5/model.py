@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from megalm.config.model import ModelConfig
 from megalm.models.blocks.attention import KVCache
 from megalm.models.blocks.dropout import Dropout
-from megalm.models.blocks.embedding import TokenEmbedding
+from megalm.models.blocks.embedding import TokenEmbedding, vocabulary_sizes
 from megalm.models.blocks.head import FullLogits, Head, OutputHead, TiedHead, TokenLoss
 from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.norm import build_norm
@@ -66,9 +66,7 @@ class T5(LanguageModel):
         has_head: bool = True,
     ) -> None:
         super().__init__()
-        assert config.vocab_size is not None, "vocab_size is filled from the tokenizer before the model is built"
-        rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
-        assert rows >= config.vocab_size, f"padded_vocab_size={rows} is less than vocab_size={config.vocab_size}"
+        vocab_size, rows = vocabulary_sizes(config, padded_vocab_size)
         self.config = config
         numbers = list(range(config.total_layers) if layers is None else layers)
         if has_embedding or (has_head and config.tied):
@@ -87,8 +85,8 @@ class T5(LanguageModel):
             self.final_norm = build_norm(config, config.hidden_size)
             self.final_dropout = Dropout(config.hidden_dropout)
             self.head = TiedHead() if config.tied else OutputHead(config.hidden_size, rows)
-            self.token_loss = TokenLoss(config.vocab_size)
-            self.full_logits = FullLogits(config.vocab_size)
+            self.token_loss = TokenLoss(vocab_size)
+            self.full_logits = FullLogits(vocab_size)
 
     def embed(self, batch: Batch) -> Stream:
         """The stream before the first layer: (B, S, D), (B, T, D), (2, N, H)."""
@@ -164,11 +162,6 @@ class T5(LanguageModel):
 
     def _head(self) -> Head:
         return partial(self.head, embedding=self.embedding.tokens) if self.config.tied else self.head
-
-    def _seed(self, batch: Batch) -> int | None:
-        """The seed of the batch, where something is drawn from it."""
-        draws = self.training and (self.config.attention_dropout > 0 or self.config.hidden_dropout > 0)
-        return batch.seed if draws else None
 
 
 class _Beside(torch.autograd.Function):
