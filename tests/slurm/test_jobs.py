@@ -166,6 +166,7 @@ def test_a_layout_that_the_tasks_do_not_fill_is_one_error(cluster: Cluster, tmp_
     assert cluster.processes() == {}
 
 
+@pytest.mark.long  # without a scheduler: distributed/test_rendezvous.py
 def test_a_taken_port_and_an_address_that_is_not_rank_0_end_the_step(cluster: Cluster, tmp_path: Path) -> None:
     flags = ["--config", write_recipe(tmp_path), "--save", tmp_path / "run"]
     command = ["srun", "--kill-on-bad-exit=1", "--nodes=2", "--ntasks=2", sys.executable, *TRAIN, *flags]
