@@ -96,7 +96,8 @@ def test_tensorboard_has_the_curves(trained: Path) -> None:
     assert points[9].value == pytest.approx(losses(trained)[10], rel=1e-6)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), 3])
+@pytest.mark.long  # bit for bit at every stage: checkpoint/test_checkpoint_across_layouts.py; after a signal: below
+@pytest.mark.parametrize("stage", [2, 3])
 def test_a_stopped_and_resumed_run_is_bit_equal(
     workspace: Workspace, ten_steps: Callable[[int], Path], stage: int
 ) -> None:
@@ -202,7 +203,8 @@ def test_finetune_takes_the_weights_only(workspace: Workspace, trained: Path, tm
 
 
 @pytest.mark.timeout(1200)  # the first run with offload on a machine compiles DeepSpeed's optimizer
-@pytest.mark.parametrize("name", ["fp16", pytest.param("offload", marks=[NEEDS_COMPILER, pytest.mark.long])])
+@pytest.mark.long  # parity rows; fp16 whole runs: test_bad_steps.py
+@pytest.mark.parametrize("name", ["fp16", pytest.param("offload", marks=NEEDS_COMPILER)])
 def test_fp16_and_offload_train(workspace: Workspace, one_process: Path, name: str) -> None:
     folder = workspace.folder / name
     done = workspace.train(

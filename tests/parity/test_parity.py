@@ -1,4 +1,4 @@
-"""Every layout trains like one process: losses and gradient norms of three steps, and then weights, evaluation and
+"""Every layout trains like one process: losses and gradient norms of two steps, and then weights, evaluation and
 generation."""
 
 import shutil
@@ -181,4 +181,4 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
 def test_the_models_clip_and_move_their_weights(row: Row) -> None:
     """Each model for which a row runs."""
     assert max(one_process(row.model).norms) > 0.5, "gradients must be large enough to be clipped"
-    assert one_process(row.model).moved > 0.05, "the steps must move the weights beyond the tolerances"
+    assert one_process(row.model).moved > 0.03, "the steps must move the weights beyond the tolerances"

@@ -24,7 +24,7 @@ def seed_generators(seed: int) -> None:
     and keeps it for ever: a sixth of the step of a small model on a CPU, and memory that grows with every layer.
     """
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(seed)
 
 
