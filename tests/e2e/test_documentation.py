@@ -1,7 +1,8 @@
 """Every command of the README and docs/ runs, in the order of the text, in a copy of the repository.
 
 The first command of each program (make, which calls deepspeed, megalm, python) is typed into a shell as it stands;
-torchrun's is in test_pretrain.py. What follows of the programs that are ours runs in warm processes, with the same words.
+torchrun's is in test_pretrain.py. What follows of the programs that are ours runs in warm processes, with the same
+words.
 """
 
 import os
