@@ -35,6 +35,7 @@ class StretchEncoder : public Encoder {
       if (cut > start) encode_word(normal.substr(start, cut - start)), start = cut;
     }
     if (start < normal.size()) encode_word(normal.substr(start));
+    encode_pending();
     return {ids_.data(), size_t(end_ - ids_.data())};
   }
 
@@ -71,20 +72,35 @@ class StretchEncoder : public Encoder {
   }
 
   void encode_stretch(std::string_view text) {
+    if (text.size() > Memory::kLongest) {
+      encode_pending();
+      algorithm_.encode(text, &symbols_);
+      return write(symbols_.data(), symbols_.size());
+    }
     const size_t bytes = character_bytes(text[0]);
     if (text.size() == bytes) {
+      encode_pending();
       const int32_t symbol = vocabulary_.alone(character_at(text.data(), bytes));
       algorithm_.pass(&symbol, 1);
       return write(&symbol, 1);
     }
-    size_t place = 0;
-    const bool short_enough = text.size() <= Memory::kLongest;
-    const Remembered* known = short_enough ? memory_.find(text, &place) : nullptr;
-    if (known && algorithm_.holds(*known)) return write(*known);
-    const float limit = algorithm_.encode(text, &symbols_);
-    const bool unknown = std::any_of(symbols_.begin(), symbols_.end(), [](int32_t symbol) { return symbol < 0; });
-    if (short_enough && limit >= 0) memory_.add(place, text, symbols_.data(), symbols_.size(), unknown, limit);
-    write(symbols_.data(), symbols_.size());
+    const Memory::Key key = memory_.key(text);  // comes from memory while the one before is encoded
+    encode_pending();
+    pending_ = key;
+  }
+
+  void encode_pending() {
+    if (pending_.text.empty()) return;
+    const Remembered* known = memory_.find(pending_);
+    if (known && algorithm_.holds(*known)) {
+      write(*known);
+    } else {
+      const float limit = algorithm_.encode(pending_.text, &symbols_);
+      const bool unknown = std::any_of(symbols_.begin(), symbols_.end(), [](int32_t symbol) { return symbol < 0; });
+      if (limit >= 0) memory_.add(pending_, symbols_.data(), symbols_.size(), unknown, limit);
+      write(symbols_.data(), symbols_.size());
+    }
+    pending_.text = {};
   }
 
   void write(const Remembered& known) {
@@ -113,6 +129,7 @@ class StretchEncoder : public Encoder {
   const Vocabulary vocabulary_;
   Algorithm algorithm_;
   Memory memory_;
+  Memory::Key pending_ = {};
   std::vector<int32_t> ids_, symbols_;
   int32_t* end_ = nullptr;
 };

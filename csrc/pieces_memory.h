@@ -31,33 +31,43 @@ class Memory {
 
   Memory() : entries_(size_t(1) << (kBits + 1)) {}
 
-  // Whether a text of at most kLongest bytes, after which 32 can be read, fits what is remembered at `*place`.
-  const Remembered* find(std::string_view text, size_t* place) const {
+  // A text of at most kLongest bytes, after which 32 can be read, and where it would be.
+  struct Key {
+    std::string_view text;
     uint64_t words[Remembered::kWords];
-    read(text, words);
-    *place = place_of(words, text);
+    size_t place;
+  };
+
+  Key key(std::string_view text) const {
+    Key made = {text, {}, 0};
+    read(&made);
+    made.place = place_of(made);
+    __builtin_prefetch(&entries_[made.place]);
+    return made;
+  }
+
+  const Remembered* find(const Key& key) const {
     for (size_t way = 0; way < 2; ++way) {
-      const Remembered& entry = entries_[*place + way];
-      if (entry.bytes != text.size() || !equal(entry.words, words)) continue;
-      constexpr size_t kHead = 8 * Remembered::kWords;
-      if (text.size() <= kHead || !std::memcmp(entry.tail, text.data() + kHead, text.size() - kHead)) return &entry;
+      const Remembered& entry = entries_[key.place + way];
+      if (entry.bytes != key.text.size() || !equal(entry.words, key.words)) continue;
+      if (key.text.size() <= kHead || !std::memcmp(entry.tail, key.text.data() + kHead, key.text.size() - kHead)) return &entry;
     }
     return nullptr;
   }
 
-  // remembers at the place that `find` gave for the text, if there is room for so many symbols
-  void add(size_t place, std::string_view text, const int32_t* symbols, size_t count, bool unknown, float limit) {
+  // remembers what a text has become, if there is room for so many symbols
+  void add(const Key& key, const int32_t* symbols, size_t count, bool unknown, float limit) {
     Remembered made = {};
-    read(text, made.words);
-    made.bytes = uint8_t(text.size());
+    std::memcpy(made.words, key.words, kHead);
+    made.bytes = uint8_t(key.text.size());
     const size_t near = std::min(count, Remembered::kSymbols), taken = made.tail_bytes();
     if (taken + 4 * (count - near) > Remembered::kTail) return;
     made.count = uint8_t(count), made.unknown = unknown, made.limit = limit;
     std::memcpy(made.symbols, symbols, 4 * near);
-    if (taken) std::memcpy(made.tail, text.data() + 8 * Remembered::kWords, text.size() - 8 * Remembered::kWords);
+    if (taken) std::memcpy(made.tail, key.text.data() + kHead, key.text.size() - kHead);
     std::memcpy(made.tail + taken, symbols + near, 4 * (count - near));
-    entries_[place + 1] = entries_[place];
-    entries_[place] = made;
+    entries_[key.place + 1] = entries_[key.place];
+    entries_[key.place] = made;
   }
 
   // writes an entry's symbols, and up to kSymbols of anything; returns their end
@@ -70,20 +80,21 @@ class Memory {
 
  private:
   static constexpr int kBits = 15;
+  static constexpr size_t kHead = 8 * Remembered::kWords;
 
-  static void read(std::string_view text, uint64_t* words) {
+  static void read(Key* key) {
     static constexpr struct Mask {
-      uint8_t bytes[64];
+      uint8_t bytes[2 * kHead];
       constexpr Mask() : bytes{} {
-        for (int i = 0; i < 32; ++i) bytes[i] = 0xff;
+        for (size_t i = 0; i < kHead; ++i) bytes[i] = 0xff;
       }
     } kMask;
-    const uint8_t* mask = kMask.bytes + 32 - std::min<size_t>(32, text.size());
+    const uint8_t* mask = kMask.bytes + kHead - std::min(kHead, key->text.size());
     for (size_t i = 0; i < Remembered::kWords; ++i) {
       uint64_t keep;
       std::memcpy(&keep, mask + 8 * i, 8);
-      std::memcpy(&words[i], text.data() + 8 * i, 8);
-      words[i] &= keep;
+      std::memcpy(&key->words[i], key->text.data() + 8 * i, 8);
+      key->words[i] &= keep;
     }
   }
 
@@ -93,13 +104,13 @@ class Memory {
     return !differ;
   }
 
-  static size_t place_of(const uint64_t* words, std::string_view text) {
+  static size_t place_of(const Key& key) {
     constexpr uint64_t kOdd[] = {0x9e3779b97f4a7c15u, 0xbf58476d1ce4e5b9u, 0x94d049bb133111ebu, 0xd6e8feb86659fd93u};
-    uint64_t hash = text.size();
-    for (size_t i = 0; i < Remembered::kWords; ++i) hash += (words[i] ^ words[i] >> 32) * kOdd[i];
-    for (size_t at = 8 * Remembered::kWords; at < text.size(); at += 4) {
+    uint64_t hash = key.text.size();
+    for (size_t i = 0; i < Remembered::kWords; ++i) hash += (key.words[i] ^ key.words[i] >> 32) * kOdd[i];
+    for (size_t at = kHead; at < key.text.size(); at += 4) {
       uint32_t part = 0;
-      std::memcpy(&part, text.data() + at, std::min<size_t>(4, text.size() - at));
+      std::memcpy(&part, key.text.data() + at, std::min<size_t>(4, key.text.size() - at));
       hash = (hash ^ hash >> 29 ^ part) * kOdd[0];
     }
     return ((hash ^ hash >> 32) * kOdd[1] >> (64 - kBits)) << 1;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <unordered_map>
 
 #include "pieces_text.h"
 
@@ -60,14 +61,25 @@ class Normalizer {
   // Replaced: alone, or as the first of a symbol; Starts: with what may follow it; Continues: after another one
   enum : uint8_t { kReplaced = 1, kStarts = 2, kContinues = 4, kBlank = 8 };
 
+  struct Character {
+    size_t bytes = 0;
+    uint8_t flags = 0;
+  };
+
+  Character read(const char* at, const char* end) const {
+    if (at >= end) return {};
+    const size_t bytes = character_bytes(*at);
+    return {bytes, flags_[character_at(at, bytes)]};
+  }
+
   void replace(std::string_view text) {
     bool after_blank = trims_;
     const char *at = text.data(), *end = at + text.size(), *stays = at;
-    while (at < end) {
-      const size_t bytes = character_bytes(*at);
-      const uint8_t flags = flags_[character_at(at, bytes)] & ~kContinues;
-      if (!flags || (flags == kStarts && !goes_on(at + bytes, end))) {
-        at += bytes;
+    for (Character now = read(at, end), next; at < end; now = next) {
+      next = read(at + now.bytes, end);
+      const uint8_t flags = now.flags & ~kContinues;
+      if (!flags || (flags == kStarts && !(next.flags & kContinues))) {
+        at += now.bytes;
         continue;
       }
       if (at > stays) copy(stays, at - stays), after_blank = false;
@@ -77,14 +89,11 @@ class Normalizer {
         after_blank = trims_;
       } else {
         after_blank = write(longest({at, size_t(end - at)}, &used), after_blank, end - at);
+        if (used != now.bytes) next = read(at + used, end);
       }
       stays = at += used;
     }
     copy(stays, end - stays);
-  }
-
-  bool goes_on(const char* next, const char* end) const {
-    return next < end && flags_[character_at(next, character_bytes(*next))] & kContinues;
   }
 
   // what stands in place of some characters; whether a blank comes last
@@ -147,36 +156,47 @@ class Normalizer {
     trie_.resize(size / 4);
     std::memcpy(trie_.data(), table.data() + 4, size);
     texts_ = table.substr(4 + size);
-    std::string sequence;
-    size_t visited = 0;
-    note_sequences(offset(trie_[0]), &sequence, &visited);
+    std::string character;
+    std::unordered_map<uint32_t, bool> seen;
+    read_sequences(offset(trie_[0]), &character, 0, &seen);
   }
 
-  // sets the flags of what the table has from a node on, which is reached by `sequence`
-  void note_sequences(uint32_t node, std::string* sequence, size_t* visited) {
+  // Sets the flags of the characters that the table has from a node on, which is reached by a number of characters and
+  // the first bytes of another; whether there are any. The table shares nodes: each is looked at once.
+  bool read_sequences(uint32_t node, std::string* character, size_t before, std::unordered_map<uint32_t, bool>* seen) {
+    bool any = false;
     for (int byte = 1; byte < 256; ++byte) {
       uint32_t child = node;
       bool has_value;
       if (!step(&child, char(byte), &has_value)) continue;
-      if (++*visited > kMostNodes || sequence->size() > 256) throw std::invalid_argument("table: a circle");
-      sequence->push_back(char(byte));
-      if (has_value) note(*sequence, child);
-      note_sequences(child, sequence, visited);
-      sequence->pop_back();
+      any = true;
+      character->push_back(char(byte));
+      if (character->size() < character_bytes(character->front())) {
+        if (has_value) throw std::invalid_argument("table: no UTF-8");
+        read_sequences(child, character, before, seen);
+      } else {
+        note(*character, child, has_value, before, seen);
+      }
+      character->pop_back();
     }
+    return any;
   }
 
-  void note(const std::string& sequence, uint32_t node) {
-    std::vector<uint32_t> from, to;
+  void note(const std::string& character, uint32_t node, bool has_value, size_t before, std::unordered_map<uint32_t, bool>* seen) {
+    std::vector<uint32_t> code, result;
     const bool inside = node < trie_.size() && (trie_[node] & 0x7fffffffu) < texts_.size();
-    if (!inside || !read_characters(sequence, &from) || !read_characters(result_at(node), &to))
+    if (!read_characters(character, &code) || (has_value && (!inside || !read_characters(result_at(node), &result))))
       throw std::invalid_argument("table: no UTF-8");
-    flags_[from[0]] |= from.size() == 1 ? kReplaced : kStarts;
-    for (size_t i = 1; i < from.size(); ++i) flags_[from[i]] |= kContinues;
+    if (before > kMostMatches) throw std::invalid_argument("table: too deep");
+    if (seen->emplace(node, false).second) {
+      std::string rest;
+      const bool any = read_sequences(node, &rest, before + 1, seen);
+      (*seen)[node] = any;
+    }
+    flags_[code[0]] |= before ? kContinues : (has_value ? kReplaced : 0) | ((*seen)[node] ? kStarts : 0);
   }
 
   static constexpr size_t kMostMatches = 32;  // Normalizer::kMaxTrieResultsSize
-  static constexpr size_t kMostNodes = 1 << 22;
 
   const bool trims_, dummy_, suffix_;
   const std::string_view blank_;

@@ -110,29 +110,29 @@ class PairTable {
 // Texts by their characters, each with a number.
 class Trie {
  public:
-  static constexpr uint32_t kRoot = 0;
-
   void add(const std::vector<uint32_t>& text, int32_t number) {
-    uint32_t node = kRoot;
-    for (size_t i = 0; i < text.size(); ++i) {
-      PairTable::Value& child = children_.insert(node, text[i], int32_t(num_nodes_));
-      if (uint32_t(child.first) == num_nodes_) ++num_nodes_;
-      if (i + 1 == text.size()) child.second = number;
-      node = child.first;
+    if (text[0] >= first_.size()) first_.resize(text[0] + 1);
+    PairTable::Value* node = &first_[text[0]];
+    if (node->first < 0) node->first = num_nodes_++;
+    for (size_t i = 1; i < text.size(); ++i) {
+      node = &children_.insert(node->first, text[i], num_nodes_);
+      if (node->first == num_nodes_) ++num_nodes_;
     }
+    node->second = number;
   }
 
   // {node, or -1; number of the text that ends there, or -1}
-  PairTable::Value child(uint32_t node, uint32_t character) const { return children_.find(node, character); }
+  PairTable::Value first(uint32_t character) const { return character < first_.size() ? first_[character] : PairTable::Value{}; }
+  PairTable::Value child(int32_t node, uint32_t character) const { return children_.find(node, character); }
 
   // the number of the longest text at the start of `text`, and its bytes; -1: there is none
   int32_t longest(std::string_view text, size_t* used) const {
     int32_t found = -1;
-    if (num_nodes_ == 1) return found;
-    PairTable::Value node = {int32_t(kRoot), -1};
-    for (size_t at = 0; at < text.size();) {
+    PairTable::Value node;
+    for (size_t at = 0; at < text.size() && num_nodes_;) {
       const size_t bytes = character_bytes(text[at]);
-      node = child(node.first, character_at(&text[at], bytes));
+      const uint32_t character = character_at(&text[at], bytes);
+      node = at ? child(node.first, character) : first(character);
       if (node.first < 0) break;
       at += bytes;
       if (node.second >= 0) found = node.second, *used = at;
@@ -141,8 +141,9 @@ class Trie {
   }
 
  private:
+  std::vector<PairTable::Value> first_;  // by character
   PairTable children_;
-  uint32_t num_nodes_ = 1;
+  int32_t num_nodes_ = 0;
 };
 
 }  // namespace megalm::pieces

@@ -82,13 +82,11 @@ class Unigram {
   void extend(size_t at) {
     if (std::abs(nodes_[at].sum) > kResetAbove) reset(at);
     bool alone = false;
-    PairTable::Value node = {int32_t(Trie::kRoot), -1};
-    for (size_t next = at; next < codes_.size();) {
-      node = trie_.child(node.first, codes_[next++]);
-      if (node.first < 0) break;
-      if (node.second < 0) continue;
-      offer(at, next, node.second, scores_[node.second]);
-      alone |= next == at + 1;
+    PairTable::Value node = trie_.first(codes_[at]);
+    for (size_t next = at + 1; node.first >= 0; node = trie_.child(node.first, codes_[next++])) {
+      if (node.second >= 0) offer(at, next, node.second, scores_[node.second]);
+      alone |= node.second >= 0 && next == at + 1;
+      if (next == codes_.size()) break;
     }
     if (!alone) offer(at, at + 1, ~int32_t(codes_[at]), unknown_score_);
   }

@@ -1,7 +1,6 @@
-"""The fast way from texts to ids: megalm's own encoder for sentencepiece models, gigatoken for others, and the library for
-every text in which they could come out otherwise.
+"""The fast way from texts to ids: megalm's own encoder for sentencepiece models, gigatoken for others.
 
-What could: a text that spells a special or added token; what a normalization changes (the tokenizer's own does it,
+The library gets every text in which they could come out otherwise. What could: a text that spells a special or added token; what a normalization changes (the tokenizer's own does it,
 before gigatoken); characters that Unicode's versions disagree about, where words are cut by classes of characters.
 """
 

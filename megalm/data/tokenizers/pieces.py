@@ -9,7 +9,7 @@ from megalm.kernels import pieces
 log = logging.getLogger("megalm")
 
 _UNIGRAM_SINCE = (0, 2, 2)
-"""The sentencepiece whose sums of scores csrc/pieces_unigram.h has; 0.2.1 lets them grow, and adds others for symbols."""
+"""The sentencepiece that adds scores as csrc/pieces_unigram.h does: 0.2.1 has other ones for user-defined symbols."""
 
 
 def piece_encoder(tokenizer: GPTSentencePieceTokenizer) -> pieces.PieceEncoder | None:
