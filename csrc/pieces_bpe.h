@@ -29,6 +29,7 @@ class Bpe {
         if (left != kNone && right != kNone) merges_.insert(left, right, piece.id).second = order_of(piece.score);
       }
     }
+    frozen_.finish();
   }
 
   void begin() {}

@@ -35,6 +35,7 @@ class Normalizer {
       symbols_.add(codes, 0);
       flags_[codes[0]] |= kReplaced;
     }
+    symbols_.finish();
   }
 
   std::string_view blank() const { return blank_; }

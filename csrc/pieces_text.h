@@ -69,11 +69,17 @@ class PairTable {
     return entry->value;  // an empty one's is {-1, -1}
   }
 
+  template <class Function>  // (key: left << 32 | right, value)
+  void for_each(const Function& function) {
+    for (Entry& entry : entries_)
+      if (entry.value.first >= 0) function(entry.key, entry.value);
+  }
+
   // the entry's value, made {first, -1} if it is new; to be written before the next call
   Value& insert(uint32_t left, uint32_t right, int32_t first) {
-    if (2 * ++size_ > entries_.size()) grow();
+    if (2 * (size_ + 1) > entries_.size()) grow();
     Entry& entry = place_for(uint64_t(left) << 32 | right);
-    if (entry.value.first < 0) entry.value.first = first;
+    if (entry.value.first < 0) entry.value.first = first, ++size_;
     return entry.value;
   }
 
@@ -83,7 +89,10 @@ class PairTable {
     Value value;
   };
 
-  size_t place_of(uint64_t key) const { return (key ^ key >> 29) * 0x9e3779b97f4a7c15u >> shift_; }
+  size_t place_of(uint64_t key) const {
+    key = (key ^ key >> 32) * 0x9e3779b97f4a7c15u;
+    return (key ^ key >> 32) * 0xbf58476d1ce4e5b9u >> shift_;
+  }
   const Entry* next(const Entry* entry) const { return ++entry == entries_.data() + entries_.size() ? entries_.data() : entry; }
 
   Entry& place_for(uint64_t key) {
@@ -121,7 +130,20 @@ class Trie {
     node->second = number;
   }
 
-  // {node, or -1; number of the text that ends there, or -1}
+  // Marks the nodes after which nothing comes, so that nobody looks; to be called once, after all is added.
+  void finish() {
+    std::vector<bool> inner(num_nodes_);
+    children_.for_each([&](uint64_t key, PairTable::Value&) { inner[key >> 32] = true; });
+    const auto mark = [&](PairTable::Value& node) {
+      if (node.first >= 0 && !inner[node.first]) node.first = kLeaf;
+    };
+    children_.for_each([&](uint64_t, PairTable::Value& node) { mark(node); });
+    for (PairTable::Value& node : first_) mark(node);
+  }
+
+  static constexpr int32_t kLeaf = INT32_MAX;
+
+  // {node, kLeaf or -1; number of the text that ends there, or -1}
   PairTable::Value first(uint32_t character) const { return character < first_.size() ? first_[character] : PairTable::Value{}; }
   PairTable::Value child(int32_t node, uint32_t character) const { return children_.find(node, character); }
 
@@ -136,6 +158,7 @@ class Trie {
       if (node.first < 0) break;
       at += bytes;
       if (node.second >= 0) found = node.second, *used = at;
+      if (node.first == kLeaf) break;
     }
     return found;
   }

@@ -27,6 +27,7 @@ class Unigram {
       scores_[piece.id] = piece.user_defined ? float(0.1 * (int(piece.text.size()) - 1)) : piece.score;
       if (!piece.user_defined) smallest = std::min(smallest, piece.score);
     }
+    trie_.finish();
     unknown_score_ = smallest - kUnknownPenalty;
     largest_ = std::abs(unknown_score_);
     for (const float score : scores_) largest_ = std::max(largest_, std::abs(score));
@@ -55,7 +56,7 @@ class Unigram {
     gaps_.assign(measured ? nodes_.size() : 0, {});
     if (measured) gaps_[0].best = 0;
     furthest_ = 0;
-    for (size_t at = 0; at < codes_.size(); ++at) extend(at);
+    for (size_t at = 0; at < codes_.size(); ++at) measured ? extend<true>(at) : extend<false>(at);
     sum_ = nodes_.back().sum;
     symbols->clear();
     for (size_t at = codes_.size(); at > 0; at -= nodes_[at].length) symbols->push_back(nodes_[at].symbol);
@@ -76,33 +77,40 @@ class Unigram {
 
   struct Gap {
     double best = kNever, second = kNever, chosen = kNever;  // of all ways in exact arithmetic, and the one of `sum`
+
+    void add(double exact, bool is_chosen) {
+      chosen = is_chosen ? exact : chosen;
+      second = std::max(second, std::min(best, exact));
+      best = std::max(best, exact);
+    }
   };
 
   // every symbol that starts at a character
+  template <bool kMeasured>
   void extend(size_t at) {
     if (std::abs(nodes_[at].sum) > kResetAbove) reset(at);
-    bool alone = false;
-    PairTable::Value node = trie_.first(codes_[at]);
-    for (size_t next = at + 1; node.first >= 0; node = trie_.child(node.first, codes_[next++])) {
-      if (node.second >= 0) offer(at, next, node.second, scores_[node.second]);
-      alone |= node.second >= 0 && next == at + 1;
-      if (next == codes_.size()) break;
+    const size_t count = codes_.size();
+    const uint32_t* codes = codes_.data();
+    const float* scores = scores_.data();
+    Node* nodes = nodes_.data();
+    Gap* gaps = gaps_.data();
+    const float sum = nodes[at].sum;
+    const double exact = kMeasured ? gaps[at].best : 0;
+    const auto offer = [=](size_t next, int32_t symbol, float score) {
+      const float offered = score + sum;
+      const bool better = !nodes[next].length || offered > nodes[next].sum;
+      if (better) nodes[next] = {offered, symbol, uint32_t(next - at)};
+      if (kMeasured) gaps[next].add(exact + score, better);
+    };
+    PairTable::Value node = trie_.first(codes[at]);
+    const bool alone = node.second >= 0;
+    if (!alone) offer(at + 1, ~int32_t(codes[at]), unknown_score_);
+    size_t next = at + 1;
+    for (; node.first >= 0; node = trie_.child(node.first, codes[next++])) {
+      if (node.second >= 0) offer(next, node.second, scores[node.second]), furthest_ = std::max(furthest_, next);
+      if (next == count || node.first == Trie::kLeaf) break;
     }
-    if (!alone) offer(at, at + 1, ~int32_t(codes_[at]), unknown_score_);
-  }
-
-  void offer(size_t at, size_t next, int32_t symbol, float score) {
-    furthest_ = std::max(furthest_, next);
-    Node& node = nodes_[next];
-    const float sum = score + nodes_[at].sum;
-    const bool better = !node.length || sum > node.sum;
-    if (better) node = {sum, symbol, uint32_t(next - at)};
-    if (gaps_.empty()) return;
-    Gap& gap = gaps_[next];
-    const double exact = gaps_[at].best + score;
-    if (better) gap.chosen = exact;
-    gap.second = std::max(gap.second, std::min(gap.best, exact));
-    gap.best = std::max(gap.best, exact);
+    furthest_ = std::max(furthest_, at + 1);
   }
 
   // as sentencepiece keeps sums small: from here on they count from 0

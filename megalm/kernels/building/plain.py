@@ -9,7 +9,7 @@ from megalm.kernels.building.places import SOURCES, find_cxx
 from megalm.storage.build_once import build_once
 
 PLAIN = ("pieces", "shuffle")
-"""All of them: csrc/NAME.cpp."""
+"""All of them."""
 _COMPILE_TIMEOUT_S = 300.0
 _LOCK_TIMEOUT_S = 2 * _COMPILE_TIMEOUT_S
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fvisibility=hidden")
