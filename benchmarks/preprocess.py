@@ -5,11 +5,10 @@
 
 Prints MB/s of input as wall time and as CPU time (user and system, of all processes), which other load on the machine
 disturbs less, the ratios, and whether .bin and .idx are equal byte for byte (with DIR for both sentencepiece
-tokenizers); then text of many scripts with normalizing models, BPE and unigram, against sentencepiece's own `encode` with
-as many threads, in turns (reading and writing are not counted there; here they are, once with and once without the start
-of the command); then peak memory for inputs of the given sizes. Without DIR the peer is
-a loop of the same design, written here and named so: `multiprocessing.Pool.imap` over lines, one writer,
-megatron-core's builder.
+tokenizers); then text of many scripts with normalizing models, BPE and unigram, against sentencepiece's own `encode`
+with as many threads, in turns: reading and writing are not counted there, and here they are, with and without the start
+of the command; then peak memory for inputs of the given sizes. Without DIR the peer is a loop of the same design,
+written here and named so: `multiprocessing.Pool.imap` over lines, one writer, megatron-core's builder.
 
 DIR is a checkout of https://github.com/deepspeedai/Megatron-DeepSpeed; its script needs the package `six`. Documents
 get no end-of-document token with DIR: that script counts the token in .bin but not in .idx.

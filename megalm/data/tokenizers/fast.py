@@ -1,7 +1,8 @@
 """The fast way from texts to ids: megalm's own encoder for sentencepiece models, gigatoken for others.
 
-The library gets every text in which they could come out otherwise. What could: a text that spells a special or added token; what a normalization changes (the tokenizer's own does it,
-before gigatoken); characters that Unicode's versions disagree about, where words are cut by classes of characters.
+The library gets every text in which they could come out otherwise. What could: a text that spells a special or added
+token; what a normalization changes (before gigatoken the tokenizer's own does it); characters that Unicode's versions
+disagree about, where words are cut by classes of characters.
 """
 
 import functools

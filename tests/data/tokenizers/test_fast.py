@@ -124,8 +124,8 @@ def encoder_of(shapes: dict[str, TokenizerConfig]) -> Callable[[str], FastEncode
 
 NAMES = (
     "nmt_nfkc", "nmt_nfkc, begun", "nmt_nfkc, Megatron's", "nmt_nfkc_cf", "identity", "as it is", "blanks kept",
-    "pieces across blanks", "user-defined", "unigram", "tokenizer.json", "NFC", "NFKC and lower case", "replaced", "vocab.json",
-    "r50k", "cl100k", "o200k",
+    "pieces across blanks", "user-defined", "unigram", "tokenizer.json", "NFC", "NFKC and lower case", "replaced",
+    "vocab.json", "r50k", "cl100k", "o200k",
 )  # fmt: skip
 PARTS = (
     *"aeBx 1!.'\n\t\r\x01\x1c\x7f\x85\xa0\u2003\u2028\u2581\u3000\ufeff\ufffd\u00b4\u00e9\u1e9b\u212b\ufb01",
