@@ -5,10 +5,10 @@
 
 Prints MB/s of input as wall time and as CPU time (user and system, of all processes), which other load on the machine
 disturbs less, the ratios, and whether .bin and .idx are equal byte for byte (with DIR for both sentencepiece
-tokenizers); then text of many scripts with a normalizing model, against sentencepiece's own `encode` with as many
-threads, reading and writing not counted there; then peak memory for inputs of the given sizes. Without DIR the peer is
-a loop of the same design, written here and named so: `multiprocessing.Pool.imap` over lines, one writer,
-megatron-core's builder.
+tokenizers); then text of many scripts with normalizing models, BPE and unigram, against sentencepiece's own `encode`
+with as many threads, in turns: reading and writing are not counted there, and here they are, with and without the start
+of the command; then peak memory for inputs of the given sizes. Without DIR the peer is a loop of the same design,
+written here and named so: `multiprocessing.Pool.imap` over lines, one writer, megatron-core's builder.
 
 DIR is a checkout of https://github.com/deepspeedai/Megatron-DeepSpeed; its script needs the package `six`. Documents
 get no end-of-document token with DIR: that script counts the token in .bin but not in .idx.
@@ -18,7 +18,6 @@ import argparse
 import filecmp
 import itertools
 import json
-import math
 import multiprocessing
 import random
 import resource
@@ -226,28 +225,37 @@ def encode_by_sentencepiece(source: str, model: str, threads: int) -> None:
     print(time.perf_counter() - begin)
 
 
-def compare_mixed(arguments: argparse.Namespace, folder: Path) -> None:
-    """Text of many scripts with sentencepiece's default normalization: megalm and sentencepiece in turn."""
+def train_mixed(source: Path, model: Path, kind: str) -> None:
+    """A normalizing model with byte fallback of the first documents of a file."""
     import sentencepiece
 
-    source, workers = make_mixed(folder, arguments.mixed_mb), arguments.workers
     with open(source, encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in itertools.islice(lines, 1500)]
-    model, pieces = folder / "mixed.model", (line for text in texts for line in text.split("\n"))
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=pieces, model_prefix=str(model.with_suffix("")),
-        vocab_size=16000, model_type="bpe", byte_fallback=True, max_sentence_length=1 << 20, minloglevel=2,
+        sentence_iterator=(line for text in texts for line in text.split("\n")),
+        model_prefix=str(model.with_suffix("")), vocab_size=16000, hard_vocab_limit=False, model_type=kind,
+        byte_fallback=True, max_sentence_length=1 << 20, minloglevel=2,
     )  # fmt: skip
-    own = [sys.executable, __file__, "--by-sentencepiece", str(source), str(model), str(workers)]
-    size_mb, best = source.stat().st_size / 1e6, {"sentencepiece": math.inf, "megalm": math.inf}
-    for _ in range(max(2, arguments.rounds)):
-        done = subprocess.run(own, check=True, capture_output=True, text=True)
-        best["sentencepiece"] = min(best["sentencepiece"], float(done.stdout))
-        wall, _ = timed(partial(preprocess, source, model, folder / "mixed", workers))
-        best["megalm"] = min(best["megalm"], wall)
-    print(f"{size_mb:.0f} MB of mixed text, nmt_nfkc, 16,000 ids, {workers} threads or workers (target 3 x wall)")
-    for name, wall in best.items():
-        print(f"{name:40} {size_mb / wall:7.1f} MB/s wall | {best['sentencepiece'] / wall:.2f} x wall")
+
+
+def compare_mixed(arguments: argparse.Namespace, folder: Path) -> None:
+    """Text of many scripts with sentencepiece's default normalization: megalm and sentencepiece in turn."""
+    source, workers = make_mixed(folder, arguments.mixed_mb), arguments.workers
+    size_mb, start = source.stat().st_size / 1e6, make_mixed(folder, 0.001)
+    print(f"{size_mb:.0f} MB of mixed text, nmt_nfkc, {workers} threads or workers (target 3 x)")
+    for kind in ("bpe", "unigram"):
+        model = folder / f"mixed-{kind}.model"
+        if not model.exists():
+            train_mixed(source, model, kind)
+        own = [sys.executable, __file__, "--by-sentencepiece", str(source), str(model), str(workers)]
+        rounds = []
+        for _ in range(max(2, arguments.rounds)):
+            done = subprocess.run(own, check=True, capture_output=True, text=True)
+            walls = [timed(partial(preprocess, text, model, folder / "mixed", workers))[0] for text in (source, start)]
+            rounds.append((float(done.stdout), walls[0], walls[0] - walls[1]))
+        best = [min(walls) for walls in zip(*rounds, strict=True)]
+        for name, wall in zip(("sentencepiece", "megalm", "megalm after its start"), best, strict=True):
+            print(f"{kind:8} {name:32} {size_mb / wall:7.1f} MB/s wall | {best[0] / wall:.2f} x wall")
 
 
 def print_equality(folder: Path, *names: str) -> None:

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _switch(group, "--prepend-bos", "Begin each document with the begin-of-sequence token.")
     group.add_argument(
         "--encoder", choices=("auto", "library"), default="auto",
-        help="auto: gigatoken where it is installed and gives the same ids (default). library: the tokenizer's own.",
+        help="auto: a fast one where it gives the same ids (default). library: the tokenizer's own.",
     )  # fmt: skip
     _add_output(parser.add_argument_group("output"))
     _add_runtime(parser.add_argument_group("runtime"))
@@ -171,7 +171,7 @@ def options_of(arguments: argparse.Namespace) -> PreprocessOptions:
         dedup=arguments.dedup is not None,
         skip_bad=arguments.on_error != "fail",
         reject_file=reject_file,
-        use_gigatoken=arguments.encoder == "auto",
+        fast_encoder=arguments.encoder == "auto",
         workers=arguments.workers or 1,
         **{name: getattr(arguments, name) for name in same},
     )

@@ -34,7 +34,7 @@ class PreprocessOptions:
     skip_bad: bool = False
     """Leave out documents that cannot be used; False: the first one is an error."""
     reject_file: str | None = None
-    use_gigatoken: bool = True
+    fast_encoder: bool = True
     overwrite: bool = False
     workers: int = 1
     log_interval: int | None = None

@@ -66,7 +66,7 @@ def preprocess(options: PreprocessOptions, executor: Executor, num_workers: int)
         return f"{', '.join(options.prefixes)}: complete already, made from the same input with the same options"
     with _disk_named(options), locked_parts(options):
         check_output(options, fingerprint)
-        choice = choose_encoder(options.tokenizer, _sample(files, spec)) if options.use_gigatoken else None
+        choice = choose_encoder(options.tokenizer, _sample(files, spec)) if options.fast_encoder else None
         spec = replace(spec, fast=choice is not None and choice.fast)
         run = _Run(options, spec, tokenizer, files, fingerprint)
         run.encoder = choice.reason if choice else f"encoder: {type(tokenizer).__name__}'s own library (as asked)"

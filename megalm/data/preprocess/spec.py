@@ -31,7 +31,7 @@ class ProcessingSpec:
     digests: bool = False
     """Note a digest of each text, to find equal ones."""
     fast: bool = False
-    """Encode with gigatoken; does not change the ids."""
+    """Encode with the fast encoder; does not change the ids."""
 
     @property
     def level(self) -> str:

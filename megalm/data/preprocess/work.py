@@ -17,6 +17,7 @@ from megalm.data.preprocess.shards import DIGEST_BYTES, Batch, Fault, ShardWrite
 from megalm.data.preprocess.spec import ProcessingSpec
 from megalm.data.preprocess.units import Unit
 from megalm.data.text.formats import Document, Rejected, format_of
+from megalm.data.text.utf8 import utf8_length
 from megalm.data.tokenizers.base import first_line
 from megalm.data.tokenizers.encode import WrongIdsError, encoder_of, tokenizer_of
 from megalm.data.tokenizers.fast import Encoder
@@ -163,7 +164,7 @@ def _note_fault(report: Report, writer: ShardWriter, segment: int, fault: Reject
 def _batch(spec: ProcessingSpec, encoder: Encoder, texts: Sequence[str], report: Report) -> Batch:
     texts = list(_prepared(spec, texts, report))
     digests = _digests(texts) if spec.digests else None
-    report.text_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+    report.text_bytes += sum(map(utf8_length, texts))
     if spec.split_sentences:
         split = [sentences.split(text, spec.lang, keep_newlines=spec.keep_newlines) for text in texts]
         encoded = [sentence for document in split for sentence in document]

@@ -14,6 +14,7 @@ from typing import IO, Any, Literal
 
 from megalm.data.text import parquet
 from megalm.data.text.compression import COMPRESSIONS
+from megalm.data.text.utf8 import utf8_length
 from megalm.errors import DataError
 
 CHUNK_BYTES = 1 << 20
@@ -238,14 +239,13 @@ def _text(text: Any, key: str, reading: Reading) -> tuple[str, bool]:
         raise _FaultError(
             "not a string", f'"{key}" holds {_JSON_NAMES.get(type(text).__name__, "a " + type(text).__name__)}'
         )
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            if reading.repair:
-                # "?" is what a codec puts for what it cannot encode; U+FFFD is Unicode's own sign for it
-                return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), True
-            raise _FaultError("lone surrogate", f'character {error.start + 1} of "{key}" is half of a pair') from None
+    try:
+        utf8_length(text)
+    except UnicodeEncodeError as error:
+        if reading.repair:
+            # "?" is what a codec puts for what it cannot encode; U+FFFD is Unicode's own sign for it
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), True
+        raise _FaultError("lone surrogate", f'character {error.start + 1} of "{key}" is half of a pair') from None
     return text, False
 
 

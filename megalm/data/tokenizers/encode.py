@@ -104,14 +104,12 @@ def choose_encoder(config: TokenizerConfig, sample: Sequence[str]) -> Choice:
     if isinstance(tokenizer, ByteLevelTokenizer | NullTokenizer):
         return Choice(False, f"encoder: {kind} itself, which needs no library")
     try:
-        import gigatoken  # noqa: F401
-    except ImportError:
-        return Choice(False, f"encoder: {kind}'s own library (gigatoken is not installed: several times faster)")
-    try:
         encoder: Any = encoder_of(config, fast=True)  # which the workers inherit
         texts = [*HARD_TEXTS, *sample]
         if not same_ids(encoder.fast(texts), LibraryEncoder(tokenizer)(texts)):
-            return Choice(False, f"encoder: {kind}'s own library (gigatoken gives other ids on a sample)")
+            return Choice(False, f"encoder: {kind}'s own library ({encoder.fast.names} gives other ids on a sample)")
+    except ImportError:
+        return Choice(False, f"encoder: {kind}'s own library (gigatoken is not installed: several times faster)")
     # What gigatoken raises for a model that it does not know is not written down anywhere.
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):

@@ -1,7 +1,8 @@
-"""The fast way from texts to ids: gigatoken, and the library for every text in which it could come out otherwise.
+"""The fast way from texts to ids: megalm's own encoder for sentencepiece models, gigatoken for others.
 
-What could: a text that spells a special or added token; what a normalization changes (the tokenizer's own does it,
-before gigatoken); characters that Unicode's versions disagree about, where words are cut by classes of characters.
+The library gets every text in which they could come out otherwise. What could: a text that spells a special or added
+token; what a normalization changes (before gigatoken the tokenizer's own does it); characters that Unicode's versions
+disagree about, where words are cut by classes of characters.
 """
 
 import functools
@@ -9,7 +10,6 @@ import json
 import re
 import sys
 import unicodedata
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from megalm.data.tokenizers.base import Tokenizer
 from megalm.data.tokenizers.hugging_face import GPT2BPETokenizer, HFTokenizer
+from megalm.data.tokenizers.pieces import piece_encoder
 from megalm.data.tokenizers.sentence_piece import GPTSentencePieceTokenizer, Llama2Tokenizer
 from megalm.data.tokenizers.tik_token import TikTokenizer
-from megalm.kernels import bpe
 
 Ids = npt.NDArray[np.integer[Any]]
 Lengths = npt.NDArray[np.int64]
@@ -34,9 +34,10 @@ class Encoder(Protocol):
 
 
 class FastEncoder:
-    """Encodes with gigatoken what it encodes as the library does, and with the library what else there is.
+    """Encodes fast what is then encoded as the library does, and with the library what else there is.
 
     Raises:
+        ImportError: gigatoken is needed and not installed.
         Exception: whatever gigatoken raises for a tokenizer that it does not know.
     """
 
@@ -85,7 +86,7 @@ class _Ways:
         plain: how texts are encoded that no normalization changes.
         is_plain: which these are.
         other: how the others are encoded.
-        shown: a text as gigatoken gets it: there, too, a special token must not be spelled.
+        shown: a text as the encoder gets it: there, too, a special token must not be spelled.
         names: what encodes, in words.
     """
 
@@ -112,10 +113,10 @@ class _Ways:
 
 
 def _ways_of(tokenizer: Tokenizer, library: Encoder) -> _Ways:
-    from gigatoken import Tokenizer as Model
-
     if isinstance(tokenizer, GPTSentencePieceTokenizer):
         return _sentencepiece_ways(tokenizer)
+    from gigatoken import Tokenizer as Model
+
     if isinstance(tokenizer, HFTokenizer):
         return _hugging_face_ways(tokenizer, library)
     if isinstance(tokenizer, GPT2BPETokenizer):
@@ -127,7 +128,9 @@ def _ways_of(tokenizer: Tokenizer, library: Encoder) -> _Ways:
 
 
 def _sentencepiece_ways(tokenizer: GPTSentencePieceTokenizer) -> _Ways:
-    """Texts that the model's normalization does not change go as they are, the others normalized."""
+    """All texts to megalm's own encoder; without it gigatoken gets them normalized, unless nothing changes them."""
+    if (compiled := piece_encoder(tokenizer)) is not None:
+        return _Ways(compiled, lambda text: True, compiled, str, "megalm's own, compiled")
     from gigatoken import Tokenizer as Model
 
     spec = tokenizer.proto().normalizer_spec
@@ -136,10 +139,6 @@ def _sentencepiece_ways(tokenizer: GPTSentencePieceTokenizer) -> _Ways:
         return _Ways(plain, lambda text: True, plain, str)
     if not spec.escape_whitespaces or tokenizer.proto().trainer_spec.treat_whitespace_as_suffix:
         raise TypeError("its blanks are not those of other models")
-    compiled = _piece_encoder(tokenizer)
-    if compiled is not None:  # it knows no special tokens, and has its own normalization
-        names = "gigatoken for ASCII, megalm's own for what the model normalizes"
-        return _Ways(plain, _plain_where_equal(plain, compiled), compiled, str, names)
     # what is appended to a protocol message takes the place of what it says before
     own = _Gigatoken(Model.from_sentencepiece(tokenizer.content + _NO_NORMALIZATION))
 
@@ -153,30 +152,6 @@ def _plain_where_equal(plain: Encoder, other: Encoder) -> Callable[[str], bool]:
     """Which texts go to `plain`: none where it differs from `other` on simple ones."""
     simple = [text for text in HARD_TEXTS if _is_simple(text)]
     return _is_simple if same_ids(plain(simple), other(simple)) else lambda text: False
-
-
-def _piece_encoder(tokenizer: GPTSentencePieceTokenizer) -> Encoder | None:
-    """megalm's own encoder of a BPE model; None where it does not suit, or there is no compiler."""
-    proto, types = tokenizer.proto(), tokenizer.proto().SentencePiece.Type
-    by_type: dict[int, dict[int, tuple[str, float]]] = defaultdict(dict)
-    for number, piece in enumerate(proto.pieces):
-        by_type[piece.type][number] = piece.piece, piece.score
-    pieces, unknown = by_type[types.Value("NORMAL")], by_type[types.Value("UNKNOWN")]
-    suits = (
-        proto.trainer_spec.model_type == proto.trainer_spec.ModelType.Value("BPE")
-        and not by_type[types.Value("USER_DEFINED")]
-        and not by_type[types.Value("UNUSED")]
-        and len(unknown) == 1
-    )
-    if not suits or not bpe.is_available():
-        return None
-    of_bytes = {piece: number for number, (piece, _) in by_type[types.Value("BYTE")].items()}
-    byte_ids = [of_bytes[f"<0x{byte:02X}>"] for byte in range(256)] if proto.trainer_spec.byte_fallback else None
-    spec = proto.normalizer_spec
-    return bpe.PieceEncoder(
-        pieces, byte_ids, next(iter(unknown)), table=spec.precompiled_charsmap,
-        trims=spec.remove_extra_whitespaces, prefix=spec.add_dummy_prefix,
-    )  # fmt: skip
 
 
 _NO_NORMALIZATION = b"\x1a\x10\x0a\x08identity\x12\x00\x18\x00\x20\x00"

@@ -1,10 +1,14 @@
 """`megalm kernels`: build the fused kernels ahead of time, or say what a run would use."""
 
 import argparse
+import contextlib
+import subprocess
 from pathlib import Path
 
 from megalm.config.paths import path_argument
 from megalm.errors import PlatformError
+from megalm.kernels.building.places import default_cache
+from megalm.kernels.building.plain import PLAIN, plain_library
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
     from megalm.kernels.building import library
 
     cache = None if arguments.cache is None else Path(arguments.cache)
+    if arguments.action == "build":
+        # who wants one of these says what it does without, and why
+        with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):
+            for name in PLAIN:
+                plain_library(name, default_cache())
     loaded = library.load("auto", cache_folder=cache)
     if loaded.path is None and arguments.action == "build":
         raise PlatformError(f"no fused kernels, runs use the {loaded.reason}")

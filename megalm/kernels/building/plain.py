@@ -1,4 +1,4 @@
-"""Libraries of one C++ file without torch: compiled in a second where there is a compiler, loaded in a millisecond."""
+"""Libraries of one C++ file and its headers, without torch: compiled in seconds where there is a compiler."""
 
 import hashlib
 import platform
@@ -8,13 +8,15 @@ from pathlib import Path
 from megalm.kernels.building.places import SOURCES, find_cxx
 from megalm.storage.build_once import build_once
 
-_COMPILE_TIMEOUT_S = 60.0
+PLAIN = ("pieces", "shuffle")
+"""All of them."""
+_COMPILE_TIMEOUT_S = 300.0
 _LOCK_TIMEOUT_S = 2 * _COMPILE_TIMEOUT_S
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fvisibility=hidden")
 
 
 def plain_library(name: str, folder: Path) -> Path:
-    """The library of NAME.cpp in csrc for this compiler and machine; compiled first if it is not in `folder`.
+    """The library of NAME.cpp and NAME_*.h in csrc for this compiler and machine; compiled if it is not in `folder`.
 
     Raises:
         OSError: no compiler, no source, a compiler that fails, or a folder that cannot be written.
@@ -24,7 +26,8 @@ def plain_library(name: str, folder: Path) -> Path:
     if compiler is None:
         raise OSError("there is no C++ compiler on the search path")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S)
-    made_from = [source.read_bytes(), version.stdout, " ".join(_FLAGS).encode(), platform.machine().encode()]
+    headers = [path.read_bytes() for path in sorted(SOURCES.glob(f"{name}_*.h"))]
+    made_from = [source.read_bytes(), *headers, version.stdout, " ".join(_FLAGS).encode(), platform.machine().encode()]
     library = folder / f"libmegalm-{name}-{hashlib.sha256(b'|'.join(made_from)).hexdigest()[:24]}.so"
 
     def make(work: Path, _: int) -> Path:

@@ -15,6 +15,7 @@ from megalm.data.tokenizers import encode
 from megalm.data.tokenizers.encode import ComparedEncoder, LibraryEncoder, WrongIdsError, choose_encoder, tokenizer_of
 from megalm.data.tokenizers.encode import encoder_of as real_encoder_of
 from megalm.data.tokenizers.fast import FastEncoder, same_ids
+from megalm.kernels import pieces
 
 pytest.importorskip("gigatoken")
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -94,6 +95,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenizerConfi
         "user-defined": sentencepiece_model(
             folder / "user.model", user_defined_symbols=["<x>", "e", "\u30ab", "<a b>"]
         ),
+        "unigram": sentencepiece_model(folder / "unigram.model", model_type="unigram", vocab_size=400),
         "tokenizer.json": plain,
         "NFC": tokenizer_json(folder / "nfc" / "tokenizer.json", normalizers.NFC(), words),
         "NFKC and lower case": tokenizer_json(
@@ -122,8 +124,8 @@ def encoder_of(shapes: dict[str, TokenizerConfig]) -> Callable[[str], FastEncode
 
 NAMES = (
     "nmt_nfkc", "nmt_nfkc, begun", "nmt_nfkc, Megatron's", "nmt_nfkc_cf", "identity", "as it is", "blanks kept",
-    "pieces across blanks", "user-defined", "tokenizer.json", "NFC", "NFKC and lower case", "replaced", "vocab.json",
-    "r50k", "cl100k", "o200k",
+    "pieces across blanks", "user-defined", "unigram", "tokenizer.json", "NFC", "NFKC and lower case", "replaced",
+    "vocab.json", "r50k", "cl100k", "o200k",
 )  # fmt: skip
 PARTS = (
     *"aeBx 1!.'\n\t\r\x01\x1c\x7f\x85\xa0\u2003\u2028\u2581\u3000\ufeff\ufffd\u00b4\u00e9\u1e9b\u212b\ufb01",
@@ -207,9 +209,21 @@ def test_other_ids_for_a_text_that_goes_by_end_the_run(shapes: Any, monkeypatch:
 def test_without_a_file_or_gigatoken_the_library_encodes(shapes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not choose_encoder(TokenizerConfig(tokenizer_type="ByteLevelTokenizer"), []).fast
     monkeypatch.setitem(__import__("sys").modules, "gigatoken", None)
-    choice = choose_encoder(shapes["nmt_nfkc"], [])
+    real_encoder_of.cache_clear()
+    choice = choose_encoder(shapes["tokenizer.json"], [])
     assert not choice.fast
     assert "gigatoken is not installed" in choice.reason
+    assert choose_encoder(shapes["nmt_nfkc"], []).fast == pieces.is_available()
+
+
+@pytest.mark.parametrize("name", ["nmt_nfkc", "as it is", "pieces across blanks"])
+def test_without_a_compiler_gigatoken_encodes(shapes: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "is_available", lambda: False)
+    tokenizer = tokenizer_of(shapes[name])
+    library = LibraryEncoder(tokenizer)
+    encoder = FastEncoder(tokenizer, library)
+    assert encoder.names == "gigatoken"
+    check_equal(encoder, library, list(random_texts(random.Random(name), 300)))
 
 
 def test_the_library_encoder_gives_flat_ids_and_lengths(shapes: Any) -> None:
