@@ -87,7 +87,7 @@ def decoder_seq_length(config: RunConfig) -> int | None:
     """
     if not config.model.encoder_decoder:
         return None
-    if config.model.decoder_seq_length is not None or config.training.objective != "span":
+    if config.model.decoder_seq_length is not None or "span" not in config.training.objectives:
         return config.model.decoder_seq_length
     noise = span_noise(config)
     return noise.lengths(noise.text_tokens(config.batch.seq_length))[1]

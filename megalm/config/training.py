@@ -72,9 +72,10 @@ class TrainingConfig(Section):
     """Samples of the whole run, in place of --train-iters; schedules then count samples."""
     train_tokens: int | None = Field(None, ge=1, le=2**62)
     """Tokens of the whole run, in place of --train-iters; with --train-samples the shorter of the two counts."""
-    objective: Annotated[str, OpenChoice(("causal", "masked", "span"))] = "causal"
-    """What the model is trained to predict: causal is the next token, masked the hidden ones (BERT), span what spans of
-    the text were (T5's span corruption, for encoder-decoders)."""
+    objective: Annotated[str, OpenChoice(("causal", "prefix", "masked", "span"))] = "causal"
+    """What the model is trained to predict (docs/objectives.md): causal is the next token, prefix the same after a
+    prefix that is seen both ways; masked the hidden tokens (BERT); span what spans of the text were (T5's span
+    corruption, for encoder-decoders)."""
     eval_interval: int | None = Field(None, ge=1)
     """Steps between two evaluations on the validation set. Default: only at the end of the run."""
     eval_iters: int = Field(100, ge=0)
@@ -100,6 +101,11 @@ class TrainingConfig(Section):
     deterministic_mode: bool = False
     """Only algorithms that give the same bits each time, on GPUs too, where others are faster; one that torch has in no
     other form ends the run."""
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The objectives of the run, by name."""
+        return (self.objective,)
 
 
 class OptimizerConfig(Section):

@@ -8,11 +8,13 @@ from megalm.errors import ConfigError
 from megalm.objectives.base import Objective
 from megalm.objectives.causal import CausalObjective
 from megalm.objectives.masked import MaskedObjective
+from megalm.objectives.prefix import PrefixObjective
 from megalm.objectives.span import SpanObjective
 from megalm.tables import Table
 
 OBJECTIVES: Table[type[Objective]] = Table(
-    "objective", {"causal": CausalObjective, "masked": MaskedObjective, "span": SpanObjective}
+    "objective",
+    {"causal": CausalObjective, "prefix": PrefixObjective, "masked": MaskedObjective, "span": SpanObjective},
 )
 """Value of --objective -> the objective, made by its `build`."""
 

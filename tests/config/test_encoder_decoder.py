@@ -32,8 +32,8 @@ def test_the_names_of_megatron_are_understood() -> None:
     [
         ("--model-family t5 --objective span", "needs position_embedding_type=relative, normalization=RMSNorm, disable_"
          "bias_linear=true; give --position-embedding-type relative --normalization RMSNorm --disable-bias-linear"),
-        (T5, "objective=causal trains decoders, not model_family=t5; give --objective span"),
-        (f"{T5} --objective masked", "objective=masked trains encoders, not model_family=t5; give --objective span"),
+        (T5, "objective=causal trains decoders, not model_family=t5; use --model-family gpt, or --objective span"),
+        (f"{T5} --objective masked", "objective=masked trains encoders, not model_family=t5; use --model-family bert"),
         ("--objective span", "objective=span trains encoder-decoders, not model_family=gpt"),
         ("--position-embedding-type relative", "position_embedding_type=relative needs model_family=t5"),
         ("--decoder-num-layers 2", "decoder_num_layers=2 needs model_family=t5; drop it"),

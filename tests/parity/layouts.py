@@ -71,6 +71,12 @@ MODELS = {
     "all dropout": f"{GPT2} --num-layers 4 --hidden-dropout 0.1 --attention-dropout 0.1",
     "llama documents": f"{LLAMA} --num-layers 4 {DOCUMENTS}",
     "gpt2 documents": f"{GPT2} --num-layers 4 {DOCUMENTS}",
+    # prefixes that are seen both ways: of the row, of each document, in windows; fewer tokens have a loss
+    "prefix": f"{LLAMA} --num-layers 4 --objective prefix --init-method-std 0.2",
+    "prefix documents": f"{GPT2} --num-layers 4 --objective prefix {DOCUMENTS}",
+    "prefix windows": (
+        f"{LLAMA} --objective prefix --window-size 5,0 --attn-logit-softcapping 5 --attention-dropout 0.1"
+    ),
     # two layers and three, tied head
     "t5": f"{T5} --relu --decoder-num-layers 3",
     "t5 1.1": f"{T5} --geglu --openai-gelu --untie-embeddings-and-output-weights",
@@ -354,6 +360,13 @@ ROWS = [
     Row(2, "gpt2 documents", "pp2 zbv zero0", CI),
     Row(4, "llama documents", "tp2 sp pp2 zbv zero1", CI),
     Row(4, "gpt2 documents", "pp2 interleaved-1f1b zero3 one-by-one"),
+    # prefixes
+    Row(2, "prefix", "tp2 sp zero1 selective", CI),
+    Row(2, "prefix", "zero3 full"),
+    Row(2, "prefix documents", "pp2 zbv zero1"),
+    Row(2, "prefix documents", "zero2"),
+    Row(2, "prefix windows", "pp2 1f1b zero0 full"),
+    Row(4, "prefix documents", "tp2 sp pp2 zbv zero1"),
     # low precision against one process in the same
     Row(2, "llama", "zero1 bf16"),
     Row(2, "llama", "zero2 bf16 one-by-one"),
