@@ -1,13 +1,14 @@
-"""Lengths of T5's span corruption, from its settings alone: objective, model, rules and planner reckon alike.
+"""Lengths of spans, from the settings alone: objectives, model, rules and planner reckon alike.
 
-Source: Raffel et al. 2020, arXiv:1910.10683, section 3.1.4; `random_spans_helper` of T5's own code.
+Source of T5's: Raffel et al. 2020, arXiv:1910.10683, section 3.1.4; `random_spans_helper` of T5's own code.
 """
 
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
+from megalm.config.data import DataConfig
 from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError
 
@@ -78,6 +79,38 @@ class SpanNoise:
 def span_noise(config: RunConfig) -> SpanNoise:
     """What the run's settings say of noise."""
     return SpanNoise(density=config.data.noise_density, mean_length=config.data.mean_noise_span_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedRuns:
+    """How long the runs of tokens or words are that masked language modelling hides."""
+
+    longest: int
+    shape: Literal["inverse", "longer", "geometric"] = "inverse"
+    """P(n) ~ 1 / n: Lan et al. 2019 (ALBERT), arXiv:1909.11942, section 3.1; the same from the other end, as Megatron;
+    or ~ 0.8^n: Joshi et al. 2019 (SpanBERT), arXiv:1907.10529, section 3.1."""
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Self:
+        """What the run's settings say of them."""
+        geometric = data.masking_use_geometric_distribution
+        longest = data.masking_max_ngram or (10 if geometric else 1)
+        shape = "geometric" if geometric else "longer" if data.masking_use_longer_ngrams else "inverse"
+        return cls(longest=longest, shape=shape)
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """Those of lengths 1, 2, ..., `longest`."""
+        lengths = range(1, self.longest + 1)
+        weights = [0.8**n if self.shape == "geometric" else 1 / n for n in lengths]
+        if self.shape == "longer":
+            weights.reverse()
+        return tuple(weight / sum(weights) for weight in weights)
+
+    @property
+    def mean(self) -> float:
+        """The mean length."""
+        return sum(n * probability for n, probability in enumerate(self.probabilities, 1))
 
 
 def decoder_seq_length(config: RunConfig) -> int | None:

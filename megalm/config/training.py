@@ -72,10 +72,10 @@ class TrainingConfig(Section):
     """Samples of the whole run, in place of --train-iters; schedules then count samples."""
     train_tokens: int | None = Field(None, ge=1, le=2**62)
     """Tokens of the whole run, in place of --train-iters; with --train-samples the shorter of the two counts."""
-    objective: Annotated[str, OpenChoice(("causal", "prefix", "masked", "span"))] = "causal"
+    objective: Annotated[str, OpenChoice(("causal", "prefix", "fim", "masked", "span"))] = "causal"
     """What the model is trained to predict (docs/objectives.md): causal is the next token, prefix the same after a
-    prefix that is seen both ways; masked the hidden tokens (BERT); span what spans of the text were (T5's span
-    corruption, for encoder-decoders)."""
+    prefix that is seen both ways, fim the same of documents whose middle stands at their end; masked the hidden tokens
+    (BERT); span what spans of the text were (T5's span corruption, for encoder-decoders)."""
     eval_interval: int | None = Field(None, ge=1)
     """Steps between two evaluations on the validation set. Default: only at the end of the run."""
     eval_iters: int = Field(100, ge=0)

@@ -1,7 +1,7 @@
 """What an objective is: a pure function of a numbered sample, with what loader and model must know of its examples."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,25 @@ class Sample(Protocol):
     @property
     def tokens(self) -> npt.NDArray[np.int64]:
         """[sample_tokens], -1 where the data does not fill it."""
+
+
+class Documents(Protocol):
+    """The documents that the samples of a dataset are of."""
+
+    def other_text(self, number: int, length: int, draw: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Up to `length` tokens of a document that no token of sample `number` is of."""
+
+
+@runtime_checkable
+class UsesDocuments(Protocol):
+    """An objective that may look at other documents than those of a sample."""
+
+    @property
+    def needs_documents(self) -> bool:
+        """Whether it does."""
+
+    def with_documents(self, documents: Documents) -> Self:
+        """The objective that takes them from there."""
 
 
 class Objective(Protocol):

@@ -19,7 +19,10 @@ VALUES = {
     "num_tokentypes": "3", "embedding_norm": "", "embedding_size": "8", "bert_no_binary_head": "",
     "use_parallel_residual": "", "scale_embeddings": "", "attn_logit_softcapping": "5", "final_logit_softcapping": "5",
     "mask_prob": "0.3", "short_seq_prob": "0", "whole_word_masking": "", "noise_density": "0.3",
-    "mean_noise_span_length": "2",
+    "mean_noise_span_length": "2", "fim_rate": "0.1", "fim_spm_rate": "0.1", "fim_unit": "character",
+    "fim_split_sample": "x", "fim_fragment_rate": "0.1", "fim_no_prefix": "x", "fim_prefix_token": "x",
+    "fim_middle_token": "x", "fim_suffix_token": "x", "masking_max_ngram": "3", "masking_use_longer_ngrams": "",
+    "masking_use_geometric_distribution": "", "bert_sentence_head": "nsp",
 }  # fmt: skip
 
 
@@ -104,6 +107,10 @@ def test_an_objective_trains_one_family(objective):
         (f"{BERT} --reset-attention-mask", "give --bert-no-binary-head"),
         (f"{BERT} --reset-position-ids", "give --bert-no-binary-head"),
         (f"{BERT} --bert-no-binary-head --short-seq-prob 0.5", "for pairs of texts"),
+        (f"{BERT} --bert-no-binary-head --bert-sentence-head nsp", "for a head that --bert-no-binary-head leaves out"),
+        (f"{BERT} --masking-use-longer-ngrams", "is for masking_max_ngram > 1"),
+        (f"{BERT} --masking-max-ngram 14", "masking_max_ngram=14 is longer than the 13 tokens of a text"),
+        (f"{BERT} --masking-max-ngram 3 --mask-prob 0.7", "use --mask-prob 0.62 or less"),
         (f"{BERT} --mask-prob 0", "mask_prob=0"),
         (f"{BERT} --mask-prob 1", "mask_prob=1"),
     ],

@@ -3,6 +3,7 @@
 from megalm.config.model import ModelConfig
 from megalm.config.rules.objective import is_given, says_nothing, shown
 from megalm.config.sections import RunConfig
+from megalm.config.spans import MaskedRuns
 
 ONLY_ENCODERS = ("num_tokentypes", "embedding_norm", "embedding_size", "bert_no_binary_head")
 NO_ENCODER = ("use_parallel_residual", "scale_embeddings", "attn_logit_softcapping", "final_logit_softcapping")
@@ -67,4 +68,27 @@ def _masked(config: RunConfig) -> list[str]:
             )
     if not is_pair and is_given(config, "short_seq_prob"):
         found.append(says_nothing(config, "short_seq_prob", "pairs of texts, which --bert-no-binary-head leaves out"))
+    if not is_pair and is_given(config, "bert_sentence_head"):
+        found.append(says_nothing(config, "bert_sentence_head", "a head that --bert-no-binary-head leaves out"))
+    return found + _runs(config, length - (least - 1 - is_pair))
+
+
+def _runs(config: RunConfig, room: int) -> list[str]:
+    """Runs of hidden tokens fit into the text and between tokens that stay."""
+    data, runs, found = config.data, MaskedRuns.of(config.data), []
+    if data.masking_use_longer_ngrams and (runs.longest == 1 or data.masking_use_geometric_distribution):
+        found.append(
+            says_nothing(config, "masking_use_longer_ngrams", "masking_max_ngram > 1 without geometric lengths")
+        )
+    if room >= 1 and runs.longest > room:
+        found.append(
+            f"masking_max_ngram={runs.longest} is longer than the {room} tokens of a text; lower it, or raise "
+            "--seq-length"
+        )
+    if runs.longest > 1 and data.mask_prob * (1 + 1 / runs.mean) > 1:
+        most = int(100 / (1 + 1 / runs.mean)) / 100
+        found.append(
+            f"mask_prob={data.mask_prob} leaves no token between runs of {runs.mean:.2f} hidden ones on average; use "
+            f"--mask-prob {most} or less"
+        )
     return found

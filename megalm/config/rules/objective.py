@@ -6,7 +6,7 @@ from megalm.config.merging.settings import SETTINGS
 from megalm.config.sections import RunConfig
 
 OBJECTIVES_OF: Mapping[str, tuple[str, ...]] = {
-    "gpt": ("causal", "prefix"),
+    "gpt": ("causal", "prefix", "fim"),
     "bert": ("masked",),
     "t5": ("span",),
 }
@@ -14,7 +14,14 @@ OBJECTIVES_OF: Mapping[str, tuple[str, ...]] = {
 FAMILY_OF = {objective: family for family, names in OBJECTIVES_OF.items() for objective in names}
 _KIND = {"gpt": "decoders", "bert": "encoders", "t5": "encoder-decoders"}
 SETTINGS_OF: Mapping[str, tuple[str, ...]] = {
-    "masked": ("mask_prob", "short_seq_prob", "whole_word_masking"),
+    "fim": (
+        *("fim_rate", "fim_spm_rate", "fim_unit", "fim_split_sample", "fim_fragment_rate", "fim_no_prefix"),
+        *("fim_prefix_token", "fim_middle_token", "fim_suffix_token"),
+    ),
+    "masked": (
+        *("mask_prob", "short_seq_prob", "whole_word_masking", "masking_max_ngram", "masking_use_longer_ngrams"),
+        *("masking_use_geometric_distribution", "bert_sentence_head"),
+    ),
     "span": ("noise_density", "mean_noise_span_length"),
 }
 """Objective -> settings that say nothing to the others."""
@@ -38,6 +45,21 @@ def objectives(config: RunConfig) -> list[str]:
             for name in settings
             if objective not in names and is_given(config, name)
         ]
+    return found + (_fim(config) if "fim" in names else [])
+
+
+_FIM_TOKENS = 3
+
+
+def _fim(config: RunConfig) -> list[str]:
+    found, length = [], config.batch.seq_length
+    if length <= _FIM_TOKENS:
+        found.append(
+            f"seq_length={length} leaves objective=fim no text beside the {_FIM_TOKENS} tokens around its parts; use "
+            f"--seq-length {_FIM_TOKENS + 1} or more"
+        )
+    if config.data.fim_split_sample is None and is_given(config, "fim_fragment_rate"):
+        found.append(says_nothing(config, "fim_fragment_rate", "fragments, which fim_split_sample parts"))
     return found
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from megalm.config.data import TokenizerConfig
 from megalm.data.tokenizers.base import Tokenizer
+from megalm.data.tokenizers.extra import WithExtraIds
 from megalm.data.tokenizers.hugging_face import GPT2BPETokenizer, HFTokenizer
 from megalm.data.tokenizers.plain import ByteLevelTokenizer, NullTokenizer
 from megalm.data.tokenizers.sentence_piece import GPTSentencePieceTokenizer, Llama2Tokenizer, SentencePieceTokenizer
@@ -34,7 +35,9 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """
     config = _with_files_of_folder(config)
     name = config.tokenizer_type or _kind_of(config)
-    kind = TOKENIZERS[name]
+    kind, extra_ids = TOKENIZERS[name], config.vocab_extra_ids
+    if extra_ids and "vocab_extra_ids" not in kind.settings:
+        return WithExtraIds(build_tokenizer(config.model_copy(update={"vocab_extra_ids": None})), extra_ids)
     for setting in TokenizerConfig.model_fields:
         value = getattr(config, setting)
         if value and setting != "tokenizer_type" and setting not in kind.settings:
