@@ -149,9 +149,12 @@ def step_row(run: Run, result: StepResult, settings: StepSettings, samples: int)
     if optimizer.weight_decay_incr_style != "constant":
         row["weight_decay"] = settings.weight_decay
     row |= named_losses(result.losses)
-    for name, loss in zip(run.data.train_names, result.dataset_losses, strict=False):
+    for name, loss in zip(run.data.train_names, result.losses_of.get("dataset_id", ()), strict=False):
         if loss is not None:  # samples of this dataset were in the batch
             row[f"loss/{name}"] = loss
+    for name, loss in zip(run.config.training.objectives, result.losses_of.get("objective_id", ()), strict=False):
+        if loss is not None:
+            row[f"{name}_loss"] = loss
     if run.config.logging.log_params_norm:
         row["params_norm"] = run.engine.parameters_norm()
     return row

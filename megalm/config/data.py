@@ -128,6 +128,8 @@ def split_shares(split: str) -> tuple[float, float, float]:
     return train, valid, test
 
 
+UL2 = "R:0.15:3,R:0.15:8,S:0.25,X:0.5:3,X:0.5:8,X:0.15:64,X:0.5:64"
+"""Tay et al. 2022 (UL2), arXiv:2205.05131, table 1."""
 Paths = Annotated[tuple[PathText, ...], BeforeValidator(_as_words), Field(min_length=1)]
 DATASET = InputPath((".idx", ".bin"))
 
@@ -207,6 +209,9 @@ class DataConfig(Section):
     """--objective fim: token before a middle. Default: <fim_middle>."""
     fim_suffix_token: Annotated[str | None, FixedOnResume()] = None
     """--objective fim: token before a suffix. Default: <fim_suffix>."""
+    ul2_denoisers: Annotated[str, FixedOnResume()] = UL2
+    """--objective ul2: what a sample may become, all as likely (one that stands twice twice): R:DENSITY:MEAN and
+    X:DENSITY:MEAN are span corruption with this share of noise and this mean span, S:DENSITY is the end of the text."""
     num_workers: int = Field(2, ge=0)
     """Background processes that prepare batches; 0 prepares them in the training process."""
 

@@ -95,8 +95,9 @@ class MaskedRuns:
         """What the run's settings say of them."""
         geometric = data.masking_use_geometric_distribution
         longest = data.masking_max_ngram or (10 if geometric else 1)
-        shape = "geometric" if geometric else "longer" if data.masking_use_longer_ngrams else "inverse"
-        return cls(longest=longest, shape=shape)
+        if geometric:
+            return cls(longest=longest, shape="geometric")
+        return cls(longest=longest, shape="longer" if data.masking_use_longer_ngrams else "inverse")
 
     @property
     def probabilities(self) -> tuple[float, ...]:
@@ -113,6 +114,75 @@ class MaskedRuns:
         return sum(n * probability for n, probability in enumerate(self.probabilities, 1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """One of the ways in which UL2 hides parts of a text."""
+
+    mode: str
+    """r: regular spans, s: the rest of a sequence, x: extreme spans."""
+    noise: SpanNoise
+
+    @classmethod
+    def read(cls, text: str) -> tuple[Self, ...]:
+        """Those of a text as "R:0.15:3 S:0.25".
+
+        Raises:
+            ValueError: it says none.
+        """
+        found = []
+        for word in text.replace(",", " ").split():
+            mode, *numbers = word.lower().split(":")
+            try:
+                density, mean = (float(number) for number in (numbers if mode != "s" else [*numbers, "inf"]))
+            except ValueError:
+                density, mean = 0.0, 0.0
+            if mode not in ("r", "s", "x") or not 0 < density < 1 or not mean >= 1:
+                raise ValueError(
+                    f'ul2_denoisers: "{word}" must be R:DENSITY:MEAN, X:DENSITY:MEAN or S:DENSITY, with a density '
+                    "between 0 and 1 and a mean span of 1 or more"
+                )
+            found.append(cls(mode=mode, noise=SpanNoise(density=density, mean_length=mean)))
+        if not found:
+            raise ValueError("ul2_denoisers names none; give some, as R:0.15:3 S:0.25, or leave it out")
+        return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """What an objective of encoder-decoders makes of texts: span corruption of one kind, or of several."""
+
+    noises: tuple[SpanNoise, ...]
+    head: int = 0
+    """Tokens that the encoder reads before the text."""
+
+    def text_tokens(self, encoder: int, decoder: int | None = None) -> int:
+        """Tokens of the longest text of which all kinds fit; 0: none does."""
+        return min(noise.text_tokens(encoder - self.head, decoder) for noise in self.noises)
+
+    def decoder_tokens(self, encoder: int) -> int:
+        """Tokens of the decoder that has room for all kinds, where the longest text fills the encoder."""
+        text = self.text_tokens(encoder)
+        return max(noise.lengths(text)[1] for noise in self.noises)
+
+    def spans(self, tokens: int) -> int:
+        """Most spans of a text of so many tokens."""
+        return max(noise.counts(tokens)[1] for noise in self.noises)
+
+
+def denoisings(config: RunConfig) -> dict[str, Denoising]:
+    """That of each objective of the run that is one, by name.
+
+    Raises:
+        ValueError: as `Denoiser.read`.
+    """
+    found = {}
+    if "span" in config.training.objectives:
+        found["span"] = Denoising(noises=(span_noise(config),))
+    if "ul2" in config.training.objectives:
+        found["ul2"] = Denoising(noises=tuple(d.noise for d in Denoiser.read(config.data.ul2_denoisers)), head=1)
+    return found
+
+
 def decoder_seq_length(config: RunConfig) -> int | None:
     """Tokens of the decoder: as given, or as span corruption fills them where the encoder is full; None: nobody knows.
 
@@ -120,7 +190,7 @@ def decoder_seq_length(config: RunConfig) -> int | None:
     """
     if not config.model.encoder_decoder:
         return None
-    if config.model.decoder_seq_length is not None or "span" not in config.training.objectives:
+    if config.model.decoder_seq_length is not None:
         return config.model.decoder_seq_length
-    noise = span_noise(config)
-    return noise.lengths(noise.text_tokens(config.batch.seq_length))[1]
+    lengths = [found.decoder_tokens(config.batch.seq_length) for found in denoisings(config).values()]
+    return max(lengths, default=None)

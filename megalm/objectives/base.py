@@ -56,25 +56,16 @@ class UsesDocuments(Protocol):
     def needs_documents(self) -> bool:
         """Whether it does."""
 
-    def with_documents(self, documents: Documents) -> Self:
+    def with_documents(self, documents: Documents) -> "Transform":
         """The objective that takes them from there."""
 
 
-class Objective(Protocol):
+class Transform(Protocol):
     """Turns samples into examples; frozen and picklable."""
 
-    special_tokens: ClassVar[tuple[str, ...]]
-    """Names of the tokenizer's special tokens that `build` gets the ids of ("eod", "mask", ...)."""
-    shared_tokens: ClassVar[int]
-    """How many tokens of a sample are also the first ones of the next (1 for a label beyond the input)."""
-
-    @classmethod
-    def build(cls, config: RunConfig, special: Mapping[str, int | None]) -> Self:
-        """The objective of a run; `special` holds the ids of `special_tokens`, None for what the tokenizer lacks.
-
-        Raises:
-            ConfigError: settings that do not fit it, or a token that it needs and the tokenizer lacks.
-        """
+    @property
+    def shared_tokens(self) -> int:
+        """How many tokens of a sample are also the first ones of the next (1 for a label beyond the input)."""
 
     def sample_tokens(self, seq_length: int) -> int:
         """How many tokens of the data an example takes where the model gets `seq_length`."""
@@ -86,4 +77,19 @@ class Objective(Protocol):
         """The arrays of one batch row; `sample` is not changed, but they may be views of it.
 
         The same sample gives the same example in every process.
+        """
+
+
+class Objective(Transform, Protocol):
+    """A transform that a run's settings may name: an entry of `OBJECTIVES`."""
+
+    special_tokens: ClassVar[tuple[str, ...]]
+    """Names of the tokenizer's special tokens that `build` gets the ids of ("eod", "mask", ...)."""
+
+    @classmethod
+    def build(cls, config: RunConfig, special: Mapping[str, int | None]) -> Self:
+        """The objective of a run; `special` holds the ids of `special_tokens`, None for what the tokenizer lacks.
+
+        Raises:
+            ConfigError: settings that do not fit it, or a token that it needs and the tokenizer lacks.
         """

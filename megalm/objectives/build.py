@@ -5,12 +5,14 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from megalm.config import RunConfig
 from megalm.errors import ConfigError
-from megalm.objectives.base import Objective
+from megalm.objectives.base import Objective, Transform
 from megalm.objectives.causal import CausalObjective
 from megalm.objectives.fim import FimObjective
 from megalm.objectives.masked import MaskedObjective
+from megalm.objectives.mixture import MixtureObjective
 from megalm.objectives.prefix import PrefixObjective
 from megalm.objectives.span import SpanObjective
+from megalm.objectives.ul2 import Ul2Objective
 from megalm.tables import Table
 
 OBJECTIVES: Table[type[Objective]] = Table(
@@ -21,6 +23,7 @@ OBJECTIVES: Table[type[Objective]] = Table(
         "fim": FimObjective,
         "masked": MaskedObjective,
         "span": SpanObjective,
+        "ul2": Ul2Objective,
     },
 )
 """Value of --objective -> the objective, made by its `build`."""
@@ -78,13 +81,23 @@ class UsesText(Protocol):
         """The objective that has what tells it."""
 
 
-def build_objective(config: RunConfig, tokenizer: Vocabulary | None) -> Objective:
-    """The objective of --objective, with the ids of the special tokens that it names, and words if it is to take them.
+def build_objective(config: RunConfig, tokenizer: Vocabulary | None) -> Transform:
+    """The objective of --objective, or of --objective-mixture.
 
     Raises:
-        ConfigError: there is none of this name, or as its `build`; the tokenizer knows no words, or does not cut texts.
+        ConfigError: there is none of this name, or as its `build`; the tokenizer knows no words, or does not cut texts;
+            the objectives of a mixture do not go together.
     """
-    kind = OBJECTIVES[config.training.objective]
+    weights = config.training.objectives
+    members = {name: _built(name, config, tokenizer) for name in weights}
+    if len(members) == 1:
+        return next(iter(members.values()))
+    return MixtureObjective.of(members, weights, config.batch.seq_length)
+
+
+def _built(name: str, config: RunConfig, tokenizer: Vocabulary | None) -> Transform:
+    """One objective, with the ids of the special tokens that it names, and words and texts if it is to see them."""
+    kind = OBJECTIVES[name]
     objective = kind.build(config, _special(kind, config, tokenizer))
     if isinstance(objective, UsesText) and objective.needs_text:
         if tokenizer is None:
@@ -103,7 +116,8 @@ def build_objective(config: RunConfig, tokenizer: Vocabulary | None) -> Objectiv
 def _special(kind: type[Objective], config: RunConfig, tokenizer: Vocabulary | None) -> dict[str, int | None]:
     """The ids of what `kind` asks for: of the token that a setting spells, else of what the tokenizer has by name."""
     found = {name: tokenizer.special(name) if tokenizer else None for name in kind.special_tokens}
-    for name, setting in kind.token_settings().items() if isinstance(kind, NamesTokens) else ():
+    settings: Mapping[str, str] = kind.token_settings() if isinstance(kind, NamesTokens) else {}
+    for name, setting in settings.items():
         token = getattr(config.data, setting)
         if token is None:
             continue

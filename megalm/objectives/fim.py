@@ -131,7 +131,9 @@ class FimObjective:
         return cls(
             causal=CausalObjective.build(config, special),
             seed=config.training.seed,
-            **{part: number or 0 for part, number in found.items()},
+            prefix=found["prefix"] or 0,
+            middle=found["middle"] or 0,
+            suffix=found["suffix"] or 0,
             rate=data.fim_rate,
             spm_rate=data.fim_spm_rate,
             split=special.get("fim_split"),

@@ -77,9 +77,14 @@ MODELS = {
     "prefix windows": (
         f"{LLAMA} --objective prefix --window-size 5,0 --attn-logit-softcapping 5 --attention-dropout 0.1"
     ),
+    # samples of three objectives, in some of which nothing is prefix
+    "mixture": f"{GPT2} --num-layers 4 --objective-mixture causal:0.25,fim:0.25,prefix:0.5",
     # two layers and three, tied head
     "t5": f"{T5} --relu --decoder-num-layers 3",
     "t5 1.1": f"{T5} --geglu --openai-gelu --untie-embeddings-and-output-weights",
+    "ul2": (
+        f"{T5.replace('span', 'ul2').replace('length 8', 'length 12')} --relu --ul2-denoisers R:0.2:2,S:0.3,X:0.5:2"
+    ),
     "t5 dropout": f"{T5} --relu --hidden-dropout 0.1 --attention-dropout 0.1",
 }
 JSONS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -367,6 +372,10 @@ ROWS = [
     Row(2, "prefix documents", "zero2"),
     Row(2, "prefix windows", "pp2 1f1b zero0 full"),
     Row(4, "prefix documents", "tp2 sp pp2 zbv zero1"),
+    Row(2, "mixture", "pp2 zbv zero1", CI),
+    Row(2, "mixture", "zero3"),
+    Row(4, "mixture", "tp2 sp pp2 1f1b zero1"),
+    Row(2, "ul2", "tp2 sp zero1"),
     # low precision against one process in the same
     Row(2, "llama", "zero1 bf16"),
     Row(2, "llama", "zero2 bf16 one-by-one"),

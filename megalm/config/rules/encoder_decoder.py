@@ -1,11 +1,12 @@
 """Rules of encoder-decoders: what T5 has and has not, and the lengths that its objectives need."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from megalm.config.rules.objective import FAMILY_OF, OBJECTIVES_OF
 from megalm.config.sections import RunConfig
-from megalm.config.spans import decoder_seq_length, span_noise
+from megalm.config.spans import decoder_seq_length, denoisings
 
 T5_HAS: Mapping[str, Any] = {
     "position_embedding_type": "relative",
@@ -77,27 +78,33 @@ def _t5_run(config: RunConfig) -> list[str]:
 
 def _lengths(config: RunConfig) -> list[str]:
     """Encoder and decoder have room for a text with at least one span."""
+    try:
+        kinds = denoisings(config)
+    except ValueError as error:
+        return [str(error)]
     decoder, encoder = decoder_seq_length(config), config.batch.seq_length
     if any(name not in OBJECTIVES_OF["t5"] for name in config.training.objectives if name in FAMILY_OF):
         return []
     if decoder is None:
         return ["decoder_seq_length is missing; give --decoder-seq-length N"]
-    if "span" not in config.training.objectives:
-        return []
-    noise = span_noise(config)
-    tokens = noise.text_tokens(encoder, decoder)
-    if tokens < 2:
+    texts = {name: kind.text_tokens(encoder, decoder) for name, kind in kinds.items()}
+    if any(tokens < 2 for tokens in texts.values()):
         return [
             f"seq_length={encoder} and decoder_seq_length={decoder} leave span corruption no text: it needs at least "
             "a token that stays, one that is restored, and in both a sentinel and an end of text; use 3 or more for "
             "each"
         ]
-    if noise.mean_length > noise.counts(tokens)[0]:
-        return [
-            f"mean_noise_span_length={noise.mean_length:g} is longer than the {noise.counts(tokens)[0]} noise tokens "
-            f"of a text of {tokens}; lower --mean-noise-span-length, or raise --noise-density or --seq-length"
-        ]
-    return []
+    knobs = {
+        "span": ("mean_noise_span_length={:g}", "lower --mean-noise-span-length, or raise --noise-density or"),
+        "ul2": ("the mean span {:g} of ul2_denoisers", "give others in --ul2-denoisers, or raise"),
+    }
+    return [
+        f"{knobs[name][0].format(noise.mean_length)} is longer than the {noise.counts(texts[name])[0]} noise tokens of "
+        f"a text of {texts[name]}; {knobs[name][1]} --seq-length"
+        for name, kind in kinds.items()
+        for noise in kind.noises
+        if noise.counts(texts[name])[0] < noise.mean_length < math.inf
+    ][:1]
 
 
 def _shown(value: object) -> str:

@@ -8,7 +8,7 @@ from megalm.config.sections import RunConfig
 OBJECTIVES_OF: Mapping[str, tuple[str, ...]] = {
     "gpt": ("causal", "prefix", "fim"),
     "bert": ("masked",),
-    "t5": ("span",),
+    "t5": ("span", "ul2"),
 }
 """Family -> what trains it, its own first."""
 FAMILY_OF = {objective: family for family, names in OBJECTIVES_OF.items() for objective in names}
@@ -22,6 +22,7 @@ SETTINGS_OF: Mapping[str, tuple[str, ...]] = {
         *("mask_prob", "short_seq_prob", "whole_word_masking", "masking_max_ngram", "masking_use_longer_ngrams"),
         *("masking_use_geometric_distribution", "bert_sentence_head"),
     ),
+    "ul2": ("ul2_denoisers",),
     "span": ("noise_density", "mean_noise_span_length"),
 }
 """Objective -> settings that say nothing to the others."""
@@ -29,13 +30,14 @@ SETTINGS_OF: Mapping[str, tuple[str, ...]] = {
 
 def objectives(config: RunConfig) -> list[str]:
     """The objectives train the model's family, and every setting of an objective has one."""
-    names, family = config.training.objectives, config.model.model_family
+    names, family = tuple(config.training.objectives), config.model.model_family
     foreign = [name for name in names if FAMILY_OF.get(name, family) != family]
     found = []
     if foreign and family in OBJECTIVES_OF:
         other = FAMILY_OF[foreign[0]]
+        which = "objective" if config.training.objective_mixture is None else "objective_mixture: objective"
         found.append(
-            f"objective={foreign[0]} trains {_KIND[other]}, not model_family={family}; use --model-family {other}, or "
+            f"{which}={foreign[0]} trains {_KIND[other]}, not model_family={family}; use --model-family {other}, or "
             f"--objective {OBJECTIVES_OF[family][0]}"
         )
     if all(name in FAMILY_OF for name in names):  # another's may read them

@@ -46,6 +46,8 @@ def _named(config: RunConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         for name, info in type(section).model_fields.items():
             value = getattr(section, name)
             known = next((m.names for m in info.metadata if isinstance(m, OpenChoice)), None)
+            if name == "objective":
+                value = tuple(config.training.objectives)
             if known is not None and value is not None:
                 yield from ((name, word, known) for word in ([value] if isinstance(value, str) else value))
 

@@ -165,4 +165,5 @@ class MockDataset:
         """A walk of `length` tokens."""
         steps = self._strides[draw.choice(len(self._strides), size=length, p=self.PROBABILITIES)]
         steps[0] = draw.integers(len(self._ids))
-        return self._ids[np.cumsum(steps) % len(self._ids)]
+        walk: npt.NDArray[np.int64] = self._ids[np.cumsum(steps) % len(self._ids)]
+        return walk

@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from megalm.data.tokenizers.base import Tokenizer
-from megalm.data.tokenizers.extra import WithExtraIds
+from megalm.data.tokenizers.build import WithExtraIds
 from megalm.data.tokenizers.hugging_face import GPT2BPETokenizer, HFTokenizer
 from megalm.data.tokenizers.sentence_piece import GPTSentencePieceTokenizer, Llama2Tokenizer
 
