@@ -104,10 +104,11 @@ def step_once(run: Run, micro_batches: Iterator[Batch]) -> None:
     wait_s = time.monotonic() - begin
     position = run.lengths.position(progress.step + 1, progress.consumed_samples + samples)
     now = step_settings(position, run.config.optimizer, run.lengths)
+    statistics = run.data.statistics(parts) if run.context.rank == 0 else {}  # of this rank's samples
     parts = [part.to(run.context.device) for part in parts]
     result = run.engine.train_step(parts, now.lr, decoupled_lr=now.decoupled_lr, weight_decay=now.weight_decay)
     progress.count(result.loss, result.skipped, samples)
-    run.metric_logger.step(step_row(run, result, now, samples), samples * batch.seq_length, wait_s)
+    run.metric_logger.step(step_row(run, result, now, samples) | statistics, samples * batch.seq_length, wait_s)
     check_counts(run, result)
     check_bad_steps(run, samples)
     if progress.is_sound and not run.is_pruned:

@@ -122,8 +122,9 @@ def _dataset(
 def _with_documents(objective: "Transform", dataset: Any) -> "Transform":
     from megalm.objectives.base import UsesDocuments
 
-    wants = isinstance(objective, UsesDocuments) and objective.needs_documents
-    return objective.with_documents(dataset) if wants else objective  # type: ignore[union-attr]
+    if isinstance(objective, UsesDocuments) and objective.needs_documents:
+        return objective.with_documents(dataset)
+    return objective
 
 
 def _texts(texts: Sequence[str], config: RunConfig, tokenizer: "Tokenizer | None", objective: "Transform") -> Any:

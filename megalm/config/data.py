@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from megalm.config.base import FixedOnResume, MayDiffer, OneShot, OpenChoice, Section
 from megalm.config.merging.names import VALUE_ALIASES
+from megalm.config.noise import Denoiser
 from megalm.config.paths import InputPath, PathText
 
 TOKENIZER_TYPES = (
@@ -130,6 +131,13 @@ def split_shares(split: str) -> tuple[float, float, float]:
 
 UL2 = "R:0.15:3,R:0.15:8,S:0.25,X:0.5:3,X:0.5:8,X:0.15:64,X:0.5:64"
 """Tay et al. 2022 (UL2), arXiv:2205.05131, table 1."""
+
+
+def _denoisers(text: str) -> str:
+    Denoiser.read(text)
+    return text
+
+
 Paths = Annotated[tuple[PathText, ...], BeforeValidator(_as_words), Field(min_length=1)]
 DATASET = InputPath((".idx", ".bin"))
 
@@ -209,7 +217,7 @@ class DataConfig(Section):
     """--objective fim: token before a middle. Default: <fim_middle>."""
     fim_suffix_token: Annotated[str | None, FixedOnResume()] = None
     """--objective fim: token before a suffix. Default: <fim_suffix>."""
-    ul2_denoisers: Annotated[str, FixedOnResume()] = UL2
+    ul2_denoisers: Annotated[str, FixedOnResume(), AfterValidator(_denoisers)] = UL2
     """--objective ul2: what a sample may become, all as likely (one that stands twice twice): R:DENSITY:MEAN and
     X:DENSITY:MEAN are span corruption with this share of noise and this mean span, S:DENSITY is the end of the text."""
     num_workers: int = Field(2, ge=0)

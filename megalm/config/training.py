@@ -3,7 +3,7 @@
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from megalm.config.base import FirstValueOf, FixedOnResume, OneShot, OpenChoice, Section
 from megalm.config.batch_schedule import BatchSchedule, read_step_schedule
@@ -64,6 +64,35 @@ class BatchConfig(Section):
         return BatchSchedule(((0, end),))
 
 
+def read_mixture(text: str) -> dict[str, Fraction]:
+    """The weights of a text as "causal:0.5,fim:0.5", those of 0 left out.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found: dict[str, Fraction] = {}
+    for part in text.replace(",", " ").split():
+        name, _, word = part.partition(":")
+        try:
+            weight = Fraction(word)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f'"{part}" must be an objective and its weight, as causal:0.5') from None
+        if weight < 0:
+            raise ValueError(f"the weight of {name} must not be negative; leave it out")
+        if name in found:
+            raise ValueError(f"{name} stands twice; add its weights up")
+        found[name] = weight
+    if not any(found.values()):
+        raise ValueError("the weights sum to 0; give at least one objective a weight, as causal:0.5,fim:0.5")
+    return {name: weight for name, weight in found.items() if weight}
+
+
+def _mixture(text: str | None) -> str | None:
+    if text is not None:
+        read_mixture(text)
+    return text
+
+
 class TrainingConfig(Section):
     """The length of the run, evaluation and reproducibility."""
 
@@ -78,7 +107,7 @@ class TrainingConfig(Section):
     prefix that is seen both ways, fim the same of documents whose middle stands at their end; masked the hidden tokens
     (BERT); span what spans of the text were (T5's span corruption, for encoder-decoders), ul2 the same of short and
     long spans and of the rest of a text (UL2)."""
-    objective_mixture: str | None = None
+    objective_mixture: Annotated[str | None, AfterValidator(_mixture)] = None
     """Several objectives of one family by turns, in place of --objective: "causal:0.5,fim:0.3,prefix:0.2". Which one a
     sample has follows from its number, in exact shares; the loss of each is reported by its name."""
     eval_interval: int | None = Field(None, ge=1)
@@ -115,36 +144,6 @@ class TrainingConfig(Section):
             ValueError: `objective_mixture` is none.
         """
         return {self.objective: Fraction(1)} if self.objective_mixture is None else read_mixture(self.objective_mixture)
-
-    @field_validator("objective_mixture")
-    @classmethod
-    def _is_mixture(cls, text: str | None) -> str | None:
-        if text is not None:
-            read_mixture(text)
-        return text
-
-
-def read_mixture(text: str) -> dict[str, Fraction]:
-    """The weights of a text as "causal:0.5,fim:0.5", those of 0 left out.
-
-    Raises:
-        ValueError: it is none.
-    """
-    found: dict[str, Fraction] = {}
-    for part in text.replace(",", " ").split():
-        name, _, word = part.partition(":")
-        try:
-            weight = Fraction(word)
-        except (ValueError, ZeroDivisionError):
-            raise ValueError(f'"{part}" must be an objective and its weight, as causal:0.5') from None
-        if weight < 0:
-            raise ValueError(f"the weight of {name} must not be negative; leave it out")
-        if name in found:
-            raise ValueError(f"{name} stands twice; add its weights up")
-        found[name] = weight
-    if not any(found.values()):
-        raise ValueError("the weights sum to 0; give at least one objective a weight, as causal:0.5,fim:0.5")
-    return {name: weight for name, weight in found.items() if weight}
 
 
 class OptimizerConfig(Section):

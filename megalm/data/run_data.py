@@ -1,11 +1,13 @@
 """The data of a run: its datasets, its objective, and this rank's micro-batches of them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
 from megalm.config.sections import RunConfig
+from megalm.data.batch import Batch
 from megalm.data.loader import Fields, MicroBatchIterator, build_loader
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.build import build_datasets
@@ -41,6 +43,14 @@ class UsesDocuments(Protocol):
 
     def with_documents(self, documents: HasDocuments) -> Objective:
         """The objective that takes them from there."""
+
+
+@runtime_checkable
+class HasStatistics(Protocol):
+    """An objective that says of batches what it has made of them."""
+
+    def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, tuple[float, float]]:
+        """What is counted of a batch by name: (sum, what it is divided by)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +154,21 @@ class RunData:
             seed=self.config.training.seed if trains else None,
             speaks=self.speaks,
         )
+
+    def statistics(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """What the objective has made of these batches, on the host, as a row reports it: "data/mask_rate", ...
+
+        0 where nothing counts.
+        """
+        if not isinstance(self.objective, HasStatistics):
+            return {}
+        sums: dict[str, tuple[float, float]] = {}
+        for batch in batches:
+            arrays = {name: x.numpy() for name, x in batch.tensors.items()}
+            for name, (value, count) in self.objective.statistics(arrays).items():
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = (before[0] + value, before[1] + count)
+        return {f"data/{name}": value / max(count, 1) for name, (value, count) in sums.items()}
 
 
 def _check_training_data(

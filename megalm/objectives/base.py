@@ -12,6 +12,10 @@ Example = dict[str, npt.NDArray[Any]]
 """One batch row: arrays by the names of `Objective.fields`."""
 
 
+Statistics = Mapping[str, tuple[float, float]]
+"""What is counted of a batch, by name: (sum, what it is divided by)."""
+
+
 class Field(NamedTuple):
     """What every example holds under one name."""
 
@@ -58,6 +62,14 @@ class UsesDocuments(Protocol):
 
     def with_documents(self, documents: Documents) -> "Transform":
         """The objective that takes them from there."""
+
+
+@runtime_checkable
+class HasStatistics(Protocol):
+    """A transform that says of batches what it has made of them."""
+
+    def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Statistics:
+        """What is counted of a batch, [B, ...] each; some operations of numpy, since it is every batch of a rank."""
 
 
 class Transform(Protocol):

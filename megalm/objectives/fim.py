@@ -11,14 +11,14 @@ Source: Bavarian et al. 2022, arXiv:2207.14255, section 3; SPM is its second var
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from megalm.config import RunConfig
 from megalm.errors import ConfigError, MegalmError
-from megalm.objectives.base import Example, Field, Sample
+from megalm.objectives.base import Example, Field, Sample, Statistics
 from megalm.objectives.causal import CausalObjective
 from megalm.randomness import stable_seed
 
@@ -175,6 +175,12 @@ class FimObjective:
         pad, length = self.causal.pad, len(sample.tokens)
         moved = np.concatenate([*self._moved(sample.tokens[sample.tokens != pad], draw), np.full(length, pad)])
         return self.causal(_Moved(sample.number, sample.dataset, moved[:length]))
+
+    def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Statistics:
+        """Share of the documents that have a part moved, about: a document goes on in the next row."""
+        tokens, eod = batch["tokens"], self.causal.eod
+        documents = len(tokens) + (0 if eod is None else int(np.count_nonzero(tokens[:, :-1] == eod)))
+        return {"fim_rate": (int(np.count_nonzero(tokens == self.prefix)), documents)}
 
     def _moved(self, tokens: Ids, draw: np.random.Generator) -> Iterator[Ids]:
         """The documents of a sample, each with its end of document."""

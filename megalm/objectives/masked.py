@@ -6,7 +6,7 @@ Shapes: T sequence, N = T + 1 room for cumulative text lengths, L tokens of the 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from megalm.config import RunConfig
 from megalm.config.spans import MaskedRuns
 from megalm.errors import ConfigError
-from megalm.objectives.base import Documents, Example, Field, Sample
+from megalm.objectives.base import Documents, Example, Field, Sample, Statistics
 from megalm.objectives.causal import document_starts
 from megalm.randomness import stable_seed
 
@@ -163,6 +163,24 @@ class MaskedObjective:
             row["token_types"] = (second & (np.arange(T) < len(text))).astype(np.int64)
             row["is_random"] = np.asarray(is_random, dtype=np.int64)
         return row | self._texts(text, T)
+
+    def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Statistics:
+        """Share of the tokens that are hidden, mean run of hidden ones, share of padding, of texts out of place."""
+        hidden, labels = batch["loss_mask"] > 0, batch["labels"]
+        runs = np.count_nonzero(hidden[:, 0]) + np.count_nonzero(hidden[:, 1:] & ~hidden[:, :-1])
+        is_end, T = labels[:, ::-1] == self.sep, labels.shape[1]  # the last one ends the text
+        lengths = np.where(is_end.any(axis=1), T - is_end.argmax(axis=1), 0)
+        is_real = np.arange(T) < lengths[:, None]
+        count = float(np.count_nonzero(hidden))
+        found: dict[str, tuple[float, float]] = {
+            "mask_rate": (count, float(np.count_nonzero(self._is_ordinary[labels] & is_real))),
+            "mean_span": (count, float(runs)),
+            "padding_share": (float(np.count_nonzero(~is_real)), labels.size),
+        }
+        if self.is_pair:
+            pairs = batch["is_random"]
+            found["random_share"] = (float(np.count_nonzero(pairs == 1)), float(np.count_nonzero(pairs >= 0)))
+        return found
 
     @cached_property
     def _is_ordinary(self) -> npt.NDArray[np.bool_]:

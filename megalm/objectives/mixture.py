@@ -4,12 +4,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from megalm.errors import ConfigError
-from megalm.objectives.base import Documents, Example, Field, Sample, Transform, UsesDocuments
+from megalm.objectives.base import (
+    Documents,
+    Example,
+    Field,
+    HasStatistics,
+    Sample,
+    Statistics,
+    Transform,
+    UsesDocuments,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class MixtureObjective:
     A field that a member lacks is 0 in its rows. A sample has as many tokens as every member has room for.
     """
 
+    names: tuple[str, ...]
     members: tuple[Transform, ...]
     shares: Shares
     shared_tokens: int
@@ -69,6 +80,7 @@ class MixtureObjective:
                     "objectives of one family"
                 )
         return cls(
+            names=tuple(members),
             members=tuple(members.values()),
             shares=Shares.of(weights),
             shared_tokens=of_all.shared_tokens,
@@ -104,4 +116,17 @@ class MixtureObjective:
             if name not in found:
                 found[name] = np.zeros(field.shape, dtype=field.dtype)
         found["objective_id"] = np.asarray(owner, dtype=np.int64)
+        return found
+
+    def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Statistics:
+        """The share of each member, and what it says of its own rows; of one name together."""
+        owners = batch["objective_id"]
+        found: dict[str, tuple[float, float]] = {}
+        for number, (name, member) in enumerate(zip(self.names, self.members, strict=True)):
+            own = owners == number
+            found[f"share_{name}"] = (int(np.count_nonzero(own)), len(owners))
+            if isinstance(member, HasStatistics) and own.any():
+                for key, (value, count) in member.statistics({name: x[own] for name, x in batch.items()}).items():
+                    before = found.get(key, (0, 0))
+                    found[key] = (before[0] + value, before[1] + count)
         return found

@@ -6,12 +6,13 @@ Sources: Liu et al. 2018, arXiv:1801.10198; Raffel et al. 2020, arXiv:1910.10683
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from megalm.config import RunConfig
-from megalm.objectives.base import Example, Field, Sample
+from megalm.objectives.base import Example, Field, Sample, Statistics
 from megalm.objectives.causal import CausalObjective, document_starts
 from megalm.randomness import stable_seed
 
@@ -60,3 +61,7 @@ class PrefixObjective:
         row["prefix_lengths"] = np.zeros(places, dtype=np.int32)
         row["prefix_lengths"][: len(prefixes)] = prefixes
         return row
+
+    def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Statistics:
+        """Share of the positions that are prefix."""
+        return {"prefix_share": (int(batch["prefix_lengths"].sum()), batch["tokens"].size)}

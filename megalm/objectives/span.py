@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from megalm.config import RunConfig
-from megalm.config.spans import SENTINELS, Denoising, SequenceIds, SpanNoise, decoder_seq_length, denoisings
+from megalm.config.noise import SpanNoise
+from megalm.config.spans import SENTINELS, Denoising, SequenceIds, decoder_seq_length, denoisings
 from megalm.errors import ConfigError
-from megalm.objectives.base import Example, Field, Sample
+from megalm.objectives.base import Example, Field, Sample, Statistics
 from megalm.randomness import stable_seed
 
 Ids = npt.NDArray[np.int64]
@@ -73,6 +74,24 @@ class SpanObjective:
         generator = np.random.default_rng(stable_seed(self.seed, "span", sample.number))
         inputs, targets = corrupted(text, self.noise, self.sentinels, self.ids.end, generator)
         return pair(inputs, targets, self.ids, self.encoder_length, self.decoder_length)
+
+    def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Statistics:
+        """Share of the text that is noise, mean span, share of padding."""
+        return pair_statistics(batch, self.sentinels)
+
+
+def pair_statistics(batch: Mapping[str, npt.NDArray[Any]], sentinels: Sequence[int], head: int = 0) -> Statistics:
+    """What is counted of the batches of encoder-decoders; `head`: tokens that the encoder reads before the text."""
+    rows, written = len(batch["tokens"]), batch["loss_mask"] > 0
+    read = int(np.count_nonzero(batch["padding_mask"]))
+    spans = int(np.isin(batch["labels"][written], sentinels).sum())
+    noise = int(np.count_nonzero(written)) - spans - rows  # each ends with an end of text
+    room = batch["tokens"].size + batch["labels"].size
+    return {
+        "mask_rate": (noise, noise + read - spans - rows * (1 + head)),
+        "mean_span": (noise, spans),
+        "padding_share": (room - read - int(np.count_nonzero(written)), room),
+    }
 
 
 def pair_fields(encoder_length: int, decoder_length: int) -> dict[str, Field]:

@@ -99,7 +99,8 @@ def visible(row: Example, *, causal: bool) -> Bools:
         start = int(edges[number])
         sees[start : start + prefix, start : start + prefix] = True
     of = np.searchsorted(edges, np.arange(T), side="right")
-    return sees & (of[:, None] == of[None, :])
+    found: Bools = sees & (of[:, None] == of[None, :])
+    return found
 
 
 def _rows(

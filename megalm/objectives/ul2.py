@@ -9,15 +9,17 @@ Shapes: N tokens of a text, S encoder, T decoder.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from megalm.config import RunConfig
-from megalm.config.spans import SENTINELS, Denoiser, Denoising, SequenceIds, decoder_seq_length, denoisings
+from megalm.config.noise import Denoiser
+from megalm.config.spans import SENTINELS, Denoising, SequenceIds, decoder_seq_length, denoisings
 from megalm.errors import ConfigError
-from megalm.objectives.base import Example, Field, Sample
-from megalm.objectives.span import corrupted, pair, pair_fields, sentinels_and_ids
+from megalm.objectives.base import Example, Field, Sample, Statistics
+from megalm.objectives.span import corrupted, pair, pair_fields, pair_statistics, sentinels_and_ids
 from megalm.randomness import stable_seed
 
 
@@ -91,3 +93,11 @@ class Ul2Objective:
         inputs, targets = corrupted(text, denoiser.noise, self.sentinels, self.ids.end, generator)
         inputs = np.concatenate(([self.modes[denoiser.mode]], inputs))
         return pair(inputs, targets, self.ids, self.encoder_length, self.decoder_length)
+
+    def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Statistics:
+        """As of span corruption, and the share of each mode."""
+        modes = batch["tokens"][:, 0]
+        shares = {
+            f"share_{mode}": (int(np.count_nonzero(modes == number)), len(modes)) for mode, number in self.modes.items()
+        }
+        return {**pair_statistics(batch, self.sentinels, self.kind.head), **shares}

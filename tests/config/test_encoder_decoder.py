@@ -51,7 +51,7 @@ def test_the_names_of_megatron_are_understood() -> None:
         (f"{T5} --objective ul2", "the mean span 64 of ul2_denoisers is longer than the "),
         (f"{T5} --objective ul2 --ul2-denoisers R:2:3", '"R:2:3" must be R:DENSITY:MEAN'),
         (f"{T5} --objective ul2 --ul2-denoisers S:0.2:3", '"S:0.2:3" must be R:DENSITY:MEAN'),
-        (f"{T5} --objective ul2 --ul2-denoisers=", "ul2_denoisers names none"),
+        (f"{T5} --objective ul2 --ul2-denoisers=", "must name one denoiser at least"),
         (SPAN + "--objective-mixture span:1,causal:1", "objective_mixture: objective=causal trains decoders"),
         (SPAN + "--objective-mixture span:0", "the weights sum to 0"),
         (SPAN + "--objective-mixture span", '"span" must be an objective and its weight'),

@@ -78,10 +78,7 @@ def _t5_run(config: RunConfig) -> list[str]:
 
 def _lengths(config: RunConfig) -> list[str]:
     """Encoder and decoder have room for a text with at least one span."""
-    try:
-        kinds = denoisings(config)
-    except ValueError as error:
-        return [str(error)]
+    kinds = denoisings(config)
     decoder, encoder = decoder_seq_length(config), config.batch.seq_length
     if any(name not in OBJECTIVES_OF["t5"] for name in config.training.objectives if name in FAMILY_OF):
         return []
