@@ -1,7 +1,7 @@
 """Tokens a second that one loader worker turns into batch rows, for every objective.
 
     python benchmarks/objectives.py                     (half a minute)
-    python benchmarks/objectives.py --trained 12000     (beside what a model trains)
+    python benchmarks/objectives.py --trained 6200      (beside what a model trains)
 
 CPU time, so that other processes do not count. Documents have 500 tokens on average.
 """
@@ -79,10 +79,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000, help="samples of each measurement")
     parser.add_argument("--trained", type=float, help="tokens a second that a model trains, to compare with")
     args = parser.parse_args()
-    print(f"million tokens a second of one worker{'':13}{'512':>9}{'2,048':>9}")
+    print(f"million tokens a second of one worker{'':13}{'256':>9}{'512':>9}{'2,048':>9}")
     slowest = float("inf")
     for name, flags in CASES.items():
-        rates = [rate(flags, length, args.samples) for length in (512, 2048)]
+        rates = [rate(flags, length, args.samples) for length in (256, 512, 2048)]
         slowest = min(slowest, *rates)
         print(f"  {name:<48}" + "".join(f"{value / 1e6:9.1f}" for value in rates))
     if args.trained:
