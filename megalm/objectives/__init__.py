@@ -4,7 +4,7 @@ To add one: a file here (or a module of --import-module) with a frozen dataclass
 and its entry in `OBJECTIVES`; `--objective NAME` then chooses it. It is pure, so its result depends on its fields and
 on the sample only: what it draws, it draws from `stable_seed(self.seed, "its purpose", sample.number)`, with the run's
 seed as a field. It is picklable, since loader workers call it. What only some need, they say by a method more: tokens
-that settings spell (`NamesTokens`), words (`UsesWords`), texts (`UsesText`), other documents (`UsesDocuments`), and what
+that settings spell (`NamesTokens`), words (`UsesWords`), texts (`UsesText`), other documents (`UsesDocuments`), what
 they count of their batches (`HasStatistics`).
 """
 
