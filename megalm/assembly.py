@@ -46,7 +46,9 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     with waiting_for_others("building the engine"):
         engine = build_model_and_engine(config, model, context)
     if len(data.train_names) > 1:
-        engine.count_by_dataset(len(data.train_names))
+        engine.tell_apart("dataset_id", len(data.train_names))
+    if len(config.training.objectives) > 1:
+        engine.tell_apart("objective_id", len(config.training.objectives))
     prove_room(engine, config)
     restore(engine, config, point)
     return Run(

@@ -26,6 +26,7 @@ _COMMANDS = {
     "split": ("megalm.data.tools.split", "cut an indexed dataset into several"),
     "convert": ("megalm.commands.convert", "from and to models of Hugging Face's transformers"),
     "generate": ("megalm.commands.generate", "continue a prompt with a trained model"),
+    "show-sample": ("megalm.commands.show_sample", "print samples of a run: what its model reads, sees and is to say"),
     "translate": (
         "megalm.commands.translate",
         "turn a shell script of Megatron or YAML of GPT-NeoX into a recipe, and say what became of each setting",

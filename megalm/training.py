@@ -109,10 +109,11 @@ def step_once(run: Run, micro_batches: Iterator[Batch]) -> None:
     wait_s = time.monotonic() - begin
     position = run.lengths.position(progress.step + 1, progress.consumed_samples + samples)
     now = step_settings(position, run.config.optimizer, run.lengths)
+    statistics = run.data.statistics(parts) if run.context.rank == 0 else {}  # of this rank's samples
     parts = [part.to(run.context.device) for part in parts]
     result = run.engine.train_step(parts, now.lr, decoupled_lr=now.decoupled_lr, weight_decay=now.weight_decay)
     progress.count(result.loss, result.skipped, samples)
-    run.metric_logger.step(step_row(run, result, now, samples), samples * batch.seq_length, wait_s)
+    run.metric_logger.step(step_row(run, result, now, samples) | statistics, samples * batch.seq_length, wait_s)
     check_counts(run, result)
     check_bad_steps(run)
     if progress.is_sound and not run.is_pruned:
@@ -154,9 +155,12 @@ def step_row(run: Run, result: StepResult, settings: StepSettings, samples: int)
     if optimizer.weight_decay_incr_style != "constant":
         row["weight_decay"] = settings.weight_decay
     row |= named_losses(result.losses)
-    for name, loss in zip(run.data.train_names, result.dataset_losses, strict=False):
+    for name, loss in zip(run.data.train_names, result.losses_of.get("dataset_id", ()), strict=False):
         if loss is not None:  # samples of this dataset were in the batch
             row[f"loss/{name}"] = loss
+    for name, loss in zip(run.config.training.objectives, result.losses_of.get("objective_id", ()), strict=False):
+        if loss is not None:
+            row[f"{name}_loss"] = loss
     if run.config.logging.log_params_norm:
         row["params_norm"] = run.engine.parameters_norm()
     return row

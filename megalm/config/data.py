@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from megalm.config.base import FixedOnResume, MayDiffer, OneShot, OpenChoice, Section
 from megalm.config.merging.names import VALUE_ALIASES
+from megalm.config.noise import Denoiser
 from megalm.config.paths import InputPath, PathText
 
 TOKENIZER_TYPES = (
@@ -33,7 +34,8 @@ class TokenizerConfig(Section):
     """Number of ids of a NullTokenizer (its text is ids with blanks between) without end of document, or of a
     TikTokenizer with all special tokens."""
     vocab_extra_ids: int | None = Field(None, ge=0)
-    """Tokens <extra_id_0>, ... to add to a SentencePieceTokenizer."""
+    """Tokens <extra_id_0>, ... to add to any tokenizer, after its own. The first are sentinels; from the last on they
+    also stand for what an objective needs and the tokenizer lacks (docs/objectives.md)."""
     eod_token: str | None = None
     """Token that ends a document. Default: the tokenizer's own (see docs/data.md)."""
     tiktoken_pattern: Literal["v1", "v2", "r50k", "cl100k", "o200k", "llama3", "qwen"] | None = None
@@ -127,6 +129,15 @@ def split_shares(split: str) -> tuple[float, float, float]:
     return train, valid, test
 
 
+UL2 = "R:0.15:3,R:0.15:8,S:0.25,X:0.5:3,X:0.5:8,X:0.15:64,X:0.5:64"
+"""Tay et al. 2022 (UL2), arXiv:2205.05131, table 1."""
+
+
+def _denoisers(text: str) -> str:
+    Denoiser.read(text)
+    return text
+
+
 Paths = Annotated[tuple[PathText, ...], BeforeValidator(_as_words), Field(min_length=1)]
 DATASET = InputPath((".idx", ".bin"))
 
@@ -170,12 +181,45 @@ class DataConfig(Section):
     """--objective masked: share of the tokens that are hidden (80 % masked, 10 % replaced, 10 % left)."""
     whole_word_masking: Annotated[bool, FixedOnResume()] = False
     """--objective masked: hide whole words; the tokenizer must know them (WordPiece, sentencepiece, byte-level BPE)."""
+    masking_max_ngram: Annotated[int | None, FixedOnResume()] = Field(None, ge=1)
+    """--objective masked: hide runs of up to so many tokens (with --whole-word-masking: words), those of n with
+    probability ~ 1 / n (ALBERT). Default: 1; 10 with --masking-use-geometric-distribution."""
+    masking_use_longer_ngrams: Annotated[bool, FixedOnResume()] = False
+    """--objective masked: the longest runs are the most frequent ones instead."""
+    masking_use_geometric_distribution: Annotated[bool, FixedOnResume()] = False
+    """--objective masked: lengths of runs are geometric with p = 0.2, none longer than --masking-max-ngram, and all of
+    a run is masked, replaced or left (SpanBERT)."""
+    bert_sentence_head: Annotated[Literal["sop", "nsp"], FixedOnResume()] = "sop"
+    """What the sentence head tells of two texts: sop, whether they are exchanged (ALBERT, Megatron); nsp, whether the
+    second is of another document (BERT)."""
     short_seq_prob: Annotated[float, FixedOnResume()] = Field(0.1, ge=0.0, le=1.0)
     """Share of the pairs of texts (BERT with its sentence head) that are cut to a random length."""
     noise_density: Annotated[float, FixedOnResume()] = Field(0.15, gt=0.0, lt=1.0)
     """Span corruption: share of the tokens that the decoder is to restore."""
     mean_noise_span_length: Annotated[float, FixedOnResume()] = Field(3.0, ge=1.0)
     """Span corruption: mean number of consecutive tokens that one sentinel stands for."""
+    fim_rate: Annotated[float, FixedOnResume()] = Field(0.5, ge=0.0, le=1.0)
+    """--objective fim: share of the documents whose middle is moved to their end."""
+    fim_spm_rate: Annotated[float, FixedOnResume()] = Field(0.5, ge=0.0, le=1.0)
+    """--objective fim: share of these that begin with their suffix (SPM) and not with their prefix (PSM)."""
+    fim_unit: Annotated[Literal["token", "character"], FixedOnResume()] = "token"
+    """--objective fim: cut documents between tokens, or at any character (the cut token becomes two), which the
+    tokenizer must allow: sentencepiece with a blank before every text does not."""
+    fim_split_sample: Annotated[str | None, FixedOnResume()] = None
+    """--objective fim: token that parts a document into fragments (files of a repository), each cut by itself."""
+    fim_fragment_rate: Annotated[float, FixedOnResume()] = Field(0.5, ge=0.0, le=1.0)
+    """--objective fim: share of the fragments of such a document whose middle is moved."""
+    fim_no_prefix: Annotated[str | None, FixedOnResume()] = None
+    """--objective fim: documents and fragments whose text begins so stay as they are."""
+    fim_prefix_token: Annotated[str | None, FixedOnResume()] = None
+    """--objective fim: token before a prefix. Default: the tokenizer's <fim_prefix> (see docs/objectives.md)."""
+    fim_middle_token: Annotated[str | None, FixedOnResume()] = None
+    """--objective fim: token before a middle. Default: <fim_middle>."""
+    fim_suffix_token: Annotated[str | None, FixedOnResume()] = None
+    """--objective fim: token before a suffix. Default: <fim_suffix>."""
+    ul2_denoisers: Annotated[str, FixedOnResume(), AfterValidator(_denoisers)] = UL2
+    """--objective ul2: what a sample may become, all as likely (one that stands twice twice): R:DENSITY:MEAN and
+    X:DENSITY:MEAN are span corruption with this share of noise and this mean span, S:DENSITY is the end of the text."""
     num_workers: int = Field(2, ge=0)
     """Background processes that prepare batches; 0 prepares them in the training process."""
 

@@ -1,13 +1,14 @@
-"""Lengths of T5's span corruption, from its settings alone: objective, model, rules and planner reckon alike.
+"""Lengths of spans, from the settings alone: objectives, model, rules and planner reckon alike.
 
-Source: Raffel et al. 2020, arXiv:1910.10683, section 3.1.4; `random_spans_helper` of T5's own code.
+Source of T5's: Raffel et al. 2020, arXiv:1910.10683, section 3.1.4; `random_spans_helper` of T5's own code.
 """
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
+from megalm.config.data import DataConfig
+from megalm.config.noise import Denoiser, SpanNoise
 from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError
 
@@ -40,44 +41,78 @@ class SequenceIds:
         return cls(start=start, end=end, pad=found.get("pad", end))
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpanNoise:
-    """How much of a text is noise, and in what spans."""
-
-    density: float
-    mean_length: float
-
-    def counts(self, tokens: int) -> tuple[int, int]:
-        """(noise tokens, spans) of a text of so many tokens; of less than two tokens none is noise."""
-        if tokens < 2:
-            return 0, 0
-        noise = min(max(round(tokens * self.density), 1), tokens - 1)
-        # every span stands between tokens that stay
-        return noise, min(max(round(noise / self.mean_length), 1), tokens - noise)
-
-    def lengths(self, tokens: int) -> tuple[int, int]:
-        """What a text of so many tokens becomes: (encoder tokens, decoder tokens), each with an end of text.
-
-        Both have one sentinel for each span.
-        """
-        noise, spans = self.counts(tokens)
-        return tokens - noise + spans + 1, noise + spans + 1
-
-    def text_tokens(self, encoder: int, decoder: int | None = None) -> int:
-        """Tokens of the longest text that fits an encoder and, if its length is given, a decoder; 0: none does."""
-
-        def is_too_long(tokens: int) -> bool:
-            inputs, targets = self.lengths(tokens)
-            return inputs > encoder or (decoder is not None and targets > decoder)
-
-        # both lengths grow with the text, and more than its share of noise leaves no encoder
-        most = int((encoder + 2) / (1 - self.density)) + 2
-        return bisect_left(range(1, most), True, key=is_too_long)
-
-
 def span_noise(config: RunConfig) -> SpanNoise:
     """What the run's settings say of noise."""
     return SpanNoise(density=config.data.noise_density, mean_length=config.data.mean_noise_span_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedRuns:
+    """How long the runs of tokens or words are that masked language modelling hides."""
+
+    longest: int
+    shape: Literal["inverse", "longer", "geometric"] = "inverse"
+    """P(n) ~ 1 / n: Lan et al. 2019 (ALBERT), arXiv:1909.11942, section 3.1; the same from the other end, as Megatron;
+    or ~ 0.8^n: Joshi et al. 2019 (SpanBERT), arXiv:1907.10529, section 3.1."""
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Self:
+        """What the run's settings say of them."""
+        geometric = data.masking_use_geometric_distribution
+        longest = data.masking_max_ngram or (10 if geometric else 1)
+        if geometric:
+            return cls(longest=longest, shape="geometric")
+        return cls(longest=longest, shape="longer" if data.masking_use_longer_ngrams else "inverse")
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """Those of lengths 1, 2, ..., `longest`."""
+        lengths = range(1, self.longest + 1)
+        weights = [0.8**n if self.shape == "geometric" else 1 / n for n in lengths]
+        if self.shape == "longer":
+            weights.reverse()
+        return tuple(weight / sum(weights) for weight in weights)
+
+    @property
+    def mean(self) -> float:
+        """The mean length."""
+        return sum(n * probability for n, probability in enumerate(self.probabilities, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """What an objective of encoder-decoders makes of texts: span corruption of one kind, or of several."""
+
+    noises: tuple[SpanNoise, ...]
+    head: int = 0
+    """Tokens that the encoder reads before the text."""
+
+    def text_tokens(self, encoder: int, decoder: int | None = None) -> int:
+        """Tokens of the longest text of which all kinds fit; 0: none does."""
+        return min(noise.text_tokens(encoder - self.head, decoder) for noise in self.noises)
+
+    def decoder_tokens(self, encoder: int) -> int:
+        """Tokens of the decoder that has room for all kinds, where the longest text fills the encoder."""
+        text = self.text_tokens(encoder)
+        return max(noise.lengths(text)[1] for noise in self.noises)
+
+    def spans(self, tokens: int) -> int:
+        """Most spans of a text of so many tokens."""
+        return max(noise.counts(tokens)[1] for noise in self.noises)
+
+
+def denoisings(config: RunConfig) -> dict[str, Denoising]:
+    """That of each objective of the run that is one, by name.
+
+    Raises:
+        ValueError: as `Denoiser.read`.
+    """
+    found = {}
+    if "span" in config.training.objectives:
+        found["span"] = Denoising(noises=(span_noise(config),))
+    if "ul2" in config.training.objectives:
+        found["ul2"] = Denoising(noises=tuple(d.noise for d in Denoiser.read(config.data.ul2_denoisers)), head=1)
+    return found
 
 
 def decoder_seq_length(config: RunConfig) -> int | None:
@@ -87,7 +122,7 @@ def decoder_seq_length(config: RunConfig) -> int | None:
     """
     if not config.model.encoder_decoder:
         return None
-    if config.model.decoder_seq_length is not None or config.training.objective != "span":
+    if config.model.decoder_seq_length is not None:
         return config.model.decoder_seq_length
-    noise = span_noise(config)
-    return noise.lengths(noise.text_tokens(config.batch.seq_length))[1]
+    lengths = [found.decoder_tokens(config.batch.seq_length) for found in denoisings(config).values()]
+    return max(lengths, default=None)

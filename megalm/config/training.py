@@ -1,8 +1,9 @@
 """How long, how fast and in which numbers the model trains."""
 
+from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from megalm.config.base import FirstValueOf, FixedOnResume, OneShot, OpenChoice, Section
 from megalm.config.batch_schedule import BatchSchedule, read_step_schedule
@@ -63,6 +64,35 @@ class BatchConfig(Section):
         return BatchSchedule(((0, end),))
 
 
+def read_mixture(text: str) -> dict[str, Fraction]:
+    """The weights of a text as "causal:0.5,fim:0.5", those of 0 left out.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found: dict[str, Fraction] = {}
+    for part in text.replace(",", " ").split():
+        name, _, word = part.partition(":")
+        try:
+            weight = Fraction(word)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f'"{part}" must be an objective and its weight, as causal:0.5') from None
+        if weight < 0:
+            raise ValueError(f"the weight of {name} must not be negative; leave it out")
+        if name in found:
+            raise ValueError(f"{name} stands twice; add its weights up")
+        found[name] = weight
+    if not any(found.values()):
+        raise ValueError("the weights sum to 0; give at least one objective a weight, as causal:0.5,fim:0.5")
+    return {name: weight for name, weight in found.items() if weight}
+
+
+def _mixture(text: str | None) -> str | None:
+    if text is not None:
+        read_mixture(text)
+    return text
+
+
 class TrainingConfig(Section):
     """The length of the run, evaluation and reproducibility."""
 
@@ -72,9 +102,14 @@ class TrainingConfig(Section):
     """Samples of the whole run, in place of --train-iters; schedules then count samples."""
     train_tokens: int | None = Field(None, ge=1, le=2**62)
     """Tokens of the whole run, in place of --train-iters; with --train-samples the shorter of the two counts."""
-    objective: Annotated[str, OpenChoice(("causal", "masked", "span"))] = "causal"
-    """What the model is trained to predict: causal is the next token, masked the hidden ones (BERT), span what spans of
-    the text were (T5's span corruption, for encoder-decoders)."""
+    objective: Annotated[str, OpenChoice(("causal", "prefix", "fim", "masked", "span", "ul2"))] = "causal"
+    """What the model is trained to predict (docs/objectives.md): causal is the next token, prefix the same after a
+    prefix that is seen both ways, fim the same of documents whose middle stands at their end; masked the hidden tokens
+    (BERT); span what spans of the text were (T5's span corruption, for encoder-decoders), ul2 the same of short and
+    long spans and of the rest of a text (UL2)."""
+    objective_mixture: Annotated[str | None, AfterValidator(_mixture)] = None
+    """Several objectives of one family by turns, in place of --objective: "causal:0.5,fim:0.3,prefix:0.2". Which one a
+    sample has follows from its number, in exact shares; the loss of each is reported by its name."""
     eval_interval: int | None = Field(None, ge=1)
     """Steps between two evaluations on the validation set. Default: only at the end of the run."""
     eval_iters: int = Field(100, ge=0)
@@ -100,6 +135,15 @@ class TrainingConfig(Section):
     deterministic_mode: bool = False
     """Only algorithms that give the same bits each time, on GPUs too, where others are faster; one that torch has in no
     other form ends the run."""
+
+    @property
+    def objectives(self) -> dict[str, Fraction]:
+        """The objectives of the run by name, and the weight of each.
+
+        Raises:
+            ValueError: `objective_mixture` is none.
+        """
+        return {self.objective: Fraction(1)} if self.objective_mixture is None else read_mixture(self.objective_mixture)
 
 
 class OptimizerConfig(Section):

@@ -1,15 +1,17 @@
 """The data of a run: its datasets, its objective, and this rank's micro-batches of them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
 from megalm.config.sections import RunConfig
+from megalm.data.batch import Batch
 from megalm.data.loader import Fields, MicroBatchIterator, build_loader
 from megalm.data.samples.blended_dataset import BlendedDataset, OrderRecord
 from megalm.data.samples.build import build_datasets
-from megalm.data.samples.sample import Sample, SampleDataset
+from megalm.data.samples.sample import HasDocuments, Sample, SampleDataset
 from megalm.data.tokenizers import Tokenizer
 from megalm.errors import DataError
 
@@ -29,6 +31,26 @@ class Objective(Protocol):
 
     def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
         """The arrays of one batch row."""
+
+
+@runtime_checkable
+class UsesDocuments(Protocol):
+    """An objective that may look at other documents than those of a sample."""
+
+    @property
+    def needs_documents(self) -> bool:
+        """Whether it does."""
+
+    def with_documents(self, documents: HasDocuments) -> Objective:
+        """The objective that takes them from there."""
+
+
+@runtime_checkable
+class HasStatistics(Protocol):
+    """An objective that says of batches what it has made of them."""
+
+    def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, tuple[float, float]]:
+        """What is counted of a batch by name: (sum, what it is divided by)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +132,15 @@ class RunData:
 
     def batches(self, dataset: SampleDataset, start: int, stop: int, *, workers: int) -> MicroBatchIterator:
         """This rank's micro-batches of samples start..stop of all ranks; those of training have seeds."""
-        batch, trains = self.config.batch, dataset is self.train
+        batch, trains, objective = self.config.batch, dataset is self.train, self.objective
+        if isinstance(objective, UsesDocuments) and objective.needs_documents:
+            if not isinstance(dataset, HasDocuments):
+                raise DataError(f"{type(dataset).__name__} does not know its documents, which the objective needs")
+            objective = objective.with_documents(dataset)
         micro_batch_size = batch.micro_size if trains else self.config.eval_sizes(self.size)[0]
         return build_loader(
             dataset,
-            self.objective,
+            objective,
             micro_batch_size=micro_batch_size,
             global_batch_size=micro_batch_size * self.size,  # start..stop is whole steps, perhaps of several sizes
             start_sample=start,
@@ -128,6 +154,21 @@ class RunData:
             seed=self.config.training.seed if trains else None,
             speaks=self.speaks,
         )
+
+    def statistics(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """What the objective has made of these batches, on the host, as a row reports it: "data/mask_rate", ...
+
+        0 where nothing counts.
+        """
+        if not isinstance(self.objective, HasStatistics):
+            return {}
+        sums: dict[str, tuple[float, float]] = {}
+        for batch in batches:
+            arrays = {name: x.numpy() for name, x in batch.tensors.items()}
+            for name, (value, count) in self.objective.statistics(arrays).items():
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = (before[0] + value, before[1] + count)
+        return {f"data/{name}": value / max(count, 1) for name, (value, count) in sums.items()}
 
 
 def _check_training_data(

@@ -5,6 +5,7 @@ Shapes: B micro-batch size, T sequence length.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from megalm.distributed.shards import ShardSpec, StateSlice
 from megalm.engine import live_weights, state
 from megalm.engine.deepspeed_patches import grow_scale_after_step
 from megalm.engine.host_memory import FreedMemory
-from megalm.engine.loss_sums import LossSums, dataset_losses, means, total, weighted
+from megalm.engine.loss_sums import LossSums, losses_of_kinds, means, total, weighted
 from megalm.engine.master_weights import MasterWeights
 from megalm.engine.runner import Runner
 from megalm.errors import NonFiniteError
@@ -40,8 +41,8 @@ class StepResult:
     """Loss scale of this step; 1 without fp16."""
     skipped: bool
     """The gradients were not finite; weights and moments are as before."""
-    dataset_losses: tuple[float | None, ...] = ()
-    """`loss` of each dataset of the blend; None for one that counts nothing in this batch."""
+    losses_of: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """`loss` of each kind of samples that is told apart; None for one that counts nothing in this batch."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -60,8 +61,8 @@ class Engine:
     freed_memory: FreedMemory
     state_kinds: state.StateKinds
     """What the optimizer keeps of each parameter."""
-    num_datasets: int = 0
-    """With more than 0, training steps also give the loss of each dataset; batches hold `dataset_id` [B] then."""
+    kinds: dict[str, int] = field(default_factory=dict)
+    """Kinds of samples whose losses training steps also give: field of the batch (int64 [B]) -> number of kinds."""
     scalars: state.OptimizerScalars = field(init=False)
     """What a checkpoint holds of the optimizer besides tensors."""
     _grow_scale: Callable[[bool], None] | None = field(init=False, default=None)
@@ -71,9 +72,9 @@ class Engine:
         if self.zero_stage and self.ds_engine.fp16_enabled():
             self._grow_scale = grow_scale_after_step(self.ds_engine.optimizer.loss_scaler)
 
-    def count_by_dataset(self, num_datasets: int) -> None:
-        """From now on training steps also give the loss of each dataset."""
-        self.num_datasets = num_datasets
+    def tell_apart(self, field: str, number: int) -> None:
+        """From now on training steps also give the losses of so many kinds of samples ("dataset_id", ...)."""
+        self.kinds[field] = number
 
     def train_step(
         self,
@@ -104,7 +105,7 @@ class Engine:
         counts = self._counts(batches)
         # DeepSpeed averages gradients over the ranks with the same weights; the sum over them is wanted
         scales = {name: weight * copies / max(counts[name], 1.0) for name, weight in weights.items()}
-        sums = self._loss_sums(self.num_datasets)
+        sums = self._loss_sums(self.kinds)
         self.runner.train(batches, scales, loss_scale, sums.add)
         totals = self._sum_over_ranks(sums.values)
         losses = means(totals[0, :, 0], counts)
@@ -117,7 +118,7 @@ class Engine:
             grad_norm=float(ds_engine.get_global_grad_norm()),
             loss_scale=loss_scale,
             skipped=not ds_engine.was_step_applied(),
-            dataset_losses=dataset_losses(totals[..., 1:], weights),
+            losses_of={kind: losses_of_kinds(sums.of_kind(totals, kind), weights) for kind in self.kinds},
         )
 
     def _accumulate(self, micro_batches: int) -> None:
@@ -141,8 +142,8 @@ class Engine:
         _all_reduce(values, self.groups.weights)
         return dict(zip(names, values.tolist(), strict=True))
 
-    def _loss_sums(self, num_datasets: int = 0) -> LossSums:
-        return LossSums(tuple(self.runner.loss_weights), self.runner.counts, num_datasets, self.device)
+    def _loss_sums(self, kinds: Mapping[str, int] = MappingProxyType({})) -> LossSums:
+        return LossSums(tuple(self.runner.loss_weights), self.runner.counts, kinds, self.device)
 
     def _update(self) -> None:
         try:

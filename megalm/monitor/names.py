@@ -32,12 +32,16 @@ _OVER_SAMPLES = {
     *("validation_loss", "validation_ppl", "lm_loss", "validation_lm_loss"),
 }
 _NAMED_LOSS = re.compile(r"(validation_)?(\w+)_loss")
+DATA = "data"
+"""data/NAME is what an objective makes of its samples: its tag is the same with dashes, data/mask-rate."""
 NOT_A_NAMED_LOSS = {"validation_loss", "test_loss"}
 
 
 def tag_of(key: str) -> str | None:
     """The tag of a key of a row; None for what is not shown as a curve."""
     name, _, part = key.partition("/")
+    if name == DATA:
+        return key.replace("_", "-")
     tag = TAGS.get(name)
     if tag is None and name not in NOT_A_NAMED_LOSS and (match := _NAMED_LOSS.fullmatch(name)):
         tag = f"{match[2]} loss" + (" validation" if match[1] else "")
@@ -47,4 +51,4 @@ def tag_of(key: str) -> str | None:
 def is_over_samples(key: str) -> bool:
     """Whether the curve has a twin over consumed samples."""
     name = key.partition("/")[0]
-    return name in _OVER_SAMPLES or (name not in TAGS and tag_of(key) is not None)
+    return name in _OVER_SAMPLES or (name not in {*TAGS, DATA} and tag_of(key) is not None)

@@ -7,7 +7,7 @@ Source: Raffel et al. 2020, arXiv:1910.10683, section 3.1.4; `random_spans_noise
 Shapes: N tokens of a text, S encoder, T decoder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from megalm.config import RunConfig
-from megalm.config.spans import SENTINELS, SequenceIds, SpanNoise, decoder_seq_length, span_noise
+from megalm.config.noise import SpanNoise
+from megalm.config.spans import SENTINELS, Denoising, SequenceIds, decoder_seq_length, denoisings
 from megalm.errors import ConfigError
-from megalm.objectives.base import Example, Field, Sample
+from megalm.objectives.base import Example, Field, Sample, Statistics
 from megalm.randomness import stable_seed
 
 Ids = npt.NDArray[np.int64]
@@ -46,24 +47,15 @@ class SpanObjective:
     @classmethod
     def build(cls, config: RunConfig, special: Mapping[str, int | None]) -> Self:
         """The objective that the run's settings ask for."""
-        noise, encoder, decoder = span_noise(config), config.batch.seq_length, decoder_seq_length(config)
+        encoder, decoder = config.batch.seq_length, decoder_seq_length(config)
         assert decoder is not None, "the rules refuse models without a decoder"
-        spans = noise.counts(noise.text_tokens(encoder, decoder))[1]
-        if config.data.mock_data and not config.tokenizer.is_given:
-            sentinels, ids = _of_generated_text(config.model.vocab_size or 0), SequenceIds(start=0, end=1, pad=0)
-        else:
-            sentinels, ids = _sentinels(special), SequenceIds.of(special)
-        if len(sentinels) < spans:
-            raise ConfigError(
-                f"objective=span needs {spans} sentinels <extra_id_0>, ... for seq_length={encoder}, and there are "
-                f"{len(sentinels)}; give --tokenizer-type SentencePieceTokenizer --vocab-extra-ids {max(spans, 100)}, "
-                "or a tokenizer that has them"
-            )
+        kind = denoisings(config)["span"]
+        sentinels, ids = sentinels_and_ids("span", kind, config, special)
         return cls(
-            noise=noise,
+            noise=kind.noises[0],
             encoder_length=encoder,
             decoder_length=decoder,
-            sentinels=sentinels[:spans],
+            sentinels=sentinels,
             ids=ids,
             seed=config.training.seed,
         )
@@ -74,44 +66,97 @@ class SpanObjective:
 
     def fields(self, seq_length: int) -> Mapping[str, Field]:
         """The fields of every example, in their order."""
-        return {
-            "tokens": Field((seq_length,), np.int64),
-            "padding_mask": Field((seq_length,), np.bool_),
-            "decoder_tokens": Field((self.decoder_length,), np.int64),
-            "labels": Field((self.decoder_length,), np.int64),
-            "loss_mask": Field((self.decoder_length,), np.float32),
-        }
+        return pair_fields(seq_length, self.decoder_length)
 
     def __call__(self, sample: Sample) -> Example:
         """The arrays of one batch row."""
         text = sample.tokens[sample.tokens >= 0]  # padding is -1, at the end
         generator = np.random.default_rng(stable_seed(self.seed, "span", sample.number))
-        inputs, targets = self._corrupted(text, generator)
-        decoder = np.concatenate(([self.ids.start], targets[:-1]))
-        return {
-            "tokens": _filled(inputs, self.encoder_length, self.ids.pad),
-            "padding_mask": np.arange(self.encoder_length) < len(inputs),
-            "decoder_tokens": _filled(decoder, self.decoder_length, self.ids.pad),
-            "labels": _filled(targets, self.decoder_length, self.ids.pad),
-            "loss_mask": (np.arange(self.decoder_length) < len(targets)).astype(np.float32),
-        }
+        inputs, targets = corrupted(text, self.noise, self.sentinels, self.ids.end, generator)
+        return pair(inputs, targets, self.ids, self.encoder_length, self.decoder_length)
 
-    def _corrupted(self, text: Ids, generator: np.random.Generator) -> tuple[Ids, Ids]:
-        """What the encoder reads of a text, and what the decoder writes."""
-        noise, spans = self.noise.counts(len(text))
-        end = [self.ids.end]
-        if spans == 0:
-            return np.concatenate((text, end)), np.asarray(end)
-        lengths = np.stack((_cut(len(text) - noise, spans, generator), _cut(noise, spans, generator)), axis=1)
-        is_noise = np.repeat(np.tile([False, True], spans), lengths.flatten())
-        starts = lengths.sum(axis=1).cumsum() - lengths[:, 1]
-        sentinels = np.asarray(self.sentinels[:spans])
-        marked = text.copy()
-        marked[starts] = sentinels
-        kept = ~is_noise
-        kept[starts] = True
-        written = np.insert(text[is_noise], lengths[:, 1].cumsum() - lengths[:, 1], sentinels)
-        return np.concatenate((marked[kept], end)), np.concatenate((written, end))
+    def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Statistics:
+        """Share of the text that is noise, mean span, share of padding."""
+        return pair_statistics(batch, self.sentinels)
+
+
+def pair_statistics(batch: Mapping[str, npt.NDArray[Any]], sentinels: Sequence[int], head: int = 0) -> Statistics:
+    """What is counted of the batches of encoder-decoders; `head`: tokens that the encoder reads before the text."""
+    rows, written = len(batch["tokens"]), batch["loss_mask"] > 0
+    read = int(np.count_nonzero(batch["padding_mask"]))
+    spans = int(np.isin(batch["labels"][written], sentinels).sum())
+    noise = int(np.count_nonzero(written)) - spans - rows  # each ends with an end of text
+    room = batch["tokens"].size + batch["labels"].size
+    return {
+        "mask_rate": (noise, noise + read - spans - rows * (1 + head)),
+        "mean_span": (noise, spans),
+        "padding_share": (room - read - int(np.count_nonzero(written)), room),
+    }
+
+
+def pair_fields(encoder_length: int, decoder_length: int) -> dict[str, Field]:
+    """What an example of an encoder-decoder holds."""
+    return {
+        "tokens": Field((encoder_length,), np.int64),
+        "padding_mask": Field((encoder_length,), np.bool_),
+        "decoder_tokens": Field((decoder_length,), np.int64),
+        "labels": Field((decoder_length,), np.int64),
+        "loss_mask": Field((decoder_length,), np.float32),
+    }
+
+
+def pair(inputs: Ids, targets: Ids, ids: SequenceIds, encoder_length: int, decoder_length: int) -> Example:
+    """The example of what the encoder reads and the decoder writes."""
+    decoder = np.concatenate(([ids.start], targets[:-1]))
+    return {
+        "tokens": _filled(inputs, encoder_length, ids.pad),
+        "padding_mask": np.arange(encoder_length) < len(inputs),
+        "decoder_tokens": _filled(decoder, decoder_length, ids.pad),
+        "labels": _filled(targets, decoder_length, ids.pad),
+        "loss_mask": (np.arange(decoder_length) < len(targets)).astype(np.float32),
+    }
+
+
+def corrupted(
+    text: Ids, noise: SpanNoise, sentinels: Sequence[int], end: int, generator: np.random.Generator
+) -> tuple[Ids, Ids]:
+    """What the encoder reads of a text, and what the decoder writes. A single span is the end of the text."""
+    hidden, spans = noise.counts(len(text))
+    if spans == 0:
+        return np.append(text, end), np.asarray([end])
+    lengths = np.stack((_cut(len(text) - hidden, spans, generator), _cut(hidden, spans, generator)), axis=1)
+    is_noise = np.repeat(np.tile([False, True], spans), lengths.flatten())
+    starts = lengths.sum(axis=1).cumsum() - lengths[:, 1]
+    used = np.asarray(sentinels[:spans])
+    marked = text.copy()
+    marked[starts] = used
+    kept = ~is_noise
+    kept[starts] = True
+    written = np.insert(text[is_noise], lengths[:, 1].cumsum() - lengths[:, 1], used)
+    return np.append(marked[kept], end), np.append(written, end)
+
+
+def sentinels_and_ids(
+    objective: str, kind: Denoising, config: RunConfig, special: Mapping[str, int | None], taken: Sequence[int] = ()
+) -> tuple[tuple[int, ...], SequenceIds]:
+    """As many sentinels as texts may have spans, none of those that are `taken`, and the ids around sequences.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+    encoder = config.batch.seq_length
+    spans = kind.spans(kind.text_tokens(encoder, decoder_seq_length(config)))
+    if config.data.mock_data and not config.tokenizer.is_given:
+        sentinels, ids = _of_generated_text(config.model.vocab_size or 0), SequenceIds(start=0, end=1, pad=0)
+    else:
+        sentinels, ids = _sentinels(special), SequenceIds.of(special)
+    sentinels = tuple(number for number in sentinels if number not in taken)
+    if len(sentinels) < spans:
+        raise ConfigError(
+            f"objective={objective} needs {spans} sentinels <extra_id_0>, ... for seq_length={encoder}, and there are "
+            f"{len(sentinels)}; give --vocab-extra-ids {max(spans + len(taken), 100)}, or a tokenizer that has them"
+        )
+    return sentinels[:spans], ids
 
 
 def _cut(items: int, parts: int, generator: np.random.Generator) -> npt.NDArray[Any]:

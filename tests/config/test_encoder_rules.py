@@ -1,10 +1,13 @@
 """Settings of encoders: defaults of the family, and what does not go together."""
 
+import re
+
 import pytest
 
 from megalm.config import cross_entropy_impl, load, load_config
 from megalm.config.model import ModelConfig
-from megalm.config.rules.encoder import NO_ENCODER, ONLY_ENCODERS, ONLY_MASKED
+from megalm.config.rules.encoder import NO_ENCODER, ONLY_ENCODERS
+from megalm.config.rules.objective import FAMILY_OF, OBJECTIVES_OF, SETTINGS_OF
 from megalm.errors import ConfigError
 
 RUN = (
@@ -15,7 +18,12 @@ BERT = f"{RUN} --model-family bert --objective masked"
 VALUES = {
     "num_tokentypes": "3", "embedding_norm": "", "embedding_size": "8", "bert_no_binary_head": "",
     "use_parallel_residual": "", "scale_embeddings": "", "attn_logit_softcapping": "5", "final_logit_softcapping": "5",
-    "mask_prob": "0.3", "short_seq_prob": "0", "whole_word_masking": "",
+    "mask_prob": "0.3", "short_seq_prob": "0", "whole_word_masking": "", "noise_density": "0.3",
+    "mean_noise_span_length": "2", "ul2_denoisers": "R:0.15:3",
+    "fim_rate": "0.1", "fim_spm_rate": "0.1", "fim_unit": "character",
+    "fim_split_sample": "x", "fim_fragment_rate": "0.1", "fim_no_prefix": "x", "fim_prefix_token": "x",
+    "fim_middle_token": "x", "fim_suffix_token": "x", "masking_max_ngram": "3", "masking_use_longer_ngrams": "",
+    "masking_use_geometric_distribution": "", "bert_sentence_head": "nsp",
 }  # fmt: skip
 
 
@@ -67,9 +75,22 @@ def test_what_encoders_lack_is_refused(name):
     assert any(f"{name}=" in problem for problem in problems(f"{BERT} {flag(name)}"))
 
 
-@pytest.mark.parametrize("name", ONLY_MASKED)
-def test_masking_says_nothing_to_other_objectives(name):
-    assert "is for objective=masked" in problems(f"{RUN} {flag(name)}")[0]
+@pytest.mark.parametrize("objective", SETTINGS_OF)
+def test_settings_of_an_objective_say_nothing_to_others(objective):
+    other = next(name for name in OBJECTIVES_OF["gpt"] if name != objective)
+    for name in SETTINGS_OF[objective]:
+        (problem,) = problems(f"{RUN} --objective {other} {flag(name)}")
+        assert re.match(f"{name}=\\S+ is for objective={objective}; drop one of them", problem)
+
+
+@pytest.mark.parametrize("objective", FAMILY_OF)
+def test_an_objective_trains_one_family(objective):
+    for family in ("gpt", "bert"):
+        if FAMILY_OF[objective] != family:
+            (problem,) = problems(f"{RUN} --model-family {family} --objective {objective}")
+            way_on = f"use --model-family {FAMILY_OF[objective]}, or --objective {OBJECTIVES_OF[family][0]}"
+            assert problem.startswith(f"objective={objective} trains ")
+            assert way_on in problem
 
 
 @pytest.mark.parametrize(
@@ -77,7 +98,7 @@ def test_masking_says_nothing_to_other_objectives(name):
     [
         (f"{RUN} --norm-order post", "norm_order=post needs model_family=bert"),
         (f"{RUN} --objective masked", "use --model-family bert, or --objective causal"),
-        (f"{RUN} --model-family bert", "use --objective masked"),
+        (f"{RUN} --model-family bert", "or --objective masked"),
         (f"{BERT} --norm-order branch", "use post or pre"),
         (f"{BERT} --sample-prompt x", "model_family=bert fills in masked tokens"),
         (f"{BERT} --num-tokentypes 1", "use 2, or --bert-no-binary-head"),
@@ -87,6 +108,10 @@ def test_masking_says_nothing_to_other_objectives(name):
         (f"{BERT} --reset-attention-mask", "give --bert-no-binary-head"),
         (f"{BERT} --reset-position-ids", "give --bert-no-binary-head"),
         (f"{BERT} --bert-no-binary-head --short-seq-prob 0.5", "for pairs of texts"),
+        (f"{BERT} --bert-no-binary-head --bert-sentence-head nsp", "for a head that --bert-no-binary-head leaves out"),
+        (f"{BERT} --masking-use-longer-ngrams", "is for masking_max_ngram > 1"),
+        (f"{BERT} --masking-max-ngram 14", "masking_max_ngram=14 is longer than the 13 tokens of a text"),
+        (f"{BERT} --masking-max-ngram 3 --mask-prob 0.7", "use --mask-prob 0.62 or less"),
         (f"{BERT} --mask-prob 0", "mask_prob=0"),
         (f"{BERT} --mask-prob 1", "mask_prob=1"),
     ],

@@ -132,17 +132,22 @@ def test_the_cuda_kernel_gets_the_batch_in_one_launch(monkeypatch: pytest.Monkey
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("groups", [4, 2])
-def test_the_cuda_kernel_equals_the_dense_mask(groups: int) -> None:
-    layout = [[5, 1, 18], [24], [11, 13]]
+@pytest.mark.parametrize("prefixes", [None, [[3, 1, 9], [23], [0, 2]]])
+def test_the_cuda_kernel_equals_the_dense_mask(groups: int, prefixes: list[list[int]] | None) -> None:
+    layout, mask = [[5, 1, 18], [24], [11, 13]], dense_mask([[5, 1, 18], [24], [11, 13]])
+    for row, (lengths, own) in enumerate(zip(layout, prefixes or [], strict=False)):
+        for start, prefix in zip(accumulate(lengths, initial=0), own, strict=False):
+            mask[row, start : start + prefix, start : start + prefix] = True
     q, k, v = (
         torch.randn(3, T, heads, 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
         for heads in (4, groups, groups)
     )
     weight = torch.randn(3, T, 4, 64, device="cuda")
-    documents = Documents.of_batch(cumulative(layout), q.device)
-    assert documents is not None
-    found = document_attention(q, k, v, documents, None)
-    wanted = dense_attention(q, k, v, dense_mask(layout).cuda())
+    padded = None if prefixes is None else torch.tensor([own + [0] * (T - len(own)) for own in prefixes])
+    documents = Documents.of_batch(cumulative(layout), q.device, padded)
+    assert takes_varlen(q, 0.0)
+    found = CausalAttention(0.0)(q, k, v, documents)
+    wanted = dense_attention(q, k, v, mask.cuda())
     torch.testing.assert_close(found.double(), wanted, rtol=3e-2, atol=3e-2)
     ours = torch.autograd.grad((found.float() * weight).sum(), (q, k, v))
     theirs = torch.autograd.grad((wanted * weight).sum(), (q, k, v))

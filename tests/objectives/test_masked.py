@@ -1,5 +1,6 @@
 """Masked language modelling: what is hidden, how often, behind what; and the arrays that the model gets."""
 
+import itertools
 import pickle
 
 import numpy as np
@@ -8,12 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megalm.config import load_config
+from megalm.config.spans import MaskedRuns
+from megalm.data.indexed.reader import IndexedDataset
+from megalm.data.indexed.writer import IndexedDatasetBuilder
+from megalm.data.samples.blended_dataset import BlendedDataset
+from megalm.data.samples.gpt_dataset import MockDataset
 from megalm.data.samples.sample import Sample
+from megalm.data.samples.source import Sampling, Source
 from megalm.data.tokenizers.base import starts_of_words
 from megalm.data.tokenizers.plain import ByteLevelTokenizer
-from megalm.errors import ConfigError
+from megalm.errors import ConfigError, DataError
 from megalm.objectives import build_objective
-from megalm.objectives.masked import MaskedObjective
+from megalm.objectives.masked import MaskedObjective, hidden_runs
 
 MASK, CLS, SEP, EOD, PAD, VOCAB = 1, 2, 3, 0, 4, 64
 FLAGS = (
@@ -99,6 +106,109 @@ def test_pairs_are_exchanged_half_of_the_time():
         assert np.concatenate(parts).tolist() == text.tokens[: length - 3].tolist()
         assert (labels[0], labels[~second][-1], labels[-1]) == (CLS, SEP, SEP)
         assert not row["token_types"][length:].any()
+
+
+RUNS = {
+    "n-grams": (MaskedRuns(longest=3), 18 / 11),
+    "longer n-grams": (MaskedRuns(longest=3, shape="longer"), 1 * 2 / 11 + 2 * 3 / 11 + 3 * 6 / 11),
+    "SpanBERT": (MaskedRuns(longest=10, shape="geometric"), 3.797),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("count", [600, pytest.param(100_000, marks=pytest.mark.long)])
+def test_runs_have_their_mean_length_at_the_same_rate(name, count):
+    """The bounds of 100,000 samples, and of fewer ones what four standard deviations are."""
+    runs, mean = RUNS[name]
+    assert runs.mean == pytest.approx(mean, abs=0.001)
+    draw, words, hidden, found = np.random.default_rng(3), 126, 0, []
+    for _ in range(count):
+        run_of_word = hidden_runs(words, 0.15, runs, draw)
+        lengths = np.bincount(run_of_word[run_of_word >= 0])
+        assert (np.diff(run_of_word)[(run_of_word[1:] >= 0) & (run_of_word[:-1] >= 0)] == 0).all(), "a word between"
+        hidden += int(lengths.sum())
+        found.append(lengths)
+    wide = (100_000 / count) ** 0.5 / 6
+    lengths = np.concatenate(found)
+    assert hidden / (count * words) == pytest.approx(0.15, abs=0.002 * max(wide, 1))
+    assert lengths.mean() == pytest.approx(mean, rel=0.01 * max(wide, 1))
+    shares = np.bincount(lengths, minlength=runs.longest + 1)[1:] / len(lengths)
+    assert shares == pytest.approx(np.array(runs.probabilities), abs=0.01 * max(wide, 1))
+
+
+def test_runs_are_of_whole_words_and_a_spans_tokens_share_their_fate():
+    starts = [number % 3 != 0 for number in range(VOCAB)]
+    chosen = objective(mask_prob=0.3, runs=MaskedRuns(longest=10, shape="geometric")).with_words(starts)
+    kinds = set()
+    for text in texts(300, 40, seed=2):
+        row = chosen(text)
+        hidden = np.flatnonzero(row["loss_mask"])
+        inside = text.tokens % 3 == 0
+        mask = row["loss_mask"][1:-1].astype(bool)
+        assert (mask[1:] == mask[:-1])[inside[1:]].all()
+        for run in np.split(hidden, np.flatnonzero(np.diff(hidden) > 1) + 1) if len(hidden) else ():
+            is_mask, is_same = row["tokens"][run] == MASK, row["tokens"][run] == row["labels"][run]
+            assert is_mask.all() or not is_mask.any()
+            kinds.add("mask" if is_mask.all() else "same" if is_same.all() else "other")
+    assert kinds == {"mask", "same", "other"}
+
+
+def test_a_row_too_short_for_its_runs_hides_what_fits():
+    for words in range(6):
+        for number in range(50):
+            found = hidden_runs(words, 0.6, MaskedRuns(longest=10, shape="geometric"), np.random.default_rng(number))
+            assert len(found) == words
+
+
+def test_the_next_text_is_of_another_document(tmp_path):
+    """In both orders of samples, of documents of one sequence and of several."""
+    documents = [[10 * number + 5] * (3 + number % 4) + [EOD] for number in range(5)]
+    for order, count in itertools.product(("shuffle", "stream"), (1, 2)):
+        sequences = [part for document in documents for part in (document[:count], document[count:])]
+        with IndexedDatasetBuilder(tmp_path / f"{order}{count}", "uint16") as builder:
+            for document in documents:
+                builder.add_document(document, [count, len(document) - count])
+            builder.finalize()
+        indexed = IndexedDataset(tmp_path / f"{order}{count}")
+        source = Source(indexed, range(10), Sampling(seq_length=9, extra_tokens=0, seed=1, order=order))
+        dataset = BlendedDataset([source], None, 24)
+        chosen = objective(is_pair=True, next_text=True).with_documents(dataset)
+        numbers = range(24)
+        rows = {number: chosen(dataset[number]) for number in numbers}
+        for number in reversed(numbers):
+            row = rows[number]
+            again = chosen(dataset[number])
+            assert all(np.array_equal(row[name], again[name]) for name in row)
+            length, second = int(row["cu_seqlens"][1]), row["token_types"] == 1
+            first, rest = row["labels"][:length][~second[:length]][1:-1], row["labels"][second][:-1]
+            own, tokens = set(dataset[number].tokens.tolist()) - {EOD}, rest.tolist()
+            assert first.tolist() == dataset[number].tokens[: len(first)].tolist()
+            assert first[-1] != EOD
+            if row["is_random"] == 1:
+                assert not own & set(tokens)
+                assert any(tokens == piece[start : start + len(tokens)] for piece in sequences for start in range(7))
+            else:
+                assert tokens == dataset[number].tokens[len(first) :].tolist()
+        assert 3 <= sum(int(row["is_random"] == 1) for row in rows.values()) <= 21
+    with pytest.raises(DataError, match=r"no other document .* use --bert-sentence-head sop"):
+        Source(indexed, range(2), Sampling(seq_length=2, extra_tokens=0, seed=1)).text([0], 3, np.random.default_rng(0))
+
+
+@pytest.mark.long
+def test_100_000_samples_have_the_rates_that_are_asked_for():
+    chosen = objective(is_pair=True, next_text=True).with_documents(MockDataset(VOCAB, 61, 1, 1, extra_tokens=0))
+    counts, draw = np.zeros(6), np.random.default_rng(7)
+    for number in range(100_000):
+        row = chosen(Sample(number, 0, draw.integers(5, VOCAB, 61)))
+        hidden = row["loss_mask"].astype(bool)
+        real = int(row["cu_seqlens"][1]) - 3
+        shown, labels = row["tokens"][hidden], row["labels"][hidden]
+        counts += [real, hidden.sum(), (shown == MASK).sum(), (shown == labels).sum(), row["is_random"] == 1, 1]
+    tokens, hidden, masks, same, is_random, rows = counts
+    assert hidden / tokens == pytest.approx(0.15, abs=0.002)
+    assert masks / hidden == pytest.approx(0.8, abs=0.005)
+    assert same / hidden == pytest.approx(0.1 + 0.1 / 59, abs=0.005)
+    assert is_random / rows == pytest.approx(0.5, abs=0.005)
 
 
 @given(st.integers(0, 40), st.integers(0, 10), st.booleans(), st.floats(0.01, 0.99), st.integers(0, 10**12))

@@ -125,7 +125,7 @@ def test_sentinels_come_from_the_tokenizer_or_the_error_says_how() -> None:
     assert own.sentinels == tuple(range(800, 828))
     assert own.ids == SequenceIds(start=0, end=1, pad=0)
     with pytest.raises(ConfigError, match=r"needs 28 sentinels <extra_id_0>, ... for seq_length=512, and there are 27; "
-                       "give --tokenizer-type SentencePieceTokenizer --vocab-extra-ids 100"):  # fmt: skip
+                       "give --vocab-extra-ids 100"):  # fmt: skip
         build_objective(config, Tokenizer(27))
     with pytest.raises(ConfigError, match="needs a tokenizer with an end-of-text token"):
         SequenceIds.of({"pad": 0})

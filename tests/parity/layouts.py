@@ -71,9 +71,20 @@ MODELS = {
     "all dropout": f"{GPT2} --num-layers 4 --hidden-dropout 0.1 --attention-dropout 0.1",
     "llama documents": f"{LLAMA} --num-layers 4 {DOCUMENTS}",
     "gpt2 documents": f"{GPT2} --num-layers 4 {DOCUMENTS}",
+    # prefixes that are seen both ways: of the row, of each document, in windows; fewer tokens have a loss
+    "prefix": f"{LLAMA} --num-layers 4 --objective prefix --init-method-std 0.2",
+    "prefix documents": f"{GPT2} --num-layers 4 --objective prefix {DOCUMENTS}",
+    "prefix windows": (
+        f"{LLAMA} --objective prefix --window-size 5,0 --attn-logit-softcapping 5 --attention-dropout 0.1"
+    ),
+    # samples of three objectives, in some of which nothing is prefix
+    "mixture": f"{GPT2} --num-layers 4 --objective-mixture causal:0.25,fim:0.25,prefix:0.5",
     # two layers and three, tied head
     "t5": f"{T5} --relu --decoder-num-layers 3",
     "t5 1.1": f"{T5} --geglu --openai-gelu --untie-embeddings-and-output-weights",
+    "ul2": (
+        f"{T5.replace('span', 'ul2').replace('length 8', 'length 12')} --relu --ul2-denoisers R:0.2:2,S:0.3,X:0.5:2"
+    ),
     "t5 dropout": f"{T5} --relu --hidden-dropout 0.1 --attention-dropout 0.1",
 }
 JSONS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -354,6 +365,17 @@ ROWS = [
     Row(2, "gpt2 documents", "pp2 zbv zero0"),
     Row(4, "llama documents", "tp2 sp pp2 zbv zero1", CI),
     Row(4, "gpt2 documents", "pp2 interleaved-1f1b zero3 one-by-one"),
+    # prefixes
+    Row(2, "prefix", "tp2 sp zero1 selective", CI),
+    Row(2, "prefix", "zero3 full"),
+    Row(2, "prefix documents", "pp2 zbv zero1"),
+    Row(2, "prefix documents", "zero2"),
+    Row(2, "prefix windows", "pp2 1f1b zero0 full"),
+    Row(4, "prefix documents", "tp2 sp pp2 zbv zero1"),
+    Row(2, "mixture", "pp2 zbv zero1", CI),
+    Row(2, "mixture", "zero3"),
+    Row(4, "mixture", "tp2 sp pp2 1f1b zero1"),
+    Row(2, "ul2", "tp2 sp zero1"),
     # low precision against one process in the same
     Row(2, "llama", "zero1 bf16"),
     Row(2, "llama", "zero2 bf16 one-by-one"),

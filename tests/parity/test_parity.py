@@ -95,7 +95,8 @@ class _Tokenizer:
     """Its special tokens are among the random ones too."""
 
     def special(self, name: str) -> int | None:
-        return {"eod": EOD, "mask": 1, "cls": 2, "sep": 3}.get(name)
+        found = {"eod": EOD, "mask": 1, "cls": 2, "sep": 3, "fim_prefix": 4, "fim_middle": 5, "fim_suffix": 6}
+        return found.get(name)
 
 
 def whole_weights(engine) -> dict[str, torch.Tensor]:

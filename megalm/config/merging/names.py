@@ -17,6 +17,7 @@ RENAMED = {
     "muon-use-nesterov": "muon_nesterov",
     "encoder-num-layers": "num_layers",
     "encoder-seq-length": "seq_length",
+    "fim-eod-token": "eod_token",
 }
 """Another name of a flag: the field that takes its value."""
 
@@ -28,6 +29,7 @@ IMPLIED: dict[str, tuple[str, str]] = {
     "recompute-activations": ("recompute_granularity", "selective"),
     "checkpoint-activations": ("recompute_granularity", "full"),
     "deepspeed-activation-checkpointing": ("recompute_granularity", "full"),
+    "fim-data": ("objective", "fim"),
 }
 """A switch that stands for one value of a field."""
 
@@ -52,7 +54,7 @@ _ZERO = 'put it in the "zero_optimization" block of the DeepSpeed JSON (--deepsp
 _PARALLEL = "this form of parallelism is not available in this version; use data parallelism with --zero-stage"
 _STAGES = "the layers are balanced with embedding and head counted; name those of each stage with --pipeline-layout"
 _SCHEDULE = "choose the order of passes and transfers with --pipeline-schedule"
-_OBJECTIVE = "that objective is not available in this version; use --objective causal or masked"
+_OBJECTIVE = "that objective is not available in this version; see --objective"
 _CHECKPOINT = "megalm's checkpoints load under every layout and ZeRO stage without a conversion; remove the flag"
 _TENSORBOARD = "TensorBoard always gets these values where they exist; remove the flag"
 _INFERENCE = "this is an option of Megatron's inference, not of training"
@@ -115,7 +117,7 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("pipeline-model-parallel-comm-backend", "use --distributed-backend"),
     ("overlap-p2p-communication* no-overlap-p2p-communication no-scatter-gather-tensors-in-pipeline", _SCHEDULE),
     ("use-ring-exchange-p2p", _SCHEDULE),
-    ("bert-load bert-embedder-type mask-type mask-factor fim-* retro-* ict-*", _OBJECTIVE),
+    ("bert-load bert-embedder-type mask-type mask-factor retro-* ict-*", _OBJECTIVE),
     ("biencoder-* block-data-path embedding-path evidence-data-path titles-data-path query-in-block-prob", _OBJECTIVE),
     ("retriever-* use-one-sent-docs indexer-* output-bert-embeddings vision-* dino-* swin-* img-*", _OBJECTIVE),
     ("num-classes num-channels patch-dim classes-fraction data-per-class-fraction no-data-sharding", _OBJECTIVE),

@@ -71,6 +71,7 @@ NO_EFFECT: dict[str, Nothing] = {
     **_rows("dataloader-type", ("single",), "samples are always numbered and read once, in one order"),
     **_rows("no-create-attention-mask-in-dataloader", (), "the causal mask is never stored"),
     **_rows("use-gigatoken", (), "the fast encoder always runs where it gives the same ids"),
+    **_rows("fim-pad-token", (ANY,), "what fills a row has no loss, whatever the token"),
     **_rows("muon-no-split-qkv", (), "query, key and value are separate matrices, and so are gate and up"),
     **_rows("muon-scalar-optimizer", ("adam",), "what Muon leaves out is always AdamW's"),
     **_rows("use-distributed-optimizer", (), "ZeRO 1 and higher spread the optimizer's state over the ranks"),

@@ -1,10 +1,12 @@
-"""Rules of encoder-decoders: what T5 has and has not, and which objective trains it."""
+"""Rules of encoder-decoders: what T5 has and has not, and the lengths that its objectives need."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from megalm.config.rules.objective import FAMILY_OF, OBJECTIVES_OF
 from megalm.config.sections import RunConfig
-from megalm.config.spans import decoder_seq_length, span_noise
+from megalm.config.spans import decoder_seq_length, denoisings
 
 T5_HAS: Mapping[str, Any] = {
     "position_embedding_type": "relative",
@@ -19,8 +21,6 @@ T5_LACKS: tuple[str, ...] = (
     *("attn_logit_softcapping", "final_logit_softcapping", "init_method_std", "init_method_xavier_uniform"),
 )
 """Settings of other families that a T5 has not; they keep their defaults."""
-OTHER_OBJECTIVES: Mapping[str, str] = {"causal": "decoders", "masked": "encoders"}
-"""Objectives of other families, and what they train."""
 DECODER_ONLY: tuple[str, ...] = ("decoder_num_layers", "decoder_seq_length", "scale_decoder_outputs")
 """Settings of encoder-decoders."""
 
@@ -37,11 +37,6 @@ def _of_encoder_decoders_only(config: RunConfig) -> list[str]:
     model, found = config.model, []
     if model.position_embedding_type == "relative":
         found.append("position_embedding_type=relative needs model_family=t5; give --model-family t5, or drop it")
-    if config.training.objective == "span":
-        found.append(
-            f"objective=span trains encoder-decoders, not model_family={model.model_family}; give --model-family t5, "
-            "or use --objective causal"
-        )
     given = [name for name in DECODER_ONLY if getattr(model, name) is not None]
     return found + [f"{name}={getattr(model, name)} needs model_family=t5; drop it" for name in given]
 
@@ -69,13 +64,7 @@ def _t5_variant(config: RunConfig) -> list[str]:
 
 
 def _t5_run(config: RunConfig) -> list[str]:
-    training, data = config.training, config.data
-    found = []
-    if training.objective in OTHER_OBJECTIVES:
-        found.append(
-            f"objective={training.objective} trains {OTHER_OBJECTIVES[training.objective]}, not model_family=t5; give "
-            "--objective span"
-        )
+    training, data, found = config.training, config.data, []
     if training.sample_prompt is not None:
         found.append(
             "sample_prompt continues a text, which an encoder-decoder does not; drop --sample-prompt "
@@ -89,27 +78,30 @@ def _t5_run(config: RunConfig) -> list[str]:
 
 def _lengths(config: RunConfig) -> list[str]:
     """Encoder and decoder have room for a text with at least one span."""
+    kinds = denoisings(config)
     decoder, encoder = decoder_seq_length(config), config.batch.seq_length
-    if config.training.objective in OTHER_OBJECTIVES:
+    if any(name not in OBJECTIVES_OF["t5"] for name in config.training.objectives if name in FAMILY_OF):
         return []
     if decoder is None:
         return ["decoder_seq_length is missing; give --decoder-seq-length N"]
-    if config.training.objective != "span":
-        return []
-    noise = span_noise(config)
-    tokens = noise.text_tokens(encoder, decoder)
-    if tokens < 2:
+    texts = {name: kind.text_tokens(encoder, decoder) for name, kind in kinds.items()}
+    if any(tokens < 2 for tokens in texts.values()):
         return [
             f"seq_length={encoder} and decoder_seq_length={decoder} leave span corruption no text: it needs at least "
             "a token that stays, one that is restored, and in both a sentinel and an end of text; use 3 or more for "
             "each"
         ]
-    if noise.mean_length > noise.counts(tokens)[0]:
-        return [
-            f"mean_noise_span_length={noise.mean_length:g} is longer than the {noise.counts(tokens)[0]} noise tokens "
-            f"of a text of {tokens}; lower --mean-noise-span-length, or raise --noise-density or --seq-length"
-        ]
-    return []
+    knobs = {
+        "span": ("mean_noise_span_length={:g}", "lower --mean-noise-span-length, or raise --noise-density or"),
+        "ul2": ("the mean span {:g} of ul2_denoisers", "give others in --ul2-denoisers, or raise"),
+    }
+    return [
+        f"{knobs[name][0].format(noise.mean_length)} is longer than the {noise.counts(texts[name])[0]} noise tokens of "
+        f"a text of {texts[name]}; {knobs[name][1]} --seq-length"
+        for name, kind in kinds.items()
+        for noise in kind.noises
+        if noise.counts(texts[name])[0] < noise.mean_length < math.inf
+    ][:1]
 
 
 def _shown(value: object) -> str:

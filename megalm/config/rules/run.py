@@ -12,6 +12,7 @@ from megalm.config.merging.suggest import did_you_mean
 from megalm.config.rules.encoder import encoder
 from megalm.config.rules.encoder_decoder import encoder_decoder
 from megalm.config.rules.layout import available_axes
+from megalm.config.rules.objective import objectives
 from megalm.config.rules.pipeline import SCHEDULES, pipeline_problems, schedule_name
 from megalm.config.rules.schedule import changing_batch, phases, rates, run_length
 from megalm.config.sections import RunConfig
@@ -45,6 +46,8 @@ def _named(config: RunConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         for name, info in type(section).model_fields.items():
             value = getattr(section, name)
             known = next((m.names for m in info.metadata if isinstance(m, OpenChoice)), None)
+            if name == "objective":
+                value = tuple(config.training.objectives)
             if known is not None and value is not None:
                 yield from ((name, word, known) for word in ([value] if isinstance(value, str) else value))
 
@@ -203,6 +206,7 @@ CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     recomputation,
     evaluation,
     loss,
+    objectives,
     encoder,
     encoder_decoder,
     checkpoints,

@@ -171,6 +171,10 @@ class IndexedDataset:
             return self.num_tokens
         return int(self._pointers[sequence]) // self.dtype.itemsize
 
+    def sequence_at(self, position: int) -> int:
+        """The sequence that token `position` of the whole file is of."""
+        return int(np.searchsorted(self._pointers, position * self.dtype.itemsize, side="right")) - 1
+
     def tokens(self, position: int, count: int) -> Tokens:
         """`count` tokens from token `position` of the whole file on, across sequences, in the stored dtype.
 
@@ -183,7 +187,7 @@ class IndexedDataset:
         tokens = self._read(position * self.dtype.itemsize, count)
         if self._has_foreign(tokens):
             first = int(np.flatnonzero(self._foreign(tokens))[0])
-            sequence = int(np.searchsorted(self._pointers, (position + first) * self.dtype.itemsize, side="right")) - 1
+            sequence = self.sequence_at(position + first)
             raise self._foreign_token(int(tokens[first]), sequence, position + first - self.token_position(sequence))
         return tokens
 

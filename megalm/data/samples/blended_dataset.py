@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from megalm.data.samples.blend import Blend, BlendSizes, normalize
 from megalm.data.samples.content import ContentRecord
 from megalm.data.samples.index_cache import IndexCache
@@ -157,6 +160,15 @@ class BlendedDataset:
         """
         dataset, inside = self._locate(number)
         return Sample(number, dataset, self._layouts[dataset][inside].tokens)
+
+    def other_text(self, number: int, length: int, draw: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Up to `length` tokens of another document of the dataset that sample `number` comes from.
+
+        Raises:
+            DataError: there is none.
+        """
+        dataset, inside = self._locate(number)
+        return self._sources[dataset].text(self._layouts[dataset].sequences(inside), length, draw)
 
     def record(self, consumed: int) -> OrderRecord:
         """What a checkpoint after `consumed` samples holds."""

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 import numpy as np
+import numpy.typing as npt
 
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.samples.gpt_index import EpochPlan, SampleIndex, build_document_index, build_shuffle_index, plan_epochs
@@ -114,6 +115,10 @@ class GPTDataset:
         padded[: len(tokens)] = tokens
         return Sample(number, 0, padded)
 
+    def sequences(self, number: int) -> list[int]:
+        """The sequences that sample `number` has tokens of."""
+        return [sequence for sequence, _, _ in self.sample_index.pieces(int(self.shuffle_index[number]))]
+
 
 class MockDataset:
     """Generated samples that a model can learn, for runs without data: a function of (seed, split, number).
@@ -154,6 +159,11 @@ class MockDataset:
         if not 0 <= number < self._num_samples:
             raise IndexError(f"sample {number} of {self._num_samples} mock samples")
         draw = np.random.default_rng([*self._key, purpose_number("mock-walk"), number])
-        steps = self._strides[draw.choice(len(self._strides), size=self._sample_tokens, p=self.PROBABILITIES)]
+        return Sample(number, 0, self.other_text(number, self._sample_tokens, draw))
+
+    def other_text(self, number: int, length: int, draw: np.random.Generator) -> npt.NDArray[np.int64]:
+        """A walk of `length` tokens."""
+        steps = self._strides[draw.choice(len(self._strides), size=length, p=self.PROBABILITIES)]
         steps[0] = draw.integers(len(self._ids))
-        return Sample(number, 0, self._ids[np.cumsum(steps) % len(self._ids)])
+        walk: npt.NDArray[np.int64] = self._ids[np.cumsum(steps) % len(self._ids)]
+        return walk

@@ -1,7 +1,7 @@
 """A numbered sample, and what gives them."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -30,3 +30,15 @@ class SampleDataset(Protocol):
 
     def __getitem__(self, number: int) -> Sample:
         """One sample."""
+
+
+@runtime_checkable
+class HasDocuments(Protocol):
+    """A dataset that knows the documents that its samples are of."""
+
+    def other_text(self, number: int, length: int, draw: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Up to `length` tokens, from anywhere in a document that no token of sample `number` is of.
+
+        Raises:
+            DataError: there is no other document.
+        """

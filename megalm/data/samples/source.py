@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.samples.content import ContentRecord
 from megalm.data.samples.gpt_dataset import GPTDataset
 from megalm.data.samples.index_cache import IndexCache
-from megalm.data.samples.sample import PAD, Sample, SampleDataset
+from megalm.data.samples.sample import PAD, HasDocuments, Sample, SampleDataset
 from megalm.data.samples.stream import StreamDataset
+from megalm.errors import DataError
 from megalm.randomness import stable_seed_32
 
 Request = int | None
@@ -50,6 +52,29 @@ class Source:
     def content(self) -> ContentRecord:
         """What tells whether the files are still what they were."""
         return ContentRecord.of(self.indexed.prefix)
+
+    def text(self, apart_from: Sequence[int], length: int, draw: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Up to `length` tokens, from anywhere in any sequence but those of the same documents as `apart_from`.
+
+        Raises:
+            DataError: there is no other.
+        """
+        # from the first to the last sequence of a document
+        edges, shares = self.indexed.document_indices, set[int]()
+        for document in set(np.searchsorted(edges, apart_from, side="right").tolist()):
+            shares |= set(range(int(edges[document - 1]), int(edges[document])))
+        own = sorted(sequence for sequence in shares if sequence in self.documents)
+        if len(own) == len(self.documents):
+            raise DataError(
+                f"{self.indexed.prefix} has no other document than that of a sample, and bert_sentence_head=nsp takes "
+                "the next text from one; give more documents, or use --bert-sentence-head sop"
+            )
+        chosen = self.documents.start + int(draw.integers(len(self.documents) - len(own)))
+        for sequence in own:
+            chosen += chosen >= sequence
+        size = int(self.indexed.sequence_lengths[chosen])
+        offset = int(draw.integers(max(size - length, 0), endpoint=True))
+        return self.indexed.gather([(chosen, offset, min(length, size))]).astype(np.int64)
 
     @property
     def key(self) -> str:
@@ -132,6 +157,13 @@ class Layout:
             raise IndexError(f"sample {number} of {len(self)}, of which the first may be used up")
         return Sample(number, 0, dataset[number - (self._ends[part - 1] if part else 0)].tokens)
 
+    def sequences(self, number: int) -> list[int]:
+        """The sequences that sample `number` has tokens of."""
+        part = bisect.bisect_right(self._ends, number)
+        dataset = self.parts[part]
+        assert isinstance(dataset, GPTDataset | StreamDataset), "what a source lays out"
+        return dataset.sequences(number - (self._ends[part - 1] if part else 0))
+
 
 class Padded:
     """A dataset and as many samples without tokens after it as fill a multiple of `size`.
@@ -152,3 +184,8 @@ class Padded:
         if number < len(self._dataset):
             return self._dataset[number]
         return Sample(number, 0, np.full_like(self._dataset[0].tokens, PAD))
+
+    def other_text(self, number: int, length: int, draw: np.random.Generator) -> npt.NDArray[np.int64]:
+        """As the dataset; padding asks for none."""
+        assert isinstance(self._dataset, HasDocuments), "asked before an evaluation begins"
+        return self._dataset.other_text(number, length, draw)

@@ -58,12 +58,27 @@ class StreamDataset:
         """The number of samples asked for."""
         return self._num_samples
 
+    def sequences(self, number: int) -> list[int]:
+        """The sequences that sample `number` has tokens of."""
+        position = self._position(number)
+        first, last = (self.indexed.sequence_at(place) for place in (position, position + self.sample_tokens - 1))
+        return list(range(first, last + 1))
+
     def __getitem__(self, number: int) -> Sample:
         """Sample `number`.
 
         Raises:
             IndexError: no such sample.
             DataError: the file changed or cannot be read.
+        """
+        tokens = self.indexed.tokens(self._position(number), self.sample_tokens)
+        return Sample(number, 0, tokens.astype(np.int64))
+
+    def _position(self, number: int) -> int:
+        """The first token of a sample in the file.
+
+        Raises:
+            IndexError: no such sample.
         """
         if not 0 <= number < self._num_samples:
             raise IndexError(f"sample {number} of {self._num_samples} in {self.indexed.prefix}")
@@ -72,5 +87,4 @@ class StreamDataset:
         if epoch != current:
             permutation = KeyedPermutation(self.samples_per_epoch, "stream", self.seed, epoch)
             self._current = epoch, permutation
-        position = self._begin + permutation[inside] * self.seq_length
-        return Sample(number, 0, self.indexed.tokens(position, self.sample_tokens).astype(np.int64))
+        return self._begin + permutation[inside] * self.seq_length

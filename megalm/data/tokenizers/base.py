@@ -20,10 +20,18 @@ SPECIAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "mask": ("<mask>", "[MASK]", "<MASK>"),
     "cls": ("<cls>", "[CLS]", "<CLS>"),
     "sep": ("<sep>", "[SEP]", "<SEP>"),
+    "fim_prefix": ("<fim_prefix>", "<|fim_prefix|>", "<PRE>", "\u2581<PRE>", "<fim-prefix>"),
+    "fim_middle": ("<fim_middle>", "<|fim_middle|>", "<MID>", "\u2581<MID>", "<fim-middle>"),
+    "fim_suffix": ("<fim_suffix>", "<|fim_suffix|>", "<SUF>", "\u2581<SUF>", "<fim-suffix>"),
+    "mode_r": ("[R]", "<R>", "[NLU]"),
+    "mode_s": ("[S]", "<S>", "[S2S]"),
+    "mode_x": ("[X]", "<X>", "[NLG]"),
 }
 """What a special token is asked for by: end of document, begin and end of sequence, padding, unknown, mask, first of a
-text, between texts; and the tokens that are taken for it, the first that a vocabulary has. The sentinels
-<extra_id_0>, ... are asked for by extra_id_0, ..."""
+text, between texts, around the parts of a document (FIM), in front of a denoiser's text (UL2); and the tokens that are
+taken for it, the first that a vocabulary has. The sentinels <extra_id_0>, ... are asked for by extra_id_0, ..."""
+BY_NAME = ("mask", "cls", "sep", "fim_prefix", "fim_middle", "fim_suffix", "mode_r", "mode_s", "mode_x")
+"""Those of which no vocabulary says more than their names."""
 
 
 BYTE_LEVEL_BLANKS = tuple(chr(0x100 + byte) for byte in b" \t\n\r")
@@ -59,6 +67,10 @@ class Tokenizer(Protocol):
     def special(self, name: str) -> int | None:
         """The id of a special token ("eod", "mask", ...); None if there is none."""
         return self.special_ids.get(name)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its spelling; None: there is none, or its tokens have no spelling."""
+        return None
 
     def word_starts(self) -> list[bool] | None:
         """Whether a token begins a word, by id; None: nothing tells."""

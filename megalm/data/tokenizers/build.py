@@ -1,9 +1,12 @@
 """From a configuration to its tokenizer, or one error that says what to give."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 from megalm.config.data import TokenizerConfig
 from megalm.data.tokenizers.base import Tokenizer
+from megalm.data.tokenizers.extra import from_the_end
 from megalm.data.tokenizers.hugging_face import GPT2BPETokenizer, HFTokenizer
 from megalm.data.tokenizers.plain import ByteLevelTokenizer, NullTokenizer
 from megalm.data.tokenizers.sentence_piece import GPTSentencePieceTokenizer, Llama2Tokenizer, SentencePieceTokenizer
@@ -35,6 +38,8 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     config = _with_files_of_folder(config)
     name = config.tokenizer_type or _kind_of(config)
     kind = TOKENIZERS[name]
+    if config.vocab_extra_ids and "vocab_extra_ids" not in kind.settings:
+        return WithExtraIds.build(config)
     for setting in TokenizerConfig.model_fields:
         value = getattr(config, setting)
         if value and setting != "tokenizer_type" and setting not in kind.settings:
@@ -42,6 +47,57 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
             flag = "--" + setting.replace("_", "-")
             raise DataError(f"{setting}={value} says nothing to {name}, only to {kinds}; leave out {flag}")
     return kind.build(config)
+
+
+class WithExtraIds(Tokenizer):
+    """`base` with `count` more ids: <extra_id_0>, ..., of which the last stand for what `base` lacks.
+
+    Texts have the same ids as without them, so that data of the one is data of the other: the identity is `base`'s.
+    """
+
+    def __init__(self, base: Tokenizer, count: int) -> None:
+        self.base = base
+        extra = range(base.vocab_size, base.vocab_size + count)
+        self.vocab_size, self.identity = extra.stop, base.identity
+        sentinels = {f"extra_id_{number}": id for number, id in enumerate(extra)}
+        self.special_ids = base.special_ids | sentinels | from_the_end(base.special_ids, extra)
+
+    @classmethod
+    def build(cls, config: TokenizerConfig) -> Self:
+        """The tokenizer of the other settings, with --vocab-extra-ids."""
+        return cls(build_tokenizer(config.model_copy(update={"vocab_extra_ids": None})), config.vocab_extra_ids or 0)
+
+    @property
+    def extra_names(self) -> list[str]:
+        """The tokens after those of `base`, in their order."""
+        return [f"<extra_id_{number}>" for number in range(self.vocab_size - self.base.vocab_size)]
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token."""
+        return self.special_ids.get(token[1:-1]) if token in self.extra_names else self.base.token_id(token)
+
+    def word_starts(self) -> list[bool] | None:
+        """As `base`; what is added begins none."""
+        starts = self.base.word_starts()
+        return starts and starts + [False] * len(self.extra_names)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text."""
+        return self.base.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of several texts, in one thread."""
+        return self.base.encode_batch(texts)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; those that are added give none."""
+        return self.base.decode([i for i in ids if i < self.base.vocab_size])
+
+    def __getattr__(self, name: str) -> Any:
+        """What only some tokenizers have (`token`, ...)."""
+        if name == "base":
+            raise AttributeError(name)
+        return getattr(self.base, name)
 
 
 def _with_files_of_folder(config: TokenizerConfig) -> TokenizerConfig:

@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from megalm.data.tokenizers.base import Tokenizer
+from megalm.data.tokenizers.build import WithExtraIds
 from megalm.data.tokenizers.hugging_face import GPT2BPETokenizer, HFTokenizer
 from megalm.data.tokenizers.sentence_piece import GPTSentencePieceTokenizer, Llama2Tokenizer
 
@@ -17,6 +18,8 @@ _CONTROL, _USER_DEFINED = 3, 4
 
 def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """File name -> content; none for a kind of tokenizer that transformers does not have."""
+    if isinstance(tokenizer, WithExtraIds):
+        return _with_added(hugging_face_files(tokenizer.base), tokenizer)
     if isinstance(tokenizer, HFTokenizer | GPT2BPETokenizer):
         content = tokenizer.to_json()
     elif type(tokenizer) in (GPTSentencePieceTokenizer, Llama2Tokenizer):
@@ -29,6 +32,28 @@ def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     return {
         "tokenizer.json": content.encode(),
+        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n",
+    }
+
+
+def _with_added(files: dict[str, bytes], tokenizer: WithExtraIds) -> dict[str, bytes]:
+    """The files with the tokens after those of the base; none where transformers would give these other ids."""
+    from tokenizers import AddedToken, Tokenizer
+
+    if not files:
+        return {}
+    model = Tokenizer.from_str(files["tokenizer.json"].decode())
+    names, first = tokenizer.extra_names, tokenizer.base.vocab_size
+    model.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+    if [model.token_to_id(name) for name in names] != list(range(first, first + len(names))):
+        return {}
+    config = json.loads(files["tokenizer_config.json"])
+    for name, key in _KEYS.items():
+        number = tokenizer.special_ids.get(name)
+        if number is not None and number >= first:
+            config[key] = names[number - first]
+    return {
+        "tokenizer.json": model.to_str().encode(),
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n",
     }
 

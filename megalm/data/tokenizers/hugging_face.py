@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from megalm.config.data import TokenizerConfig
 from megalm.data.tokenizers.base import (
+    BY_NAME,
     SPECIAL_NAMES,
     Tokenizer,
     first_line,
@@ -92,6 +93,10 @@ class HFTokenizer(Tokenizer):
         """The token with this id."""
         return str(self._model.id_to_token(number))
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token."""
+        return self._model.token_to_id(token)
+
     def word_starts(self) -> list[bool] | None:
         """By WordPiece's prefix of tokens inside words, else by the blanks before words."""
         model = json.loads(self.to_json())["model"]
@@ -125,7 +130,7 @@ class GPT2BPETokenizer(Tokenizer):
             raise no_such_token(eod_token, vocab_file)
         if eod is None:
             raise DataError(f'vocab_file={vocab_file} has no "<|endoftext|>"; name its end of document: --eod-token')
-        self.special_ids = special_tokens(vocab.get, ("unk", "mask", "cls", "sep")) | {"eod": eod}
+        self.special_ids = special_tokens(vocab.get, ("unk", *BY_NAME)) | {"eod": eod}
 
     @classmethod
     def build(cls, config: TokenizerConfig) -> Self:
@@ -155,6 +160,10 @@ class GPT2BPETokenizer(Tokenizer):
     def token(self, number: int) -> str:
         """The token with this id."""
         return str(self._model.id_to_token(number))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token."""
+        return self._model.token_to_id(token)
 
     def word_starts(self) -> list[bool] | None:
         """By the blanks before words."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 from megalm.config.data import TokenizerConfig
 from megalm.data.tokenizers.base import (
+    BY_NAME,
     AddedTokens,
     Tokenizer,
     first_line,
@@ -18,6 +19,7 @@ from megalm.data.tokenizers.base import (
     special_tokens,
     starts_of_words,
 )
+from megalm.data.tokenizers.extra import from_the_end
 from megalm.data.tokenizers.tik_token import looks_like_tiktoken
 from megalm.errors import DataError
 
@@ -77,6 +79,10 @@ class GPTSentencePieceTokenizer(Tokenizer):
         """The piece with this id."""
         return str(self._model.IdToPiece(number))
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a piece."""
+        return self._piece(token)
+
     def word_starts(self) -> list[bool] | None:
         """By the blanks before words; tokens after the pieces are none."""
         pieces = int(self._model.GetPieceSize())
@@ -115,7 +121,7 @@ class GPTSentencePieceTokenizer(Tokenizer):
         model = self._model
         own = {"eod": model.eos_id(), "eos": model.eos_id(), "bos": model.bos_id(), "pad": model.pad_id()}
         own |= {"unk": model.unk_id()}
-        return {name: int(i) for name, i in own.items() if i >= 0} | special_tokens(self._piece, ("mask", "cls", "sep"))
+        return {name: int(i) for name, i in own.items() if i >= 0} | special_tokens(self._piece, BY_NAME)
 
     def _piece(self, token: str) -> int | None:
         """The id of a piece; None if the model has no such piece."""
@@ -156,8 +162,8 @@ class SentencePieceTokenizer(GPTSentencePieceTokenizer):
     """The model with Megatron's special tokens after its pieces, each unless it is a piece already.
 
     In this order: <CLS>, <SEP>, <EOD> (end of document), <MASK>, then <PAD>, <BOS> and <EOS> where the model has none
-    of its own, then `extra_ids` tokens <extra_id_0>, ... Their names in a text stand for these tokens, and so do those
-    of the model's own padding, begin and end of sentence.
+    of its own, then `extra_ids` tokens <extra_id_0>, ..., the last of which stand for what is lacking still. Their
+    names in a text stand for these tokens, and so do those of the model's own padding, begin and end of sentence.
 
     Raises:
         DataError: as GPTSentencePieceTokenizer.
@@ -174,7 +180,9 @@ class SentencePieceTokenizer(GPTSentencePieceTokenizer):
         for number in range(extra_ids):
             added.add(f"<extra_id_{number}>")
         special |= sentinels(lambda token: added.ids.get(token, self._piece(token)))
-        self._special, self.vocab_size, self.special_ids = added.ids, added.vocab_size, own | special
+        extra = [special[f"extra_id_{number}"] for number in range(extra_ids)]
+        self._special, self.vocab_size = added.ids, added.vocab_size
+        self.special_ids = own | special | from_the_end(own | special, extra)
         if eod_token is not None:
             self.special_ids["eod"] = self._id_of(eod_token)
         # an alternation finds the leftmost name and, of several there, the one that was added first
@@ -215,6 +223,10 @@ class SentencePieceTokenizer(GPTSentencePieceTokenizer):
     def added_names(self) -> Iterable[str]:
         """Names in a text that stand for tokens besides the model's pieces."""
         return self._special
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a piece, or of a token after them."""
+        return self._special.get(token, self._piece(token))
 
     def _id_of(self, token: str) -> int:
         return self._special[token] if token in self._special else super()._id_of(token)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from megalm.config.data import TokenizerConfig
 from megalm.data.tokenizers.base import (
+    BY_NAME,
     Tokenizer,
     first_line,
     identity_of,
@@ -109,8 +110,8 @@ class TikTokenizer(Tokenizer):
         self._model = _encoding(path, ranks, special, PATTERNS.get(pattern, pattern))
         if eod_token is not None and eod_token not in special:
             raise no_such_token(eod_token, path)
-        self._special = frozenset(special.values())
-        self.special_ids = special_tokens(special.get, ("bos", "eos", "pad", "unk", "mask", "cls", "sep"))
+        self._special, self._named = frozenset(special.values()), special
+        self.special_ids = special_tokens(special.get, ("bos", "eos", "pad", "unk", *BY_NAME))
         self.special_ids["eod"] = special[eod if eod_token is None else eod_token]
         self.identity = identity_of(
             "TikTokenizer", content, f"{pattern} {self.vocab_size} {min(ranks.values())}".encode()
@@ -142,6 +143,10 @@ class TikTokenizer(Tokenizer):
         """The ids of one text."""
         ids: list[int] = self._model.encode_ordinary(text)
         return ids
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a special token."""
+        return self._named.get(token)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of several texts, in one thread."""

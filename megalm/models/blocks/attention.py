@@ -6,13 +6,14 @@ R rotary width. H and G are the heads that this device holds: they come from the
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
 from megalm.kernels.attention import torch_attention
 from megalm.kernels.backend import REFERENCE, Kernels
 from megalm.models.blocks.bidirectional import Within
-from megalm.models.blocks.documents import Documents, document_attention, takes_varlen
+from megalm.models.blocks.documents import Documents, document_attention, prefix_attention, takes_varlen
 from megalm.models.blocks.norm import FullWidthRMSNorm, build_qk_norm
 from megalm.models.blocks.rotary import Tables
 from megalm.models.blocks.windows import softcapped_attention, visible_keys, windowed_attention
@@ -96,7 +97,8 @@ class CausalAttention(nn.Module):
     def forward(self, q_BTHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, documents: Documents | None = None) -> Tensor:
         """Mixed values (B, T, H, C). With S > T the queries are the last T of the S positions.
 
-        With `documents` (then S = T) a query sees the keys of its own document only.
+        With `documents` (then S = T) a query sees the keys of its own document only, and one in a prefix those after
+        it in the prefix too.
         """
         dropout = self.dropout if self.training else 0.0
         if self.scale is not None and (ratio := self.scale * q_BTHC.shape[-1] ** 0.5) != 1.0:
@@ -105,7 +107,11 @@ class CausalAttention(nn.Module):
         T, S = q_BTHC.shape[1], k_BSGC.shape[1]
         if documents is not None:
             at_once = self._is_plain(T) and takes_varlen(q_BTHC, dropout)
-            return document_attention(q_BTHC, k_BSGC, v_BSGC, documents, None if at_once else whole)
+            y_BTHC = document_attention(q_BTHC, k_BSGC, v_BSGC, documents, None if at_once else whole)
+            if documents.prefixes is None:
+                return y_BTHC
+            both_ways = None if at_once else partial(self._both_ways, dropout=dropout)
+            return prefix_attention(y_BTHC, q_BTHC, k_BSGC, v_BSGC, documents.prefixes, both_ways)
         if T == S:
             return whole(q_BTHC, k_BSGC, v_BSGC)
         return self._masked(q_BTHC, k_BSGC, v_BSGC, visible_keys(T, S, self.window, q_BTHC.device), dropout=dropout)
@@ -124,6 +130,13 @@ class CausalAttention(nn.Module):
         if self.window is not None and self.window + 1 < T:
             return windowed_attention(q_BTHC, k_BTGC, v_BTGC, self.window, masked)
         return masked(q_BTHC, k_BTGC, v_BTGC, visible_keys(T, T, None, q_BTHC.device))
+
+    def _both_ways(self, q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, *, dropout: float) -> Tensor:
+        """As in a prefix: a query also sees every key after its own."""
+        T, visible = q_BTHC.shape[1], None
+        if self.window is not None and self.window + 1 < T:
+            visible = torch.ones(T, T, dtype=torch.bool, device=q_BTHC.device).triu(-self.window)
+        return self._masked(q_BTHC, k_BTGC, v_BTGC, visible, dropout=dropout)
 
     def _masked(
         self, q_BTHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, visible: Tensor | None, *, dropout: float

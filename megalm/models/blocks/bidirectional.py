@@ -11,12 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megalm.kernels.attention import torch_attention
-from megalm.models.blocks.documents import Documents, document_attention, takes_varlen
+from megalm.models.blocks.documents import ALL, Documents, document_attention, takes_varlen
 from megalm.models.blocks.windows import MIN_BLOCK
 
 Window = tuple[int, int]
-ALL = (-1, -1)
-"""As torch's kernel for variable lengths says that there is no window."""
 
 
 @dataclass(frozen=True)

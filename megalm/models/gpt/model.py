@@ -84,7 +84,9 @@ class GPT(LanguageModel):
 
     Its one loss, "lm", is the cross entropy of `labels` (B, T), all in [0, vocab_size), weighted by `loss_mask`: mask
     the losses, not the labels. `position_ids` (B or 1, T) default to 0, 1, ... With `cu_seqlens` (B, N; integers on the
-    host: 0, the end of each document, then T to the end of the row) attention stays inside each document.
+    host: 0, the end of each document, then T to the end of the row) attention stays inside each document; with
+    `prefix_lengths` (B, T, or B, 1 for whole rows; integers on the host) the first so many tokens of each see one
+    another.
     Columns of logits past `config.vocab_size` get neither probability nor gradient.
     """
 
@@ -122,8 +124,7 @@ class GPT(LanguageModel):
     def run_layers(self, stream: Stream, batch: Batch, cache: KVCache | None = None) -> Stream:
         """The residual stream (B, T, D) after the layers that this module holds."""
         (x_BTD,) = stream
-        rotary, cu_seqlens_BN = RotaryTables.of(self.config, position_ids(batch)), batch.get("cu_seqlens")
-        documents = None if cu_seqlens_BN is None else Documents.of_batch(cu_seqlens_BN, x_BTD.device)
+        rotary, documents = RotaryTables.of(self.config, position_ids(batch)), _documents(batch, x_BTD.device)
         seed, steps = self._seed(batch), []
         for number, layer in self.layers.items():
             kept = None if cache is None else cache.layer(int(number))
@@ -162,6 +163,17 @@ class GPT(LanguageModel):
 def _softcapped(head: Head, softcap: float, x_BTD: Tensor) -> Tensor:
     """Capped logits; a loss without all logits does not know them (`cross_entropy_impl`)."""
     return torch.tanh(head(x_BTD) / softcap) * softcap
+
+
+def _documents(batch: Batch, device: torch.device) -> Documents | None:
+    """What of its row a position sees; None: all that is before it."""
+    cu_seqlens_BN, prefix_lengths = batch.get("cu_seqlens"), batch.get("prefix_lengths")
+    if cu_seqlens_BN is None:
+        if prefix_lengths is None:
+            return None
+        B, T = batch["tokens"].shape
+        cu_seqlens_BN = torch.tensor([0, T], dtype=torch.int32).expand(B, 2)
+    return Documents.of_batch(cu_seqlens_BN, device, prefix_lengths)
 
 
 def _run_layer(

@@ -1,0 +1,82 @@
+"""Which objectives train which family of models, and which settings are whose."""
+
+from collections.abc import Mapping
+
+from megalm.config.merging.settings import SETTINGS
+from megalm.config.sections import RunConfig
+
+OBJECTIVES_OF: Mapping[str, tuple[str, ...]] = {
+    "gpt": ("causal", "prefix", "fim"),
+    "bert": ("masked",),
+    "t5": ("span", "ul2"),
+}
+"""Family -> what trains it, its own first."""
+FAMILY_OF = {objective: family for family, names in OBJECTIVES_OF.items() for objective in names}
+_KIND = {"gpt": "decoders", "bert": "encoders", "t5": "encoder-decoders"}
+SETTINGS_OF: Mapping[str, tuple[str, ...]] = {
+    "fim": (
+        *("fim_rate", "fim_spm_rate", "fim_unit", "fim_split_sample", "fim_fragment_rate", "fim_no_prefix"),
+        *("fim_prefix_token", "fim_middle_token", "fim_suffix_token"),
+    ),
+    "masked": (
+        *("mask_prob", "short_seq_prob", "whole_word_masking", "masking_max_ngram", "masking_use_longer_ngrams"),
+        *("masking_use_geometric_distribution", "bert_sentence_head"),
+    ),
+    "ul2": ("ul2_denoisers",),
+    "span": ("noise_density", "mean_noise_span_length"),
+}
+"""Objective -> settings that say nothing to the others."""
+
+
+def objectives(config: RunConfig) -> list[str]:
+    """The objectives train the model's family, and every setting of an objective has one."""
+    names, family = tuple(config.training.objectives), config.model.model_family
+    foreign = [name for name in names if FAMILY_OF.get(name, family) != family]
+    found = []
+    if foreign and family in OBJECTIVES_OF:
+        other = FAMILY_OF[foreign[0]]
+        which = "objective" if config.training.objective_mixture is None else "objective_mixture: objective"
+        found.append(
+            f"{which}={foreign[0]} trains {_KIND[other]}, not model_family={family}; use --model-family {other}, or "
+            f"--objective {OBJECTIVES_OF[family][0]}"
+        )
+    if all(name in FAMILY_OF for name in names):  # another's may read them
+        found += [
+            says_nothing(config, name, f"objective={objective}")
+            for objective, settings in SETTINGS_OF.items()
+            for name in settings
+            if objective not in names and is_given(config, name)
+        ]
+    return found + (_fim(config) if "fim" in names else [])
+
+
+_FIM_TOKENS = 3
+
+
+def _fim(config: RunConfig) -> list[str]:
+    found, length = [], config.batch.seq_length
+    if length <= _FIM_TOKENS:
+        found.append(
+            f"seq_length={length} leaves objective=fim no text beside the {_FIM_TOKENS} tokens around its parts; use "
+            f"--seq-length {_FIM_TOKENS + 1} or more"
+        )
+    if config.data.fim_split_sample is None and is_given(config, "fim_fragment_rate"):
+        found.append(says_nothing(config, "fim_fragment_rate", "fragments, which fim_split_sample parts"))
+    return found
+
+
+def says_nothing(config: RunConfig, name: str, needs: str) -> str:
+    """The problem of a setting that is given without what it is for."""
+    return f"{name}={shown(config, name)} is for {needs}; drop one of them"
+
+
+def shown(config: RunConfig, name: str) -> object:
+    """The value of a setting as a recipe has it."""
+    value = getattr(getattr(config, SETTINGS[name].section), name)
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def is_given(config: RunConfig, name: str) -> bool:
+    """Whether a setting is not what its section has by default."""
+    section = getattr(config, SETTINGS[name].section)
+    return bool(getattr(section, name) != type(section).model_fields[name].default)

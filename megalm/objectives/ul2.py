@@ -1,0 +1,103 @@
+"""UL2's mixture of denoisers: short spans, long or many spans, or the rest of the text, each told by a token in front.
+
+With M a token of the mode (R, S, X), S0, ... the sentinels and E the end: the encoder reads `M a S0 d e S1 g E` and the
+decoder writes `S0 b c S1 f E`; of mode S it reads `M a b c S0 E`, and the decoder writes `S0 d e f g E`.
+Source: Tay et al. 2022, arXiv:2205.05131, section 3.1 and table 1.
+
+Shapes: N tokens of a text, S encoder, T decoder.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from megalm.config import RunConfig
+from megalm.config.noise import Denoiser
+from megalm.config.spans import SENTINELS, Denoising, SequenceIds, decoder_seq_length, denoisings
+from megalm.errors import ConfigError
+from megalm.objectives.base import Example, Field, Sample, Statistics
+from megalm.objectives.span import corrupted, pair, pair_fields, pair_statistics, sentinels_and_ids
+from megalm.randomness import stable_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ul2Objective:
+    """Turns tokens [N] into the fields of span corruption, by one of the denoisers, all as likely.
+
+    N is the longest text of which every denoiser's encoder and decoder have room, so that none loses a token.
+    """
+
+    special_tokens: ClassVar[tuple[str, ...]] = ("pad", "bos", "eos", "eod", "mode_r", "mode_s", "mode_x", *SENTINELS)
+    shared_tokens: ClassVar[int] = 0
+
+    denoisers: tuple[Denoiser, ...]
+    kind: Denoising
+    modes: Mapping[str, int]
+    """Mode -> the token in front of its texts."""
+    encoder_length: int
+    decoder_length: int
+    sentinels: tuple[int, ...]
+    ids: SequenceIds
+    seed: int
+
+    @classmethod
+    def build(cls, config: RunConfig, special: Mapping[str, int | None]) -> Self:
+        """The objective that the run's settings ask for.
+
+        Raises:
+            ConfigError: tokens of modes, or sentinels, are missing.
+        """
+        denoisers, decoder = Denoiser.read(config.data.ul2_denoisers), decoder_seq_length(config)
+        assert decoder is not None, "the rules refuse models without a decoder"
+        names = sorted({denoiser.mode for denoiser in denoisers})
+        if config.data.mock_data and not config.tokenizer.is_given:
+            modes: dict[str, int | None] = {name: 2 + number for number, name in enumerate(names)}
+        else:
+            modes = {name: special[f"mode_{name}"] for name in names}
+        found = {name: number for name, number in modes.items() if number is not None}
+        if len(found) < len(modes):
+            lacking = ", ".join(f"[{name.upper()}]" for name in names if name not in found)
+            raise ConfigError(
+                f"objective=ul2 needs a tokenizer with the tokens of its modes, {lacking}; add some: "
+                "--vocab-extra-ids 100"
+            )
+        kind = denoisings(config)["ul2"]
+        sentinels, ids = sentinels_and_ids("ul2", kind, config, special, tuple(found.values()))
+        return cls(
+            denoisers=denoisers,
+            kind=kind,
+            modes=found,
+            encoder_length=config.batch.seq_length,
+            decoder_length=decoder,
+            sentinels=sentinels,
+            ids=ids,
+            seed=config.training.seed,
+        )
+
+    def sample_tokens(self, seq_length: int) -> int:
+        """The longest text that both have room for, whatever is made of it."""
+        return self.kind.text_tokens(seq_length, self.decoder_length)
+
+    def fields(self, seq_length: int) -> Mapping[str, Field]:
+        """The fields of every example, in their order."""
+        return pair_fields(seq_length, self.decoder_length)
+
+    def __call__(self, sample: Sample) -> Example:
+        """The arrays of one batch row."""
+        text = sample.tokens[sample.tokens >= 0]  # padding is -1, at the end
+        generator = np.random.default_rng(stable_seed(self.seed, "ul2", sample.number))
+        denoiser = self.denoisers[int(generator.integers(len(self.denoisers)))]
+        inputs, targets = corrupted(text, denoiser.noise, self.sentinels, self.ids.end, generator)
+        inputs = np.concatenate(([self.modes[denoiser.mode]], inputs))
+        return pair(inputs, targets, self.ids, self.encoder_length, self.decoder_length)
+
+    def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Statistics:
+        """As of span corruption, and the share of each mode."""
+        modes = batch["tokens"][:, 0]
+        shares = {
+            f"share_{mode}": (int(np.count_nonzero(modes == number)), len(modes)) for mode, number in self.modes.items()
+        }
+        return {**pair_statistics(batch, self.sentinels, self.kind.head), **shares}
