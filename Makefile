@@ -68,10 +68,10 @@ test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 test-long: $(INSTALLED)
-	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder -m long $(PYTEST_ARGS)
 
 test-parity: $(INSTALLED)
-	$(BIN)/python -m pytest tests/parity tests/planner --all-layouts $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/parity tests/planner --all-layouts $(PYTEST_ARGS)
 
 bench-parallel: $(INSTALLED)
 	$(BIN)/python benchmarks/parallel.py

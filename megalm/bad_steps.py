@@ -25,8 +25,8 @@ def unsaved_because(run: Run) -> str | None:
     raise NonFiniteError(f"the last step ({progress.step}) is no good: {why}; lower --lr; {_way_on(run)}")
 
 
-def check_bad_steps(run: Run, samples: int) -> None:
-    """Look whether too many steps were skipped in a row; the last had so many `samples`.
+def check_bad_steps(run: Run) -> None:
+    """Look whether too many steps were skipped in a row.
 
     Raises:
         NonFiniteError: they were. Where the loss was not finite from the first step after the last checkpoint on, the
@@ -44,8 +44,7 @@ def check_bad_steps(run: Run, samples: int) -> None:
             way_on = f"step_{good} gave no finite loss: `latest` names step_{before} again"
     raise NonFiniteError(
         f"the gradients of the last {progress.bad_in_a_row} steps were not finite (last good step: {good}); {fix}, or "
-        f"look at the data of samples {progress.consumed_samples - progress.bad_in_a_row * samples} and "
-        f"on; {way_on}"
+        f"look at the data of samples {progress.consumed_samples - progress.samples_in_a_row} and on; {way_on}"
     )
 
 

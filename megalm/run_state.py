@@ -40,6 +40,8 @@ class Progress:
     """Skipped steps since the last good one of this start."""
     nan_in_a_row: Count = 0
     """Steps since the last one of this start whose loss was finite."""
+    samples_in_a_row: Count = 0
+    """Samples of the `bad_in_a_row` steps."""
 
     def count(self, loss: float, skipped: bool, samples: int) -> None:
         """One more step; a skipped one uses up its samples and its place in the schedule like any other."""
@@ -48,6 +50,7 @@ class Progress:
         self.skipped_iterations += skipped
         self.nan_iterations += not math.isfinite(loss)
         self.bad_in_a_row = self.bad_in_a_row + 1 if skipped else 0
+        self.samples_in_a_row = self.samples_in_a_row + samples if skipped else 0
         self.nan_in_a_row = 0 if math.isfinite(loss) else self.nan_in_a_row + 1
 
     @property
@@ -64,7 +67,7 @@ class Progress:
         known = validated(Progress, state)
         for counter in asdict(known).keys() & state.keys():
             setattr(self, counter, getattr(known, counter))
-        self.bad_in_a_row = self.nan_in_a_row = 0
+        self.bad_in_a_row = self.nan_in_a_row = self.samples_in_a_row = 0
 
 
 @dataclass

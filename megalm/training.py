@@ -90,9 +90,14 @@ def begin_training(run: Run) -> None:
 
 
 def note_stop(run: Run, stopped: bool) -> None:
-    """Leave in the run folder whether the same command is to continue."""
-    if run.config.checkpoint.save is not None and run.context.rank == 0:
+    """Leave in the run folder whether the same command is to continue; a full disk there ends nothing."""
+    if run.config.checkpoint.save is None or run.context.rank != 0:
+        return
+    try:
         note_stopped(Path(run.config.checkpoint.save), stopped)
+    except (MegalmError, OSError) as error:
+        way_on = "give the same command without --fresh to continue, with it the run begins anew"
+        log.warning("whether the run has stopped is not noted: %s; %s", error, way_on)
 
 
 def step_once(run: Run, micro_batches: Iterator[Batch]) -> None:
@@ -109,7 +114,7 @@ def step_once(run: Run, micro_batches: Iterator[Batch]) -> None:
     progress.count(result.loss, result.skipped, samples)
     run.metric_logger.step(step_row(run, result, now, samples), samples * batch.seq_length, wait_s)
     check_counts(run, result)
-    check_bad_steps(run, samples)
+    check_bad_steps(run)
     if progress.is_sound and not run.is_pruned:
         prune_now(run)
 

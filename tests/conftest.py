@@ -17,6 +17,9 @@ WAITING = ("slurm",)
 """Groups that wait for a scheduler most of the time: of three or more test processes the last has them for itself, and
 nothing else, so that no more processes compute than there are without it."""
 
+TOGETHER = ("slurm", "data/samples", "models/test_h")
+"""Files that share what is made once: the cluster, and the imports of Megatron and of transformers."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -66,7 +69,7 @@ def group_of(nodeid: str) -> str:
         # the first row with offload compiles DeepSpeed's CPU Adam: one process waits for it. One run of one process
         # for each model
         return "offload" if "offload" in words else f"{path} {model.rpartition(', ')[2]}"
-    return "slurm" if path.startswith("slurm/") else path  # one cluster
+    return next((folder for folder in TOGETHER if path.startswith(folder)), path)
 
 
 def starts(group: str) -> int:

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
+from megalm.bad_steps import check_bad_steps
+from megalm.checkpoint.fresh import command_of, note_fresh
 from megalm.config import load_config
 from megalm.config.lengths import Lengths
 from megalm.continuation import start_place
-from megalm.errors import CheckpointError, DataError
+from megalm.errors import CheckpointError, DataError, NonFiniteError, PlatformError
 from megalm.run_state import Progress
 from megalm.run_summary import _batch, _schedule, _start
-from megalm.training import MAX_BAD_STEPS, check_counts
+from megalm.training import MAX_BAD_STEPS, check_counts, note_stop
 
 SIZES = (
     "--num-layers 1 --hidden-size 8 --num-attention-heads 1 --seq-length 8 --mock-data --lr 0.1 --micro-batch-size 2 "
@@ -68,6 +70,30 @@ def test_a_run_without_tokens_that_count_ends() -> None:
         step(run, count)
     with pytest.raises(DataError, match="all are masked"):
         step(run, 0.0)
+
+
+def test_samples_of_skipped_steps_are_counted_by_their_own_batch() -> None:
+    run = run_of("--train-iters 30")
+    run.saved_step, run.context = 1, SimpleNamespace(device=None)
+    run.progress.count(1.0, False, 4)
+    for samples in [4] * (MAX_BAD_STEPS - 1) + [8]:  # the batch has grown meanwhile
+        run.progress.count(1.0, True, samples)
+    with pytest.raises(NonFiniteError, match="the data of samples 4 and on"):
+        check_bad_steps(run)
+
+
+def test_a_full_disk_at_the_note_that_a_run_has_stopped_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise PlatformError("no space left on device")
+
+    run = run_of(f"--train-iters 3 --save {tmp_path} --fresh")
+    run.context = SimpleNamespace(rank=0)
+    note_fresh(tmp_path, command_of(run.config))
+    monkeypatch.setattr("megalm.checkpoint.fresh.replace_text", full)
+    note_stop(run, True)
+    assert "no space left on device" in caplog.text
 
 
 def test_one_folder_for_save_and_load_is_gone_on_from_once_it_holds_a_checkpoint(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megalm.models.blocks.randomness import seed_generators
 from megalm.randomness import stable_seed
 
 
@@ -32,6 +33,6 @@ class OwnDropout(nn.Module):
         drawn = int(torch.randint(2**62, ()))  # on the CPU: no wait for the device
         devices = [q.device] if q.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(stable_seed(drawn, "tensor-parallel rank", self.rank))
+            seed_generators(stable_seed(drawn, "tensor-parallel rank", self.rank))
             result = self.core(q, *arguments, **options)
         return result

@@ -21,7 +21,7 @@ RECIPE = """
 model: {num_layers: 4, hidden_size: 64, num_attention_heads: 4, num_query_groups: 2, position_embedding_type: rope,
         normalization: RMSNorm, swiglu: true, disable_bias_linear: true, hidden_dropout: 0.1, attention_dropout: 0.0,
         vocab_size: 256}
-batch: {seq_length: 64, micro_batch_size: 2, global_batch_size: 16}
+batch: {seq_length: 64, micro_batch_size: 2, global_batch_size: 8}
 training: {train_iters: 24, eval_iters: 0}
 optimizer: {lr: 0.003, lr_decay_style: cosine, lr_warmup_iters: 5}
 data: {mock_data: true}

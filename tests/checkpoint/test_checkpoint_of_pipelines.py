@@ -34,7 +34,7 @@ def go_on(folder: str, flags: str, place: str) -> list[tuple[float, float, float
     return run.steps
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "zbv"])
+@pytest.mark.parametrize("schedule", ["zbv", pytest.param("1f1b", marks=pytest.mark.long)])
 def test_every_layout_goes_on_from_a_pipeline(tmp_path: Path, schedule: str) -> None:
     written = run_on_ranks(2, write, str(tmp_path / "run"), f"{PP2} {schedule}")[0]
     place = tmp_path / "run" / "step_2"

@@ -2,14 +2,13 @@
 
 from enum import Enum
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
 from megalm.config.deepspeed.answers import NO_EFFECT_JSON, REMOVED, UNSUPPORTED_JSON
 from megalm.config.deepspeed.vocabulary import VOCABULARY
-
-deepspeed_config = pytest.importorskip("deepspeed.runtime.config")
 
 
 class Recorder(dict):
@@ -44,31 +43,26 @@ def recorded() -> dict[str, set[str]]:
     blocks = {name: Recorder() for name in PLAIN_BLOCKS} | {"timers": Recorder()}
     blocks["torch_autocast"] = Recorder(enabled=True, dtype="bf16", lower_precision_safe_modules=[])
     top = Recorder(train_batch_size=1, **blocks)
+    deepspeed_config = pytest.importorskip("deepspeed.runtime.config")
     deepspeed_config.DeepSpeedConfig(top)
     return {"": top.asked} | {name: block.asked for name, block in blocks.items()}
 
 
-def models() -> dict[str, Any]:
-    from deepspeed.comm.config import CommsLoggerConfig
-    from deepspeed.monitor import config as monitor
-    from deepspeed.runtime import precision_config
-    from deepspeed.runtime.zero import config as zero
-    from deepspeed.runtime.zero.leaf_module_config import DeepSpeedZeroLeafModuleConfig
-    from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
-
-    return {
-        "zero_optimization": zero.DeepSpeedZeroConfig,
-        "zero_optimization.offload_param": zero.DeepSpeedZeroOffloadParamConfig,
-        "zero_optimization.offload_optimizer": zero.DeepSpeedZeroOffloadOptimizerConfig,
-        "zero_optimization.leaf_module": DeepSpeedZeroLeafModuleConfig,
-        "bf16": precision_config.DeepSpeedBF16Config,
-        "fp16": precision_config.DeepSpeedFP16Config,
-        "comms_logger": CommsLoggerConfig,
-        "tensorboard": monitor.TensorBoardConfig,
-        "csv_monitor": monitor.CSVConfig,
-        "wandb": monitor.WandbConfig,
-        "timers.throughput": DeepSpeedThroughputTimerConfig,
-    }
+ZERO = "deepspeed.runtime.zero"
+MODELS = {
+    "zero_optimization": f"{ZERO}.config:DeepSpeedZeroConfig",
+    "zero_optimization.offload_param": f"{ZERO}.config:DeepSpeedZeroOffloadParamConfig",
+    "zero_optimization.offload_optimizer": f"{ZERO}.config:DeepSpeedZeroOffloadOptimizerConfig",
+    "zero_optimization.leaf_module": f"{ZERO}.leaf_module_config:DeepSpeedZeroLeafModuleConfig",
+    "bf16": "deepspeed.runtime.precision_config:DeepSpeedBF16Config",
+    "fp16": "deepspeed.runtime.precision_config:DeepSpeedFP16Config",
+    "comms_logger": "deepspeed.comm.config:CommsLoggerConfig",
+    "tensorboard": "deepspeed.monitor.config:TensorBoardConfig",
+    "csv_monitor": "deepspeed.monitor.config:CSVConfig",
+    "wandb": "deepspeed.monitor.config:WandbConfig",
+    "timers.throughput": "deepspeed.utils.config:DeepSpeedThroughputTimerConfig",
+}
+"""DeepSpeed's model of each block, by name: to collect the tests takes no DeepSpeed."""
 
 
 def block(path: str) -> dict[str, Any]:
@@ -111,15 +105,16 @@ def test_keys_of_plain_blocks_equal_what_deepspeed_asks_for(recorded):
     assert recorded["timers"] == set(block("timers"))
 
 
-@pytest.mark.parametrize("path", sorted(models()))
+@pytest.mark.parametrize("path", sorted(MODELS))
 def test_keys_and_types_of_blocks_equal_deepspeeds_models(path):
-    fields = models()[path].model_fields
+    fields = resolve_name(MODELS[path]).model_fields
     expected = {name: kind_of(info.annotation) for name, info in fields.items()}
     expected |= {info.alias: kind_of(info.annotation) for info in fields.values() if info.alias}
     assert {name: dict if isinstance(kind, dict) else kind for name, kind in block(path).items()} == expected
 
 
 def test_removed_keys_equal_deepspeeds(recorded):
+    deepspeed_config = pytest.importorskip("deepspeed.runtime.config")
     zero = {f"zero_optimization.{key}" for key in deepspeed_config._REMOVED_ZERO_CONFIG_KEYS}
     assert set(REMOVED) == set(deepspeed_config._REMOVED_TOP_LEVEL_CONFIG_KEYS) | zero
 

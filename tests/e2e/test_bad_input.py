@@ -59,6 +59,7 @@ def test_wrong_input_is_one_error_from_one_rank(workspace: Workspace, name: str)
         assert text.format(**places) in done.output, done.output
 
 
+@pytest.mark.long  # srun does in slurm/test_jobs.py
 def test_the_launcher_hands_on_the_error_and_its_code(workspace: Workspace) -> None:
     done = workspace.deepspeed("--data-path", "/nowhere/corpus", timeout=120)
     assert (done.code, len(done.errors)) == (3, 1), done.output

@@ -85,7 +85,7 @@ TP = "--tensor-model-parallel-size 2"
 PP = "--pipeline-model-parallel-size 2"
 
 
-@pytest.mark.parametrize("sampling", ["shuffle", "stream"])
+@pytest.mark.parametrize("sampling", ["shuffle", pytest.param("stream", marks=pytest.mark.long)])
 def test_no_layout_batch_or_blend_repeats_or_loses_a_sample(folder: Path, tmp_path: Path, sampling: str) -> None:
     """1 -> 2 (tensor) -> 2 (pipeline) -> 2 (data) -> 1 ranks; each time another batch size or blend."""
     run = f"--sampling {sampling} --save {tmp_path} --train-samples"

@@ -1,7 +1,8 @@
 """Every command of the README and docs/ runs, in the order of the text, in a copy of the repository.
 
-The first command of each program (make, which calls deepspeed, megalm, python, torchrun) is typed into a shell as it
-stands. What follows of the programs that are ours runs in warm processes, with the same words.
+The first command of each program (make, which calls deepspeed, megalm, python) is typed into a shell as it stands;
+torchrun's is in test_pretrain.py. What follows of the programs that are ours runs in warm processes, with the same
+words.
 """
 
 import os
@@ -52,7 +53,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(3 * LIMIT_S)
 def test_every_command_runs(checkout: Path) -> None:
-    typed = {"deepspeed"}  # by `make quickstart`
+    typed = {"deepspeed", "torchrun"}  # by `make quickstart`, and in test_pretrain.py
     for document in DOCUMENTS:
         for command in commands(document):
             if command.startswith(SELF):
@@ -83,6 +84,8 @@ def started_warm(command: str, checkout: Path) -> Finished | None:
             words, ranks = words[3:], int(number)
         case ["torchrun", "--standalone", "--nproc-per-node", str(number), "-m", "megalm.cli", *_]:
             words, ranks = ["megalm", *words[6:]], int(number)
+        case ["torchrun", "--nnodes", "1", "--node-rank", "0", "--nproc-per-node", str(number), *_]:
+            words, ranks = words[11:], int(number)
         case _:
             return None
     return warm.run(*words, ranks=ranks, cwd=checkout, environ=quick(), timeout=LIMIT_S)

@@ -11,8 +11,7 @@ import pytest
 
 from megalm.errors import PlatformError
 from megalm.testing import warm
-from megalm.testing.processes import REPOSITORY, environment, free_port
-from megalm.testing.small_runs import SCRIPT, Workspace
+from megalm.testing.small_runs import Workspace
 
 pytestmark = pytest.mark.e2e
 
@@ -43,23 +42,13 @@ def test_four_ranks_report_what_one_process_reports(workspace: Workspace, tmp_pa
     assert later.output.splitlines()[0] == found[1]
 
 
-def test_a_rank_that_dies_ends_the_job_and_leaves_no_process(workspace: Workspace, tmp_path: Path) -> None:
-    command = ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), SCRIPT,
-               *workspace.inputs, *TP2_PP2[2:], "--train-iters", "100000", "--eval-iters", "0"]  # fmt: skip
-    log = tmp_path / "log"
-    with log.open("w") as output:
-        job = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment(), stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        until(lambda: "iteration        2/" in log.read_text(), job)
-        ranks = [pid for pid in children_of(job.pid) if "--local_rank=1" in command_line(pid)]
-        os.kill(ranks[0], signal.SIGKILL)
-        assert job.wait(timeout=100) != 0
-        until(lambda: not in_session(job.pid))
-    finally:
-        for pid in in_session(job.pid):
-            os.kill(pid, signal.SIGKILL)
+def test_a_rank_that_dies_ends_the_job_and_leaves_no_process(workspace: Workspace) -> None:
+    with workspace.job(*TP2_PP2[2:], "--train-iters", "100000", "--eval-iters", "0") as job:
+        job.wait_for("iteration        2/")
+        session = os.getsid(job.pids[0])
+        os.kill(job.pids[1], signal.SIGKILL)
+        assert job.wait(100).code != 0
+        until(lambda: not in_session(session))
 
 
 def test_a_loader_process_that_dies_is_one_error_of_its_rank(workspace: Workspace) -> None:
@@ -73,12 +62,11 @@ def test_a_loader_process_that_dies_is_one_error_of_its_rank(workspace: Workspac
     assert "Traceback" not in done.output
 
 
-def until(condition, job: subprocess.Popen | None = None, timeout_s: float = 100.0) -> None:
-    """Wait for a condition, while the job runs."""
+def until(condition, timeout_s: float = 100.0) -> None:
+    """Wait for a condition."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
-        assert job is None or job.poll() is None, "the job ended"
         time.sleep(0.2)
 
 

@@ -84,8 +84,8 @@ def rows(stage: int, *, pipeline: bool) -> Iterator[Row]:
 
 
 def quick() -> list[Row]:
-    """A key that moves weights at each stage that reads it, without a pipeline."""
-    return [row for stage in range(4) for row in rows(stage, pipeline=False) if row.key in QUICK or not row.key]
+    """A key that moves weights, without a pipeline, at the stages that divide gradients and weights."""
+    return [row for stage in (2, 3) for row in rows(stage, pipeline=False) if row.key in QUICK or not row.key]
 
 
 def loaded(row: Row, folder: Path) -> RunConfig | str:

@@ -178,7 +178,7 @@ SIZE = ("--nodes", "4", "--gpus-per-node", "1")
         ((*SIZE,), "--time is missing"),
         ((*SIZE, "--time", "soon"), "--time soon is no time limit"),
         ((*SIZE, "--time", "1", "--signal-before", "60"), "--signal-before 60 must be less than the 60 s"),
-        (("--nodes", "3", "--gpus-per-node", "1", "--time", "10"), "global_batch_size=16 = micro_batch_size=2 x dp 3"),
+        (("--nodes", "3", "--gpus-per-node", "1", "--time", "10"), "global_batch_size=8 = micro_batch_size=2 x dp 3"),
         ((*SIZE, "--time", "10", "--tensor-model-parallel-size", "3"), "tensor_model_parallel_size=3"),
         ((*SIZE, "--time", "10", "--config", "/no/such.yaml"), "/no/such.yaml"),
         ((*SIZE, "--time", "10", "--script", "no/such.py"), "--script no/such.py does not exist"),

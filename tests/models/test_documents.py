@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from megalm.config.model import ModelConfig
 from megalm.config.recompute import RecomputeConfig
@@ -111,6 +110,8 @@ def test_the_cuda_kernel_gets_the_batch_in_one_launch(monkeypatch: pytest.Monkey
     assert documents is not None
     assert documents.cu_seqlens.tolist() == [0, 5, 6, 24, 48]
     assert documents.cu_seqlens.dtype == torch.int32
+    from torch.nn.attention.varlen import varlen_attn  # it loads torch's compiler
+
     calls = []
 
     def counted(*arguments: object, **options: object) -> object:

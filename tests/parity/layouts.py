@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megalm.config.rules.pipeline import SCHEDULES
 
-STEPS = 5
+STEPS = 2
 SAMPLES, SEQ, VOCAB = 8, 16, 61
 RUN = (
     f"--num-layers 2 --hidden-size 32 --vocab-size {VOCAB} --make-vocab-size-divisible-by 8 --seq-length {SEQ} "
@@ -116,9 +116,9 @@ class Tolerance:
 
 
 EXACT = Tolerance(1e-5, 1e-5, 1e-5, 1e-5, 2e-5)
-# DeepSpeed's CPU Adam rounds otherwise than torch's AdamW: 1e-6 of the weights after five steps
+# DeepSpeed's CPU Adam rounds otherwise than torch's AdamW: 1e-6 of the weights after a few steps
 OFFLOADED = Tolerance(1e-5, 1e-5, 5e-5, 1e-5, 2e-5)
-# every layout rounds partial sums in its own way, and five steps make that larger, with AVX2 more than with AVX-512
+# every layout rounds partial sums in its own way, and the steps make that larger, with AVX2 more than with AVX-512
 LOW = {
     "bf16": Tolerance(2e-3, 2e-3, 5e-2, 1e-2, 1e-1),
     "fp16": Tolerance(3e-4, 2e-4, 5e-3, 2e-3, 1e-2),
@@ -208,7 +208,7 @@ ROWS = [
     Row(2, "gemma", "zero1"),
     Row(2, "gemma", "zero3"),
     Row(4, "gemma", "tp2 pp2 zero1"),
-    Row(2, "olmo", "tp2 zero3", CI),
+    Row(2, "olmo", "tp2 zero3"),
     Row(4, "olmo", "tp4 sp zero0", CI),
     Row(2, "olmo", "tp2 sp zero1"),
     Row(2, "olmo", "pp2 zero1"),
@@ -231,7 +231,7 @@ ROWS = [
     Row(4, "bert", "tp4 sp zero0"),
     Row(2, "electra", "pp2 interleaved-1f1b zero1"),
     Row(2, "electra", "pp2 zbv zero1 selective"),
-    Row(2, "modernbert", "tp2 zero3", CI),
+    Row(2, "modernbert", "tp2 zero3"),
     Row(2, "modernbert", "tp2 sp zero0"),
     Row(2, "modernbert", "pp2 zero1 selective", CI),
     Row(2, "modernbert", "zero1"),
@@ -242,7 +242,7 @@ ROWS = [
     Row(4, "electra", "tp2 pp2 zero1"),
     # tensor parallel, with fewer KV heads than ranks in the rows of 4
     Row(2, "llama", "tp2 zero0", CI),
-    Row(2, "llama", "tp2 zero1", CI),
+    Row(2, "llama", "tp2 zero1"),
     Row(2, "llama", "tp2 zero2"),
     Row(2, "llama", "tp2 zero3", CI),
     Row(4, "llama", "tp4 zero0", CI),
@@ -288,7 +288,7 @@ ROWS = [
     Row(4, "deep llama", "pp2 1f1b zero2 one-by-one", CI),
     Row(4, "deep llama", "pp2 interleaved-1f1b zero2 one-by-one"),
     Row(4, "deep llama", "pp2 interleaved-zero-bubble zero2 one-by-one"),
-    Row(4, "deep llama", "pp2 zbv zero2 one-by-one", CI),
+    Row(4, "deep llama", "pp2 zbv zero2 one-by-one"),
     Row(4, "deep llama", "pp2 dualpipev zero2 one-by-one"),
     Row(4, "deep llama", "pp2 gpipe zero3 one-by-one"),
     Row(4, "deep llama", "pp2 1f1b zero3 one-by-one"),
@@ -318,7 +318,7 @@ ROWS = [
     Row(4, "deep llama", "tp2 pp2 1f1b zero1", CI),
     Row(4, "deep llama", "tp2 pp2 interleaved-1f1b zero1"),
     Row(4, "deep llama", "tp2 pp2 interleaved-zero-bubble zero1"),
-    Row(4, "deep llama", "tp2 pp2 zbv zero1", CI),
+    Row(4, "deep llama", "tp2 pp2 zbv zero1"),
     Row(4, "deep llama", "tp2 pp2 dualpipev zero1"),
     Row(4, "deep gpt2", "tp2 sp pp2 1f1b zero1"),
     Row(8, "deep llama", "tp4 sp pp2 zbv zero1"),
@@ -344,14 +344,14 @@ ROWS = [
     Row(2, "deep llama", "zero2 selective"),
     Row(2, "all dropout", "pp2 1f1b zero0"),
     Row(2, "all dropout", "pp2 zbv zero1 full", CI),
-    Row(2, "all dropout", "pp2 interleaved-zero-bubble zero0 selective", CI),
+    Row(2, "all dropout", "pp2 interleaved-zero-bubble zero0 selective"),
     Row(2, "all dropout", "pp2 1f1b zero3 full"),
     # documents: positions, attention and loss end with them
     Row(2, "llama documents", "zero2"),
     Row(2, "llama documents", "tp2 zero1"),
-    Row(2, "gpt2 documents", "tp2 sp zero1", CI),
+    Row(2, "gpt2 documents", "tp2 sp zero1"),
     Row(2, "llama documents", "pp2 1f1b zero1"),
-    Row(2, "gpt2 documents", "pp2 zbv zero0", CI),
+    Row(2, "gpt2 documents", "pp2 zbv zero0"),
     Row(4, "llama documents", "tp2 sp pp2 zbv zero1", CI),
     Row(4, "gpt2 documents", "pp2 interleaved-1f1b zero3 one-by-one"),
     # low precision against one process in the same
@@ -373,7 +373,7 @@ ROWS = [
     Row(2, "llama", "zero1 lion"),
     Row(2, "llama", "zero2 lion one-by-one"),
     Row(2, "llama", "zero3 lion", CI),
-    Row(2, "llama", "tp2 sp zero1 lion", CI),
+    Row(2, "llama", "tp2 sp zero1 lion"),
     Row(2, "deep llama", "pp2 zbv zero1 lion"),
     Row(2, "gpt2", "zero0 muon"),
     # five layers on two ranks: the border between their ranges cuts a matrix
@@ -387,7 +387,7 @@ ROWS = [
     Row(4, "llama", "tp2 zero2 muon", CI),
     Row(4, "llama", "tp2 sp zero1 muon by-sums"),
     Row(2, "deep llama", "pp2 1f1b zero0 muon"),
-    Row(2, "deep llama", "pp2 zbv zero1 muon", CI),
+    Row(2, "deep llama", "pp2 zbv zero1 muon"),
     Row(4, "deep gpt2", "pp2 1f1b zero2 muon one-by-one"),
     Row(4, "deep llama", "pp2 dualpipev zero2 muon one-by-one"),
     Row(8, "deep llama", "tp2 sp pp2 zbv zero2 muon one-by-one"),
@@ -414,7 +414,7 @@ ROWS = [
     Row(2, "llama", "tp2 sp zero1 linear bf16"),
     # 61 ids in rows of 16: the last rank has padding too
     Row(4, "qwen", "tp4 sp zero0 linear"),
-    Row(4, "llama", "tp2 sp zero3 linear one-by-one", CI),
+    Row(4, "llama", "tp2 sp zero3 linear one-by-one"),
     Row(2, "deep llama", "pp2 gpipe zero0 linear"),
     Row(2, "deep llama", "pp2 1f1b zero1 linear"),
     Row(2, "deep gpt2", "pp2 interleaved-1f1b zero0 linear"),

@@ -14,7 +14,7 @@ from megalm.testing.spawner import run_on_ranks
 
 SMALL = 2**-9
 """1 + SMALL is 1 in bf16."""
-MICRO_BATCHES = 32
+MICRO_BATCHES = 12
 RUN = (
     f"--num-layers 4 --hidden-size 32 --vocab-size {VOCAB} --seq-length {SEQ} --micro-batch-size 1 --lr 0.01 "
     f"--gradient-accumulation-steps {MICRO_BATCHES} --train-iters 2 --mock-data --eval-iters 0 {LLAMA} "

@@ -1,4 +1,4 @@
-"""Every layout trains like one process: losses and gradient norms of five steps, and then weights, evaluation and
+"""Every layout trains like one process: losses and gradient norms of two steps, and then weights, evaluation and
 generation."""
 
 import shutil
@@ -71,7 +71,7 @@ def trained(flags: str) -> Trained:
     if not config.model.encoder_decoder:
         logits = engine.next_logits(torch.tensor([prompt]))
     if config.model.model_family == "gpt":  # the others continue no text
-        text = continue_greedily(engine.next_logits, prompt, 6, None, context.device)
+        text = continue_greedily(engine.next_logits, prompt, 2, None, context.device)
     weights = whole_weights(engine)
     return Trained(losses, norms, weights, start and distance(weights, start), evaluated, logits, text)
 
@@ -181,4 +181,4 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
 def test_the_models_clip_and_move_their_weights(row: Row) -> None:
     """Each model for which a row runs."""
     assert max(one_process(row.model).norms) > 0.5, "gradients must be large enough to be clipped"
-    assert one_process(row.model).moved > 0.05, "five steps must move the weights beyond the tolerances"
+    assert one_process(row.model).moved > 0.03, "the steps must move the weights beyond the tolerances"

@@ -12,7 +12,7 @@ from megalm.distributed.mesh import Mesh
 from megalm.testing.batches import batch_of
 from megalm.testing.spawner import run_on_ranks
 
-STEPS, SEQ, VOCAB = 3, 16, 61
+STEPS, SEQ, VOCAB = 2, 16, 61
 RECIPE = (
     "--num-layers 3 --hidden-size 32 --num-attention-heads 4 --num-query-groups 2 --ffn-hidden-size 64 --swiglu "
     f"--position-embedding-type rope --normalization RMSNorm --vocab-size {VOCAB} --make-vocab-size-divisible-by 8 "

@@ -64,8 +64,8 @@ ROWS = [
     Row(1, LONG + "--zero-stage 0 --cross-entropy-fusion-impl linear", ci=False),
     Row(2, LONG + "--zero-stage 3 --cross-entropy-fusion-impl linear", ci=False),
     Row(1, LONG + "--zero-stage 0 --recompute-granularity selective", ci=False),
-    Row(2, LONG + "--zero-stage 0 --bf16 --gradient-accumulation-steps 2"),
-    Row(2, SHORT + "--zero-stage 1 --bf16", ci=False),
+    Row(2, LONG + "--zero-stage 0 --bf16 --gradient-accumulation-steps 2", ci=False),
+    Row(2, SHORT + "--zero-stage 1 --bf16"),
     Row(1, SHORT + "--zero-stage 0 --bf16 --optimizer lion", ci=False),
     Row(2, SHORT + "--zero-stage 1 --optimizer muon", ci=False),
     Row(2, LONG + "--zero-stage 1", ci=False),
@@ -82,7 +82,7 @@ ROWS = [
     Row(2, PIPELINE + "--zero-stage 0 --recompute-granularity full", ci=False),
     Row(2, PIPELINE + "--zero-stage 1 --pipeline-schedule zbv"),
     Row(4, PIPELINE + "--zero-stage 2", ci=False),
-    Row(4, PIPELINE + "--zero-stage 1 --tensor-model-parallel-size 2 --sequence-parallel"),
+    Row(4, PIPELINE + "--zero-stage 1 --tensor-model-parallel-size 2 --sequence-parallel", ci=False),
 ]
 
 

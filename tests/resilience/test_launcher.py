@@ -30,7 +30,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("launcher", COMMANDS)
+@pytest.mark.parametrize("launcher", ["deepspeed", pytest.param("torchrun", marks=pytest.mark.long)])
 def test_ranks_of_a_killed_launcher_are_asked_to_stop(launcher: str, tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     words = [word.replace("PORT", str(free_port())) for word in COMMANDS[launcher]]

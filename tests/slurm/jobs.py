@@ -12,8 +12,8 @@ from megalm.storage.durable import replace_text
 from megalm.testing.processes import REPOSITORY, Finished, quiet_environment
 from megalm.testing.small_runs import losses_in_order
 
-LAUNCHED = ("--exit-interval", "6")
-"""How long a run is that only shows its launcher: within six steps its losses are those of others, or are not."""
+LAUNCHED = ("--exit-interval", "3")
+"""How long a run is that only shows its launcher: within three steps its losses are those of others, or are not."""
 
 
 def run_on(cluster: Cluster, *words: str | Path, timeout: float = 150) -> Finished:

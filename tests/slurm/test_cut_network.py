@@ -12,7 +12,7 @@ from megalm.errors import PlatformError
 from megalm.testing.processes import REPOSITORY, quiet_environment
 from megalm.testing.small_runs import write_recipe
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200), pytest.mark.long]
 
 
 def test_ranks_that_are_cut_off_end_in_time_and_leave_the_last_checkpoint(nodes: Nodes, tmp_path: Path) -> None:

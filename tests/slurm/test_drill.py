@@ -62,6 +62,7 @@ def test_a_job_that_reaches_its_limit_is_preempted_and_loses_a_node_ends_with_th
     assert cluster.processes() == {}, "no orphans"
 
 
+@pytest.mark.long  # stops by SLURM: test_jobs.py; what a signal saves: e2e/test_pretrain.py, test_stops.py
 def test_requeue_by_hand_goes_on_bit_equal_and_scancel_saves_and_ends(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     hold_at(folder, 3)

@@ -139,6 +139,7 @@ def test_sbatch_own_refusal_is_one_error(cluster: Cluster, tmp_path: Path) -> No
     assert "megalm submit: error: sbatch refused (exit code 1): sbatch: error: " in done.output
 
 
+@pytest.mark.long  # the rule without a scheduler: distributed/test_environment.py
 def test_tasks_that_do_not_know_each_other_are_refused_by_one_of_them(cluster: Cluster, tmp_path: Path) -> None:
     alone = [
         "torchrun",
@@ -157,6 +158,7 @@ def test_tasks_that_do_not_know_each_other_are_refused_by_one_of_them(cluster: C
     assert cluster.processes() == {}
 
 
+@pytest.mark.long  # the rule: config/test_checks.py; an error under srun: above
 def test_a_layout_that_the_tasks_do_not_fill_is_one_error(cluster: Cluster, tmp_path: Path) -> None:
     flags = ["--config", write_recipe(tmp_path), "--save", tmp_path / "run", "--tensor-model-parallel-size", "2"]
     done = run_on(cluster, "srun", "--kill-on-bad-exit=1", "--ntasks=3", sys.executable, *TRAIN, *flags)
@@ -166,6 +168,7 @@ def test_a_layout_that_the_tasks_do_not_fill_is_one_error(cluster: Cluster, tmp_
     assert cluster.processes() == {}
 
 
+@pytest.mark.long  # without a scheduler: distributed/test_rendezvous.py
 def test_a_taken_port_and_an_address_that_is_not_rank_0_end_the_step(cluster: Cluster, tmp_path: Path) -> None:
     flags = ["--config", write_recipe(tmp_path), "--save", tmp_path / "run"]
     command = ["srun", "--kill-on-bad-exit=1", "--nodes=2", "--ntasks=2", sys.executable, *TRAIN, *flags]

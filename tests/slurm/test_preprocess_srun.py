@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("cluster", reason="no SLURM cluster for tests in this checkout")
 pytest.importorskip("mpi4py")
+pytestmark = pytest.mark.long  # the same under mpirun: data/preprocess/test_preprocess_mpi.py
 FLAGS = ["preprocess", "--input", "in.jsonl", "--tokenizer-type", "ByteLevelTokenizer", "--append-eod"]
 DYING = """
 import os, signal, sys

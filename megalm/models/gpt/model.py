@@ -21,7 +21,7 @@ from megalm.models.blocks.head import FullLogits, Head, OutputHead, TiedHead, To
 from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.mlp import build_mlp
 from megalm.models.blocks.norm import build_norm
-from megalm.models.blocks.randomness import seeded
+from megalm.models.blocks.randomness import seed_generators, seeded
 from megalm.models.blocks.rotary import RotaryTables, Tables
 from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Stream, run_in_order
 from megalm.randomness import stable_seed
@@ -116,7 +116,7 @@ class GPT(LanguageModel):
     def embed(self, batch: Batch) -> Stream:
         """The residual stream (B, T, D) before the first layer, of `tokens` (B, T)."""
         if (seed := self._seed(batch)) is not None:
-            torch.manual_seed(stable_seed(seed, "embedding"))
+            seed_generators(stable_seed(seed, "embedding"))
         return (self.embedding(batch["tokens"], position_ids(batch)),)
 
     def run_layers(self, stream: Stream, batch: Batch, cache: KVCache | None = None) -> Stream:

@@ -22,7 +22,7 @@ from megalm.models.blocks.embedding import TokenEmbedding, vocabulary_sizes
 from megalm.models.blocks.head import FullLogits, Head, OutputHead, TiedHead, TokenLoss
 from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.norm import build_norm
-from megalm.models.blocks.randomness import seeded
+from megalm.models.blocks.randomness import seed_generators, seeded
 from megalm.models.blocks.relative import RelativeBias, RelativePositions
 from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Stream, run_in_order
 from megalm.models.t5.layers import DecoderLayer, EncoderLayer
@@ -91,7 +91,7 @@ class T5(LanguageModel):
     def embed(self, batch: Batch) -> Stream:
         """The stream before the first layer: (B, S, D), (B, T, D), (2, N, H)."""
         if (seed := self._seed(batch)) is not None:
-            torch.manual_seed(stable_seed(seed, "embedding"))
+            seed_generators(stable_seed(seed, "embedding"))
         return self.embedding(batch["tokens"]), self.embedding(batch["decoder_tokens"]), self.positions()
 
     def run_layers(self, stream: Stream, batch: Batch, cache: KVCache | None = None) -> Stream:
@@ -110,7 +110,7 @@ class T5(LanguageModel):
     def losses(self, stream: Stream, batch: Batch) -> Losses:
         """The weighted losses of all decoder tokens (B, T), float32, nats."""
         if (seed := self._seed(batch)) is not None:
-            torch.manual_seed(stable_seed(seed, "head"))
+            seed_generators(stable_seed(seed, "head"))
         losses_BT = self.token_loss(self._decoded(stream), batch["labels"], self._head())
         return {"lm": weighted_losses(losses_BT, batch["loss_mask"])}
 

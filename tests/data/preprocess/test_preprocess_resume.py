@@ -21,7 +21,7 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 zstandard = pytest.importorskip("zstandard")
 
-MOMENTS = int(os.environ.get("MEGALM_TEST_KILLS", "12"))
+MOMENTS = int(os.environ.get("MEGALM_TEST_KILLS", "8"))
 """How many runs are killed and started again, over all parameters together."""
 SERVER = """
 import os, sys
