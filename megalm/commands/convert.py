@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from megalm.checkpoint.hugging_face import HuggingFaceReader, export_model, import_model
+from megalm.checkpoint.hugging_face.folder import CONFIG, read_json
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.commands.generate import load_model, open_checkpoint, tokenizer_of
 from megalm.config.data import TokenizerConfig
-from megalm.config.hugging_face import ARCHITECTURES
+from megalm.config.hugging_face import ARCHITECTURES, read_folder
 from megalm.config.paths import path_argument
 from megalm.data.tokenizers import Tokenizer
 from megalm.data.tokenizers.export import hugging_face_files
@@ -29,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     from_hf.add_argument(
         "--save", required=True, type=path_argument, metavar="RUN", help="new run folder; its step_0 holds the weights"
+    )
+    from_hf.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pytorch_model.bin where there are no safetensors: tensors alone, nothing in it is run",
     )
     to_hf = directions.add_parser("to-hf", help="a checkpoint into a new model folder of transformers")
     to_hf.add_argument("run", type=path_argument, metavar="RUN", help="run folder, or one of its step_N folders")
@@ -49,21 +55,22 @@ def run(arguments: argparse.Namespace) -> int:
     """Convert, then compare with transformers where that is installed."""
     folder = Path(arguments.folder)
     if arguments.direction == "from-hf":
-        model = _from_hf(folder, Path(arguments.save))
+        _from_hf(folder, Path(arguments.save), arguments.allow_pickle)
     else:
-        model = _to_hf(arguments.run, folder, arguments.dtype, arguments.architecture)
+        _to_hf(arguments.run, folder, arguments.dtype, arguments.architecture)
     if not arguments.no_check:
-        print(_comparison(folder, model))
+        is_import = arguments.direction == "from-hf"
+        converted = open_checkpoint(arguments.save) if is_import else HuggingFaceReader(folder)
+        print(_comparison(folder, load_model(converted)))
     return 0
 
 
-def _from_hf(folder: Path, run_folder: Path) -> LanguageModel:
-    reader = import_model(folder, run_folder)
+def _from_hf(folder: Path, run_folder: Path, allow_pickle: bool) -> None:
+    reader = import_model(folder, run_folder, allow_pickle=allow_pickle)
     print(f"{folder} ({reader.architecture}, {reader.dtype}) is now {run_folder}/step_0")
-    return load_model(open_checkpoint(str(run_folder)))
 
 
-def _to_hf(run_folder: str, folder: Path, dtype: str | None, architecture: str | None) -> LanguageModel:
+def _to_hf(run_folder: str, folder: Path, dtype: str | None, architecture: str | None) -> None:
     reader = open_checkpoint(run_folder)
     tokenizer = _tokenizer(reader)
     special = tokenizer.special_ids if tokenizer is not None else {}
@@ -72,7 +79,6 @@ def _to_hf(run_folder: str, folder: Path, dtype: str | None, architecture: str |
     print(f"{reader.folder} is now {folder} ({name})")
     if tokenizer is not None and not files:
         print(f"without a tokenizer: transformers has none like {type(tokenizer).__name__}")
-    return load_model(HuggingFaceReader(folder))
 
 
 def _settings(reader: CheckpointReader) -> TokenizerConfig:
@@ -90,7 +96,7 @@ def _comparison(folder: Path, model: LanguageModel) -> str:
         import transformers
     except ImportError:
         return "not compared with transformers, which is not installed (pip install transformers)"
-    name = HuggingFaceReader(folder).architecture
+    name, _ = read_folder(read_json(folder / CONFIG), folder)
     theirs: Any = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32)
     config = model.config
     assert config.vocab_size is not None, "a built model has a vocabulary"

@@ -2,7 +2,7 @@
 
 The rank's own stages run, forward and backward, on fake tensors (`FakeTensorMode`): shapes and lifetimes are real,
 values are not there, nothing is computed. So the figures follow the kernels, the tensor-parallel layers and the
-recomputation that a run would use.
+recomputation that a run would use. Of a run of layers that are alike two stand for all (`repeats`).
 """
 
 import weakref
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from megalm.data.batch import Batch
 from megalm.parallel.pipeline.stage import StageModule
+from megalm.planner.repeats import Block, MarkedRunner
 
 
 class LiveStorages(TorchDispatchMode):
@@ -109,11 +110,20 @@ class StageBytes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FakeStage:
+    """A stage with as few layers as tell of all."""
+
+    module: StageModule
+    """On the meta device; it is given fake parameters."""
+    blocks: Sequence[Block]
+    """Which layers it has, and for how many each stands."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FakeRank:
     """The stages of one rank and what runs through them."""
 
-    stages: Sequence[StageModule]
-    """On the meta device; they are given fake parameters."""
+    stages: Sequence[FakeStage]
     fields: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     """(shape, dtype) of each tensor of a micro-batch."""
     stream_shapes: tuple[tuple[int, ...], ...]
@@ -128,7 +138,7 @@ class FakeRank:
 
 def stage_bytes(rank: FakeRank, split: bool) -> list[StageBytes]:
     """The passes of each stage of the rank; `split`: measure backward passes apart as well."""
-    modules = nn.ModuleList(rank.stages)
+    modules = nn.ModuleList(stage.module for stage in rank.stages)
     with FakeTensorMode():
         _give_parameters(modules, rank.dtype)
         taking = _Taking(rank)
@@ -138,13 +148,7 @@ def stage_bytes(rank: FakeRank, split: bool) -> list[StageBytes]:
             parameter.register_post_accumulate_grad_hook(taking)  # type: ignore[no-untyped-call]
         batch = Batch(tensors={name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in rank.fields.items()})
         with LiveStorages([*modules.parameters(), *batch.tensors.values()]) as live:
-            return [
-                StageBytes(
-                    first=_measured(rank, stage, batch, taking, live, split),
-                    later=_measured(rank, stage, batch, taking, live, split),
-                )
-                for stage in rank.stages
-            ]
+            return [_measured_twice(_Measured(rank, stage, batch, taking, live), split) for stage in rank.stages]
 
 
 def _give_parameters(modules: nn.Module, dtype: torch.dtype) -> None:
@@ -176,55 +180,86 @@ class _Taking:
                 parameter.grad = None
 
 
-def _measured(
-    rank: FakeRank, stage: StageModule, batch: Batch, taking: _Taking, live: LiveStorages, split: bool
-) -> PassBytes:
-    """One micro-batch through one stage and back; with `split` a second one whose backward passes are apart."""
-    meter = _Meter(live)
-    micro_batch = _MicroBatch(rank, stage, batch)
-    saved, forward = meter.read()
-    micro_batch.backward()
-    left, backward = meter.read()
-    taking.end_pass(stage)
-    between = input_backward = weight_backward = 0
-    if split:
-        meter = _Meter(live)
-        micro_batch = _MicroBatch(rank, stage, batch)
-        meter.read()
-        micro_batch.backward_input()
-        between, input_backward = meter.read()
-        micro_batch.backward_weight()
-        _, weight_backward = meter.read()
-        taking.end_pass(stage)
-    return PassBytes(
-        saved=saved,
-        between=between,
-        left=left,
-        forward=forward,
-        backward=backward,
-        input_backward=input_backward,
-        weight_backward=weight_backward,
-    )
+class _Measured:
+    """A stage whose passes are measured."""
+
+    def __init__(self, rank: FakeRank, stage: FakeStage, batch: Batch, taking: _Taking, live: LiveStorages) -> None:
+        self.rank, self.stage, self.batch, self.taking, self.live = rank, stage.module, batch, taking, live
+        self.marked = MarkedRunner(self.stage.part.layer_runner, stage.blocks)
+        self.stage.part.layer_runner = self.marked
+
+    def passes(self, split: bool) -> PassBytes:
+        """One micro-batch through the stage and back; with `split` a second one whose backward passes are apart."""
+        meter, micro_batch = self._forward()
+        saved, forward = meter.read()
+        micro_batch.backward()
+        left, backward = meter.read()
+        self.taking.end_pass(self.stage)
+        between = input_backward = weight_backward = 0
+        if split:
+            meter, micro_batch = self._forward()
+            meter.read()
+            micro_batch.backward_input()
+            between, input_backward = meter.read()
+            micro_batch.backward_weight()
+            _, weight_backward = meter.read()
+            self.taking.end_pass(self.stage)
+        return PassBytes(
+            saved=saved,
+            between=between,
+            left=left,
+            forward=forward,
+            backward=backward,
+            input_backward=input_backward,
+            weight_backward=weight_backward,
+        )
+
+    def _forward(self) -> tuple["_Meter", "_MicroBatch"]:
+        meter = _Meter(self.live)
+        self.marked.mark = meter.mark
+        return meter, _MicroBatch(self.rank, self.stage, self.batch, self.marked)
+
+
+def _measured_twice(stage: _Measured, split: bool) -> StageBytes:
+    """Where no gradient waits for the next backward pass all passes are as the first."""
+    first = stage.passes(split)
+    return StageBytes(first=first, later=stage.passes(split) if stage.rank.keep == "step" else first)
 
 
 class _Meter:
     """Reads live bytes as differences from where it began."""
 
     def __init__(self, live: LiveStorages) -> None:
-        self._live, self._start = live, live.live
-        live.peak = live.live
+        self._live, self._alive, self._peak = live, 0, 0
+        self._open(1)
+
+    def mark(self, times: int) -> None:
+        """From here to the next mark it is for so many layers as for this one."""
+        self._close()
+        self._open(times)
 
     def read(self) -> tuple[int, int]:
         """What is alive, and the most that was since the last reading."""
-        peak, self._live.peak = self._live.peak, self._live.live
-        return self._live.live - self._start, peak - self._start
+        self.mark(1)
+        peak, self._peak = self._peak, self._alive
+        return self._alive, peak
+
+    def _open(self, times: int) -> None:
+        self._times, self._start = times, self._live.live
+        self._live.peak = self._live.live
+
+    def _close(self) -> None:
+        change = self._live.live - self._start
+        before_last = self._alive + max(0, (self._times - 1) * change)
+        self._peak = max(self._peak, before_last + self._live.peak - self._start)
+        self._alive += self._times * change
 
 
 class _MicroBatch:
     """One micro-batch behind the forward pass of a stage."""
 
-    def __init__(self, rank: FakeRank, stage: StageModule, batch: Batch) -> None:
-        self._stage = stage
+    def __init__(self, rank: FakeRank, stage: StageModule, batch: Batch, marked: MarkedRunner) -> None:
+        self._stage, self._marked = stage, marked
         shapes = () if stage.is_first else rank.stream_shapes
         self._inputs = [torch.zeros(shape, dtype=rank.dtype, requires_grad=True) for shape in shapes]
         outputs = stage(*self._inputs, batch=batch, scales=dict.fromkeys(stage.part.loss_weights, 1.0))
@@ -249,8 +284,9 @@ class _MicroBatch:
         if self._stage.is_first:
             self._whole_backward()
         else:
-            stage_backward_weight(self._stage.parameters(), self._groups)
-            self._groups = None
+            groups, self._groups = self._groups, None
+            for group in self._marked.in_blocks(groups, self._stage.part.layers):
+                stage_backward_weight(self._stage.parameters(), group)
             self._release()
 
     def _receive(self) -> None:

@@ -1,6 +1,6 @@
 """Who holds what: the rank grid, the stages of the pipeline, and each stage's share of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,7 +29,8 @@ from megalm.parallel.recompute import apply_recompute
 from megalm.parallel.region import TensorParallel
 from megalm.parallel.styles import Shards
 from megalm.planner.absent import AbsentRanks, AnyVocabulary
-from megalm.planner.activations import FakeRank, KeepGradients
+from megalm.planner.activations import FakeRank, FakeStage, KeepGradients
+from megalm.planner.repeats import blocks_of, kept_recompute
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class Layout:
         return self.config.batch.accumulation(self.mesh.dp)
 
     @cached_property
+    def _known_chunks(self) -> dict[int, list[tuple[LanguageModel, Shards]]]:
+        return {}
+
+    @cached_property
     def kernels(self) -> Kernels:
         """The operators that a run on this machine would use.
 
@@ -92,21 +97,30 @@ class Layout:
         return tuple(number for stage in self.pipeline.stages(pp_rank) for number in self.pipeline.layers[stage])
 
     def stages(self, pp_rank: int) -> list[StageModule]:
-        """What a rank of one pipeline rank holds, on the meta device, built as a run builds it."""
+        """What a rank of one pipeline rank holds, on the meta device, built as a run builds it; to be read only."""
+        return self._stages(pp_rank, self._read_chunks(pp_rank))
+
+    def _stages(self, pp_rank: int, chunks: list[tuple[LanguageModel, Shards]]) -> list[StageModule]:
         last = len(self.pipeline.layers) - 1
         return [
             StageModule(chunk, number == 0, number == last)
-            for number, (chunk, _) in zip(self.pipeline.stages(pp_rank), self._chunks(pp_rank), strict=True)
+            for number, (chunk, _) in zip(self.pipeline.stages(pp_rank), chunks, strict=True)
         ]
 
     def summed_gradients(self, pp_rank: int) -> list[tuple[int, int]]:
         """(elements, ranks) of each parameter whose gradient is summed over ranks that hold it for different work."""
         return [
             (parameter.numel(), shards.gradient_groups[name].size())
-            for chunk, shards in self._chunks(pp_rank)
+            for chunk, shards in self._read_chunks(pp_rank)
             for name, parameter in chunk.named_parameters()
             if name in shards.gradient_groups
         ]
+
+    def _read_chunks(self, pp_rank: int) -> list[tuple[LanguageModel, Shards]]:
+        """The chunks of a rank, to be read only: built once."""
+        if pp_rank not in self._known_chunks:
+            self._known_chunks[pp_rank] = self._chunks(pp_rank)
+        return self._known_chunks[pp_rank]
 
     def _chunks(self, pp_rank: int) -> list[tuple[LanguageModel, Shards]]:
         tp, copies = self.mesh.tp, max(1, self.mesh.tp // self.config.model.num_kv_heads)
@@ -123,23 +137,41 @@ class Layout:
     def fake_rank(self, pp_rank: int, recompute: RecomputeConfig, keep: KeepGradients, bucket: int) -> FakeRank:
         """The rank as what a step's passes can be measured on."""
         config, batch = self.config, self.config.batch
-        stages = self.stages(pp_rank)
-        for stage in stages:
-            use_kernels(stage.part, self.kernels)
-            if cross_entropy_impl(config) == "linear":
-                use_linear_loss(stage.part)
-            apply_recompute(stage.part, recompute)
-            _without_own_draws(stage)
+        stages = [self._fake_stage(stage, recompute) for stage in self._stages(pp_rank, self._chunks(pp_rank))]
         sequence_parts = self.mesh.tp if config.parallel.sequence_parallel else 1
         dtype = DTYPES[config.precision.dtype]
         return FakeRank(
             stages=stages,
             fields=_batch_fields(config),
-            stream_shapes=stages[0].part.stream_shapes(batch.micro_size, batch.seq_length, sequence_parts),
+            stream_shapes=stages[0].module.part.stream_shapes(batch.micro_size, batch.seq_length, sequence_parts),
             dtype=dtype,
             gradient_dtype=torch.float32 if config.precision.grad_accum_dtype == "fp32" else dtype,
             keep=keep,
             bucket=bucket,
+        )
+
+    def _fake_stage(self, stage: StageModule, recompute: RecomputeConfig) -> FakeStage:
+        layers = stage.part.layers
+        blocks = blocks_of(self.layer_kinds(stage), recompute)
+        kept = {number for block in blocks for number in block.layers}
+        recompute = kept_recompute(blocks, len(layers), recompute)
+        for place, number in enumerate(list(layers)):
+            if place not in kept:
+                del layers[number]
+        use_kernels(stage.part, self.kernels)
+        if cross_entropy_impl(self.config) == "linear":
+            use_linear_loss(stage.part)
+        apply_recompute(stage.part, recompute)
+        _without_own_draws(stage)
+        return FakeStage(module=stage, blocks=blocks)
+
+    def layer_kinds(self, stage: StageModule) -> tuple[Hashable, ...]:
+        """One value for each layer of a stage, the same for layers that take the same."""
+        model = self.config.model
+        last_of_encoder = model.num_layers - 1 if model.encoder_decoder else None
+        return tuple(
+            (type(layer).__name__, model.window_of(int(number)), int(number) == last_of_encoder)
+            for number, layer in stage.part.layers.items()
         )
 
 

@@ -1,6 +1,6 @@
 """The plan of a run: parameters, memory, communication, bubble and operations of its ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def make_plan(config: RunConfig, world_size: int, times: StepTimes, modes: tuple
     return Plan(layout=layout, ranks=ranks, sent=sent, step=step, flops_per_token=flops)
 
 
-StageShapes = tuple[tuple[bool, bool, tuple[str, ...]], ...]
+StageShapes = tuple[tuple[bool, bool, tuple[Hashable, ...]], ...]
 """Of each stage of a rank: has it the embedding, has it the head, the kinds of its layers."""
 KnownPasses = dict[tuple[str, StageShapes], list[StageBytes]]
 """Passes that have been measured, by recompute granularity: ranks in the middle of a pipeline are often alike."""
@@ -85,10 +85,7 @@ def _plan_rank(
     state = state_bytes(layout.config, sizes, sum(optimizer_sizes), layout.mesh.dp, layout.micro_batches)
     split = any(kind == "I" for action in actions for kind, _, _ in parts(action))
     stages = layout.pipeline.stages(pp_rank)
-    shapes = tuple(
-        (stage.is_first, stage.is_last, tuple(type(layer).__name__ for layer in stage.part.layers.values()))
-        for stage in stages_here
-    )
+    shapes = tuple((stage.is_first, stage.is_last, layout.layer_kinds(stage)) for stage in stages_here)
     memory = {}
     for mode in modes:
         if (mode, shapes) not in known:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from megalm.checkpoint.hugging_face import HuggingFaceReader, export_model, import_model
 from megalm.checkpoint.reader import CheckpointReader
+from megalm.checkpoint.streaming import write_tensors
 from megalm.cli import main
 from megalm.config.hugging_face import ARCHITECTURES
 from megalm.errors import CheckpointError, ConfigError, MegalmError
+from megalm.storage.durable import sha256_of
 
 SIZES = {"vocab_size": 99, "hidden_size": 24, "num_attention_heads": 4, "num_hidden_layers": 2}
 SIZES |= {"intermediate_size": 40, "max_position_embeddings": 64}
@@ -117,6 +120,68 @@ def test_a_broken_folder_is_one_error(broken: Path, name: str, tmp_path: Path) -
     with pytest.raises((CheckpointError, ConfigError), match=text):
         import_model(broken, tmp_path / "run")
     assert not (tmp_path / "run" / "latest").exists()
+
+
+def pickle_weights(folder: Path, *, shards: int = 1, zipped: bool = True) -> None:
+    """The weights as torch's own files in place of safetensors."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, files = sorted(tensors), ["pytorch_model.bin"]
+    if shards > 1:
+        files = [f"pytorch_model-{number:05d}-of-{shards:05d}.bin" for number in range(1, shards + 1)]
+        weight_map = {name: files[number % shards] for number, name in enumerate(names)}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for number, file in enumerate(files):
+        some = {name: tensors[name] for name in names[number::shards]}
+        torch.save(some, folder / file, _use_new_zipfile_serialization=zipped)
+
+
+@pytest.mark.parametrize("how", [{}, {"shards": 2}, {"zipped": False}], ids=["one file", "shards", "before torch 1.6"])
+def test_pickles_are_read_where_the_user_allows_it(broken: Path, how: dict[str, Any], tmp_path: Path) -> None:
+    expected = {name: HuggingFaceReader(broken).read(name) for name in HuggingFaceReader(broken).names}
+    pickle_weights(broken, **how)
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        import_model(broken, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    assert (
+        main(["convert", "from-hf", str(broken), "--save", str(tmp_path / "run"), "--allow-pickle", "--no-check"]) == 0
+    )
+    found = CheckpointReader(tmp_path / "run" / "step_0")
+    assert all(torch.equal(found.read(name, "weight"), expected[name]) for name in expected)
+
+
+class Harm:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("harmed"),)
+
+
+@pytest.mark.parametrize("content", [{"lm_head.weight": Harm()}, {"step": 3}, [torch.zeros(2)], b"no pickle"])
+def test_a_pickle_of_more_than_tensors_is_one_error(
+    broken: Path, content: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (broken / "model.safetensors").unlink()
+    if isinstance(content, bytes):
+        (broken / "pytorch_model.bin").write_bytes(content)
+    else:
+        torch.save(content, broken / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin (cannot be read as|must hold) tensors"):
+        import_model(broken, tmp_path / "run", allow_pickle=True)
+    assert not (tmp_path / "run").exists()
+    assert not Path("harmed").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_files_are_written_as_the_library_writes_them(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 5).t(), "b": torch.randn(7), "c": torch.zeros(0, 2), "d": torch.tensor(2.5)}
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    digest = write_tensors(tmp_path / "ours", shapes, dtype, tensors.__getitem__, {"format": "pt"})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs", {"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert digest == sha256_of(tmp_path / "theirs")
 
 
 def test_every_class_has_names_of_tensors() -> None:

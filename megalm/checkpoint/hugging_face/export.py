@@ -3,22 +3,23 @@
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from megalm.checkpoint.hugging_face.folder import CONFIG, INDEX, WEIGHTS, read_json
 from megalm.checkpoint.hugging_face.importing import ORIGIN, TOKENIZER_FILES
 from megalm.checkpoint.hugging_face.tensors import Correspondence, in_shards
 from megalm.checkpoint.reader import CheckpointReader
+from megalm.checkpoint.streaming import write_tensors
 from megalm.config.hugging_face import architecture_of, write_settings
 from megalm.config.spans import SequenceIds
 from megalm.errors import CheckpointError
 from megalm.storage.atomic import atomic_folder
-from megalm.storage.durable import replace_text, sync_file
+from megalm.storage.durable import replace_text
 from megalm.storage.faults import writing
 
 SHARD_BYTES = 5_000_000_000
@@ -39,8 +40,8 @@ def export_model(
     """Write the model of a checkpoint into the new folder `target`; the class of transformers that it is of.
 
     `dtype` defaults to that of the model that the run began as, or that the run computed in. `special_ids` has the
-    tokenizer's ids by name ("bos", "eod", "pad"), `files` its files. In memory are no more than the largest tensor and
-    one shard.
+    tokenizer's ids by name ("bos", "eod", "pad"), `files` its files. In memory are no more than two tensors, with the
+    parts that one is made of.
 
     Raises:
         ConfigError: no class of transformers holds this model. CheckpointError: `target` exists or cannot be written.
@@ -51,17 +52,17 @@ def export_model(
     dtype = dtype or origin.get("dtype") or _dtype_of_run(reader)
     if target.exists():
         raise CheckpointError(f"{target} exists; give a new folder")
-    with writing(target, CheckpointError, "free some space or choose another folder"), atomic_folder(target) as partial:
-        _write_weights(reader, Correspondence.of(config, architecture), partial, getattr(torch, dtype), shard_bytes)
+    with writing(target, CheckpointError, "free some space or choose another folder"), atomic_folder(target) as new:
+        _write_weights(reader, Correspondence.of(config, architecture), new, getattr(torch, dtype), shard_bytes)
         small = reader.folder.parent / ORIGIN
         ids = _sequence_ids(special_ids) if config.encoder_decoder else _ids(special_ids)
         # a class may say positions by its padding token
         values = {**_kept(small / CONFIG), **ids, **write_settings(architecture, config)}
-        _write_json(partial / CONFIG, {**values, "dtype": dtype, "torch_dtype": dtype})
+        _write_json(new / CONFIG, {**values, "dtype": dtype, "torch_dtype": dtype})
         if not config.is_encoder:
-            _write_json(partial / GENERATION, _kept(small / GENERATION) or ids)
+            _write_json(new / GENERATION, _kept(small / GENERATION) or ids)
         for name, content in (_kept_tokenizer(small) or files).items():
-            (partial / name).write_bytes(content)
+            (new / name).write_bytes(content)
     return architecture
 
 
@@ -74,17 +75,16 @@ def _write_weights(
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: _tensor(reader, own, name, dtype) for name in names}, folder / file, {"format": "pt"})
-        sync_file(folder / file)
+        shapes = {name: own.shape(name) for name in names}
+        write_tensors(folder / file, shapes, dtype, partial(_tensor, reader, own, dtype), {"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
 
 
-def _tensor(reader: CheckpointReader, own: Correspondence, name: str, dtype: torch.dtype) -> torch.Tensor:
+def _tensor(reader: CheckpointReader, own: Correspondence, dtype: torch.dtype, name: str) -> torch.Tensor:
     tensor = own.tensors[name]
-    parts = [reader.read_tensor(part).to(dtype) for part in tensor.ours]
-    return tensor.layout.join(parts).contiguous()
+    return tensor.layout.join([reader.read_tensor(part).to(dtype) for part in tensor.ours])
 
 
 def _dtype_of_run(reader: CheckpointReader) -> str:

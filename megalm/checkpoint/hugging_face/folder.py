@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from megalm.checkpoint.hugging_face.pickled import PickledTensors
 from megalm.checkpoint.hugging_face.tensors import Correspondence
 from megalm.config.hugging_face import read_folder
 from megalm.distributed.shards import Box
@@ -17,7 +18,7 @@ from megalm.storage.documents import DocumentError, parse_json
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _MOST_NAMED = 5
 _RENAMED = {"gamma": "weight", "beta": "bias"}
 """What tensors of norms were called when BERT was published."""
@@ -26,6 +27,8 @@ _RENAMED = {"gamma": "weight", "beta": "bias"}
 class HuggingFaceReader:
     """The weights of a folder that transformers wrote; read as a `CheckpointReader` is, and there are no moments.
 
+    With `allow_pickle` those in torch's files serve where the folder has no safetensors.
+
     Raises:
         CheckpointError: no such folder, a broken file, or missing, unknown or misshapen tensors, all of them listed.
         ConfigError: config.json is of another class, or has settings that megalm's models lack.
@@ -33,8 +36,9 @@ class HuggingFaceReader:
 
     has_optimizer_state = False
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, allow_pickle: bool = False) -> None:
         self.folder = folder
+        self._index, self._weights = self._choose_files(allow_pickle)
         self.values = read_json(folder / CONFIG)
         self.architecture, self.model_config = read_folder(self.values, folder)
         self._own = Correspondence.of(self.model_config, self.architecture)
@@ -91,23 +95,45 @@ class HuggingFaceReader:
 
     def _open(self, file: str) -> Any:
         if file not in self._files:
+            path = self.folder / file
+            if self._weights == _PICKLE:
+                self._files[file] = PickledTensors(path)
+                return self._files[file]
             try:
-                self._files[file] = safe_open(self.folder / file, framework="pt")
+                self._files[file] = safe_open(path, framework="pt")
             except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{self.folder / file} cannot be read: {error}; copy it anew") from error
+                raise CheckpointError(f"{path} cannot be read: {error}; copy it anew") from error
         return self._files[file]
+
+    def _choose_files(self, allow_pickle: bool) -> tuple[str, str]:
+        """Names of the index of several files and of a single one: safetensors where the folder has them."""
+        has = {name for name in (WEIGHTS, INDEX, _PICKLE, _PICKLE_INDEX) if (self.folder / name).is_file()}
+        is_pickled = bool(has) and not has & {WEIGHTS, INDEX}
+        if is_pickled and not allow_pickle:
+            name = _PICKLE if _PICKLE in has else _PICKLE_INDEX
+            raise CheckpointError(
+                f"{self.folder} has its weights as a pickle ({name}), which can run code when it is read; where you "
+                "trust it, give megalm convert from-hf --allow-pickle, which takes nothing but tensors out of it; or "
+                "save them as safetensors: in transformers, "
+                "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+            )
+        return (_PICKLE_INDEX, _PICKLE) if is_pickled else (INDEX, WEIGHTS)
 
     def _find_tensors(self) -> dict[str, tuple[str, str]]:
         """Name of transformers' tensor -> (file, name in the file), ignored ones left out."""
-        if (self.folder / INDEX).is_file():
-            weight_map = read_json(self.folder / INDEX).get("weight_map")
+        index = self.folder / self._index
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not all(_is_file_name(file) for file in weight_map.values()):
-                raise CheckpointError(f"{self.folder / INDEX} has no weight_map of plain file names; copy it anew")
+                raise CheckpointError(f"{index} has no weight_map of plain file names; copy it anew")
             stored = {str(name): file for name, file in weight_map.items()}
-        elif (self.folder / WEIGHTS).is_file():
-            stored = dict.fromkeys(self._open(WEIGHTS).keys(), WEIGHTS)
+        elif (self.folder / self._weights).is_file():
+            stored = dict.fromkeys(self._open(self._weights).keys(), self._weights)
         else:
-            raise CheckpointError(self._no_weights())
+            raise CheckpointError(
+                f"{self.folder} has neither {WEIGHTS} nor {INDEX}; give a folder that transformers' save_pretrained "
+                "wrote"
+            )
         return {self._full_name(name): (file, name) for name, file in stored.items() if not self._is_ignored(name)}
 
     def _full_name(self, name: str) -> str:
@@ -121,17 +147,6 @@ class HuggingFaceReader:
         if self.model_config.tied and name == f"{self._own.names.head}.weight":
             return True  # a copy of the embedding
         return any(re.fullmatch(pattern, name) for pattern in self._own.names.ignored)
-
-    def _no_weights(self) -> str:
-        pickles = [name for name in _PICKLES if (self.folder / name).is_file()]
-        if pickles:
-            return (
-                f"{self.folder} has its weights as a pickle ({pickles[0]}), which can run code when it is read; save "
-                "them as safetensors: in transformers, AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
-            )
-        return (
-            f"{self.folder} has neither {WEIGHTS} nor {INDEX}; give a folder that transformers' save_pretrained wrote"
-        )
 
     def _check(self) -> None:
         expected = self._own.tensors

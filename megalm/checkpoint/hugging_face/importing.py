@@ -4,17 +4,18 @@ import math
 import shutil
 from pathlib import Path
 
-from safetensors.torch import save_file
+import torch
 
 from megalm.checkpoint.format import LATEST, MANIFEST, Manifest, find_checkpoint, step_folder
 from megalm.checkpoint.hugging_face.folder import CONFIG, HuggingFaceReader
 from megalm.checkpoint.hugging_face.tensors import in_shards
 from megalm.checkpoint.run_folder import prepare_run_folder
 from megalm.checkpoint.schema import FileEntry, SliceEntry, TensorEntry
+from megalm.checkpoint.streaming import write_tensors
 from megalm.config.data import TokenizerConfig
 from megalm.errors import CheckpointError
 from megalm.storage.atomic import atomic_folder
-from megalm.storage.durable import replace_text, sha256_of, sync_file
+from megalm.storage.durable import replace_text
 from megalm.storage.faults import writing
 
 TOKENIZER_FILES = (
@@ -26,15 +27,17 @@ ORIGIN = "hugging_face"
 _SHARD_BYTES = 1 << 30
 
 
-def import_model(folder: Path, run: Path, shard_bytes: int = _SHARD_BYTES) -> HuggingFaceReader:
+def import_model(
+    folder: Path, run: Path, shard_bytes: int = _SHARD_BYTES, *, allow_pickle: bool = False
+) -> HuggingFaceReader:
     """Write the model of `folder` into the new run folder `run` as the checkpoint of step 0, fp32, without moments.
 
-    In memory are no more than the largest tensor and one shard of `shard_bytes`.
+    In memory are no more than two tensors; files have at most `shard_bytes`, or one tensor.
 
     Raises:
         CheckpointError, ConfigError: as `HuggingFaceReader`; `run` holds a checkpoint, or cannot be written.
     """
-    reader = HuggingFaceReader(folder)
+    reader = HuggingFaceReader(folder, allow_pickle=allow_pickle)
     prepare_run_folder(run)
     if find_checkpoint(run) is not None:
         raise CheckpointError(f"--save {run} holds a checkpoint; choose a new folder")
@@ -67,9 +70,9 @@ def _write_shards(
     sizes = {name: 4 * math.prod(reader.shape(name)) for name in sorted(reader.names)}
     for number, names in enumerate(in_shards(sizes, shard_bytes)):
         path = partial / f"part_{number:05d}.safetensors"
-        save_file({f"weight/{name}": reader.read(name) for name in names}, path)
-        sync_file(path)
-        files[path.name] = FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path), rank=0)
+        flat = {f"weight/{name}": (sizes[name] // 4,) for name in names}
+        digest = write_tensors(path, flat, torch.float32, lambda key: reader.read(key.removeprefix("weight/")))
+        files[path.name] = FileEntry(bytes=path.stat().st_size, sha256=digest, rank=0)
         for name in names:
             shape = list(reader.shape(name))
             piece = SliceEntry(file=path.name, offsets=[0] * len(shape), sizes=shape, start=0, stop=math.prod(shape))
