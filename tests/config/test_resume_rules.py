@@ -12,7 +12,10 @@ def test_model_data_and_seed_are_fixed_and_nothing_else() -> None:
     data = {
         f"data.{name}" for name in (
             "split", "sampling", "mock_data", "eod_mask_loss", "mask_prob", "whole_word_masking", "short_seq_prob",
-            "noise_density", "mean_noise_span_length",
+            "noise_density", "mean_noise_span_length", "ul2_denoisers", "bert_sentence_head", "masking_max_ngram",
+            "masking_use_longer_ngrams", "masking_use_geometric_distribution", "fim_rate", "fim_spm_rate", "fim_unit",
+            "fim_split_sample", "fim_fragment_rate", "fim_no_prefix", "fim_prefix_token", "fim_middle_token",
+            "fim_suffix_token",
         )
     }  # fmt: skip
     assert fixed == model | data | {"batch.seq_length", "training.seed"}
