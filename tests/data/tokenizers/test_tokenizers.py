@@ -258,7 +258,6 @@ def test_peers_names_are_accepted(word: Any, kind: str) -> None:
         ),
         ({"tokenizer_type": "ByteLevelTokenizer", "tokenizer_model": "x"}, "says nothing to ByteLevelTokenizer"),
         ({"tokenizer_type": "HFTokenizer", "vocab_file": "x"}, "only to GPT2BPETokenizer; leave out --vocab-file"),
-        ({"tokenizer_model": "DIR/small.model", "vocab_extra_ids": "2"}, "only to SentencePieceTokenizer"),
         ({"tokenizer_type": "GPT2BPETokenizer"}, "--vocab-file vocab.json and --merge-file merges.txt"),
         ({"vocab_file": "DIR/vocab.json"}, "--vocab-file vocab.json and --merge-file merges.txt"),
         ({"tokenizer_model": "DIR/binary.json"}, r"binary\.json is not a Hugging Face tokenizer"),
