@@ -16,6 +16,11 @@ Statistics = Mapping[str, tuple[float, float]]
 """What is counted of a batch, by name: (sum, what it is divided by)."""
 
 
+def filled(values: npt.NDArray[Any], length: int, filler: float) -> npt.NDArray[Any]:
+    """`values`, then `filler` up to `length`."""
+    return np.concatenate([values, np.full(length - len(values), filler, dtype=values.dtype)])
+
+
 class Field(NamedTuple):
     """What every example holds under one name."""
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from megalm.config import RunConfig
 from megalm.config.spans import MaskedRuns
 from megalm.errors import ConfigError
-from megalm.objectives.base import Documents, Example, Field, Sample, Statistics
+from megalm.objectives.base import Documents, Example, Field, Sample, Statistics, filled
 from megalm.objectives.causal import document_starts
 from megalm.randomness import stable_seed
 
@@ -154,9 +154,9 @@ class MaskedObjective:
         shown = text.copy()
         shown[hidden] = self._shown(text[hidden], units, draw)
         row: Example = {
-            "tokens": _filled(shown, T, self.pad),
-            "labels": _filled(text, T, self.pad),
-            "loss_mask": _filled(hidden.astype(np.float32), T, 0.0),
+            "tokens": filled(shown, T, self.pad),
+            "labels": filled(text, T, self.pad),
+            "loss_mask": filled(hidden.astype(np.float32), T, 0.0),
         }
         if self.is_pair:
             second = np.arange(T) >= len(parts[0]) + 2
@@ -296,8 +296,3 @@ def hidden_runs(words: int, rate: float, runs: MaskedRuns, draw: np.random.Gener
 
 def _first(special: Mapping[str, int | None], names: Sequence[str]) -> int | None:
     return next((special[name] for name in names if special[name] is not None), None)
-
-
-def _filled(values: npt.NDArray[np.generic], length: int, filler: float) -> npt.NDArray[np.generic]:
-    """`values`, then `filler` up to `length`."""
-    return np.concatenate([values, np.full(length - len(values), filler, dtype=values.dtype)])

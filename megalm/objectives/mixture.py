@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -108,11 +109,15 @@ class MixtureObjective:
         found = {name: field for member in self.members for name, field in member.fields(seq_length).items()}
         return found | {"objective_id": Field((), np.int64)}
 
+    @cached_property
+    def _own_fields(self) -> Mapping[str, Field]:
+        return self.fields(self.seq_length)
+
     def __call__(self, sample: Sample) -> Example:
         """The arrays of one batch row."""
         owner = self.shares.owner(sample.number)
         found = self.members[owner](sample)
-        for name, field in self.fields(self.seq_length).items():
+        for name, field in self._own_fields.items():
             if name not in found:
                 found[name] = np.zeros(field.shape, dtype=field.dtype)
         found["objective_id"] = np.asarray(owner, dtype=np.int64)

@@ -7,6 +7,7 @@ Source: Raffel et al. 2020, arXiv:1910.10683, section 3.1.4; `random_spans_noise
 Shapes: N tokens of a text, S encoder, T decoder.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -18,31 +19,68 @@ from megalm.config import RunConfig
 from megalm.config.noise import SpanNoise
 from megalm.config.spans import SENTINELS, Denoising, SequenceIds, decoder_seq_length, denoisings
 from megalm.errors import ConfigError
-from megalm.objectives.base import Example, Field, Sample, Statistics
+from megalm.objectives.base import Example, Field, Sample, Statistics, filled
 from megalm.randomness import stable_seed
 
 Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanObjective:
+class DenoisingObjective(ABC):
     """Turns tokens [N] into `tokens` and `padding_mask` [S], `decoder_tokens`, `labels` and `loss_mask` [T].
 
-    N is the longest text of which both lengths have room, so that a whole one fills them. Behind the end of a shorter
-    one `padding_mask` (bool) is False and `loss_mask` (float32) 0. Which spans are taken depends on the seed and the
-    number of the sample alone.
+    Behind the end of a text `padding_mask` (bool) is False and `loss_mask` (float32) 0. What is made of it depends on
+    the seed and the number of the sample alone.
     """
 
-    special_tokens: ClassVar[tuple[str, ...]] = ("pad", "bos", "eos", "eod", *SENTINELS)
     shared_tokens: ClassVar[int] = 0
+    purpose: ClassVar[str]
+    """What its seeds are for."""
 
-    noise: SpanNoise
     encoder_length: int
     decoder_length: int
     sentinels: tuple[int, ...]
     """At least one for each span of a whole text, in their order."""
     ids: SequenceIds
     seed: int
+
+    @abstractmethod
+    def sides(self, text: Ids, generator: np.random.Generator) -> tuple[Ids, Ids]:
+        """What the encoder reads of a text, and what the decoder writes."""
+
+    def fields(self, seq_length: int) -> Mapping[str, Field]:
+        """The fields of every example, in their order."""
+        return {
+            "tokens": Field((seq_length,), np.int64),
+            "padding_mask": Field((seq_length,), np.bool_),
+            "decoder_tokens": Field((self.decoder_length,), np.int64),
+            "labels": Field((self.decoder_length,), np.int64),
+            "loss_mask": Field((self.decoder_length,), np.float32),
+        }
+
+    def __call__(self, sample: Sample) -> Example:
+        """The arrays of one batch row."""
+        text = sample.tokens[sample.tokens >= 0]  # padding is -1, at the end
+        generator = np.random.default_rng(stable_seed(self.seed, self.purpose, sample.number))
+        inputs, targets = self.sides(text, generator)
+        decoder, S, T = np.concatenate(([self.ids.start], targets[:-1])), self.encoder_length, self.decoder_length
+        return {
+            "tokens": filled(inputs, S, self.ids.pad),
+            "padding_mask": np.arange(S) < len(inputs),
+            "decoder_tokens": filled(decoder, T, self.ids.pad),
+            "labels": filled(targets, T, self.ids.pad),
+            "loss_mask": (np.arange(T) < len(targets)).astype(np.float32),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanObjective(DenoisingObjective):
+    """N is the longest text of which both lengths have room, so that a whole one fills them."""
+
+    special_tokens: ClassVar[tuple[str, ...]] = ("pad", "bos", "eos", "eod", *SENTINELS)
+    purpose: ClassVar[str] = "span"
+
+    noise: SpanNoise
 
     @classmethod
     def build(cls, config: RunConfig, special: Mapping[str, int | None]) -> Self:
@@ -64,16 +102,9 @@ class SpanObjective:
         """The longest text that an encoder of `seq_length` has room for, and the decoder too."""
         return self.noise.text_tokens(seq_length, self.decoder_length)
 
-    def fields(self, seq_length: int) -> Mapping[str, Field]:
-        """The fields of every example, in their order."""
-        return pair_fields(seq_length, self.decoder_length)
-
-    def __call__(self, sample: Sample) -> Example:
-        """The arrays of one batch row."""
-        text = sample.tokens[sample.tokens >= 0]  # padding is -1, at the end
-        generator = np.random.default_rng(stable_seed(self.seed, "span", sample.number))
-        inputs, targets = corrupted(text, self.noise, self.sentinels, self.ids.end, generator)
-        return pair(inputs, targets, self.ids, self.encoder_length, self.decoder_length)
+    def sides(self, text: Ids, generator: np.random.Generator) -> tuple[Ids, Ids]:
+        """The text with holes, and what stood in them."""
+        return corrupted(text, self.noise, self.sentinels, self.ids.end, generator)
 
     def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Statistics:
         """Share of the text that is noise, mean span, share of padding."""
@@ -91,29 +122,6 @@ def pair_statistics(batch: Mapping[str, npt.NDArray[Any]], sentinels: Sequence[i
         "mask_rate": (noise, noise + read - spans - rows * (1 + head)),
         "mean_span": (noise, spans),
         "padding_share": (room - read - int(np.count_nonzero(written)), room),
-    }
-
-
-def pair_fields(encoder_length: int, decoder_length: int) -> dict[str, Field]:
-    """What an example of an encoder-decoder holds."""
-    return {
-        "tokens": Field((encoder_length,), np.int64),
-        "padding_mask": Field((encoder_length,), np.bool_),
-        "decoder_tokens": Field((decoder_length,), np.int64),
-        "labels": Field((decoder_length,), np.int64),
-        "loss_mask": Field((decoder_length,), np.float32),
-    }
-
-
-def pair(inputs: Ids, targets: Ids, ids: SequenceIds, encoder_length: int, decoder_length: int) -> Example:
-    """The example of what the encoder reads and the decoder writes."""
-    decoder = np.concatenate(([ids.start], targets[:-1]))
-    return {
-        "tokens": _filled(inputs, encoder_length, ids.pad),
-        "padding_mask": np.arange(encoder_length) < len(inputs),
-        "decoder_tokens": _filled(decoder, decoder_length, ids.pad),
-        "labels": _filled(targets, decoder_length, ids.pad),
-        "loss_mask": (np.arange(decoder_length) < len(targets)).astype(np.float32),
     }
 
 
@@ -163,12 +171,6 @@ def _cut(items: int, parts: int, generator: np.random.Generator) -> npt.NDArray[
     """The lengths of `parts` runs of at least one, `items` together; every way to cut is as likely."""
     edges = np.sort(generator.permutation(items - 1)[: parts - 1]) + 1
     return np.diff(edges, prepend=0, append=items)
-
-
-def _filled(ids: Ids, length: int, pad: int) -> Ids:
-    filled = np.full(length, pad, dtype=np.int64)
-    filled[: len(ids)] = ids
-    return filled
 
 
 def _sentinels(special: Mapping[str, int | None]) -> tuple[int, ...]:

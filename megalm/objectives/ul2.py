@@ -16,32 +16,26 @@ import numpy.typing as npt
 
 from megalm.config import RunConfig
 from megalm.config.noise import Denoiser
-from megalm.config.spans import SENTINELS, Denoising, SequenceIds, decoder_seq_length, denoisings
+from megalm.config.spans import SENTINELS, Denoising, decoder_seq_length, denoisings
 from megalm.errors import ConfigError
-from megalm.objectives.base import Example, Field, Sample, Statistics
-from megalm.objectives.span import corrupted, pair, pair_fields, pair_statistics, sentinels_and_ids
-from megalm.randomness import stable_seed
+from megalm.objectives.base import Statistics
+from megalm.objectives.span import DenoisingObjective, Ids, corrupted, pair_statistics, sentinels_and_ids
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ul2Objective:
-    """Turns tokens [N] into the fields of span corruption, by one of the denoisers, all as likely.
+class Ul2Objective(DenoisingObjective):
+    """Each sample by one of the denoisers, all as likely.
 
     N is the longest text of which every denoiser's encoder and decoder have room, so that none loses a token.
     """
 
     special_tokens: ClassVar[tuple[str, ...]] = ("pad", "bos", "eos", "eod", "mode_r", "mode_s", "mode_x", *SENTINELS)
-    shared_tokens: ClassVar[int] = 0
+    purpose: ClassVar[str] = "ul2"
 
     denoisers: tuple[Denoiser, ...]
     kind: Denoising
     modes: Mapping[str, int]
     """Mode -> the token in front of its texts."""
-    encoder_length: int
-    decoder_length: int
-    sentinels: tuple[int, ...]
-    ids: SequenceIds
-    seed: int
 
     @classmethod
     def build(cls, config: RunConfig, special: Mapping[str, int | None]) -> Self:
@@ -81,18 +75,11 @@ class Ul2Objective:
         """The longest text that both have room for, whatever is made of it."""
         return self.kind.text_tokens(seq_length, self.decoder_length)
 
-    def fields(self, seq_length: int) -> Mapping[str, Field]:
-        """The fields of every example, in their order."""
-        return pair_fields(seq_length, self.decoder_length)
-
-    def __call__(self, sample: Sample) -> Example:
-        """The arrays of one batch row."""
-        text = sample.tokens[sample.tokens >= 0]  # padding is -1, at the end
-        generator = np.random.default_rng(stable_seed(self.seed, "ul2", sample.number))
+    def sides(self, text: Ids, generator: np.random.Generator) -> tuple[Ids, Ids]:
+        """As one denoiser makes them, its mode in front of what the encoder reads."""
         denoiser = self.denoisers[int(generator.integers(len(self.denoisers)))]
         inputs, targets = corrupted(text, denoiser.noise, self.sentinels, self.ids.end, generator)
-        inputs = np.concatenate(([self.modes[denoiser.mode]], inputs))
-        return pair(inputs, targets, self.ids, self.encoder_length, self.decoder_length)
+        return np.concatenate(([self.modes[denoiser.mode]], inputs)), targets
 
     def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Statistics:
         """As of span corruption, and the share of each mode."""

@@ -3,12 +3,13 @@
 import base64
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from random_texts import texts_of
 
 from megalm.config.data import TokenizerConfig
 from megalm.data.tokenizers import encode
@@ -138,19 +139,6 @@ PARTS = (
 """What texts are put together from: all that some normalization, table or token treats in a way of its own."""
 
 
-def random_texts(draw: random.Random, count: int) -> Iterator[str]:
-    for _ in range(count):
-        parts = draw.choices(PARTS, k=draw.randrange(1, 14))
-        if draw.random() < 0.3:
-            parts.insert(draw.randrange(len(parts)), any_character(draw))
-        yield "".join(parts)
-
-
-def any_character(draw: random.Random) -> str:
-    code = draw.randrange(draw.choice([0x300, 0x3000, 0x10000, 0x30000, 0x110000]))
-    return "?" if 0xD800 <= code < 0xE000 else chr(code)
-
-
 def check_equal(encoder: FastEncoder, library: LibraryEncoder, texts: list[str]) -> None:
     if same_ids(encoder(texts), library(texts)):
         return
@@ -163,7 +151,7 @@ def check_equal(encoder: FastEncoder, library: LibraryEncoder, texts: list[str])
 def test_ids_are_the_library_s(shapes: Any, encoder_of: Any, name: str) -> None:
     library, draw = LibraryEncoder(tokenizer_of(shapes[name])), random.Random(name)
     for _ in range(3):  # words that came before are remembered
-        check_equal(encoder_of(name), library, list(random_texts(draw, 300)))
+        check_equal(encoder_of(name), library, list(texts_of(PARTS, 14, draw, 300)))
 
 
 @pytest.mark.long
@@ -175,7 +163,7 @@ def test_ids_are_the_library_s_for_every_character(shapes: Any, encoder_of: Any,
         check_equal(encoder, library, [f"a{chr(code)}\u0301 {chr(code)}" for code in codes[start : start + 4096]])
     draw = random.Random(f"long {name}")
     for _ in range(20):
-        check_equal(encoder, library, list(random_texts(draw, 5000)))
+        check_equal(encoder, library, list(texts_of(PARTS, 14, draw, 5000)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -223,7 +211,7 @@ def test_without_a_compiler_gigatoken_encodes(shapes: Any, name: str, monkeypatc
     library = LibraryEncoder(tokenizer)
     encoder = FastEncoder(tokenizer, library)
     assert encoder.names == "gigatoken"
-    check_equal(encoder, library, list(random_texts(random.Random(name), 300)))
+    check_equal(encoder, library, list(texts_of(PARTS, 14, random.Random(name), 300)))
 
 
 def test_the_library_encoder_gives_flat_ids_and_lengths(shapes: Any) -> None:

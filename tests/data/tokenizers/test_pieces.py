@@ -1,7 +1,6 @@
 """csrc/pieces.cpp gives sentencepiece's ids, for BPE and unigram models of every shape and for every text."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_texts import texts_of
 
 from megalm.data.tokenizers.pieces import piece_encoder
 from megalm.data.tokenizers.sentence_piece import GPTSentencePieceTokenizer
@@ -85,19 +85,6 @@ def check(model: tuple[GPTSentencePieceTokenizer, pieces.PieceEncoder], texts: l
         assert ids[end - length : end].tolist() == expected, ascii(text[:200])
 
 
-def texts_of(draw: random.Random, count: int) -> Iterator[str]:
-    for _ in range(count):
-        parts = draw.choices(PARTS, k=draw.randrange(1, 20))
-        if draw.random() < 0.3:
-            parts.insert(draw.randrange(len(parts)), any_character(draw))
-        yield "".join(parts)
-
-
-def any_character(draw: random.Random) -> str:
-    code = draw.randrange(draw.choice([0x300, 0x3000, 0x10000, 0x30000, 0x110000]))
-    return "?" if 0xD800 <= code < 0xE000 else chr(code)
-
-
 KINDS = pytest.mark.parametrize("kind", ["bpe", "unigram"])
 EVERY = pytest.mark.parametrize("shape", SHAPES)
 
@@ -107,7 +94,7 @@ EVERY = pytest.mark.parametrize("shape", SHAPES)
 def test_ids_are_sentencepiece_s(models: Any, kind: str, shape: str) -> None:
     draw = random.Random(f"{kind} {shape}")
     for _ in range(3):  # words that came before are remembered
-        check(models[kind, shape], list(texts_of(draw, 300)))
+        check(models[kind, shape], list(texts_of(PARTS, 20, draw, 300)))
     check(models[kind, shape], [])
 
 
@@ -183,5 +170,5 @@ def test_ids_of_every_character(models: Any, kind: str, shape: str) -> None:
         check(models[kind, shape], [f"a{chr(code)}\u0301 {chr(code)}" for code in codes[start : start + 4096]])
     draw = random.Random(f"long {kind} {shape}")
     for _ in range(20):
-        check(models[kind, shape], list(texts_of(draw, 5000)))
+        check(models[kind, shape], list(texts_of(PARTS, 20, draw, 5000)))
     check(models[kind, shape], ["".join(draw.choices(PARTS, k=50_000)) for _ in range(4)])
