@@ -102,8 +102,9 @@ def partitions() -> tuple[dict[str, Partition], str | None]:
             default = name = name.removesuffix("*")
         gpus = [(name, int(count)) for name, count in re.findall(r"gpu:(?:([^:,()]+):)?(\d+)", resources)]
         most = max((count for _, count in gpus), default=0)
-        numbers = (int(re.sub(r"\D.*", "", text) or 0) for text in (cpus, threads, memory))
-        kind = NodeKind(int(nodes), most, *numbers, gpu_types=tuple((name, count) for name, count in gpus if name))
+        cores, per_core, megabytes = (int(re.sub(r"\D.*", "", text) or 0) for text in (cpus, threads, memory))
+        types = tuple((name, count) for name, count in gpus if name)
+        kind = NodeKind(int(nodes), most, cores, per_core, megabytes, types)
         found[name] = Partition(limit, (*(found[name].kinds if name in found else ()), kind))
     return found, default
 

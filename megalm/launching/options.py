@@ -2,8 +2,9 @@
 
 import argparse
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from megalm.config.paths import path_argument
 from megalm.config.ranges import Range
@@ -39,7 +40,8 @@ _INSTEAD = {
 }
 
 
-class Gpus(NamedTuple):
+@dataclass(frozen=True)
+class Gpus:
     """What --gpus-per-node asks for."""
 
     count: int = 0
