@@ -1,18 +1,25 @@
 """ELECTRA's two networks in one model: each is what it is alone, and what the second reads is drawn from the first."""
 
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
+from megalm.checkpoint.hugging_face import export_model
 from megalm.config import load_config
+from megalm.config.data import TokenizerConfig
 from megalm.config.model import ModelConfig
 from megalm.config.rules.completion import complete_model
 from megalm.data.batch import Batch
 from megalm.data.samples.sample import PAD, Sample
+from megalm.data.tokenizers import build_tokenizer
 from megalm.models.blocks.sampling import TokenSampler
 from megalm.models.contract import LanguageModel
 from megalm.models.families import FAMILIES
@@ -24,6 +31,7 @@ FLAGS = (
     "--model-family electra --objective rtd --rtd-generator-size 0.5 --mask-prob 0.4 --init-method-std 0.3 "
 )
 VOCAB = 61
+STEPS = 600
 
 
 class Tokenizer:
@@ -146,6 +154,75 @@ def test_draws_follow_the_distribution_and_no_split_of_the_vocabulary() -> None:
         ]
         values = torch.stack([value for value, _ in halves])
         assert torch.equal(torch.stack([found for _, found in halves]).gather(0, values.argmax(0)[None])[0], ids)
+
+
+class Reader:
+    """What an export sees of a checkpoint."""
+
+    def __init__(self, model: LanguageModel, folder: Path) -> None:
+        self.folder, self.model_config, self.manifest = folder / "step_1", model.config, SimpleNamespace(states={})
+        self.manifest.config = {}
+        self._parameters = dict(model.named_parameters())
+
+    def read_tensor(self, name: str) -> Tensor:
+        parameter = self._parameters[name].detach()
+        return parameter[:VOCAB] if parameter.shape[0] == 64 else parameter  # without vocabulary padding
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"), [(None, "ElectraForPreTraining"), ("ElectraForMaskedLM", "ElectraForMaskedLM")]
+)
+def test_a_run_becomes_the_discriminator_or_where_asked_the_generator(
+    asked: str | None, name: str, tmp_path: Path
+) -> None:
+    """transformers' model of the folder that is written gives the logits of that network."""
+    model = built()
+    assert export_model(Reader(model, tmp_path), tmp_path / "hf", architecture=asked) == name  # type: ignore[arg-type]
+    theirs = getattr(transformers, name).from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    tokens = batch_of([0, 2])["labels"]
+    ours = part(model, asked)(Batch(tensors={"tokens": tokens}), wants_logits=True)
+    expected = theirs(tokens).logits
+    torch.testing.assert_close(ours[..., :VOCAB].reshape(expected.shape), expected)
+    assert not (tmp_path / "hf" / "generation_config.json").exists()
+
+
+TEXT = "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --seq-length 64 --vocab-size 277"
+BYTES = TokenizerConfig(tokenizer_type="ByteLevelTokenizer", vocab_extra_ids=20)
+
+
+@pytest.mark.long
+def test_on_text_the_discriminator_beats_the_constant_guess() -> None:
+    """Of Python's own text: its loss falls below the entropy of the share of replaced tokens, which no guess does that
+    does not look at them, and the generator's below that of the bytes' frequencies.
+    """
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(BYTES)
+    run = FLAGS + TEXT + " --rtd-loss-weight 10 --mask-prob 0.15 --init-method-std 0.02"
+    config = load_config([*run.split(), "--ffn-hidden-size", "256", "--embedding-size", "64"])
+    model, objective = filled(complete_model(config, None)).train(), build_objective(config, tokenizer)
+    text = np.asarray(tokenizer.encode(Path(argparse.__file__).read_text(encoding="utf-8")))
+    length, generator = objective.sample_tokens(64), np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    last: list[tuple[float, float, float]] = []
+    for step in range(STEPS):
+        starts = generator.integers(0, len(text) - length, 32)
+        rows = [objective(Sample(step * 32 + n, 0, text[start : start + length])) for n, start in enumerate(starts)]
+        batch = Batch(tensors={name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]})
+        losses, counts = model(batch), model.counts(batch)
+        means = {name: losses[name].sum() / counts[name].sum() for name in losses}
+        optimizer.zero_grad()
+        sum(weight * means[name] for name, weight in model.loss_weights.items()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        if step >= STEPS - 50:
+            replaced = float((read_of(model.eval(), batch) != batch["labels"]).float().mean())
+            last.append((replaced, float(means["discriminator"]), float(means["generator"])))
+            model.train()
+    share, loss, generator_loss = np.mean(last, axis=0)
+    entropy = -share * np.log(share) - (1 - share) * np.log(1 - share)
+    frequencies = np.bincount(text) / len(text)
+    unigram = -(frequencies * np.log(frequencies.clip(1e-12))).sum()
+    assert loss < 0.9 * entropy, (loss, entropy)
+    assert generator_loss < unigram, (generator_loss, unigram)
 
 
 def test_its_parameters_are_counted_and_its_generator_is_as_small_as_asked() -> None:
