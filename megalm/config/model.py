@@ -182,6 +182,11 @@ class ModelConfig(Section):
     init_method_std: Annotated[float, FixedOnResume()] = Field(0.02, gt=0.0)
     """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 x num_layers), but for
     norm_order=post."""
+    mtp_num_layers: int = Field(0, ge=0)
+    """Multi-token prediction: modules that predict the tokens after the next one, one further ahead each (DeepSeek-V3).
+    Default: none."""
+    mtp_loss_scaling_factor: Annotated[float, FixedOnResume()] = Field(0.1, ge=0.0)
+    """What the mean of the losses of --mtp-num-layers modules weighs beside that of the next token."""
     init_method_xavier_uniform: Annotated[bool, FixedOnResume()] = False
     """Initial weights are uniform within sqrt(6 / (inputs + outputs)) instead (Glorot and Bengio 2010); query, key and
     value count as one matrix, and so do gate and up, as in Megatron."""

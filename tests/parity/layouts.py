@@ -87,6 +87,9 @@ MODELS = {
     "prefix windows": (
         f"{LLAMA} --objective prefix --window-size 5,0 --attn-logit-softcapping 5 --attention-dropout 0.1"
     ),
+    # two modules that predict tokens further ahead, inside documents too
+    "mtp": f"{LLAMA} --mtp-num-layers 2 --mtp-loss-scaling-factor 0.5",
+    "mtp documents": f"{GPT2} --mtp-num-layers 2 --hidden-dropout 0.1 {DOCUMENTS}",
     # samples of three objectives, in some of which nothing is prefix
     "mixture": f"{GPT2} --num-layers 4 --objective-mixture causal:0.25,fim:0.25,prefix:0.5",
     # two layers and three, tied head
@@ -394,6 +397,14 @@ ROWS = [
     Row(4, "prefix documents", "tp2 sp pp2 zbv zero1"),
     Row(2, "mixture", "pp2 zbv zero1", CI),
     Row(2, "mixture", "zero3"),
+    Row(2, "mtp", "tp2 sp zero1", CI),
+    Row(2, "mtp", "tp2 zero0"),
+    Row(2, "mtp", "zero1"),
+    Row(2, "mtp", "zero2 one-by-one"),
+    Row(2, "mtp", "zero3 linear"),
+    Row(2, "mtp", "tp2 sp zero3 selective"),
+    Row(2, "mtp documents", "tp2 sp zero0"),
+    Row(2, "mtp documents", "zero3 full"),
     Row(4, "mixture", "tp2 sp pp2 1f1b zero1"),
     Row(2, "ul2", "tp2 sp zero1"),
     # low precision against one process in the same

@@ -132,7 +132,7 @@ def _meaning(config: ModelConfig) -> dict[str, Any]:
             *("swiglu", "geglu", "relu", "squared_relu", "openai_gelu"),
             *("disable_bias_linear", "add_qkv_bias", "add_attention_output_bias"),
             *("decoder_num_layers", "decoder_seq_length", "scale_decoder_outputs"),
-            *("rtd_generator_size", "rtd_loss_weight"),
+            *("rtd_generator_size", "rtd_loss_weight", "mtp_loss_scaling_factor"),
         }
     )
     if config.position_embedding_type == "relative":

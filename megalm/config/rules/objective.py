@@ -63,6 +63,33 @@ def _users() -> dict[str, list[str]]:
     return found
 
 
+def ahead(config: RunConfig) -> list[str]:
+    """What multi-token prediction needs, and what it is not there for."""
+    model, depths = config.model, config.model.mtp_num_layers
+    if not depths:
+        given = is_given(config, "mtp_loss_scaling_factor")
+        return [says_nothing(config, "mtp_loss_scaling_factor", "mtp_num_layers >= 1")] if given else []
+    if model.model_family in OBJECTIVES_OF and model.model_family != "gpt":
+        return [says_nothing(config, "mtp_num_layers", "model_family=gpt")]
+    found, stages = [], config.parallel.pipeline_model_parallel_size
+    if stages > 1:
+        found.append(
+            f"pipeline_model_parallel_size={stages} does not go with mtp_num_layers={depths}: its modules read the "
+            "embeddings, which the last stage lacks; use --tensor-model-parallel-size, or more data-parallel ranks "
+            "with --zero-stage"
+        )
+    if "prefix" in config.training.objectives:
+        found.append(
+            f"mtp_num_layers={depths} does not go with objective=prefix: where tokens see those after them, a module "
+            "reads what it is to predict; drop one of them"
+        )
+    if depths >= config.batch.seq_length:
+        found.append(
+            f"mtp_num_layers={depths} leaves no target in seq_length={config.batch.seq_length}; use less than that"
+        )
+    return found
+
+
 _FIM_TOKENS = 3
 
 
