@@ -70,7 +70,7 @@ MODELS = {
     "rtd": RTD,
     "rtd dropout": (
         f"{RTD} --rtd-generator-size 1 --untie-embeddings-and-output-weights --hidden-dropout 0.1 "
-        "--attention-dropout 0.1 --reset-attention-mask"
+        "--reset-attention-mask"
     ),
     "deep llama": f"{LLAMA} --num-layers 4",
     "deep gpt2": f"{GPT2} --num-layers 4",

@@ -37,8 +37,9 @@ class TokenSampler(nn.Module):
         ids_V = torch.arange(first, first + logits_NV.shape[1], device=logits_NV.device)
         rows = max(1, _ELEMENTS // logits_NV.shape[1])
         found = []
-        for logits, keys in zip(logits_NV.split(rows), keys_N.split(rows), strict=True):
-            noisy = gumbel_noise(keys, ids_V).add_(logits.float())
+        for start in range(0, max(1, len(keys_N)), rows):
+            part = slice(start, start + rows)
+            noisy = gumbel_noise(keys_N[part], ids_V).add_(logits_NV[part].float())
             found.append(noisy.masked_fill_(ids_V >= self.vocab_size, float("-inf")).max(dim=1))
         values_N = torch.cat([part.values for part in found])
         return values_N, torch.cat([part.indices for part in found]) + first
