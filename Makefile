@@ -97,7 +97,7 @@ bench-data: $(INSTALLED)
 	$(BIN)/python benchmarks/dataset.py
 
 docs: $(INSTALLED)
-	$(BIN)/python -c 'from megalm.config import reference_markdown as text; print(text(), end="")' > docs/configuration.md
+	$(BIN)/python -c 'from megalm.config.merging.reference import reference_markdown as text; print(text(), end="")' > docs/configuration.md
 
 clean:
 	rm -rf $(DATA) $(RUN)

@@ -22,8 +22,8 @@ import torch
 
 from megalm.checkpoint.hugging_face.tensors import Correspondence
 from megalm.checkpoint.streaming import write_tensors
-from megalm.config import load_config
 from megalm.config.hugging_face import architecture_of, write_settings
+from megalm.config.merging.load import load_config
 from megalm.config.model import ModelConfig
 
 

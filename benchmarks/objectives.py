@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megalm.config import load_config
 from megalm.config.data import TokenizerConfig
+from megalm.config.merging.load import load_config
 from megalm.data.samples.sample import Sample
 from megalm.data.tokenizers import build_tokenizer
 from megalm.objectives import build_objective

@@ -19,7 +19,8 @@ import time
 
 import torch
 
-from megalm.config import RunConfig, load_config
+from megalm.config.merging.load import load_config
+from megalm.config.sections import RunConfig
 from megalm.planner.plan import make_plan
 from megalm.planner.schedule import StepTimes
 from megalm.testing.batches import batch_of

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import megalm
-from megalm.config import RunConfig
 from megalm.config.output import hugging_face_folder
+from megalm.config.sections import RunConfig
 from megalm.continuation import start_place
 from megalm.data.samples.build import open_dataset
 from megalm.distributed.agreement import Facts

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from megalm.checkpoint.run_folder import write_config
 from megalm.commands.generate import Sampler
-from megalm.config import RunConfig, dump_config
 from megalm.config.lengths import Lengths
+from megalm.config.merging.dump import dump_config
 from megalm.config.model import ModelConfig
 from megalm.config.rules.completion import complete_model
+from megalm.config.sections import RunConfig
 from megalm.continuation import ResumePoint, prove_room, restore
 from megalm.data.run_data import RunData
 from megalm.data.tokenizers import Tokenizer, open_tokenizer

@@ -17,9 +17,9 @@ from megalm.checkpoint.resume import check_same_run, check_same_weights, states_
 from megalm.checkpoint.room import check_room
 from megalm.checkpoint.verify import open_together
 from megalm.checkpoint.writer import name_latest, prune_checkpoints, save_checkpoint
-from megalm.config import RunConfig
 from megalm.config.hugging_face import same_model
 from megalm.config.output import hugging_face_folder
+from megalm.config.sections import RunConfig
 from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.distributed.fingerprint import is_finite
 from megalm.engine.engine import Engine

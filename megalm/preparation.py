@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from megalm.checkpoint.fresh import without_done_commands
-from megalm.config import load
+from megalm.config.merging.load import load
 from megalm.config.sections import RunConfig
 from megalm.distributed.environment import LaunchEnvironment, prepare_process
 from megalm.errors import ConfigError, MegalmError

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 
 from megalm.commands.generate import Sampler
-from megalm.config import RunConfig
 from megalm.config.batch_schedule import BatchSchedule
 from megalm.config.lengths import Lengths
+from megalm.config.sections import RunConfig
 from megalm.data.run_data import RunData
 from megalm.distributed.context import RankContext
 from megalm.engine.engine import Engine

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 
-from megalm.config import RunConfig, cross_entropy_impl, logits_bytes
 from megalm.config.generator import generator_of
 from megalm.config.model import ModelConfig
+from megalm.config.rules.loss import cross_entropy_impl, logits_bytes
+from megalm.config.sections import RunConfig
 from megalm.data.run_data import RunData
 from megalm.data.samples.sample import SampleDataset
 from megalm.distributed.context import RankContext

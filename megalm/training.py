@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megalm.assembly import build_run
 from megalm.bad_steps import MAX_BAD_STEPS, check_bad_steps, unsaved_because
 from megalm.checkpoint.fresh import note_stopped
-from megalm.config import RunConfig
+from megalm.config.sections import RunConfig
 from megalm.continuation import prune, save
 from megalm.data.batch import Batch
 from megalm.distributed.collectives import on_all_ranks, waiting_for_others

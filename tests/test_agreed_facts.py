@@ -10,9 +10,11 @@ import pytest
 
 from megalm.agreed_facts import agreed_facts
 from megalm.checkpoint.fresh import command_of, note_fresh, note_stopped, without_done_commands
-from megalm.config import RunConfig, dump_config, load_config
 from megalm.config.base import MayDiffer, OneShot
+from megalm.config.merging.dump import dump_config
+from megalm.config.merging.load import load_config
 from megalm.config.merging.settings import SECTIONS, SETTINGS, Setting
+from megalm.config.sections import RunConfig
 from megalm.data.indexed.writer import IndexedDatasetBuilder
 from megalm.errors import ConfigError
 

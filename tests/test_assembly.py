@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megalm import assembly
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.data.indexed.writer import IndexedDatasetBuilder
 from megalm.errors import DataError
 from megalm.run_state import Progress, SampleOrder

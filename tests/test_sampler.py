@@ -3,7 +3,7 @@
 import pytest
 
 from megalm.commands.generate import Sampler
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.errors import ConfigError
 
 FLAGS = (

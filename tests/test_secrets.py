@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.distributed.environment import captured_environment
 from megalm.errors import ConfigError
 from megalm.launching import submit

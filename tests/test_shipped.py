@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megalm import cli
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.errors import ConfigError
 from megalm.launching.site import read_site
 from megalm.shipped import FOLDERS, shipped_folder, shipped_hint

@@ -13,7 +13,7 @@ from functools import cache
 import pytest
 
 from megalm import cli
-from megalm.config import build_parser
+from megalm.config.merging.flags import build_parser
 from megalm.config.merging.names import UNSUPPORTED, unsupported_text
 from megalm.testing.processes import REPOSITORY
 

@@ -8,8 +8,8 @@ import pytest
 
 from megalm.bad_steps import check_bad_steps
 from megalm.checkpoint.fresh import command_of, note_fresh
-from megalm.config import load_config
 from megalm.config.lengths import Lengths
+from megalm.config.merging.load import load_config
 from megalm.continuation import start_place
 from megalm.errors import CheckpointError, DataError, NonFiniteError, PlatformError
 from megalm.run_state import Progress

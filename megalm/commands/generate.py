@@ -12,11 +12,11 @@ import torch
 from megalm.checkpoint.format import find_checkpoint
 from megalm.checkpoint.hugging_face import HuggingFaceReader
 from megalm.checkpoint.reader import CheckpointReader
-from megalm.config import RunConfig
 from megalm.config.data import TokenizerConfig
 from megalm.config.output import hugging_face_folder, load_argument
 from megalm.config.paths import path_argument
 from megalm.config.ranges import LARGEST_SEED, Range
+from megalm.config.sections import RunConfig
 from megalm.config.spans import SENTINELS, SequenceIds
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.errors import CheckpointError, ConfigError

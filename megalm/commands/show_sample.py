@@ -6,13 +6,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megalm.config import RunConfig, load
 from megalm.config.lengths import Lengths
+from megalm.config.merging.load import load
 from megalm.config.paths import path_argument
 from megalm.config.ranges import Range
 from megalm.config.rules.completion import complete_model
 from megalm.config.rules.encoder_decoder import T5_HAS
 from megalm.config.rules.objective import FAMILY_OF
+from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError, DataError
 from megalm.storage.faults import reason_of
 

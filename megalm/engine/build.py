@@ -11,7 +11,8 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from megalm.config import RunConfig, engine_json
+from megalm.config.deepspeed.write import engine_json
+from megalm.config.sections import RunConfig
 from megalm.config.training import OptimizerConfig, PrecisionConfig
 from megalm.distributed.context import RankContext
 from megalm.distributed.groups import MeshGroups

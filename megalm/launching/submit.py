@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from megalm.config import RunConfig, build_parser, load
-from megalm.config.merging.flags import as_flags
+from megalm.config.merging.flags import as_flags, build_parser
+from megalm.config.merging.load import load
 from megalm.config.merging.names import RENAMED
 from megalm.config.merging.settings import SETTINGS
 from megalm.config.merging.suggest import did_you_mean
 from megalm.config.paths import read_path, variables_of
+from megalm.config.sections import RunConfig
 from megalm.distributed.environment import captured_environment, environment_without, left_behind, user_variable
 from megalm.distributed.network import listens
 from megalm.errors import ConfigError, PlatformError

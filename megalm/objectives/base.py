@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from megalm.config import RunConfig
+from megalm.config.sections import RunConfig
 
 Example = dict[str, npt.NDArray[Any]]
 """One batch row: arrays by the names of `Objective.fields`."""

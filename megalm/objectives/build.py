@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
-from megalm.config import RunConfig
+from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError
 from megalm.objectives.base import Objective, Transform
 from megalm.objectives.causal import CausalObjective

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from megalm.config import RunConfig
+from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError
 from megalm.objectives.base import Example, Field, Sample
 

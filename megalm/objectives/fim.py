@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from megalm.config import RunConfig
+from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError, MegalmError
 from megalm.objectives.base import Example, Field, Sample, Statistics
 from megalm.objectives.causal import CausalObjective

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from megalm.config import RunConfig
+from megalm.config.sections import RunConfig
 from megalm.config.spans import MaskedRuns
 from megalm.errors import ConfigError
 from megalm.objectives.base import Documents, Example, Field, Sample, Statistics, filled

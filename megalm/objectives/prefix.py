@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from megalm.config import RunConfig
+from megalm.config.sections import RunConfig
 from megalm.objectives.base import Example, Field, Sample, Statistics
 from megalm.objectives.causal import CausalObjective, document_starts
 from megalm.randomness import stable_seed

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from megalm.config import RunConfig
 from megalm.config.noise import SpanNoise
+from megalm.config.sections import RunConfig
 from megalm.config.spans import SENTINELS, Denoising, SequenceIds, decoder_seq_length, denoisings
 from megalm.errors import ConfigError
 from megalm.objectives.base import Example, Field, Sample, Statistics, filled

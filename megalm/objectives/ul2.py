@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from megalm.config import RunConfig
 from megalm.config.noise import Denoiser
+from megalm.config.sections import RunConfig
 from megalm.config.spans import SENTINELS, Denoising, decoder_seq_length, denoisings
 from megalm.errors import ConfigError
 from megalm.objectives.base import Statistics

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from megalm.config import RunConfig, cross_entropy_impl
 from megalm.config.model import ModelConfig
+from megalm.config.rules.loss import cross_entropy_impl
+from megalm.config.sections import RunConfig
 from megalm.distributed.context import RankContext
 from megalm.distributed.shards import ShardSpec
 from megalm.kernels.backend import Kernels

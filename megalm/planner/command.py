@@ -3,9 +3,10 @@
 import argparse
 import sys
 
-from megalm.config import RunConfig, load
+from megalm.config.merging.load import load
 from megalm.config.ranges import Range
 from megalm.config.rules.completion import complete_model
+from megalm.config.sections import RunConfig
 from megalm.errors import DataError
 
 TAKES_RUN_FLAGS = True

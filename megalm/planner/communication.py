@@ -7,7 +7,7 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
-from megalm.config import engine_json, zero_stage
+from megalm.config.deepspeed.write import engine_json, zero_stage
 from megalm.config.generator import generator_of
 from megalm.config.spans import decoder_seq_length
 from megalm.parallel.recompute import FullRecompute

@@ -7,8 +7,9 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from megalm.config import RunConfig, cross_entropy_impl
 from megalm.config.recompute import RecomputeConfig
+from megalm.config.rules.loss import cross_entropy_impl
+from megalm.config.sections import RunConfig
 from megalm.config.training import OptimizerConfig
 from megalm.data.batch import ON_HOST
 from megalm.distributed.mesh import Mesh

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from megalm.config import RunConfig, engine_json, offloads_optimizer, zero_stage
+from megalm.config.deepspeed.write import engine_json, offloads_optimizer, zero_stage
+from megalm.config.sections import RunConfig
 from megalm.planner.activations import KeepGradients, StageBytes
 from megalm.planner.schedule import parts
 

@@ -4,8 +4,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megalm.config import RunConfig
 from megalm.config.recompute import RecomputeConfig
+from megalm.config.sections import RunConfig
 from megalm.models.families import FAMILIES
 from megalm.planner.activations import StageBytes, stage_bytes
 from megalm.planner.communication import sent_bytes

@@ -1,6 +1,7 @@
 """A plan as text."""
 
-from megalm.config import cross_entropy_impl, logits_bytes, zero_stage
+from megalm.config.deepspeed.write import zero_stage
+from megalm.config.rules.loss import cross_entropy_impl, logits_bytes
 from megalm.distributed.mesh import Axis, Mesh
 from megalm.monitor.tables import count, gigabytes, summary
 from megalm.planner.plan import MODES, Plan

@@ -8,7 +8,8 @@ import torch.distributed as dist
 
 from megalm.assembly import build_model_and_engine
 from megalm.checkpoint.format import Manifest
-from megalm.config import RunConfig, load_config
+from megalm.config.merging.load import load_config
+from megalm.config.sections import RunConfig
 from megalm.continuation import ResumePoint, check_restored, restore, save
 from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext

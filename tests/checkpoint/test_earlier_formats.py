@@ -85,9 +85,9 @@ def wrong_after_restore(folder: str, flags: str) -> list[str]:
 @pytest.mark.parametrize(
     ("ranks", "flags"),
     [
-        (1, "--zero-stage 0"),
         (2, "--zero-stage 3"),
-        (2, "--zero-stage 1 --tensor-model-parallel-size 2"),
+        pytest.param(1, "--zero-stage 0", marks=pytest.mark.long),
+        pytest.param(2, "--zero-stage 1 --tensor-model-parallel-size 2", marks=pytest.mark.long),
         (4, "--zero-stage 2 --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2"),
     ],
 )

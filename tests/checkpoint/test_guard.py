@@ -9,7 +9,7 @@ from small_run import start
 
 from megalm.checkpoint.format import Manifest, find_checkpoint
 from megalm.checkpoint.resume import check_same_run, check_same_weights, states_of
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.continuation import ResumePoint, check_restored
 from megalm.distributed.fingerprint import MODULUS, fingerprint
 from megalm.errors import CheckpointError, MegalmError

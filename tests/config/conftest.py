@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megalm.config import RunConfig, load_config
+from megalm.config.merging.load import load_config
+from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError
 
 MINIMAL = (

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.config import RunConfig, check_layout, layout_problems, load_config
-from megalm.config.rules.layout import nearest_multiples
+from megalm.config.merging.load import load_config
+from megalm.config.rules.layout import check_layout, layout_problems, nearest_multiples
+from megalm.config.sections import RunConfig
 from megalm.errors import LayoutError
 
 IN_SAMPLES = "--train-iters none --train-samples 200 --global-batch-size 16 "

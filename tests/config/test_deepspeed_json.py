@@ -60,7 +60,7 @@ def test_only_adamw_runs_in_host_memory(problem, with_json, optimizer):
 
 
 def test_json_supplies_required_settings(write):
-    from megalm.config import load_config
+    from megalm.config.merging.load import load_config
 
     write("ds.json", '{"train_micro_batch_size_per_gpu": 3, "optimizer": {"type": "Adam", "params": {"lr": 0.1}}}')
     words = "--num-layers 1 --hidden-size 8 --num-attention-heads 1 --seq-length 8 --train-iters 1 --mock-data"

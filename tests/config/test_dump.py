@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megalm.config import RunConfig, dump_config, load_config
+from megalm.config.merging.dump import dump_config
+from megalm.config.merging.load import load_config
+from megalm.config.sections import RunConfig
 from megalm.errors import ConfigError
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -60,7 +62,7 @@ def load_text(text: str) -> RunConfig:
         return load_config(["--config", str(file)])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(runs())
 def test_a_dumped_run_loads_back_equal(config):
     assert load_text(dump_config(config)) == config

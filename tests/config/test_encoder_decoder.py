@@ -2,8 +2,9 @@
 
 import pytest
 
-from megalm.config import load_config, run_problems
+from megalm.config.merging.load import load_config
 from megalm.config.rules.layout import check_layout, layout_problems
+from megalm.config.rules.run import run_problems
 from megalm.errors import ConfigError
 
 SIZES = (

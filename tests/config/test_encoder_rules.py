@@ -4,9 +4,11 @@ import re
 
 import pytest
 
-from megalm.config import cross_entropy_impl, layout_problems, load, load_config
+from megalm.config.merging.load import load, load_config
 from megalm.config.model import ModelConfig
 from megalm.config.rules.encoder import NO_ENCODER, ONLY_ENCODERS
+from megalm.config.rules.layout import layout_problems
+from megalm.config.rules.loss import cross_entropy_impl
 from megalm.config.rules.objective import FAMILY_OF, OBJECTIVES_OF, SETTINGS_OF
 from megalm.errors import ConfigError
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megalm.config import engine_json, offloads_optimizer
+from megalm.config.deepspeed.write import engine_json, offloads_optimizer
 
 
 def test_batch_sizes_multiply_out(load):

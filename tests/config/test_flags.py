@@ -4,9 +4,11 @@ import contextlib
 
 import pytest
 
-from megalm.config import build_parser, check_layout, load_config
-from megalm.config import load as load_with_sources
+from megalm.config.merging.flags import build_parser
+from megalm.config.merging.load import load as load_with_sources
+from megalm.config.merging.load import load_config
 from megalm.config.merging.settings import SECTIONS, SETTINGS
+from megalm.config.rules.layout import check_layout
 from megalm.errors import ConfigError
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from megalm.config import cross_entropy_impl, load_config, logits_bytes
+from megalm.config.merging.load import load_config
+from megalm.config.rules.loss import cross_entropy_impl, logits_bytes
 
 MODEL = (
     "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --vocab-size 131000 --train-iters 1 --lr 0.1 --mock-data "

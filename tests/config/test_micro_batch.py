@@ -4,7 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.config import check_layout, dump_config, engine_json, load_config, with_micro_batch_size
+from megalm.config.deepspeed.write import engine_json
+from megalm.config.merging.dump import dump_config
+from megalm.config.merging.load import load_config
+from megalm.config.rules.batch import with_micro_batch_size
+from megalm.config.rules.layout import check_layout
 from megalm.config.rules.pipeline import SCHEDULES, num_stages
 from megalm.errors import ConfigError, LayoutError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megalm import cli
-from megalm.config import load
+from megalm.config.merging.load import load
 from megalm.config.merging.settings import SETTINGS
 from megalm.config.output import load_argument
 from megalm.config.paths import path_argument, read_path

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megalm.config import load
 from megalm.config.merging.flags import build_parser, parse_flags
+from megalm.config.merging.load import load
 from megalm.config.merging.names import IMPLIED, RENAMED, UNSUPPORTED, VALUE_ALIASES, unsupported_text
 from megalm.config.merging.nothing import ANY, NO_EFFECT
 from megalm.config.merging.recipe import read_recipe

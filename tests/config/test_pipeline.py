@@ -2,7 +2,7 @@
 
 import pytest
 
-from megalm.config import check_layout
+from megalm.config.rules.layout import check_layout
 from megalm.config.rules.pipeline import SCHEDULES, chunks_per_rank, num_stages, schedule_name
 from megalm.errors import LayoutError
 

@@ -1,8 +1,8 @@
 """What may change on resume, as the fields say."""
 
-from megalm.config import RunConfig
 from megalm.config.data import split_shares
 from megalm.config.merging.settings import SECTIONS
+from megalm.config.sections import RunConfig
 
 
 def test_model_data_and_seed_are_fixed_and_nothing_else() -> None:

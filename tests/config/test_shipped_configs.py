@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from megalm.config import engine_json, load_config, reference_markdown
+from megalm.config.deepspeed.write import engine_json
+from megalm.config.merging.load import load_config
+from megalm.config.merging.reference import reference_markdown
 from megalm.config.merging.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +61,7 @@ def test_every_json_merges_with_every_quickstart(recipe, file, monkeypatch):
 
 
 def test_importing_the_configuration_needs_neither_torch_nor_the_environment():
-    program = "import sys, megalm.config; print(*sorted({'torch', 'deepspeed', 'numpy'} & set(sys.modules)))"
+    program = "import sys, megalm.config.merging.load; print(*sorted({'torch', 'deepspeed', 'numpy'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == []

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from megalm.cli import main
 from megalm.commands.translate import translate
-from megalm.config import check_layout, load_config
+from megalm.config.merging.load import load_config
+from megalm.config.rules.layout import check_layout
 from megalm.config.translation.shell import training_command
 from megalm.config.translation.table import Translation
 from megalm.errors import ConfigError

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.data.indexed.writer import IndexedDatasetBuilder
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Axis, Mesh

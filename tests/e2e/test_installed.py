@@ -1,5 +1,6 @@
 """What is in the wheel is enough: built from the source distribution and installed where no checkout is, it trains."""
 
+import json
 import os
 import shlex
 import site
@@ -79,6 +80,18 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installa
     return Installation(place / "venv", folder)
 
 
+def commands(installed: Installation, *given: list[str | Path]) -> list[str]:
+    """What each command of `megalm` printed; all in one process, which imports torch once."""
+    code = (
+        "import json, sys; from megalm.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    if main(words): sys.exit(f'{words} failed')\n"
+        "    print('\\f')"
+    )
+    words = json.dumps([[str(word) for word in command] for command in given])
+    return installed("python", "-c", code, words).split("\f")[: len(given)]
+
+
 def test_the_wheel_holds_modules_sources_recipes_and_the_licence(wheel: Path) -> None:
     assert wheel.name == f"megalm-{megalm.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
@@ -108,23 +121,25 @@ def test_from_text_to_a_trained_model_without_a_checkout(installed: Installation
     assert Path(installed("python", "-c", code).splitlines()[-1]).is_relative_to(inside)
     shipped = Path(installed("megalm", "shipped"))
     assert shipped.is_relative_to(inside)
-    if find_cxx() is not None:
-        assert "kernels: fused" in installed("megalm", "kernels", "build")
-
-    installed("megalm", "corpus", "--output", "corpus.jsonl", "--size-mb", "1")
-    installed("megalm", "train-tokenizer", "--input", "corpus.jsonl", "--output-prefix", "tok", "--vocab-size", "500")
-    installed(
-        "megalm", "preprocess", "--input", "corpus.jsonl", "--output-prefix", "corpus", "--tokenizer-type",
-        "GPTSentencePieceTokenizer", "--tokenizer-model", "tok.model", "--append-eod",
-    )  # fmt: skip
-
     job = [
         "--config", shipped / "launch/recipes/quickstart.yaml", "--deepspeed_config", shipped / "ds_configs/zero2.json",
         "--data-path", "corpus_text_document", "--tokenizer-model", "tok.model", *SMALL.split(), "--save", "run",
     ]  # fmt: skip
-    assert "layout  world 2 = " in installed("megalm", "plan", "--world-size", "2", *job)
     asked = ["--ntasks-per-node", "2", "--time", "10", "--site", shipped / "launch/slurm/site.yaml"]
-    script = installed("megalm", "submit", *asked, *job, "--dry-run")
+    built, _, _, _, plan, script = commands(
+        installed,
+        ["kernels", "build"] if find_cxx() is not None else ["shipped"],
+        ["corpus", "--output", "corpus.jsonl", "--size-mb", "1"],
+        ["train-tokenizer", "--input", "corpus.jsonl", "--output-prefix", "tok", "--vocab-size", "500"],
+        [
+            "preprocess", "--input", "corpus.jsonl", "--output-prefix", "corpus", "--tokenizer-type",
+            "GPTSentencePieceTokenizer", "--tokenizer-model", "tok.model", "--append-eod",
+        ],
+        ["plan", "--world-size", "2", *job],
+        ["submit", *asked, *job, "--dry-run"],
+    )  # fmt: skip
+    assert find_cxx() is None or "kernels: fused" in built
+    assert "layout  world 2 = " in plan
     assert f"{installed.environment}/bin/python -u -m megalm.pretrain_gpt" in script
 
     port = str(free_port())

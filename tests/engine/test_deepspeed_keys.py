@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from megalm.assembly import build_model_and_engine
 from megalm.checkpoint.format import Manifest, find_checkpoint
-from megalm.config import RunConfig, load_config
 from megalm.config.deepspeed.answers import HANDED
+from megalm.config.merging.load import load_config
+from megalm.config.sections import RunConfig
 from megalm.continuation import ResumePoint, restore, save
 from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext

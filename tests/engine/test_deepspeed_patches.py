@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from megalm.assembly import build_model_and_engine
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh

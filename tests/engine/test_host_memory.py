@@ -11,7 +11,7 @@ import torch
 from megalm.engine.host_memory import FreedMemory
 memory = FreedMemory({keep})
 faults, sizes = [], []
-for _ in range(40):
+for _ in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step = [torch.ones(2**22), *(torch.ones(2**16) for _ in range(9)), torch.ones(2**24)]
     del step

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.config import BatchConfig, OptimizerConfig, TrainingConfig
 from megalm.config.lengths import Lengths
+from megalm.config.training import BatchConfig, OptimizerConfig, TrainingConfig
 from megalm.engine.lr_schedule import learning_rate, step_settings, weight_decay
 
 LR, MIN_LR, WARMUP, END = 1.0, 0.1, 10, 110

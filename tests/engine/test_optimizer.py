@@ -8,7 +8,8 @@ import torch
 from deepspeed.runtime.fp16 import loss_scaler
 from torch import Tensor, nn
 
-from megalm.config import ModelConfig, OptimizerConfig, PrecisionConfig
+from megalm.config.model import ModelConfig
+from megalm.config.training import OptimizerConfig, PrecisionConfig
 from megalm.engine.build import _build_scaler
 from megalm.engine.master_weights import MasterWeights, with_masters
 from megalm.engine.optimizers.adamw import AdamSpec, adam_options

@@ -10,7 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megalm.assembly import build_model_and_engine
-from megalm.config import ModelConfig, OptimizerConfig, load_config
+from megalm.config.merging.load import load_config
+from megalm.config.model import ModelConfig
+from megalm.config.training import OptimizerConfig
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.distributed.shards import ShardSpec

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,14 +24,16 @@ CUDA_SOURCES = sorted(SOURCES.glob("*_cuda.cu"))
 STRICT = ["-Xptxas", "-v", "-Werror", "all-warnings"]
 
 
-def compile_with_nvcc(sources: list[Path], output: Path) -> tuple[int, str]:
+def compile_with_nvcc(
+    sources: list[Path], output: Path, flags: Sequence[str] = toolchain.NVCC_FLAGS
+) -> tuple[int, str]:
     """(exit code, everything said) of nvcc with the flags of the real build, stricter; all sources as one.
 
     Most of the time goes into headers, which are read for the host and for each architecture.
     """
     *others, last = map(str, sources)
     included = [word for source in others for word in ("-include", source)]
-    command = [NVCC, *toolchain.NVCC_FLAGS, *STRICT, *included, "-c", last, "-o", str(output)]
+    command = [NVCC, *flags, *STRICT, *included, "-c", last, "-o", str(output)]
     answer = subprocess.run(command, capture_output=True, text=True)
     return answer.returncode, answer.stdout + answer.stderr
 
@@ -48,34 +51,46 @@ def spills(log: str) -> list[str]:
     return found
 
 
+def compiled(*left_out: str) -> Path:
+    """A folder with all CUDA sources as one object, and what nvcc said of them; without code for what is left out."""
+    flags = [flag for flag in toolchain.NVCC_FLAGS if not any(name in flag for name in left_out)]
+    kept = [flag for flag, then in zip(flags, [*flags[1:], ""], strict=True) if flag != "-gencode" or "arch" in then]
+
+    def make(folder: Path) -> Path:
+        code, log = compile_with_nvcc(CUDA_SOURCES, folder / "all.o", kept)
+        assert code == 0, log
+        (folder / "log").write_text(log)
+        return folder
+
+    return cached("cuda", [str(NVCC), *kept, *STRICT], make)
+
+
 @pytest.fixture(scope="module")
-def compiled():
-    """A folder with what nvcc said of all CUDA sources, and the library with them."""
+def linked() -> Path:
+    """The library with the CUDA kernels."""
     tools = Toolchain(Toolchain.find().cxx, NVCC)
 
     def make(folder):
         *others, link = [command for command in tools._commands(folder) if not command[-1].endswith(".device.o")]
         quick = [["-O0" if word == "-O3" else word for word in command] for command in others]
         with ThreadPoolExecutor(2) as pool:
-            device = pool.submit(compile_with_nvcc, CUDA_SOURCES, folder / "all.o")
             list(pool.map(toolchain._run, quick))
-            code, log = device.result()
-        assert code == 0, log
-        (folder / "log").write_text(log)
-        toolchain._run([*(word for word in link if not word.endswith(".device.o")), str(folder / "all.o")])
-        return folder
+        toolchain._run([*(word for word in link if not word.endswith(".device.o")), str(compiled() / "all.o")])
+        return folder / "libmegalm.so"
 
-    return cached("cuda-library", [str(NVCC), *toolchain.NVCC_FLAGS, *STRICT, tools.key()], make)
+    return cached("cuda-linked", [str(NVCC), *toolchain.NVCC_FLAGS, *STRICT, tools.key()], make)
 
 
 @needs_nvcc
-def test_they_compile_without_warnings_and_spills(compiled):
-    log = (compiled / "log").read_text()
-    for architecture in ("sm_80", "sm_90"):
+@pytest.mark.parametrize("left_out", [("80",), pytest.param((), marks=pytest.mark.long)], ids=["sm_90", "all"])
+def test_they_compile_without_warnings_and_spills(left_out: tuple[str, ...]) -> None:
+    log = (compiled(*left_out) / "log").read_text()
+    for architecture in ("sm_90",) if left_out else ("sm_80", "sm_90"):
         assert log.count(f"for '{architecture}'") >= len(CUDA_SOURCES)
     assert not spills(log)
 
 
+@pytest.mark.long
 @needs_nvcc
 def test_spills_and_warnings_are_seen(tmp_path):
     source = tmp_path / "spill_cuda.cu"
@@ -94,16 +109,16 @@ def test_spills_and_warnings_are_seen(tmp_path):
     assert "unused" in log
 
 
+@pytest.mark.long
 @needs_nvcc
-def test_the_library_with_cuda_kernels_loads_and_registers(compiled):
+def test_the_library_with_cuda_kernels_loads_and_registers(linked):
     """All that a machine without CUDA can run of it: CPU numbers are right, CUDA tensors have their kernels."""
     code = (
         "import sys, torch; from megalm.kernels import registration, support\n"
         "torch.ops.load_library(sys.argv[1]); registration.register()\n"
         "print(registration.first_failure(), support._has_cuda_kernels())"
     )
-    library = compiled / "libmegalm.so"
-    shown = subprocess.run([sys.executable, "-c", code, str(library)], capture_output=True, text=True, timeout=120)
+    shown = subprocess.run([sys.executable, "-c", code, str(linked)], capture_output=True, text=True, timeout=120)
     assert shown.stdout.split() == ["None", "True"], shown.stderr
 
 

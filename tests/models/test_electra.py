@@ -13,8 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 from megalm.checkpoint.hugging_face import export_model
-from megalm.config import load_config
 from megalm.config.data import TokenizerConfig
+from megalm.config.merging.load import load_config
 from megalm.config.model import ModelConfig
 from megalm.config.rules.completion import complete_model
 from megalm.data.batch import Batch

@@ -146,7 +146,9 @@ def test_dropout_acts_in_training_only(config_of, build):
         assert torch.equal(logits(model, tokens), logits(model, tokens))
 
 
-@pytest.mark.parametrize("style", ["gpt2", "llama", "qwen"])
+@pytest.mark.parametrize(
+    "style", ["llama", *(pytest.param(style, marks=pytest.mark.long) for style in ("gpt2", "qwen"))]
+)
 def test_training_forward_compiles_without_graph_breaks(config_of, build, style):
     model = build(config_of(style))
     tokens = tokens_of(model.config)

@@ -145,7 +145,7 @@ def test_many_models_are_equal(name):
 
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "GPTNeoXForCausalLM", "Phi3ForCausalLM"])
 @given(data=st.data())
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_any_part_of_any_tensor_is_read(folder_of, name, data):
     """Fused and transposed tensors, in boxes that begin and end anywhere."""
     reader = HuggingFaceReader(folder_of(name))

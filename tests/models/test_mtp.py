@@ -6,8 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from megalm.checkpoint.hugging_face.tensors import Correspondence
-from megalm.config import load_config
 from megalm.config.hugging_face import architecture_of
+from megalm.config.merging.load import load_config
 from megalm.errors import CheckpointError, ConfigError
 from megalm.models.blocks.rotary import RotaryTables
 from megalm.models.gpt.flops import training_flops_per_token

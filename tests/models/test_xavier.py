@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from megalm.config import ModelConfig
+from megalm.config.model import ModelConfig
 from megalm.models.gpt.init import initial_value
 
 SIZES = {"num_layers": 2, "hidden_size": 48, "num_attention_heads": 6, "num_query_groups": 2, "kv_channels": 16,

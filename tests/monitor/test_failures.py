@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megalm.config import LoggingConfig
+from megalm.config.output import LoggingConfig
 from megalm.monitor.log import start_logging
 from megalm.monitor.logger import MetricLogger
 from megalm.monitor.sinks import RunFacts, build_sinks

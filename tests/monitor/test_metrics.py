@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from megalm.config import LoggingConfig
+from megalm.config.output import LoggingConfig
 from megalm.monitor.logger import MetricLogger
 from megalm.monitor.sinks import RunFacts, build_sinks
 from megalm.monitor.sinks.jsonl import JsonlSink, read_metrics

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megalm.config import LoggingConfig
+from megalm.config.output import LoggingConfig
 from megalm.monitor.logger import MetricLogger
 from megalm.monitor.sinks import RunFacts, build_sinks
 from megalm.monitor.sinks.tensorboard import TensorBoardSink

@@ -53,6 +53,7 @@ def test_the_ranks_find_each_other(mpirun: list[str], tmp_path: Path) -> None:
     assert told == [["mpirun", rank, 3, rank, 3, "127.0.0.1"] for rank in range(3)]
 
 
+@pytest.mark.long  # under srun and warm ranks: slurm/test_jobs.py, e2e/test_bad_input.py
 def test_an_error_is_one_message_and_its_code_is_the_launchers(mpirun: list[str]) -> None:
     wrong = ("launch/pretrain_gpt.py", "--config", "no/such.yaml")
     done = run(*mpirun, "python", *wrong, environ=quiet_environment())

@@ -108,7 +108,7 @@ FLAGS = (
 
 
 def test_the_setting_names_the_objective_and_the_tokenizer_its_tokens() -> None:
-    from megalm.config import load_config
+    from megalm.config.merging.load import load_config
     from megalm.data.tokenizers import ByteLevelTokenizer
 
     words = FLAGS.split()

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from megalm.config import load_config
 from megalm.config.data import TokenizerConfig
+from megalm.config.merging.load import load_config
 from megalm.data.samples.sample import Sample
 from megalm.data.tokenizers import build_tokenizer
 from megalm.errors import ConfigError

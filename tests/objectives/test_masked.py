@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.config.spans import MaskedRuns
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.indexed.writer import IndexedDatasetBuilder

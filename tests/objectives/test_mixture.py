@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megalm.config import load_config
 from megalm.config.data import TokenizerConfig
+from megalm.config.merging.load import load_config
 from megalm.data.loader import build_loader
 from megalm.data.samples.gpt_dataset import MockDataset
 from megalm.data.tokenizers import build_tokenizer

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.config.rules.completion import complete_model
 from megalm.config.spans import SequenceIds, SpanNoise
 from megalm.data.samples.sample import Sample

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from megalm.config import load_config
 from megalm.config.data import TokenizerConfig
+from megalm.config.merging.load import load_config
 from megalm.data.batch import Batch
 from megalm.data.run_data import RunData
 from megalm.data.samples.gpt_dataset import MockDataset

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megalm.assembly import build_model_and_engine
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.models.blocks.attention import KVCache
@@ -83,7 +83,14 @@ PP = "--pipeline-model-parallel-size 2 --pipeline-schedule "
 
 @pytest.mark.parametrize(
     "flags",
-    [PP + "1f1b --zero-stage 0", PP + "zbv --zero-stage 2", PP + "interleaved-1f1b --zero-stage 1", "--zero-stage 3"],
+    [
+        PP + "1f1b --zero-stage 0",
+        PP + "zbv --zero-stage 2",
+        *(
+            pytest.param(flags, marks=pytest.mark.long)
+            for flags in (PP + "interleaved-1f1b --zero-stage 1", "--zero-stage 3")
+        ),
+    ],
 )
 def test_every_named_loss_and_both_streams_equal_one_process(flags: str) -> None:
     numbers, evaluated, logits = run_on_ranks(1, trained, "--zero-stage 0")[0]

@@ -9,7 +9,8 @@ from layouts import CI, MODELS, RUN, Row
 from test_parity import global_batch
 
 from megalm.assembly import build_model_and_engine
-from megalm.config import check_layout, load_config
+from megalm.config.merging.load import load_config
+from megalm.config.rules.layout import check_layout
 from megalm.data.batch import Batch
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh

@@ -12,8 +12,10 @@ import torch.distributed as dist
 from layouts import MODELS, ROWS, RUN, SAMPLES, SEQ, STEPS, VOCAB, WORDS, Row
 
 from megalm.assembly import build_model_and_engine
-from megalm.config import RunConfig, check_layout, load_config
+from megalm.config.merging.load import load_config
 from megalm.config.rules.completion import complete_model
+from megalm.config.rules.layout import check_layout
+from megalm.config.sections import RunConfig
 from megalm.data.batch import Batch
 from megalm.data.samples.sample import Sample
 from megalm.distributed.context import RankContext

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from megalm.assembly import build_model_and_engine
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Mesh
 from megalm.testing.batches import batch_of
@@ -62,12 +62,12 @@ def differing_modes(flags: str) -> list[str]:
 @pytest.mark.parametrize(
     "flags",
     [
-        "--zero-stage 3",
         "--tensor-model-parallel-size 2 --sequence-parallel --zero-stage 2",
         "--pipeline-model-parallel-size 2 --pipeline-schedule zbv --num-layers 4",
         *(
             pytest.param(flags, marks=pytest.mark.long)
             for flags in (
+                "--zero-stage 3",
                 "--zero-stage 0",
                 "--zero-stage 1 --bf16",
                 "--zero-stage 2",

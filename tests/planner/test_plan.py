@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from megalm.cli import main
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.models.gpt.flops import num_parameters
 from megalm.planner import plan
 from megalm.planner.communication import sent_bytes
@@ -25,7 +25,7 @@ def layout(flags: str, world: int) -> Layout:
 
 
 def planned(flags: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = main(["plan", *MODEL.split(), *flags.split()])
+    code = main(["plan", *MODEL.split(), "--num-layers", "2", *flags.split()])
     output = capsys.readouterr()
     return code, output.out + output.err
 
@@ -39,10 +39,16 @@ def test_a_plan_names_grid_memory_communication_and_bubble(capsys) -> None:
         assert expected in text
 
 
-@pytest.mark.parametrize("dropout", ["--attention-dropout 0.1", "--attention-dropout 0.1 --hidden-dropout 0.1"])
+@pytest.mark.parametrize(
+    "dropout",
+    [
+        "--attention-dropout 0.1 --hidden-dropout 0.1",
+        pytest.param("--attention-dropout 0.1", marks=pytest.mark.long),
+    ],
+)
 def test_a_run_with_dropout_has_a_plan(capsys, dropout: str) -> None:
     """Every recompute granularity is measured."""
-    code, text = planned(f"{dropout} --num-layers 2 --tensor-model-parallel-size 2", capsys)
+    code, text = planned(f"{dropout} --tensor-model-parallel-size 2", capsys)
     assert code == 0
     assert "peak full" in text
 
@@ -118,7 +124,7 @@ def test_ranks_that_are_alike_are_measured_once(monkeypatch: pytest.MonkeyPatch)
 def test_no_process_and_no_deepspeed() -> None:
     code = (
         "import sys; from megalm.cli import main; import torch.distributed as dist; "
-        f"assert main(['plan', *{MODEL.split()!r}, '--world-size', '4']) == 0; "
+        f"assert main(['plan', *{MODEL.split()!r}, '--num-layers', '1', '--world-size', '4']) == 0; "
         "assert 'deepspeed' not in sys.modules; assert not dist.is_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.config.recompute import RecomputeConfig
 from megalm.config.rules.completion import complete_model
 from megalm.planner import layout as layout_module

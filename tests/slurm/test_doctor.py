@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
 DOCTOR = (sys.executable, "-m", "megalm.cli", "doctor")
 
 
+@pytest.mark.long  # docs/cluster.md's doctor under srun: test_guide.py
 def test_the_tasks_of_srun_compare_what_they_have_and_measure_how_they_talk(cluster: Cluster, tmp_path: Path) -> None:
     done = run_on(cluster, "srun", "--nodes=2", "--ntasks=2", *DOCTOR, "--ranks", "--folder", tmp_path)
     assert done.code == 0, done.output

@@ -28,6 +28,9 @@ def test_from_the_login_node_to_tensorboard(cluster: Cluster, tmp_path: Path) ->
             continue
         done = run_on(cluster, *words)
         assert done.code == 0, f"{command}\n{done.output}"
+        if "doctor" in words:
+            assert re.search(r"^megalm doctor: \d+ ranks by srun$", done.output, flags=re.MULTILINE), done.output
+            assert "FAIL" not in done.output
         if "submit" in words:
             job = SubmittedJob(cluster, done, tmp_path / "runs/first")
             assert job.wait_for_end() == "COMPLETED", job.log

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from megalm.config import load
+from megalm.config.merging.load import load
 from megalm.distributed.environment import read_environment
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megalm.config import load_config
+from megalm.config.merging.load import load_config
 from megalm.errors import ConfigError, MegalmError
 from megalm.launching.commands import read_hostfile
 from megalm.launching.site import read_site
@@ -123,7 +123,7 @@ def read(kind: str, path: Path) -> Any:
 @pytest.mark.parametrize("kind", SEEDS)
 def test_mutants_give_a_value_or_one_error(tmp_path: Path, kind: str) -> None:
     source, path = random.Random(f"mutants of {kind}"), tmp_path / "mutant"
-    for number in range(200 if kind in ("recipe", "json") else 400):
+    for number in range(80 if kind in ("recipe", "json") else 250):
         text = mutant(SEEDS[kind], source)
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
         begin = time.process_time()

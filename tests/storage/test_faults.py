@@ -18,8 +18,8 @@ import pytest
 
 from megalm.checkpoint import run_folder
 from megalm.checkpoint.format import Manifest, find_checkpoint
-from megalm.config import load_config
 from megalm.config.data import TokenizerConfig
+from megalm.config.merging.load import load_config
 from megalm.data.indexed.manifest import read_manifest
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.indexed.writer import IndexedDatasetBuilder

@@ -86,6 +86,7 @@ def test_nothing_is_left_when_the_time_is_over(script: Path, tmp_path: Path) -> 
     assert not any(map(lives, job.pids))
 
 
+@pytest.mark.long  # after each test run of a developer who looks at the list of processes
 def test_nothing_is_left_of_a_test_run_that_is_killed(script: Path, tmp_path: Path) -> None:
     script.write_text(ENDS.replace("RANK_1", "pass"))
     program = (

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from megalm.config import RunConfig
+from megalm.config.sections import RunConfig
 from megalm.data.batch import Batch as TensorBatch
 from megalm.distributed.context import RankContext
 from megalm.distributed.mesh import Axis

@@ -15,7 +15,7 @@ from megalm.data.samples.build import build_datasets, short_names
 from megalm.data.tokenizers import greedy
 from megalm.errors import DataError
 
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 weights = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20) | st.integers(1, 40).map(lambda n: [1.0] * n)
 
 
@@ -46,7 +46,7 @@ def test_exhaustive_blends_equal_megatrons(megatron: Any, sizes: list[int]) -> N
     np.testing.assert_array_equal(blend.dataset_sample_index(), numbers)
 
 
-@settings(QUICK, max_examples=60)
+@settings(QUICK, max_examples=25)
 @given(
     st.lists(st.floats(1e-5, 1), min_size=2, max_size=8) | st.lists(st.integers(1, 9), min_size=2, max_size=30),
     st.integers(1, 20_000),

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megalm.config import load_config
 from megalm.config.data import DataConfig
+from megalm.config.merging.load import load_config
 from megalm.config.rules.completion import complete_model
 from megalm.data.indexed.manifest import manifest_bytes, manifest_path
 from megalm.data.indexed.reader import IndexedDataset

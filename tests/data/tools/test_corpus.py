@@ -106,7 +106,7 @@ def test_docstrings_of_module_class_and_function_are_taken() -> None:
     assert corpus.docstrings("x = 1") == corpus.docstrings("not python (") == ""
 
 
-@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("model_type", ["bpe", pytest.param("unigram", marks=pytest.mark.long)])
 def test_a_trained_tokenizer_is_lossless_on_python_source(text_file: Path, tmp_path: Path, model_type: str) -> None:
     options = ("--input", text_file, "--output-prefix", tmp_path / "t", "--vocab-size", 1000)
     assert run(train_tokenizer, *options, "--model-type", model_type) == 0
