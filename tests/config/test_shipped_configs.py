@@ -61,7 +61,9 @@ def test_every_json_merges_with_every_quickstart(recipe, file, monkeypatch):
 
 
 def test_importing_the_configuration_needs_neither_torch_nor_the_environment():
-    program = "import sys, megalm.config.merging.load; print(*sorted({'torch', 'deepspeed', 'numpy'} & set(sys.modules)))"
+    program = (
+        "import sys, megalm.config.merging.load; print(*sorted({'torch', 'deepspeed', 'numpy'} & set(sys.modules)))"
+    )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == []

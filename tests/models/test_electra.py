@@ -140,7 +140,7 @@ def test_without_labels_the_discriminator_judges_the_tokens_as_they_are() -> Non
 
 
 def test_draws_follow_the_distribution_and_no_split_of_the_vocabulary() -> None:
-    sampler, count, width = TokenSampler(50), 40_000, 64
+    sampler, count, width = TokenSampler(50), 8_000, 64
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, width, generator=generator).mul(1.5).expand(count, width)
     seeds = torch.randint(2**62, (count,), generator=generator)
