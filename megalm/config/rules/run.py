@@ -12,7 +12,7 @@ from megalm.config.merging.suggest import did_you_mean
 from megalm.config.rules.encoder import encoder
 from megalm.config.rules.encoder_decoder import encoder_decoder
 from megalm.config.rules.layout import available_axes
-from megalm.config.rules.objective import objectives
+from megalm.config.rules.objective import ahead, objectives
 from megalm.config.rules.pipeline import SCHEDULES, pipeline_problems, schedule_name
 from megalm.config.rules.schedule import changing_batch, phases, rates, run_length
 from megalm.config.sections import RunConfig
@@ -202,6 +202,7 @@ CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     evaluation,
     loss,
     objectives,
+    ahead,
     encoder,
     encoder_decoder,
     checkpoints,

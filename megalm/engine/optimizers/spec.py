@@ -97,7 +97,7 @@ def is_matrix(parameter: Any) -> bool:
     return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
 
 
-DECOUPLED = ("embedding.tokens.weight", "head.weight")
+DECOUPLED = ("embedding.tokens.weight", "head.weight", "generator.head.weight")
 """What --decoupled-lr is for, as Megatron's `is_embedding_or_output_parameter`."""
 
 
