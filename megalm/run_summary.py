@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from megalm.config.generator import generator_of
 from megalm.config.model import ModelConfig
 from megalm.config.rules.loss import cross_entropy_impl, logits_bytes
 from megalm.config.sections import RunConfig
@@ -57,6 +58,8 @@ def _model(config: RunConfig, tensor_parallel_size: int) -> str:
 
 
 def _layers(model: ModelConfig) -> str:
+    if model.generator_layers:
+        return f"{model.generator_layers} x {generator_of(model).hidden_size} and {model.num_layers}"
     return f"{model.num_layers} + {model.decoder_layers}" if model.encoder_decoder else str(model.num_layers)
 
 

@@ -93,7 +93,8 @@ def _defaults(flags: Sequence[str]) -> dict[str, str]:
     named = [after for word, after in pairwise(words) if word in ("--objective", "--objective-mixture")]
     family = FAMILY_OF.get(named[-1].split(":")[0], "gpt") if named else "gpt"
     own = {name: str(value).lower() if value is True else value for name, value in T5_HAS.items()}
-    return _SIZES | {"model_family": family} | (own if family == "t5" else {})
+    of_family = {"t5": own, "electra": {"rtd_generator_size": "1"}}  # the one head is no multiple of another
+    return _SIZES | {"model_family": family} | of_family.get(family, {})
 
 
 def _dataset(

@@ -178,17 +178,19 @@ class DataConfig(Section):
     eod_mask_loss: Annotated[bool, FixedOnResume()] = False
     """No loss on end-of-document tokens."""
     mask_prob: Annotated[float, FixedOnResume()] = Field(0.15, gt=0.0, lt=1.0)
-    """--objective masked: share of the tokens that are hidden (80 % masked, 10 % replaced, 10 % left)."""
+    """--objective masked, rtd: share of the tokens that are hidden (80 % masked, 10 % replaced, 10 % left; of rtd all
+    masked)."""
     whole_word_masking: Annotated[bool, FixedOnResume()] = False
-    """--objective masked: hide whole words; the tokenizer must know them (WordPiece, sentencepiece, byte-level BPE)."""
+    """--objective masked, rtd: hide whole words; the tokenizer must know them (WordPiece, sentencepiece, byte-level
+    BPE)."""
     masking_max_ngram: Annotated[int | None, FixedOnResume()] = Field(None, ge=1)
-    """--objective masked: hide runs of up to so many tokens (with --whole-word-masking: words), those of n with
+    """--objective masked, rtd: hide runs of up to so many tokens (with --whole-word-masking: words), those of n with
     probability ~ 1 / n (ALBERT). Default: 1; 10 with --masking-use-geometric-distribution."""
     masking_use_longer_ngrams: Annotated[bool, FixedOnResume()] = False
-    """--objective masked: the longest runs are the most frequent ones instead."""
+    """--objective masked, rtd: the longest runs are the most frequent ones instead."""
     masking_use_geometric_distribution: Annotated[bool, FixedOnResume()] = False
-    """--objective masked: lengths of runs are geometric with p = 0.2, none longer than --masking-max-ngram, and all of
-    a run is masked, replaced or left (SpanBERT)."""
+    """--objective masked, rtd: lengths of runs are geometric with p = 0.2, none longer than --masking-max-ngram, and
+    all of a run is masked, replaced or left (SpanBERT)."""
     bert_sentence_head: Annotated[Literal["sop", "nsp"], FixedOnResume()] = "sop"
     """What the sentence head tells of two texts: sop, whether they are exchanged (ALBERT, Megatron); nsp, whether the
     second is of another document (BERT)."""

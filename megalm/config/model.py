@@ -12,6 +12,8 @@ MOST_LAYERS, WIDEST = 1 << 20, 1 << 30
 """Beyond any model; the rules of a layout go through the divisors of such numbers."""
 ENCODER_DECODERS = ("t5",)
 """Families with an encoder and a decoder."""
+ENCODERS = ("bert", "electra")
+"""Families whose positions see those before and after them."""
 PositionEmbedding = Literal["learned_absolute", "rope", "none", "relative"]
 RopeScaling = Literal["none", "llama3", "yarn"]
 Normalization = Literal["LayerNorm", "RMSNorm"]
@@ -33,9 +35,8 @@ Window = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)
 Pattern = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_numbers), Field(min_length=1)]
 
 
-FAMILY_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "bert": {"norm_order": "post", "norm_epsilon": 1e-12, "embedding_norm": True, "num_tokentypes": 2},
-}
+_BERT = {"norm_order": "post", "norm_epsilon": 1e-12, "embedding_norm": True, "num_tokentypes": 2}
+FAMILY_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"bert": _BERT, "electra": _BERT}
 """Family -> what its models have where nothing is given and the first of the family had something else."""
 
 
@@ -44,9 +45,9 @@ class ModelConfig(Section):
 
     fixed_on_resume: ClassVar = FixedOnResume(weights=True)
 
-    model_family: Annotated[str, OpenChoice(("gpt", "bert", "t5"))] = "gpt"
-    """Family of the model: gpt (decoder-only, GPT-2 and Llama style), bert (encoder-only, BERT to ModernBERT), or t5
-    (encoder-decoder)."""
+    model_family: Annotated[str, OpenChoice(("gpt", "bert", "electra", "t5"))] = "gpt"
+    """Family of the model: gpt (decoder-only, GPT-2 and Llama style), bert (encoder-only, BERT to ModernBERT), electra
+    (two encoders, a generator and the discriminator that is wanted), or t5 (encoder-decoder)."""
     num_layers: int = Field(ge=1, le=MOST_LAYERS)
     """Number of Transformer layers; of an encoder-decoder those of its encoder."""
     decoder_num_layers: int | None = Field(None, ge=1, le=MOST_LAYERS)
@@ -106,15 +107,20 @@ class ModelConfig(Section):
     scale_embeddings: bool = False
     """Multiply token embeddings by sqrt(hidden_size) (Gemma)."""
     num_tokentypes: int = Field(0, ge=0)
-    """bert: number of token types (segments) with an embedding each. Default of the family: 2."""
+    """Encoders: number of token types (segments) with an embedding each. Default of the family: 2."""
     embedding_norm: bool = False
-    """bert: normalize embeddings; before a layer that would do so itself (pre) that one does not. Default of the
+    """Encoders: normalize embeddings; before a layer that would do so itself (pre) that one does not. Default of the
     family: true."""
     embedding_size: int | None = Field(None, ge=1, le=WIDEST)
-    """bert: width of the embeddings, projected to hidden_size after them and back before the output head (ELECTRA).
+    """Encoders: width of the embeddings, projected to hidden_size after them and back before the output head (ELECTRA).
     Default: hidden_size."""
     bert_no_binary_head: bool = False
     """bert: no pooler and no head that tells whether two texts stand in their order."""
+    rtd_generator_size: float = Field(0.25, ge=0.0, le=1.0)
+    """electra: share of the discriminator's width, heads and MLP that its generator has, in as many layers; 0: the
+    discriminator alone."""
+    rtd_loss_weight: Annotated[float, FixedOnResume()] = Field(50.0, ge=0.0)
+    """electra: what the discriminator's loss weighs beside the generator's."""
 
     normalization: Normalization = "LayerNorm"
     """Normalization of attention, MLP and output head."""
@@ -176,6 +182,11 @@ class ModelConfig(Section):
     init_method_std: Annotated[float, FixedOnResume()] = Field(0.02, gt=0.0)
     """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 x num_layers), but for
     norm_order=post."""
+    mtp_num_layers: int = Field(0, ge=0)
+    """Multi-token prediction: modules that predict the tokens after the next one, one further ahead each (DeepSeek-V3).
+    Default: none."""
+    mtp_loss_scaling_factor: Annotated[float, FixedOnResume()] = Field(0.1, ge=0.0)
+    """What the mean of the losses of --mtp-num-layers modules weighs beside that of the next token."""
     init_method_xavier_uniform: Annotated[bool, FixedOnResume()] = False
     """Initial weights are uniform within sqrt(6 / (inputs + outputs)) instead (Glorot and Bengio 2010); query, key and
     value count as one matrix, and so do gate and up, as in Megatron."""
@@ -191,12 +202,17 @@ class ModelConfig(Section):
     @property
     def is_encoder(self) -> bool:
         """Whether every position sees those after it too: the model fills in tokens and continues no text."""
-        return self.model_family == "bert"
+        return self.model_family in ENCODERS
 
     @property
     def has_sentence_head(self) -> bool:
         """Whether an encoder tells whether two texts stand in their order."""
-        return self.is_encoder and not self.bert_no_binary_head
+        return self.model_family == "bert" and not self.bert_no_binary_head
+
+    @property
+    def generator_layers(self) -> int:
+        """Layers of the generator beside an ELECTRA's discriminator; they are numbered before its own."""
+        return self.num_layers if self.model_family == "electra" and self.rtd_generator_size else 0
 
     @property
     def embedding_width(self) -> int:
@@ -215,13 +231,15 @@ class ModelConfig(Section):
 
     @property
     def total_layers(self) -> int:
-        """All layers, as pipeline stages share them: first the encoder's, then the decoder's."""
-        return self.num_layers + self.decoder_layers
+        """All layers: first an encoder's, then its decoder's; first a generator's, then its discriminator's."""
+        return self.num_layers + self.decoder_layers + self.generator_layers
 
     @property
     def said_layers(self) -> str:
         """The settings that `total_layers` is made of, for messages."""
         own = f"num_layers={self.num_layers}"
+        if self.generator_layers:
+            return f"twice {own}, generator and discriminator"
         return f"{own} + decoder_num_layers={self.decoder_layers}" if self.encoder_decoder else own
 
     @property

@@ -102,11 +102,11 @@ class TrainingConfig(Section):
     """Samples of the whole run, in place of --train-iters; schedules then count samples."""
     train_tokens: int | None = Field(None, ge=1, le=2**62)
     """Tokens of the whole run, in place of --train-iters; with --train-samples the shorter of the two counts."""
-    objective: Annotated[str, OpenChoice(("causal", "prefix", "fim", "masked", "span", "ul2"))] = "causal"
+    objective: Annotated[str, OpenChoice(("causal", "prefix", "fim", "masked", "rtd", "span", "ul2"))] = "causal"
     """What the model is trained to predict (docs/objectives.md): causal is the next token, prefix the same after a
     prefix that is seen both ways, fim the same of documents whose middle stands at their end; masked the hidden tokens
-    (BERT); span what spans of the text were (T5's span corruption, for encoder-decoders), ul2 the same of short and
-    long spans and of the rest of a text (UL2)."""
+    (BERT), rtd these and which tokens a generator has replaced (ELECTRA); span what spans of the text were (T5's span
+    corruption, for encoder-decoders), ul2 the same of short and long spans and of the rest of a text (UL2)."""
     objective_mixture: Annotated[str | None, AfterValidator(_mixture)] = None
     """Several objectives of one family by turns, in place of --objective: "causal:0.5,fim:0.3,prefix:0.2". Which one a
     sample has follows from its number, in exact shares; the loss of each is reported by its name."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-ON_HOST = frozenset({"cu_seqlens", "prefix_lengths"})
+ON_HOST = frozenset({"cu_seqlens", "prefix_lengths", "hidden_places"})
 """Fields that models read on the host, where a copy on the device would make it wait."""
 
 

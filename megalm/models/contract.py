@@ -154,6 +154,20 @@ class Flops(Protocol):
         """Floating-point operations of one token's forward and backward pass."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """A model within a model."""
+
+    config: ModelConfig
+    name_in_whole: Callable[[str], str]
+    """Of one of its parameters, the name that it has in the whole model."""
+
+
+def whole_model(config: ModelConfig, _architecture: str | None) -> Part:
+    """All of it, whatever the class."""
+    return Part(config, str)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """A family of models: an entry of `FAMILIES`. Its sharding plan has the same name in `parallel.plans.PLANS`."""
@@ -169,3 +183,6 @@ class Family:
     """Parameters that both the first and the last pipeline stage hold."""
     hugging_face: Mapping[str, ForeignNames] = field(default_factory=dict)
     """Classes of transformers that are models of the family -> how they call their tensors."""
+    part: Callable[[ModelConfig, str | None], Part] = whole_model
+    """(configuration, class of transformers, or None for what is wanted of the model) -> what of a model such a class
+    holds."""

@@ -11,6 +11,7 @@ from megalm.objectives.fim import FimObjective
 from megalm.objectives.masked import MaskedObjective
 from megalm.objectives.mixture import MixtureObjective
 from megalm.objectives.prefix import PrefixObjective
+from megalm.objectives.replaced import ReplacedObjective
 from megalm.objectives.span import SpanObjective
 from megalm.objectives.ul2 import Ul2Objective
 from megalm.tables import Table
@@ -22,6 +23,7 @@ OBJECTIVES: Table[type[Objective]] = Table(
         "prefix": PrefixObjective,
         "fim": FimObjective,
         "masked": MaskedObjective,
+        "rtd": ReplacedObjective,
         "span": SpanObjective,
         "ul2": Ul2Objective,
     },

@@ -21,8 +21,6 @@ from megalm.randomness import stable_seed
 Tokens = npt.NDArray[np.int64]
 _STANDS_IN = {"mask": ("mask",), "cls": ("cls", "bos"), "sep": ("sep", "eos", "eod")}
 """Token of the objective -> the tokenizer's special tokens that it may be, the first that there is."""
-_SHOWN, _REPLACED = 0.8, 0.9
-"""Of hidden tokens 80 % become the mask, 10 % a random token, and 10 % stay."""
 _PAD = -1
 _SINGLE = MaskedRuns(longest=1)
 
@@ -47,6 +45,11 @@ class MaskedObjective:
 
     special_tokens: ClassVar[tuple[str, ...]] = ("mask", "cls", "bos", "sep", "eos", "eod", "pad")
     shared_tokens: ClassVar[int] = 0
+    name: ClassVar[str] = "masked"
+    """As --objective has it."""
+    masked_share: ClassVar[float] = 0.8
+    replaced_share: ClassVar[float] = 0.1
+    """Of the hidden tokens, those that become the mask, and those that become a random token; the rest stay."""
 
     seed: int
     vocab_size: int
@@ -87,8 +90,8 @@ class MaskedObjective:
         missing = [name for name, number in found.items() if number is None]
         if missing:
             raise ConfigError(
-                f"objective=masked needs a tokenizer with {' and '.join(f'a {name} token' for name in missing)}; give "
-                "one that has it (--tokenizer-model), or for a sentencepiece .model "
+                f"objective={cls.name} needs a tokenizer with {' and '.join(f'a {name} token' for name in missing)}; "
+                "give one that has it (--tokenizer-model), or for a sentencepiece .model "
                 "--tokenizer-type SentencePieceTokenizer, which adds it, and preprocess the data with that"
             )
         return cls(
@@ -255,7 +258,8 @@ class MaskedObjective:
         """What stands in the place of hidden tokens, one kind for all of a unit."""
         kind = draw.random(int(units.max(initial=-1)) + 1)[units]
         other = self._ordinary[draw.integers(0, len(self._ordinary), len(tokens))]
-        return np.where(kind < _SHOWN, self.mask, np.where(kind < _REPLACED, other, tokens))
+        shown = np.where(kind < self.masked_share + self.replaced_share, other, tokens)
+        return np.where(kind < self.masked_share, self.mask, shown)
 
     def _texts(self, text: Tokens, T: int) -> Example:
         """Where texts begin and end in the row."""

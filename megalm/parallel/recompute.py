@@ -86,7 +86,7 @@ class CheckpointWithoutOutput:
             dropped = [_Dropped(output) for output in self._outputs]
             self._outputs = []
             for passed, made in zip(before, after, strict=True):
-                if made is not passed:
+                if made is not passed and made.requires_grad:
                     made.register_hook(partial(_restore_all, dropped))  # type: ignore[no-untyped-call]
         return after
 

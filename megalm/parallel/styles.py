@@ -18,6 +18,7 @@ from megalm.models.blocks.dropout import Dropout
 from megalm.models.blocks.head import FullLogits, OutputBias, TokenLoss
 from megalm.models.blocks.norm import FullWidthRMSNorm
 from megalm.models.blocks.relative import RelativeBias, UnscaledAttention
+from megalm.models.blocks.sampling import TokenSampler
 from megalm.parallel.norm import FullWidthParallelRMSNorm
 from megalm.parallel.randomness import OwnDropout
 from megalm.parallel.region import InputHook, TensorParallel
@@ -30,6 +31,7 @@ from megalm.parallel.vocab import (
     VocabParallelHead,
     VocabParallelTiedHead,
     VocabParallelTokenLoss,
+    VocabParallelTokenSampler,
 )
 
 
@@ -192,6 +194,12 @@ def token_loss(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """The loss from logits that no rank has whole."""
     assert isinstance(module, TokenLoss)
     return module if shards.tp.size == 1 else VocabParallelTokenLoss(shards.tp, module.vocab_size)
+
+
+def token_sampler(module: nn.Module, name: str, shards: Shards) -> nn.Module:
+    """Draws from logits that no rank has whole."""
+    assert isinstance(module, TokenSampler)
+    return module if shards.tp.size == 1 else VocabParallelTokenSampler(shards.tp, module.vocab_size)
 
 
 def logits(module: nn.Module, name: str, shards: Shards) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Embedding, output head and loss over a vocabulary whose rows are spread: no rank ever sees a whole row of logits.
+"""Embedding, output head, loss and draws over a vocabulary whose rows are spread: no rank sees a whole row of logits.
 
 The rows of the padded vocabulary are dealt out in equal runs by rank. Shapes: B batch, T sequence, N tokens, D model
 width, V this rank's rows.
@@ -17,6 +17,7 @@ from megalm.distributed.functional import all_gather_from_region, all_reduce, re
 from megalm.kernels.backend import REFERENCE, Kernels
 from megalm.models.blocks.embedding import EmbeddingTable
 from megalm.models.blocks.head import FullLogits, HeadUse, OutputHead, TiedHead, TokenLoss
+from megalm.models.blocks.sampling import TokenSampler
 from megalm.parallel.region import TensorParallel
 from megalm.parallel.tensor import linear_with_async_grad_comm
 
@@ -90,6 +91,22 @@ class VocabParallelTokenLoss(TokenLoss):
             again=None if source is None else lambda: source.begin_and_take().flatten(0, 1),
         )
         return losses_N.view(labels_BT.shape)
+
+
+class VocabParallelTokenSampler(TokenSampler):
+    """Draws tokens from logits whose columns are spread: two numbers a token are reduced, and all ranks have its id."""
+
+    def __init__(self, tp: TensorParallel, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self.tp = tp
+
+    @torch.no_grad()
+    def forward(self, logits_NV: Tensor, seeds_N: Tensor, places_N: Tensor) -> Tensor:
+        """Token ids [N], from this rank's columns of the logits."""
+        values_N, ids_N = self.largest(logits_NV, seeds_N, places_N, first=self.tp.rank * logits_NV.shape[-1])
+        largest_N = all_reduce(values_N, self.tp.group, dist.ReduceOp.MAX)
+        ids_N = ids_N.masked_fill(values_N < largest_N, torch.iinfo(ids_N.dtype).max)
+        return all_reduce(ids_N, self.tp.group, dist.ReduceOp.MIN)
 
 
 class GatheredLogits(FullLogits):

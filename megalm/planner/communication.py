@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from megalm.config.deepspeed.write import engine_json, zero_stage
+from megalm.config.generator import generator_of
 from megalm.config.spans import decoder_seq_length
 from megalm.parallel.recompute import FullRecompute
 from megalm.planner.layout import Layout
@@ -85,7 +86,8 @@ def _all_reduces(layout: Layout, pp_rank: int) -> float:
         head = written * (stage == len(layout.pipeline.layers) - 1)
         number += sum(layer.reduced + again * layer.inputs for layer in layers) + head + again * head
         if stage == 0:
-            number += 1 + (written if layout.config.model.encoder_decoder else 0)
+            model = layout.config.model
+            number += 1 + (written if model.encoder_decoder or model.generator_layers else 0)
         if config.recompute_granularity == "full":
             groups = FullRecompute(config, len(layers), draws=False).groups
             number += sum(
@@ -108,7 +110,11 @@ class _Reduces(NamedTuple):
 
 
 def _reduces_of_layer(layout: Layout, number: int) -> _Reduces:
-    if number < layout.config.model.num_layers:
+    model = layout.config.model
+    if number < model.generator_layers:
+        share = generator_of(model).hidden_size / model.hidden_size
+        return _Reduces(reduced=4 * share, inputs=2 * share, branches=2 * share, stream=share)
+    if number < model.num_layers + model.generator_layers:
         return _Reduces(reduced=4, inputs=2, branches=2, stream=1)
     own = _decoder_share(layout)
     return _Reduces(reduced=6 * own + 1, inputs=3 * own + 1, branches=3 * own, stream=own)

@@ -169,11 +169,14 @@ class Layout:
     def layer_kinds(self, stage: StageModule) -> tuple[Hashable, ...]:
         """One value for each layer of a stage, the same for layers that take the same."""
         model = self.config.model
-        last_of_encoder = model.num_layers - 1 if model.encoder_decoder else None
-        return tuple(
-            (type(layer).__name__, model.window_of(int(number)), int(number) == last_of_encoder)
-            for number, layer in stage.part.layers.items()
-        )
+        # the last of an encoder has its norm behind it, the first of a discriminator the generator's end before it
+        marked = model.num_layers - 1 if model.encoder_decoder else model.generator_layers or None
+        kinds = []
+        for name, layer in stage.part.layers.items():
+            number = int(name)
+            window = model.window_of(number % model.num_layers if model.generator_layers else number)
+            kinds.append((type(layer).__name__, window, number == marked, number < model.generator_layers))
+        return tuple(kinds)
 
 
 def _batch_fields(config: RunConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -7,6 +7,7 @@ import pytest
 from megalm.config.merging.load import load, load_config
 from megalm.config.model import ModelConfig
 from megalm.config.rules.encoder import NO_ENCODER, ONLY_ENCODERS
+from megalm.config.rules.layout import layout_problems
 from megalm.config.rules.loss import cross_entropy_impl
 from megalm.config.rules.objective import FAMILY_OF, OBJECTIVES_OF, SETTINGS_OF
 from megalm.errors import ConfigError
@@ -16,6 +17,7 @@ RUN = (
     "--lr 0.1 --mock-data --vocab-size 99"
 )
 BERT = f"{RUN} --model-family bert --objective masked"
+ELECTRA = f"{RUN} --model-family electra --objective rtd --rtd-generator-size 0.5"
 VALUES = {
     "num_tokentypes": "3", "embedding_norm": "", "embedding_size": "8", "bert_no_binary_head": "",
     "use_parallel_residual": "", "scale_embeddings": "", "attn_logit_softcapping": "5", "final_logit_softcapping": "5",
@@ -81,7 +83,7 @@ def test_settings_of_an_objective_say_nothing_to_others(objective):
     other = next(name for name in OBJECTIVES_OF["gpt"] if name != objective)
     for name in SETTINGS_OF[objective]:
         (problem,) = problems(f"{RUN} --objective {other} {flag(name)}")
-        assert re.match(f"{name}=\\S+ is for objective={objective}; drop one of them", problem)
+        assert re.match(f"{name}=\\S+ is for objective=(masked or )?{objective}(?: or rtd)?; drop one of them", problem)
 
 
 @pytest.mark.parametrize("objective", FAMILY_OF)
@@ -115,12 +117,41 @@ def test_an_objective_trains_one_family(objective):
         (f"{BERT} --masking-max-ngram 3 --mask-prob 0.7", "use --mask-prob 0.62 or less"),
         (f"{BERT} --mask-prob 0", "mask_prob=0"),
         (f"{BERT} --mask-prob 1", "mask_prob=1"),
+        (f"{BERT} --rtd-generator-size 0.5", "rtd_generator_size=0.5 is for model_family=electra"),
+        (f"{RUN} --rtd-loss-weight 1", "rtd_loss_weight=1.0 is for model_family=electra"),
+        (f"{BERT} --objective rtd", "use --model-family electra, or --objective masked"),
+        (f"{BERT} --objective-mixture masked:1,rtd:1", "use --model-family electra, or --objective masked"),
+        (f"{ELECTRA} --objective masked", "use --model-family bert, or --objective rtd"),
+        (f"{ELECTRA} --rtd-generator-size 0.3", "of num_attention_heads=2 is no whole number of heads; use a multiple"),
+        (f"{ELECTRA} --rtd-generator-size 0", "leaves nobody who replaces tokens"),
+        (f"{ELECTRA} --rtd-generator-size 1.5", "rtd_generator_size=1.5"),
+        (f"{ELECTRA} --rtd-loss-weight -1", "rtd_loss_weight=-1"),
+        (f"{ELECTRA} --ffn-hidden-size 33", "of ffn_hidden_size=33 is no whole number; use a multiple of 2"),
+        (f"{ELECTRA} --kv-channels 5 --hidden-size 15", "of hidden_size=15 is no whole number; use a multiple of 2"),
+        (f"{ELECTRA} --num-query-groups 1", "model_family=electra has no num_query_groups=1"),
+        (f"{ELECTRA} --bert-no-binary-head", "bert_no_binary_head=true is for model_family=bert"),
+        (f"{ELECTRA} --pipeline-model-parallel-size 2", "the generator's loss arises in the middle of the model"),
+        (f"{ELECTRA} --seq-length 2", "use --seq-length 3 or more"),
+        (f"{ELECTRA} --eod-mask-loss", "objective=rtd, which never hides them"),
+        (f"{ELECTRA} --short-seq-prob 0.5", "short_seq_prob=0.5 is for objective=masked"),
+        (f"{ELECTRA} --masking-max-ngram 15", "longer than the 14 tokens of a text"),
+        (f"{ELECTRA} --cross-entropy-fusion-impl linear", "bias of the logits that model_family=electra has"),
     ],
 )
 def test_what_does_not_go_together_is_one_problem(flags, expected):
     found = problems(flags)
     assert len(found) == 1
     assert expected in found[0]
+
+
+def test_the_heads_of_a_generator_are_shared_by_ranks_too():
+    flags = f"{ELECTRA} --num-attention-heads 4 --tensor-model-parallel-size"
+    assert layout_problems(load_config(f"{flags} 2".split()), 2) == []
+    (problem,) = layout_problems(load_config(f"{flags} 4".split()), 4)
+    assert "must divide num_attention_heads=2 of the generator" in problem
+    assert "use 2, or a larger --rtd-generator-size" in problem
+    (problem,) = layout_problems(load_config(f"{flags} 2 --ffn-hidden-size 30".split()), 2)
+    assert "must divide ffn_hidden_size=15 of the generator" in problem
 
 
 def test_a_window_may_look_ahead_in_an_encoder_only():

@@ -58,6 +58,13 @@ def electra(draw: st.DrawFn) -> Any:
 
 
 @st.composite
+def discriminator(draw: st.DrawFn) -> Any:
+    v = draw(sizes())
+    narrow, act = draw(st.sampled_from([16, v["hidden_size"]])), draw(st.sampled_from(["gelu", "gelu_new", "relu"]))
+    return transformers.ElectraConfig(**v, max_position_embeddings=LENGTH, embedding_size=narrow, hidden_act=act)
+
+
+@st.composite
 def modernbert(draw: st.DrawFn) -> Any:
     kinds, rope = ("sliding_attention", "full_attention"), {"rope_type": "default"}
     v, bias = draw(sizes()), draw(st.booleans())
@@ -82,6 +89,7 @@ CLASSES: dict[str, Callable[[], st.SearchStrategy[Any]]] = {
     "BertForPreTraining": bert,
     "RobertaForMaskedLM": roberta,
     "ElectraForMaskedLM": electra,
+    "ElectraForPreTraining": discriminator,
     "ModernBertForMaskedLM": modernbert,
 }
 

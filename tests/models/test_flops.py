@@ -36,8 +36,9 @@ def configs(draw):
 
 
 @settings(max_examples=100, deadline=None)
-@given(configs(), st.sampled_from([None, 0, 5]))
-def test_parameter_count_equals_the_built_model(config, padding):
+@given(configs(), st.sampled_from([None, 0, 5]), st.integers(0, 2))
+def test_parameter_count_equals_the_built_model(config, padding, ahead):
+    config = config.model_copy(update={"mtp_num_layers": ahead})
     rows = None if padding is None else config.vocab_size + padding
     with torch.device("meta"):
         model = GPT(config, rows)

@@ -84,6 +84,7 @@ def test_every_recipe_of_a_published_model_is_here() -> None:
     assert {recipe.stem for recipe in FOLDER.glob("*.yaml")} - {
         "quickstart",
         "quickstart-bert",
+        "quickstart-electra",
         "quickstart-t5",
     } == set(PARAMETERS)
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,8 @@ from megalm.checkpoint.streaming import write_tensors
 from megalm.config.hugging_face import architecture_of, write_settings
 from megalm.config.spans import SequenceIds
 from megalm.errors import CheckpointError
+from megalm.models.contract import Part
+from megalm.models.families import FAMILIES
 from megalm.storage.atomic import atomic_folder
 from megalm.storage.durable import replace_text
 from megalm.storage.faults import writing
@@ -46,14 +48,19 @@ def export_model(
     Raises:
         ConfigError: no class of transformers holds this model. CheckpointError: `target` exists or cannot be written.
     """
-    config = reader.model_config
     origin = reader.manifest.states.get("hugging_face", {})
-    architecture = architecture or origin.get("architecture") or architecture_of(config)
+    architecture = architecture or origin.get("architecture")
+    whole = reader.model_config
+    part = FAMILIES[whole.model_family].part(whole, architecture)
+    config = part.config
+    architecture = architecture or architecture_of(config)
     dtype = dtype or origin.get("dtype") or _dtype_of_run(reader)
     if target.exists():
         raise CheckpointError(f"{target} exists; give a new folder")
     with writing(target, CheckpointError, "free some space or choose another folder"), atomic_folder(target) as new:
-        _write_weights(reader, Correspondence.of(config, architecture), new, getattr(torch, dtype), shard_bytes)
+        own = Correspondence.of(config, architecture)
+        read = partial(_tensor, reader, own, part, getattr(torch, dtype))
+        _write_weights(read, own, new, getattr(torch, dtype), shard_bytes)
         small = reader.folder.parent / ORIGIN
         ids = _sequence_ids(special_ids) if config.encoder_decoder else _ids(special_ids)
         # a class may say positions by its padding token
@@ -67,7 +74,7 @@ def export_model(
 
 
 def _write_weights(
-    reader: CheckpointReader, own: Correspondence, folder: Path, dtype: torch.dtype, shard_bytes: int
+    read: Callable[[str], torch.Tensor], own: Correspondence, folder: Path, dtype: torch.dtype, shard_bytes: int
 ) -> None:
     """One file, or several and their index."""
     sizes = {name: dtype.itemsize * math.prod(own.shape(name)) for name in sorted(own.tensors)}
@@ -76,15 +83,15 @@ def _write_weights(
     for number, names in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         shapes = {name: own.shape(name) for name in names}
-        write_tensors(folder / file, shapes, dtype, partial(_tensor, reader, own, dtype), {"format": "pt"})
+        write_tensors(folder / file, shapes, dtype, read, {"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
 
 
-def _tensor(reader: CheckpointReader, own: Correspondence, dtype: torch.dtype, name: str) -> torch.Tensor:
+def _tensor(reader: CheckpointReader, own: Correspondence, part: Part, dtype: torch.dtype, name: str) -> torch.Tensor:
     tensor = own.tensors[name]
-    return tensor.layout.join([reader.read_tensor(part).to(dtype) for part in tensor.ours])
+    return tensor.layout.join([reader.read_tensor(part.name_in_whole(ours)).to(dtype) for ours in tensor.ours])
 
 
 def _dtype_of_run(reader: CheckpointReader) -> str:

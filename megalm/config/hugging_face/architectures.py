@@ -101,6 +101,14 @@ _BERT_PIECES: tuple[Piece, ...] = (
     Needs("add_cross_attention", False),
     Needs("position_embedding_type", "absolute"),
 )
+_ELECTRA_SIZES: Sizes = {**_BERT_SIZES, "embedding_size": "embedding_size"}
+_ELECTRA_DEFAULTS = {
+    **_BERT_DEFAULTS,
+    "embedding_size": 128,
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+}
 _ONLY_TIED = Needs("tie_word_embeddings", True)
 _T5_SIZES: Sizes = {
     "num_layers": "num_layers",
@@ -354,16 +362,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "ElectraForMaskedLM": Architecture(
         model_type="electra",
-        sizes={**_BERT_SIZES, "embedding_size": "embedding_size"},
+        sizes=_ELECTRA_SIZES,
         fixed={**_BERT_FIXED, "bert_no_binary_head": True},
         pieces=(*_BERT_PIECES, Needs("hidden_act", "gelu"), _TIED),
-        defaults={
-            **_BERT_DEFAULTS,
-            "embedding_size": 128,
-            "hidden_size": 256,
-            "num_attention_heads": 4,
-            "intermediate_size": 1024,
-        },
+        defaults=_ELECTRA_DEFAULTS,
+    ),
+    "ElectraForPreTraining": Architecture(
+        model_type="electra",
+        sizes=_ELECTRA_SIZES,
+        fixed={**_BERT_FIXED, "model_family": "electra", "rtd_generator_size": 0.0},
+        pieces=(*_BERT_PIECES, Activations("hidden_act", gated=False)),
+        defaults=_ELECTRA_DEFAULTS,
     ),
     "ModernBertForMaskedLM": Architecture(
         model_type="modernbert",

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from megalm.config.generator import generator_heads
 from megalm.config.hugging_face.architectures import ARCHITECTURES, Architecture
 from megalm.config.hugging_face.source import Source
 from megalm.config.hugging_face.stored import differ
@@ -131,6 +132,7 @@ def _meaning(config: ModelConfig) -> dict[str, Any]:
             *("swiglu", "geglu", "relu", "squared_relu", "openai_gelu"),
             *("disable_bias_linear", "add_qkv_bias", "add_attention_output_bias"),
             *("decoder_num_layers", "decoder_seq_length", "scale_decoder_outputs"),
+            *("rtd_generator_size", "rtd_loss_weight", "mtp_loss_scaling_factor"),
         }
     )
     if config.position_embedding_type == "relative":
@@ -156,6 +158,7 @@ def _meaning(config: ModelConfig) -> dict[str, Any]:
         "softmax_scale": config.softmax_scale,
         "windows": windows,
         "decoder_layers": config.decoder_layers,
+        "generator_heads": generator_heads(config) if config.generator_layers else 0,
         "scales_decoder_outputs": config.encoder_decoder and config.scales_decoder_outputs,
         "gated": config.gated,
         "activation": config.activation,

@@ -1,5 +1,6 @@
 """Rules of the layout: what ranks, layers, heads and batches must have so that the split comes out even."""
 
+from megalm.config.generator import generator_of, generator_problems
 from megalm.config.lengths import Lengths
 from megalm.config.model import divisors_of
 from megalm.config.rules.batch import derived_split_problems, with_micro_batch_size
@@ -115,7 +116,23 @@ def model_split(config: RunConfig) -> list[str]:
             f"tensor_model_parallel_size={tp} must divide ffn_hidden_size={model.ffn_size}; use {_nearest(tp, sizes)}, "
             f"or --ffn-hidden-size {nearest_multiples(model.ffn_size, tp)}"
         )
-    return found + sequence_split(config) + pipeline_problems(config)
+    return found + _generator_split(config) + sequence_split(config) + pipeline_problems(config)
+
+
+def _generator_split(config: RunConfig) -> list[str]:
+    """Heads and MLP of an ELECTRA's generator over tensor-parallel ranks, where the discriminator's come out even."""
+    tp, model = config.parallel.tensor_model_parallel_size, config.model
+    if not model.generator_layers or generator_problems(model) or model.num_attention_heads % tp:
+        return []
+    generator = generator_of(model)
+    sizes = {"num_attention_heads": generator.num_attention_heads, "ffn_hidden_size": generator.ffn_size}
+    return [
+        f"tensor_model_parallel_size={tp} must divide {name}={size} of the generator, which has rtd_generator_size="
+        f"{model.rtd_generator_size:g} of the discriminator's; use {_nearest(tp, divisors_of(size))}, or a larger "
+        "--rtd-generator-size"
+        for name, size in sizes.items()
+        if size % tp
+    ][:1]
 
 
 def sequence_split(config: RunConfig) -> list[str]:

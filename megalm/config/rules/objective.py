@@ -8,20 +8,25 @@ from megalm.config.sections import RunConfig
 OBJECTIVES_OF: Mapping[str, tuple[str, ...]] = {
     "gpt": ("causal", "prefix", "fim"),
     "bert": ("masked",),
+    "electra": ("rtd",),
     "t5": ("span", "ul2"),
 }
 """Family -> what trains it, its own first."""
 FAMILY_OF = {objective: family for family, names in OBJECTIVES_OF.items() for objective in names}
-_KIND = {"gpt": "decoders", "bert": "encoders", "t5": "encoder-decoders"}
+_KIND = {
+    "gpt": "decoders", "bert": "encoders", "electra": "a generator and a discriminator", "t5": "encoder-decoders"
+}  # fmt: skip
+_MASKING = (
+    *("mask_prob", "whole_word_masking", "masking_max_ngram", "masking_use_longer_ngrams"),
+    "masking_use_geometric_distribution",
+)
 SETTINGS_OF: Mapping[str, tuple[str, ...]] = {
     "fim": (
         *("fim_rate", "fim_spm_rate", "fim_unit", "fim_split_sample", "fim_fragment_rate", "fim_no_prefix"),
         *("fim_prefix_token", "fim_middle_token", "fim_suffix_token"),
     ),
-    "masked": (
-        *("mask_prob", "short_seq_prob", "whole_word_masking", "masking_max_ngram", "masking_use_longer_ngrams"),
-        *("masking_use_geometric_distribution", "bert_sentence_head"),
-    ),
+    "masked": (*_MASKING, "short_seq_prob", "bert_sentence_head"),
+    "rtd": _MASKING,
     "ul2": ("ul2_denoisers",),
     "span": ("noise_density", "mean_noise_span_length"),
 }
@@ -42,12 +47,47 @@ def objectives(config: RunConfig) -> list[str]:
         )
     if all(name in FAMILY_OF for name in names):  # another's may read them
         found += [
-            says_nothing(config, name, f"objective={objective}")
-            for objective, settings in SETTINGS_OF.items()
-            for name in settings
-            if objective not in names and is_given(config, name)
+            says_nothing(config, setting, f"objective={' or '.join(users)}")
+            for setting, users in _users().items()
+            if not set(users) & set(names) and is_given(config, setting)
         ]
     return found + (_fim(config) if "fim" in names else [])
+
+
+def _users() -> dict[str, list[str]]:
+    """Setting -> the objectives that it says something to."""
+    found: dict[str, list[str]] = {}
+    for objective, settings in SETTINGS_OF.items():
+        for setting in settings:
+            found.setdefault(setting, []).append(objective)
+    return found
+
+
+def ahead(config: RunConfig) -> list[str]:
+    """What multi-token prediction needs, and what it is not there for."""
+    model, depths = config.model, config.model.mtp_num_layers
+    if not depths:
+        given = is_given(config, "mtp_loss_scaling_factor")
+        return [says_nothing(config, "mtp_loss_scaling_factor", "mtp_num_layers >= 1")] if given else []
+    if model.model_family in OBJECTIVES_OF and model.model_family != "gpt":
+        return [says_nothing(config, "mtp_num_layers", "model_family=gpt")]
+    found, stages = [], config.parallel.pipeline_model_parallel_size
+    if stages > 1:
+        found.append(
+            f"pipeline_model_parallel_size={stages} does not go with mtp_num_layers={depths}: its modules read the "
+            "embeddings, which the last stage lacks; use --tensor-model-parallel-size, or more data-parallel ranks "
+            "with --zero-stage"
+        )
+    if "prefix" in config.training.objectives:
+        found.append(
+            f"mtp_num_layers={depths} does not go with objective=prefix: where tokens see those after them, a module "
+            "reads what it is to predict; drop one of them"
+        )
+    if depths >= config.batch.seq_length:
+        found.append(
+            f"mtp_num_layers={depths} leaves no target in seq_length={config.batch.seq_length}; use less than that"
+        )
+    return found
 
 
 _FIM_TOKENS = 3

@@ -28,7 +28,7 @@ class Surroundings:
     groups: MeshGroups | None = None
     """None: one process."""
     offloaded: bool = False
-    """Its state is in host memory, where DeepSpeed wants an optimizer of its own."""
+    """Its state is in host memory, and its step there."""
 
 
 class OptimizerSpec(Protocol):
@@ -97,7 +97,7 @@ def is_matrix(parameter: Any) -> bool:
     return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
 
 
-DECOUPLED = ("embedding.tokens.weight", "head.weight")
+DECOUPLED = ("embedding.tokens.weight", "head.weight", "generator.head.weight")
 """What --decoupled-lr is for, as Megatron's `is_embedding_or_output_parameter`."""
 
 

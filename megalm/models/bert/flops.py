@@ -18,9 +18,9 @@ from megalm.models.contract import PartCosts
 def num_parameters(config: ModelConfig, padded_vocab_size: int | None = None) -> int:
     """Parameters of the model that `Bert(config, padded_vocab_size)` builds."""
     parts = _Parts.of(config, padded_vocab_size)
-    layers = sum(_elements(parts.layer(number)) for number in range(config.num_layers))
+    layers = sum(elements(parts.layer(number)) for number in range(config.num_layers))
     tied = parts.tokens if config.tied else 0  # `_Parts` has the table on both sides
-    return _elements(parts.begin) + layers + _elements(parts.end) - tied
+    return elements(parts.begin) + layers + elements(parts.end) - tied
 
 
 def training_flops_per_token(config: ModelConfig, seq_length: int, padded_vocab_size: int | None = None) -> int:
@@ -34,8 +34,8 @@ def part_costs(config: ModelConfig, seq_length: int, method: PartitionMethod) ->
     """Parameters (with tied weights the head holds its own copy), or FLOPs of one token's forward pass."""
     parts, numbers = _Parts.of(config, None), range(config.num_layers)
     if method == "parameters":
-        layers = sum(_elements(parts.layer(number)) for number in numbers)
-        return PartCosts(embedding=_elements(parts.begin), layer=layers // len(numbers), head=_elements(parts.end))
+        layers = sum(elements(parts.layer(number)) for number in numbers)
+        return PartCosts(embedding=elements(parts.begin), layer=layers // len(numbers), head=elements(parts.end))
     layers = sum(_layer_flops(config, parts, number, seq_length) for number in numbers)
     head = _end_flops(config, parts, seq_length)
     return PartCosts(embedding=_begin_flops(parts), layer=layers // len(numbers), head=head)
@@ -65,31 +65,37 @@ class _Parts:
         return self.layers[min(number, 1)]
 
 
-def _elements(part: nn.Module) -> int:
+def elements(part: nn.Module) -> int:
+    """Parameters of a part of a model."""
     return sum(parameter.numel() for parameter in part.parameters())
 
 
-def _matrix_elements(part: nn.Module) -> int:
+def matrix_elements(part: nn.Module) -> int:
     """Those of its linear layers."""
     return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
 
 def _begin_flops(parts: _Parts) -> int:
-    return 2 * _matrix_elements(parts.begin)
+    return 2 * matrix_elements(parts.begin)
 
 
 def _layer_flops(config: ModelConfig, parts: _Parts, number: int, seq_length: int) -> int:
-    """Two products, q k^T and scores x v, each 2 x query_width operations for a query and a key that it sees."""
+    return 2 * matrix_elements(parts.layer(number)) + score_flops(config, number, seq_length)
+
+
+def score_flops(config: ModelConfig, number: int, seq_length: int) -> int:
+    """Of a token in layer `number`: two products, q k^T and scores x v, each 2 x query_width operations for a query and
+    a key that it sees.
+    """
     scores_per_key = 4 * config.num_attention_heads * config.head_dim
-    keys = _keys(config.window_of(number), seq_length)
-    return 2 * _matrix_elements(parts.layer(number)) + scores_per_key * keys // seq_length
+    return scores_per_key * _keys(config.window_of(number), seq_length) // seq_length
 
 
 def _end_flops(config: ModelConfig, parts: _Parts, seq_length: int) -> int:
     """The heads; that of sentences runs once a sequence."""
-    sentence = _matrix_elements(parts.end.sentence_head) if config.has_sentence_head else 0
+    sentence = matrix_elements(parts.end.sentence_head) if config.has_sentence_head else 0
     tied = parts.tokens if config.tied else 0
-    return 2 * (_matrix_elements(parts.end) - sentence + tied) + 2 * sentence // seq_length
+    return 2 * (matrix_elements(parts.end) - sentence + tied) + 2 * sentence // seq_length
 
 
 def _keys(window: tuple[int, int] | None, seq_length: int) -> int:

@@ -23,10 +23,10 @@ class EncoderNames:
     """Modules of a layer."""
     heads: Modules
     """Modules beside the model, without its prefix."""
-    head: str
-    """The module of the output head."""
-    bias: str
-    """The tensor that is added to the logits."""
+    head: str = ""
+    """The module of the output head, where the class has one ..."""
+    bias: str = ""
+    """... and the tensor that is added to the logits."""
     ignored: tuple[str, ...] = ()
     """Patterns of tensors that are no parameters, or copies of others."""
 
@@ -38,6 +38,8 @@ class EncoderNames:
             inner = tuple(f"layers.{{n}}.{module}" for module in own)
             for tensor in _weight_and_bias(f"{self.prefix}.{self.layer}.{{n}}.{name}", inner):
                 found += [tensor.of_layer(number) for number in range(config.num_layers)]
+        if not self.head:
+            return found
         head = ForeignTensor(f"{self.head}.weight", ("head.weight",))
         return [*found, head, ForeignTensor(self.bias, ("head_bias.bias",))]
 
@@ -47,13 +49,13 @@ def _weight_and_bias(name: str, own: tuple[str, ...]) -> list[ForeignTensor]:
     return [ForeignTensor(f"{name}.{kind}", tuple(f"{module}.{kind}" for module in own)) for kind in kinds]
 
 
-_BERT_OUTSIDE = {
+BERT_OUTSIDE = {
     "embeddings.word_embeddings": ("embedding.tokens",),
     "embeddings.position_embeddings": ("embedding.positions",),
     "embeddings.token_type_embeddings": ("embedding.token_types",),
     "embeddings.LayerNorm": ("embedding.norm",),
 }
-_BERT_LAYER = {
+BERT_LAYER = {
     "attention.self.query": ("attention.wq",),
     "attention.self.key": ("attention.wk",),
     "attention.self.value": ("attention.wv",),
@@ -67,7 +69,7 @@ _BERT_HEADS = {
     "cls.predictions.transform.dense": ("lm_head.dense",),
     "cls.predictions.transform.LayerNorm": ("lm_head.norm",),
 }
-_POSITIONS = r".*embeddings\.position_ids"
+POSITIONS = r".*embeddings\.position_ids"
 _SENTENCES = (r"bert\.pooler\..*", r"cls\.seq_relationship\..*")
 
 
@@ -75,12 +77,12 @@ def _bert(heads: Modules, ignored: tuple[str, ...] = ()) -> EncoderNames:
     return EncoderNames(
         prefix="bert",
         layer="encoder.layer",
-        outside=_BERT_OUTSIDE,
-        inside=_BERT_LAYER,
+        outside=BERT_OUTSIDE,
+        inside=BERT_LAYER,
         heads={**_BERT_HEADS, **heads},
         head="cls.predictions.decoder",
         bias="cls.predictions.bias",
-        ignored=(_POSITIONS, r"cls\.predictions\.decoder\.bias", *ignored),
+        ignored=(POSITIONS, r"cls\.predictions\.decoder\.bias", *ignored),
     )
 
 
@@ -92,25 +94,25 @@ NAMES: Mapping[str, EncoderNames] = {
     "RobertaForMaskedLM": EncoderNames(
         prefix="roberta",
         layer="encoder.layer",
-        outside=_BERT_OUTSIDE,
-        inside=_BERT_LAYER,
+        outside=BERT_OUTSIDE,
+        inside=BERT_LAYER,
         heads={"lm_head.dense": ("lm_head.dense",), "lm_head.layer_norm": ("lm_head.norm",)},
         head="lm_head.decoder",
         bias="lm_head.bias",
-        ignored=(_POSITIONS, r"lm_head\.decoder\.bias", r"roberta\.pooler\..*"),
+        ignored=(POSITIONS, r"lm_head\.decoder\.bias", r"roberta\.pooler\..*"),
     ),
     "ElectraForMaskedLM": EncoderNames(
         prefix="electra",
         layer="encoder.layer",
-        outside={**_BERT_OUTSIDE, "embeddings_project": ("embedding.projection",)},
-        inside=_BERT_LAYER,
+        outside={**BERT_OUTSIDE, "embeddings_project": ("embedding.projection",)},
+        inside=BERT_LAYER,
         heads={
             "generator_predictions.dense": ("lm_head.dense",),
             "generator_predictions.LayerNorm": ("lm_head.norm",),
         },
         head="generator_lm_head",
         bias="generator_lm_head.bias",
-        ignored=(_POSITIONS,),
+        ignored=(POSITIONS,),
     ),
     "ModernBertForMaskedLM": EncoderNames(
         prefix="model",

@@ -14,11 +14,11 @@ def initial_value(name: str, shape: values.Shape, config: ModelConfig, seed: int
     attention and MLP with init_method_std / sqrt(2 x num_layers). Norms start as the identity, biases at zero.
     Raises ConfigError where the table of rules has no rule, or more than one, for `name`.
     """
-    return values.value_by_rules(_RULES, "megalm/models/bert/init.py", name, shape, config, seed)
+    return values.value_by_rules(RULES, "megalm/models/bert/init.py", name, shape, config, seed)
 
 
 _NORMS = r"(layers\.\d+\.((attention|mlp)(_output)?|attention\.[qk])_norm|final_norm|(embedding|lm_head)\.norm)"
-_RULES: values.Rules = (
+RULES: values.Rules = (
     (r"embedding\.tokens\.weight", values.vocabulary),
     (r"head\.weight", values.vocabulary),
     (r"embedding\.(positions|token_types|projection)\.weight", values.matrix),

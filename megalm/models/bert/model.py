@@ -132,7 +132,7 @@ class Bert(LanguageModel):
                 f"model_family={self.config.model_family} fills in masked tokens and continues no text; "
                 "load a decoder (model_family=gpt)"
             )
-        rotary, within = RotaryTables.of(self.config, position_ids(batch)), _within(batch, stream[0].device)
+        rotary, within = RotaryTables.of(self.config, position_ids(batch)), within_of(batch, stream[0].device)
         seed, steps = self._seed(batch), []
         for number, layer in self.layers.items():
             tables = None if rotary is None else rotary.of_layer(self.config.window_of(int(number)) is not None)
@@ -177,10 +177,10 @@ class Bert(LanguageModel):
 
     def _head(self) -> Head:
         head: Head = partial(self.head, embedding=self.embedding.tokens) if self.config.tied else self.head
-        return partial(_biased, head, self.head_bias)
+        return partial(biased, head, self.head_bias)
 
 
-def _biased(head: Head, bias: OutputBias, x_BTE: Tensor) -> Tensor:
+def biased(head: Head, bias: OutputBias, x_BTE: Tensor) -> Tensor:
     """Logits with the bias; a loss without all logits does not know it (`cross_entropy_impl`)."""
     logits_BTV: Tensor = bias(head(x_BTE))
     return logits_BTV
@@ -190,7 +190,7 @@ def _run_layer(layer: nn.Module, rotary: Tables | None, within: Within, stream: 
     return (layer(stream[0], rotary=rotary, within=within),)
 
 
-def _within(batch: Batch, device: torch.device) -> Within:
+def within_of(batch: Batch, device: torch.device) -> Within:
     """What of its row a position sees; the same for all layers."""
     cu_seqlens_BN, padding_mask_BT = batch.get("cu_seqlens"), batch.get("padding_mask")
     if cu_seqlens_BN is not None:

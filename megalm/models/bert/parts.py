@@ -3,6 +3,8 @@
 Shapes: B batch, T sequence, D model width, E embedding width, V padded vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,15 @@ from megalm.kernels.backend import REFERENCE, Kernels
 from megalm.models.blocks.dropout import Dropout
 from megalm.models.blocks.embedding import EmbeddingTable, TokenEmbedding
 from megalm.models.blocks.norm import build_norm
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def activation_of(name: str, kernels: Kernels) -> Activation:
+    """An activation of `kernels`; ReLU and SiLU are torch's own."""
+    own: dict[str, Activation] = {"relu": F.relu, "silu": F.silu}
+    found: Activation = own.get(name) or getattr(kernels, name)
+    return found
 
 
 class EncoderEmbedding(nn.Module):
@@ -63,9 +74,8 @@ class TokenTransform(nn.Module):
         self.use_kernels(REFERENCE)
 
     def use_kernels(self, kernels: Kernels) -> None:
-        """Take the activation from `kernels`; ReLU and SiLU are torch's own."""
-        own = {"relu": F.relu, "silu": F.silu}.get(self._activation)
-        self.function = own or getattr(kernels, self._activation)
+        """Take the activation from `kernels`."""
+        self.function = activation_of(self._activation, kernels)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, E)."""

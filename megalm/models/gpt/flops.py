@@ -21,6 +21,8 @@ class ParameterCount:
     layers: int
     final_norm: int
     head: int
+    ahead: int = 0
+    """Of the modules of multi-token prediction."""
 
     @property
     def total(self) -> int:
@@ -35,7 +37,7 @@ class ParameterCount:
     @property
     def non_embedding(self) -> int:
         """Layers and final norm: the N of scaling laws (Kaplan et al. 2020, arXiv:2001.08361)."""
-        return self.layers + self.final_norm
+        return self.layers + self.final_norm + self.ahead
 
 
 def num_parameters(config: ModelConfig, padded_vocab_size: int | None = None) -> ParameterCount:
@@ -50,6 +52,7 @@ def num_parameters(config: ModelConfig, padded_vocab_size: int | None = None) ->
         layers=config.num_layers * _layer_parameters(config),
         final_norm=_norm_parameters(config, config.hidden_size),
         head=0 if config.tied else rows * config.hidden_size,
+        ahead=config.mtp_num_layers * _ahead_parameters(config),
     )
 
 
@@ -68,7 +71,10 @@ def forward_flops_per_token(
     scores = sum(
         scores_per_key * _keys(config, layer, seq_length, causal) // seq_length for layer in range(config.num_layers)
     )
-    return config.num_layers * 2 * _layer_matrix_elements(config) + scores + 2 * config.hidden_size * rows
+    head, layer = 2 * config.hidden_size * rows, 2 * _layer_matrix_elements(config)
+    last = scores_per_key * _keys(config, config.num_layers - 1, seq_length, causal) // seq_length
+    ahead = 2 * _projection_elements(config) + layer + last + head
+    return config.num_layers * layer + scores + head + config.mtp_num_layers * ahead
 
 
 def training_flops_per_token(
@@ -86,11 +92,12 @@ def part_costs(config: ModelConfig, seq_length: int, method: PartitionMethod) ->
     """Parameters (with tied weights the head holds its own copy), or FLOPs of one token's forward pass."""
     if method == "parameters":
         count = num_parameters(config)
-        head = count.final_norm + (count.tokens if config.tied else count.head)
+        head = count.final_norm + count.ahead + (count.tokens if config.tied else count.head)
         return PartCosts(embedding=count.tokens + count.positions, layer=count.layers // config.num_layers, head=head)
-    head = 2 * config.hidden_size * config.padded_vocab_size()
-    layers = forward_flops_per_token(config, seq_length) - head
-    return PartCosts(embedding=0, layer=layers // config.num_layers, head=head)
+    whole = forward_flops_per_token(config, seq_length)
+    alone = forward_flops_per_token(config.model_copy(update={"mtp_num_layers": 0}), seq_length)
+    layers = alone - 2 * config.hidden_size * config.padded_vocab_size()
+    return PartCosts(embedding=0, layer=layers // config.num_layers, head=whole - layers)
 
 
 def _keys(config: ModelConfig, layer: int, seq_length: int, causal: bool) -> int:
@@ -126,6 +133,15 @@ def _layer_parameters(config: ModelConfig) -> int:
     elif config.qk_layernorm:
         total += 2 * _norm_parameters(config, head_dim)
     return total
+
+
+def _ahead_parameters(config: ModelConfig) -> int:
+    """Of one module of multi-token prediction: a layer, three norms and a projection."""
+    return _layer_parameters(config) + 3 * _norm_parameters(config, config.hidden_size) + _projection_elements(config)
+
+
+def _projection_elements(config: ModelConfig) -> int:
+    return 2 * config.hidden_size**2
 
 
 def _position_rows(config: ModelConfig) -> int:

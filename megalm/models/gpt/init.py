@@ -33,15 +33,18 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
         parameter.copy_(initial_value(name, tuple(parameter.shape), config, seed))
 
 
-_NORMS = r"(layers\.\d+\.((attention|mlp)(_output)?|attention\.[qk])|final)_norm"
+_AHEAD = r"mtp_layers\.\d+\."
+_LAYER = rf"(layers\.\d+\.|{_AHEAD}layer\.)"
+_NORMS = rf"({_LAYER}((attention|mlp)(_output)?|attention\.[qk])|({_AHEAD})?final|{_AHEAD}(embedding|hidden))_norm"
 _RULES: values.Rules = (
     (r"embedding\.tokens\.weight", values.vocabulary),
     (r"head\.weight", values.vocabulary),
     (r"embedding\.positions\.weight", values.matrix),
-    (r"layers\.\d+\.attention\.w[qkv]\.weight", values.query_key_value),
-    (r"layers\.\d+\.mlp\.w_(gate|up)\.weight", values.gate_up),
-    (r"layers\.\d+\.(attention\.wo|mlp\.w_down)\.weight", values.output_projection),
-    (r"layers\.\d+\.(attention\.w[qkvo]|mlp\.w_(gate|up|down))\.bias", values.zeros),
+    (r"mtp_layers\.\d+\.projection\.weight", values.matrix),
+    (rf"{_LAYER}attention\.w[qkv]\.weight", values.query_key_value),
+    (rf"{_LAYER}mlp\.w_(gate|up)\.weight", values.gate_up),
+    (rf"{_LAYER}(attention\.wo|mlp\.w_down)\.weight", values.output_projection),
+    (rf"{_LAYER}(attention\.w[qkvo]|mlp\.w_(gate|up|down))\.bias", values.zeros),
     (rf"{_NORMS}\.weight", values.norm_weight),
     (rf"{_NORMS}\.bias", values.zeros),
 )

@@ -4,7 +4,7 @@ Shapes: B batch, T sequence, N = T + 1 room for cumulative document lengths, D m
 R rotary width.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import cast
@@ -24,6 +24,7 @@ from megalm.models.blocks.norm import build_norm
 from megalm.models.blocks.randomness import seed_generators, seeded
 from megalm.models.blocks.rotary import RotaryTables, Tables
 from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Stream, run_in_order
+from megalm.models.gpt.mtp import PredictionModule, shifted, weights_ahead
 from megalm.randomness import stable_seed
 
 
@@ -82,15 +83,14 @@ class GPT(LanguageModel):
     A stage is built by naming the layers that it holds and whether it holds the embedding and the head. With tied
     weights the stage that holds the head holds the token embedding too (its own copy, under the same name).
 
-    Its one loss, "lm", is the cross entropy of `labels` (B, T), all in [0, vocab_size), weighted by `loss_mask`: mask
-    the losses, not the labels. `position_ids` (B or 1, T) default to 0, 1, ... With `cu_seqlens` (B, N; integers on the
-    host: 0, the end of each document, then T to the end of the row) attention stays inside each document; with
-    `prefix_lengths` (B, T, or B, 1 for whole rows; integers on the host) the first so many tokens of each see one
-    another.
+    Its loss "lm" is the cross entropy of `labels` (B, T), all in [0, vocab_size), weighted by `loss_mask`: mask the
+    losses, not the labels. With multi-token prediction "mtp_1", "mtp_2", ... are those of the labels so many positions
+    further on, with the same embeddings and the same head.
+    `position_ids` (B or 1, T) default to 0, 1, ... With `cu_seqlens` (B, N; integers on the host: 0, the end of each
+    document, then T to the end of the row) attention stays inside each document; with `prefix_lengths` (B, T, or B, 1
+    for whole rows; integers on the host) the first so many tokens of each see one another.
     Columns of logits past `config.vocab_size` get neither probability nor gradient.
     """
-
-    loss_weights = MappingProxyType({"lm": 1.0})
 
     def __init__(
         self,
@@ -104,6 +104,11 @@ class GPT(LanguageModel):
         super().__init__()
         vocab_size, rows = vocabulary_sizes(config, padded_vocab_size)
         self.config = config
+        depths = range(1, config.mtp_num_layers + 1)
+        weight = config.mtp_loss_scaling_factor / max(1, len(depths))
+        self.loss_weights: Mapping[str, float] = MappingProxyType(
+            {"lm": 1.0, **{f"mtp_{depth}": weight for depth in depths}}
+        )
         if has_embedding or (has_head and config.tied):
             self.embedding = Embedding(config, rows, with_positions=has_embedding)
         numbers = range(config.num_layers) if layers is None else layers
@@ -114,6 +119,9 @@ class GPT(LanguageModel):
             self.head = TiedHead() if config.tied else OutputHead(config.hidden_size, rows)
             self.token_loss = TokenLoss(vocab_size)
             self.full_logits = FullLogits(vocab_size)
+            if depths:
+                modules = [PredictionModule(config, TransformerLayer(config, config.num_layers - 1)) for _ in depths]
+                self.mtp_layers = nn.ModuleList(modules)
 
     def embed(self, batch: Batch) -> Stream:
         """The residual stream (B, T, D) before the first layer, of `tokens` (B, T)."""
@@ -138,12 +146,15 @@ class GPT(LanguageModel):
 
     def losses(self, stream: Stream, batch: Batch) -> Losses:
         """The weighted losses of all tokens (B, T), float32, nats."""
-        losses_BT = self.token_loss(self.final_norm(stream[0]), batch["labels"], self._head())
-        return {"lm": weighted_losses(losses_BT, batch["loss_mask"])}
+        h_BTD = self.final_norm(stream[0])
+        losses_BT = self.token_loss(h_BTD, batch["labels"], self._head())
+        found = {"lm": weighted_losses(losses_BT, batch["loss_mask"])}
+        return found | self._losses_ahead(h_BTD, batch) if self.config.mtp_num_layers else found
 
     def counts(self, batch: Batch) -> Losses:
         """The weight of each token (B, T)."""
-        return {"lm": batch["loss_mask"]}
+        depths = range(1, self.config.mtp_num_layers + 1)
+        return {"lm": batch["loss_mask"], **{f"mtp_{depth}": weights_ahead(batch, depth) for depth in depths}}
 
     def logits(self, stream: Stream) -> Tensor:
         """Logits (B, T, V) from the last layer's output; padded vocabulary columns are -inf."""
@@ -153,6 +164,22 @@ class GPT(LanguageModel):
     def stream_shapes(self, rows: int, length: int, parts: int = 1) -> tuple[tuple[int, ...], ...]:
         """That of the residual stream."""
         return ((rows, length // parts, self.config.hidden_size),)
+
+    def _losses_ahead(self, h_BTD: Tensor, batch: Batch) -> Losses:
+        """Of each prediction module."""
+        rotary, documents = RotaryTables.of(self.config, position_ids(batch)), _documents(batch, h_BTD.device)
+        is_windowed = self.config.window_of(self.config.num_layers - 1) is not None  # as the last layer
+        tables = None if rotary is None else rotary.of_layer(is_windowed)
+        seed, found = self._seed(batch), {}
+        for depth, module in enumerate(self.mtp_layers, 1):
+            if seed is not None:
+                seed_generators(stable_seed(seed, "mtp", depth))
+            tokens_BT, positions_BT = (shifted(x, depth) for x in (batch["tokens"], position_ids(batch)))
+            ahead_BTD = self.embedding(tokens_BT, positions_BT)
+            h_BTD = module(h_BTD, ahead_BTD, lambda layer, x_BTD: layer(x_BTD, rotary=tables, documents=documents))
+            losses_BT = self.token_loss(h_BTD, shifted(batch["labels"], depth), self._head())
+            found[f"mtp_{depth}"] = weighted_losses(losses_BT, weights_ahead(batch, depth))
+        return found
 
     def _head(self) -> Head:
         head: Head = partial(self.head, embedding=self.embedding.tokens) if self.config.tied else self.head

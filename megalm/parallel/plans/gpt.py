@@ -3,27 +3,31 @@
 from megalm.parallel import styles
 from megalm.parallel.styles import ShardingPlan
 
+_LAYER = r"(layers\.\d+|mtp_layers\.\d+\.layer)"
+_AHEAD = (r"mtp_layers\.\d+\.(embedding|hidden|final)_norm", r"mtp_layers\.\d+\.projection")
+
 GPT_PLAN = ShardingPlan(
     (
         (r"embedding\.tokens", styles.vocabulary),
         (r"embedding\.positions", styles.positions),
         (r"embedding\.dropout", styles.dropout),
-        (r"layers\.\d+\.(attention|mlp)_norm", styles.replicated),
-        (r"layers\.\d+\.(attention|mlp)_output_norm", styles.replicated),
-        (r"layers\.\d+\.(attention|mlp)", styles.region_input),
-        (r"layers\.\d+\.attention\.wq", styles.column),
-        (r"layers\.\d+\.attention\.w[kv]", styles.kv_column),
-        (r"layers\.\d+\.attention\.q_norm", styles.q_norm),
-        (r"layers\.\d+\.attention\.k_norm", styles.k_norm),
-        (r"layers\.\d+\.attention\.core", styles.attention_core),
-        (r"layers\.\d+\.attention\.wo", styles.row),
-        (r"layers\.\d+\.mlp\.w_(gate|up)", styles.column),
-        (r"layers\.\d+\.mlp\.w_down", styles.row),
-        (r"layers\.\d+\.dropout", styles.dropout),
+        (rf"{_LAYER}\.(attention|mlp)_norm", styles.replicated),
+        (rf"{_LAYER}\.(attention|mlp)_output_norm", styles.replicated),
+        (rf"{_LAYER}\.(attention|mlp)", styles.region_input),
+        (rf"{_LAYER}\.attention\.wq", styles.column),
+        (rf"{_LAYER}\.attention\.w[kv]", styles.kv_column),
+        (rf"{_LAYER}\.attention\.q_norm", styles.q_norm),
+        (rf"{_LAYER}\.attention\.k_norm", styles.k_norm),
+        (rf"{_LAYER}\.attention\.core", styles.attention_core),
+        (rf"{_LAYER}\.attention\.wo", styles.row),
+        (rf"{_LAYER}\.mlp\.w_(gate|up)", styles.column),
+        (rf"{_LAYER}\.mlp\.w_down", styles.row),
+        (rf"{_LAYER}\.dropout", styles.dropout),
         (r"final_norm", styles.replicated),
+        *((name, styles.replicated) for name in _AHEAD),
         (r"head", styles.head),
         (r"token_loss", styles.token_loss),
         (r"full_logits", styles.logits),
     ),
-    optional=frozenset({r"embedding\.positions", r"layers\.\d+\.(attention|mlp)_output_norm"}),
+    optional=frozenset({r"embedding\.positions", rf"{_LAYER}\.(attention|mlp)_output_norm", *_AHEAD}),
 )
