@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
-#include "pieces_text.h"
+#include "pieces_trie.h"
 
 namespace megalm::pieces {
 
