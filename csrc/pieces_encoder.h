@@ -53,10 +53,15 @@ class StretchEncoder : public Encoder {
 
   // where a text can be cut before or after a blank; 0: it cannot
   size_t cut_at(std::string_view text, size_t blank) const {
-    const std::string_view sign = normalizer_.blank();
-    if (vocabulary_.cuts_before_blanks()) return text.substr(0, blank).ends_with(sign) ? 0 : blank;
-    const size_t after = blank + sign.size();
-    return vocabulary_.cuts_after_blanks() && !text.substr(after).starts_with(sign) ? after : 0;
+    const size_t size = normalizer_.blank().size(), after = blank + size;
+    if (vocabulary_.cuts_before_blanks()) return blank >= size && is_blank(text, blank - size) ? 0 : blank;
+    return vocabulary_.cuts_after_blanks() && !is_blank(text, after) ? after : 0;
+  }
+
+  // read where four bytes can be, after the text as well
+  bool is_blank(std::string_view text, size_t at) const {
+    const char* sign = text.data() + at;
+    return normalizer_.blank().size() == 1 ? *sign == ' ' : !std::memcmp(sign, kLowBlock.data(), kLowBlock.size());
   }
 
   void encode_word(std::string_view word) {
@@ -65,7 +70,7 @@ class StretchEncoder : public Encoder {
     size_t start = 0;
     for (size_t at = 0, bytes; at < word.size(); at += bytes) {
       bytes = character_bytes(word[at]);
-      const uint32_t character = character_at(&word[at], bytes);
+      const uint32_t character = character_of_four(&word[at], bytes);
       if (at > start && !vocabulary_.goes_on(before, character)) encode_stretch(word.substr(start, at - start)), start = at;
       before = character;
     }
@@ -96,7 +101,7 @@ class StretchEncoder : public Encoder {
   }
 
   void encode_character(std::string_view text) {
-    const int32_t symbol = vocabulary_.alone(character_at(text.data(), text.size()));
+    const int32_t symbol = vocabulary_.alone(character_of_four(text.data(), text.size()));
     algorithm_.pass(&symbol, 1);
     write(&symbol, 1);
   }

@@ -26,6 +26,13 @@ inline uint32_t character_at(const char* text, size_t bytes) {
   return (byte(0) & 0x07) << 18 | (byte(1) & 0x3f) << 12 | (byte(2) & 0x3f) << 6 | (byte(3) & 0x3f);
 }
 
+// the same where four bytes can be read, without a branch that a text of several scripts makes hard to foresee
+inline uint32_t character_of_four(const char* text, size_t bytes) {
+  const auto byte = [text](size_t i) { return uint32_t(uint8_t(text[i])); };
+  const uint32_t first = byte(0) & (0xffu >> (bytes + (bytes > 1)));
+  return (first << 18 | (byte(1) & 0x3f) << 12 | (byte(2) & 0x3f) << 6 | (byte(3) & 0x3f)) >> (24 - 6 * bytes);
+}
+
 // writes a character; returns its bytes
 inline size_t write_character(uint32_t code, uint8_t* out) {
   if (code < 0x80) return out[0] = code, 1;

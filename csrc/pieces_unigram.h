@@ -77,7 +77,7 @@ class Unigram {
     codes_.clear(), places_.clear();
     for (size_t at = 0, bytes; at < text.size(); at += bytes) {
       bytes = character_bytes(text[at]);
-      codes_.push_back(character_at(&text[at], bytes));
+      codes_.push_back(character_of_four(&text[at], bytes));
       places_.push_back(trie_.place_of(codes_.back()));
     }
     nodes_.assign(codes_.size() + 1, {kNever, kNever, 0, 0});
