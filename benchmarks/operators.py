@@ -286,10 +286,10 @@ def torch_adamw(state: list[list[Tensor]], models: list[Tensor]) -> None:
 
 def deepspeed_adamw(state: list[list[Tensor]], models: list[Tensor]) -> Callable[[], object]:
     """DeepSpeed's CPU Adam, with the scaling and the copies."""
-    from megalm.engine.cpu_adam import build_cpu_adam
+    from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiles itself, once
 
     parameters = [torch.nn.Parameter(master) for master in state[0]]
-    adam = build_cpu_adam()(parameters, lr=1e-4, betas=(0.9, 0.95), adamw_mode=True, weight_decay=0.1)
+    adam = DeepSpeedCPUAdam(parameters, lr=1e-4, betas=(0.9, 0.95), adamw_mode=True, weight_decay=0.1)
 
     def step() -> None:
         torch._foreach_mul_(state[3], 1.0)

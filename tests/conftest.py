@@ -11,7 +11,7 @@ from hypothesis import settings
 settings.register_profile("megalm", deadline=None)  # no test asserts a time
 settings.load_profile("megalm")
 
-FIRST = ("offload", "slurm", "e2e/test_documentation.py", "e2e", "parity", "kernels", "checkpoint", "planner", "mpi")
+FIRST = ("slurm", "e2e/test_documentation.py", "e2e", "parity", "kernels", "checkpoint", "planner", "mpi")
 """What starts first: the longest, so that no test process is left alone with it at the end."""
 WAITING = ("slurm",)
 """Groups that wait for a scheduler most of the time: of three or more test processes the last has them for itself, and
@@ -65,10 +65,8 @@ def group_of(nodeid: str) -> str:
     """Tests of one group run in one process: a file, whose fixtures are made once, or what else is made once."""
     path, _, name = nodeid.removeprefix("tests/").partition("::")
     if path == "parity/test_parity.py" and ": " in name:
-        model, _, words = name.rpartition(": ")
-        # the first row with offload compiles DeepSpeed's CPU Adam: one process waits for it. One run of one process
-        # for each model
-        return "offload" if "offload" in words else f"{path} {model.rpartition(', ')[2]}"
+        model = name.rpartition(": ")[0]
+        return f"{path} {model.rpartition(', ')[2]}"  # one run of one process for each model
     return next((folder for folder in TOGETHER if path.startswith(folder)), path)
 
 

@@ -20,4 +20,4 @@ class KernelsConfig(Section):
 
     use_apex: bool = False
     """Norms and AdamW of NVIDIA Apex in place of megalm's; it must be installed, with its CUDA extensions, and the
-    device a GPU. An offloaded optimizer stays DeepSpeed's."""
+    device a GPU. An offloaded optimizer stays torch's."""

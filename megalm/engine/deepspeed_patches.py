@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -77,17 +76,6 @@ def allow_fp16_on_cpu() -> None:
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         accelerator.is_fp16_supported = lambda: True
-
-
-def know_compiled(name: str, module: ModuleType) -> None:
-    """Let DeepSpeed 0.19 use an operator that is compiled already.
-
-    Its builder compiles at first use on every rank at once, guarded by a lock file of torch's that outlives a killed
-    process: every later run would wait for it for ever (see cpu_adam.py).
-    """
-    from deepspeed.ops.op_builder.builder import OpBuilder
-
-    OpBuilder._loaded_ops[name] = module
 
 
 def grow_scale_after_step(scaler: Any) -> Callable[[bool], None]:

@@ -19,9 +19,16 @@ class NodeKind:
 
     nodes: int
     gpus: int
+    """Of the type of which it has most."""
     cpus: int
     threads_per_core: int = 1
     memory_mb: int = 0
+    gpu_types: tuple[tuple[str, int], ...] = ()
+    """How many there are of each type that has a name."""
+
+    def gpus_of(self, kind: str | None) -> int:
+        """How many GPUs it has of a type; None: of any one."""
+        return self.gpus if kind is None else dict(self.gpu_types).get(kind, 0)
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,16 @@ class Partition:
     @property
     def gpus(self) -> int:
         """Of the nodes that have most."""
-        return max((kind.gpus for kind in self.kinds), default=0)
+        return self.gpus_of(None)
+
+    def gpus_of(self, kind: str | None) -> int:
+        """Of a type (None: any one), of the nodes that have most."""
+        return max((node.gpus_of(kind) for node in self.kinds), default=0)
+
+    @property
+    def gpu_types(self) -> list[str]:
+        """Names of the types of GPUs, in order."""
+        return sorted({name for kind in self.kinds for name, _ in kind.gpu_types})
 
     @property
     def cpus(self) -> int:
@@ -84,8 +100,11 @@ def partitions() -> tuple[dict[str, Partition], str | None]:
         name, nodes, cpus, threads, memory, limit, resources = line.split("|", 6)
         if name.endswith("*"):
             default = name = name.removesuffix("*")
-        gpus = max([int(count) for count in re.findall(r"gpu:(?:[^:,()]+:)?(\d+)", resources)], default=0)
-        kind = NodeKind(int(nodes), gpus, *(int(re.sub(r"\D.*", "", text) or 0) for text in (cpus, threads, memory)))
+        gpus = [(name, int(count)) for name, count in re.findall(r"gpu:(?:([^:,()]+):)?(\d+)", resources)]
+        most = max((count for _, count in gpus), default=0)
+        cores, per_core, megabytes = (int(re.sub(r"\D.*", "", text) or 0) for text in (cpus, threads, memory))
+        types = tuple((name, count) for name, count in gpus if name)
+        kind = NodeKind(int(nodes), most, cores, per_core, megabytes, types)
         found[name] = Partition(limit, (*(found[name].kinds if name in found else ()), kind))
     return found, default
 
@@ -126,7 +145,7 @@ def with_defaults(job: Job, partition: Partition) -> Job:
     shares = [
         _share(job, kind, exclusive="exclusive" in options)
         for kind in partition.kinds
-        if kind.gpus >= job.gpus_per_node and kind.cpus >= asked
+        if kind.gpus_of(job.gpu_type) >= job.gpus_per_node and kind.cpus >= asked
     ]
     if not shares:
         return job
@@ -142,7 +161,7 @@ def with_defaults(job: Job, partition: Partition) -> Job:
 def _share(job: Job, kind: NodeKind, *, exclusive: bool) -> tuple[int, float]:
     """Cores of each rank, and MB of memory of a node (inf: all of it), that belong to a job on one kind of node."""
     by_cores = Fraction(job.ranks_per_node * (job.cpus_per_task or 0), kind.cpus)
-    by_gpus = Fraction(job.gpus_per_node, kind.gpus) if job.gpus_per_node else Fraction(0)
+    by_gpus = Fraction(job.gpus_per_node, kind.gpus_of(job.gpu_type)) if job.gpus_per_node else Fraction(0)
     share = max(by_cores, by_gpus) or Fraction(1)
     whole_cores = max(kind.threads_per_core, 1)
     cores = int(kind.cpus * share) // job.ranks_per_node // whole_cores * whole_cores or 1
@@ -154,10 +173,17 @@ def _problems(job: Job, name: str, found: Partition) -> list[str]:
     problems = []
     if job.nodes > found.nodes:
         problems.append(f"--nodes {job.nodes} but partition {name} has {found.nodes}; ask for at most {found.nodes}")
-    if found.gpus and job.gpus_per_node > found.gpus:
+    available = found.gpus_of(job.gpu_type)
+    if found.gpus and job.gpu_type and not available:
+        there = f"those of {' or '.join(found.gpu_types)}" if found.gpu_types else "GPUs without a type"
         problems.append(
-            f"--gpus-per-node {job.gpus_per_node} but the nodes of partition {name} have {found.gpus}; ask for at most "
-            f"{found.gpus}"
+            f"--gpus-per-node {job.gpus_asked} but the nodes of partition {name} have no {job.gpu_type}; ask for "
+            f"{there}, or for another --partition"
+        )
+    elif found.gpus and job.gpus_per_node > available:
+        problems.append(
+            f"--gpus-per-node {job.gpus_asked} but the nodes of partition {name} have {available}; ask for at most "
+            f"{available}"
         )
     cores = job.ranks_per_node * (job.cpus_per_task or 1)
     if cores > found.cpus and not any("overcommit" in option for option in job.site.sbatch):

@@ -49,7 +49,7 @@ def commands(launcher: str, job: Job, hosts: Hosts, mpi: str = "openmpi") -> lis
 def _srun(job: Job, training: list[str]) -> list[str]:
     site = job.site
     optional = {
-        "gpus-per-node": job.gpus_per_node or None,
+        "gpus-per-node": job.gpus_asked or None,
         "cpus-per-task": job.cpus_per_task,
         "mem": job.mem,
         "time": job.time,

@@ -35,6 +35,8 @@ class Job:
     ranks_per_node: int
     gpus_per_node: int
     """To ask SLURM for; 0 on CPU nodes."""
+    gpu_type: str | None = None
+    """Of which type, as SLURM names it; None: any."""
     folder: Path
     """Where the batch script and its logs go, under slurm/: the run folder, or the one above the runs of an array."""
     elements: tuple[Element, ...]
@@ -56,6 +58,12 @@ class Job:
     """What `script` is."""
     command: str = ""
     """The command that describes this job, for the script's first lines."""
+
+    @property
+    def gpus_asked(self) -> str:
+        """The GPUs of each node as SLURM's --gpus-per-node takes them; empty: none."""
+        kind = f"{self.gpu_type}:" if self.gpu_type else ""
+        return f"{kind}{self.gpus_per_node}" if self.gpus_per_node else ""
 
     @property
     def ranks(self) -> int:

@@ -1,8 +1,10 @@
 """The flags of `megalm submit`: which there are, and which launcher takes which."""
 
 import argparse
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from megalm.config.paths import path_argument
 from megalm.config.ranges import Range
@@ -38,6 +40,27 @@ _INSTEAD = {
 }
 
 
+@dataclass(frozen=True)
+class Gpus:
+    """What --gpus-per-node asks for."""
+
+    count: int = 0
+    kind: str | None = None
+    """The type, as SLURM names it; None: any."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`4`, or with a type `h100:4`; a type without a number is one of them, as for SLURM.
+
+        Raises:
+            argparse.ArgumentTypeError: anything else.
+        """
+        found = re.fullmatch(r"(?:([A-Za-z][\w.-]*)(?::|$))?(\d{0,9})", text)
+        if not found or not text or text.endswith(":"):
+            raise argparse.ArgumentTypeError(f'must be a number, or TYPE:NUMBER such as h100:4, not "{text}"')
+        return cls(int(found[2] or 1), found[1])
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything else on the command line is a flag of the training script."""
     parser.allow_abbrev = False
@@ -56,8 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="print the batch script or the command, and do nothing")
     size = parser.add_argument_group("size")
     size.add_argument("-N", "--nodes", type=_positive, default=1, metavar="N", help="nodes (default: %(default)s)")
-    size.add_argument("--gpus-per-node", type=_count, metavar="G", help="GPUs of each node, one rank on each; 0 on "
-                      "CPU nodes")  # fmt: skip
+    size.add_argument("--gpus-per-node", type=Gpus.parse, default=Gpus(), metavar="[TYPE:]G", help="GPUs of each node, "
+                      "one rank on each; 0 on CPU nodes; with a type that SLURM knows: h100:4")  # fmt: skip
     size.add_argument("--ntasks-per-node", type=_positive, metavar="K", help="ranks on each node (default: G, else 1)")
     size.add_argument("-c", "--cpus-per-task", type=_positive, metavar="C", help="cores of each rank (default: its "
                       "share of the node's, by GPUs; of all where there are none)")  # fmt: skip
@@ -116,6 +139,12 @@ def check_launcher(arguments: argparse.Namespace) -> None:
             problems.append(
                 f"{flag} says nothing to --launcher {launcher}, only to {' and '.join(launchers)}; {instead}"
             )
+    gpus: Gpus = arguments.gpus_per_node
+    if gpus.kind and launcher not in ("slurm", "srun"):
+        problems.append(
+            f"--gpus-per-node {gpus.kind}:{gpus.count} names a type, which says nothing to --launcher {launcher}, only "
+            f"to slurm and srun; give {gpus.count}"
+        )
     if problems:
         raise ConfigError(problems)
 

@@ -118,7 +118,7 @@ def _options(job: Job) -> list[str]:
     limit = f"%{job.array_limit}" if job.array_limit else ""
     optional = {
         "time": job.time,
-        "gpus-per-node": job.gpus_per_node or None,
+        "gpus-per-node": job.gpus_asked or None,
         "cpus-per-task": job.cpus_per_task,
         "mem": job.mem,
         "partition": site.partition,

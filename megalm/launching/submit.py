@@ -110,7 +110,7 @@ def describe(arguments: argparse.Namespace, run_flags: list[str]) -> Job:
         ConfigError: what is wrong with it.
     """
     if arguments.ntasks_per_node is None:
-        arguments.ntasks_per_node = arguments.gpus_per_node or 1
+        arguments.ntasks_per_node = arguments.gpus_per_node.count or 1
     is_module = not Path(arguments.script).is_file()
     if is_module and not _is_importable(arguments.script):
         raise ConfigError(f"--script {arguments.script} does not exist; name a training script, or a module: {MODULE}")
@@ -131,7 +131,8 @@ def describe(arguments: argparse.Namespace, run_flags: list[str]) -> Job:
         flags=tuple(flags),
         nodes=arguments.nodes,
         ranks_per_node=arguments.ntasks_per_node,
-        gpus_per_node=arguments.gpus_per_node or 0,
+        gpus_per_node=arguments.gpus_per_node.count,
+        gpu_type=arguments.gpus_per_node.kind,
         folder=folder,
         elements=elements,
         directory=Path.cwd(),

@@ -3,13 +3,11 @@
 A test that fails here says that upstream no longer needs it: delete the function and the test.
 """
 
-import copy
 import importlib
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -143,19 +141,6 @@ def test_torchs_lock_of_a_compiler_outlives_its_process(tmp_path: Path) -> None:
     assert killed.try_acquire()
     del killed
     assert not FileBaton(str(tmp_path / "lock")).try_acquire(), "torch finds out that the holder is gone"
-
-
-def test_deepspeeds_builder_takes_an_operator_that_is_known() -> None:
-    from deepspeed.ops.op_builder import CPUAdamBuilder
-    from deepspeed.ops.op_builder.builder import OpBuilder
-
-    known, module = copy.copy(OpBuilder._loaded_ops), ModuleType("compiled")
-    try:
-        deepspeed_patches.know_compiled(CPUAdamBuilder.NAME, module)
-        assert CPUAdamBuilder().load(verbose=False) is module
-    finally:
-        OpBuilder._loaded_ops.clear()
-        OpBuilder._loaded_ops.update(known)
 
 
 def gradients_while_the_scale_grows(patched: bool) -> float:

@@ -22,6 +22,7 @@ print(memory.kept, min(faults[-6:]), int(status["VmRSS"].split()[0]) // 1024)
 """
 
 
+@pytest.mark.long  # it costs time and nothing else where it is lost
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="for the GNU C library")
 def test_tensors_like_those_before_need_no_new_pages() -> None:
     found = {}

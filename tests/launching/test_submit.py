@@ -533,3 +533,37 @@ def test_a_site_named_by_the_environment_is_named_so_in_errors(
         code, _, said = submit(capsys, tmp_path, *SIZE, "--time", "10")
         assert code == 2
         assert error in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "launcher", "expected"),
+    [
+        ("h100:4", "slurm", "#SBATCH --gpus-per-node=h100:4"),
+        ("a100:2", "srun", "--gpus-per-node=a100:2 "),
+        ("4", "slurm", "#SBATCH --gpus-per-node=4"),
+        ("h100", "slurm", "#SBATCH --gpus-per-node=h100:1"),
+        ("a100:4", "slurm", "--gpus-per-node a100:4 but the nodes of partition main have 2; ask for at most 2"),
+        ("v100:4", "slurm", "the nodes of partition main have no v100; ask for those of a100 or h100, or for another"),
+        (
+            "h100:4",
+            "torchrun",
+            "names a type, which says nothing to --launcher torchrun, only to slurm and srun; give 4",
+        ),
+        ("h100:", "slurm", 'must be a number, or TYPE:NUMBER such as h100:4, not "h100:"'),
+        ("-1", "slurm", "must be a number, or TYPE:NUMBER"),
+        (":4", "slurm", "must be a number, or TYPE:NUMBER"),
+    ],
+)
+def test_types_of_gpus(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, asked: str, launcher: str, expected: str
+) -> None:
+    sinfo = tmp_path / "programs" / "sinfo"
+    sinfo.write_text("#!/bin/sh\necho 'main*|2|64|1|1000000|1:00:00|gpu:h100:4(S:0-1),gpu:a100:2'\n")
+    sinfo.chmod(0o755)
+    limit = ("--time", "10") if launcher != "torchrun" else ()
+    try:
+        said = submit(capsys, tmp_path, f"--gpus-per-node={asked}", "--launcher", launcher, *limit)
+    except SystemExit:  # the parser's own
+        said = (2, "", capsys.readouterr().err)
+    assert expected in said[1] + said[2]
+    assert (said[0] == 0) == ("--gpus-per-node=" in expected)

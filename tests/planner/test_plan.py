@@ -25,7 +25,7 @@ def layout(flags: str, world: int) -> Layout:
 
 
 def planned(flags: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = main(["plan", *MODEL.split(), "--num-layers", "2", *flags.split()])
+    code = main(["plan", *MODEL.split(), "--num-layers", "4", *flags.split()])
     output = capsys.readouterr()
     return code, output.out + output.err
 

@@ -23,6 +23,7 @@ def flags(tmp_path: Path) -> list[str]:
     return ["--config", str(write_recipe(tmp_path)), *LAYOUT, *LAUNCHED, "--save", str(tmp_path / "run")]
 
 
+@pytest.mark.long  # one node: e2e/test_documentation.py; the command line for nodes: launching/test_submit.py
 def test_deepspeed_with_a_hostfile_of_two_nodes(
     nodes: Nodes, undisturbed: Path, flags: list[str], tmp_path: Path
 ) -> None:
@@ -45,7 +46,7 @@ def test_mpirun(undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
     ends_with_equal_losses(done, tmp_path, undisturbed)
 
 
-@pytest.mark.long  # mpi/test_mpirun.py on one node, the two nodes' ssh above
+@pytest.mark.long  # one node: mpi/test_mpirun.py
 def test_mpirun_on_two_nodes(nodes: Nodes, undisturbed: Path, flags: list[str], tmp_path: Path) -> None:
     pytest.importorskip("mpi4py")
     hosts = {"HOSTS": ",".join(f"{address}:2" for address in nodes.addresses)}

@@ -20,7 +20,7 @@ def zero_stage(config: RunConfig) -> int:
 
 
 def offloads_optimizer(config: RunConfig) -> bool:
-    """Whether the optimizer runs on the CPU, where DeepSpeed wants its own DeepSpeedCPUAdam."""
+    """Whether the optimizer's state is in host memory, and its step there."""
     return _offloads(deepspeed_only(config).get("zero_optimization", {}), "offload_optimizer")
 
 
@@ -40,6 +40,8 @@ def engine_json(config: RunConfig, data_parallel_size: int) -> dict[str, Any]:
     merged["gradient_accumulation_steps"] = config.batch.accumulation(data_parallel_size)
     merged["gradient_clipping"] = config.optimizer.clip_grad
     merged["zero_optimization"] = zero_block(merged.get("zero_optimization", {}), stage)
+    if offloads_optimizer(config):
+        merged["zero_force_ds_cpu_optimizer"] = False  # DeepSpeed's own compiles for a minute before the first step
     merged |= precision_blocks(config.precision, merged)
     merged = gradient_types(config.precision, stage) | merged
     return merged

@@ -7,7 +7,7 @@ A new rule is a function here and its name in `CHECKS`. What concerns one sectio
 from collections.abc import Callable, Iterator
 
 from megalm.config.base import OpenChoice
-from megalm.config.deepspeed.write import deepspeed_only, offloads_optimizer, zero_stage
+from megalm.config.deepspeed.write import deepspeed_only, zero_stage
 from megalm.config.merging.suggest import did_you_mean
 from megalm.config.rules.encoder import encoder
 from megalm.config.rules.encoder_decoder import encoder_decoder
@@ -161,18 +161,13 @@ def engine(config: RunConfig) -> list[str]:
 
 
 def optimizer(config: RunConfig) -> list[str]:
-    """An optimizer that goes with the ZeRO stage and with offload."""
+    """An optimizer that goes with the ZeRO stage."""
     name, stage = config.optimizer.optimizer, zero_stage(config)
     found = []
     if name == "muon" and stage > 2:
         found.append(
             f"optimizer=muon needs whole matrices, of which ZeRO stage {stage} leaves every rank a part only; use "
             "--zero-stage 2, or --optimizer adam"
-        )
-    if name != "adam" and offloads_optimizer(config):
-        found.append(
-            f"optimizer={name} does not run in host memory, where DeepSpeed has its own AdamW only; take "
-            "offload_optimizer out of the DeepSpeed JSON, or use --optimizer adam"
         )
     return found
 

@@ -161,8 +161,8 @@ def check_arrays(
         raise DataError(f"{prefix} is damaged: {'; '.join(wrong)}; {_COPY_AGAIN}")
 
 
-_STEP = 1 << 20
-"""Entries of the index that are looked at together."""
+_STEP = 1 << 15
+"""Entries of the index that are looked at together: what they take fits the processor's cache."""
 
 
 def layout_problems(
@@ -172,24 +172,25 @@ def layout_problems(
     boundaries: npt.NDArray[np.int64],
 ) -> list[str]:
     """What is wrong with lengths, offsets and document boundaries: one text for the first of each kind."""
-    found, expected = [], 0
+    found, expected = [], 0  # where the next sequence must start
     for start in range(0, len(lengths), _STEP):
-        part = lengths[start : start + _STEP].astype(np.int64)
+        part = lengths[start : start + _STEP]
         if int(part.min()) < 0:
             found.append(f"sequence {start + int(np.argmax(part < 0))} has a negative length")
             break
-        ends = expected + np.cumsum(part) * itemsize
-        begins = ends - part * itemsize
-        bad = np.flatnonzero(pointers[start : start + _STEP] != begins)
-        if len(bad):
-            number = int(bad[0])
-            sequence = start + number
-            found.append(f"sequence {sequence} must start at byte {begins[number]}, its offset is {pointers[sequence]}")
+        begins = pointers[start : start + _STEP].copy()  # aligned, which they are not in the file
+        ends = begins + np.multiply(part, itemsize, dtype=np.int64)
+        right = begins[1:] == ends[:-1]
+        if begins[0] != expected or not right.all():
+            number = 0 if begins[0] != expected else int(np.argmin(right)) + 1
+            wanted = ends[number - 1] if number else expected
+            found.append(f"sequence {start + number} must start at byte {wanted}, its offset is {begins[number]}")
             break
         expected = int(ends[-1])
     for start in range(0, len(boundaries) - 1, _STEP):
-        bad = np.flatnonzero(np.diff(boundaries[start : start + _STEP + 1]) < 0)
-        if len(bad):
-            found.append(f"document {start + int(bad[0])} ends before it starts")
+        edges = boundaries[start : start + _STEP + 1].copy()
+        ends_early = edges[1:] < edges[:-1]
+        if ends_early.any():
+            found.append(f"document {start + int(np.argmax(ends_early))} ends before it starts")
             break
     return found

@@ -16,6 +16,7 @@ from megalm.data.indexed import format as index_format
 from megalm.data.indexed.format import HEADER
 from megalm.errors import DataError
 from megalm.storage.faults import reading
+from megalm.storage.whole_file import WholeFile
 
 Tokens = npt.NDArray[np.integer[Any]]
 
@@ -45,9 +46,8 @@ class IndexedDataset:
         )
         with reading(f"{self.prefix}.idx", DataError, advice):
             self._header = index_format.read_header(f"{self.prefix}.idx")
-            self._idx = os.open(f"{self.prefix}.idx", os.O_RDONLY | os.O_CLOEXEC)
-            weakref.finalize(self, os.close, self._idx)
-            self._map = mmap.mmap(self._idx, 0, access=mmap.ACCESS_READ)
+            self._idx = WholeFile(f"{self.prefix}.idx", "copy it again and resume")
+            self._map = mmap.mmap(self._idx.handle, 0, access=mmap.ACCESS_READ)
         with reading(f"{self.prefix}.bin", DataError, advice):
             self._bin = os.open(f"{self.prefix}.bin", os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._bin)
@@ -62,20 +62,25 @@ class IndexedDataset:
             os.fstat(self._bin).st_size,
             scan=scan,
         )
+        if scan:
+            self._map.madvise(mmap.MADV_DONTNEED)  # the pages that were looked at; they stay in the system's cache
 
     def require_index(self) -> None:
-        """Checks that the mapped index is still as long as it was: to read beyond its end would kill the process.
+        """Checks that the mapped index is still as long as it was.
 
         Raises:
             DataError: the file has become shorter.
         """
-        if os.fstat(self._idx).st_size < len(self._map):
-            raise DataError(f"{self.prefix}.idx was cut while in use; copy it again and resume")
+        self._idx.require()
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the stored ids."""
         return self._header.dtype
+
+    @functools.cached_property
+    def _unsigned(self) -> np.dtype[np.unsignedinteger[Any]]:
+        return np.dtype(f"<u{self.dtype.itemsize}")
 
     @functools.cached_property
     def sequence_lengths(self) -> npt.NDArray[np.int32]:
@@ -118,6 +123,7 @@ class IndexedDataset:
         start, stop, step = index.indices(len(self))
         if step != 1:
             raise ValueError("slices of an indexed dataset must have step 1")
+        self.require_index()
         lengths = self.sequence_lengths[start:stop].tolist()
         if not lengths:
             return []
@@ -134,6 +140,7 @@ class IndexedDataset:
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)} in {self.prefix}")
+        self.require_index()
         available = int(self.sequence_lengths[index]) - offset
         count = available if length is None else length
         if offset < 0 or not 0 <= count <= available:
@@ -148,6 +155,7 @@ class IndexedDataset:
         """
         if first == last:
             return
+        self.require_index()
         itemsize = self.dtype.itemsize
         position = int(self._pointers[first])
         stop = int(self._pointers[last - 1]) + int(self.sequence_lengths[last - 1]) * itemsize
@@ -163,16 +171,19 @@ class IndexedDataset:
             DataError: one of them is not below `vocab_size`; names its document and its position.
         """
         for sequence in range(0, len(self), max(1, len(self) // limit)):
+            self.require_index()
             self.gather([(sequence, 0, min(int(self.sequence_lengths[sequence]), 1 << 16))])
 
     def token_position(self, sequence: int) -> int:
         """How many tokens lie before a sequence; for the number of sequences: all tokens."""
         if sequence == len(self):
             return self.num_tokens
+        self.require_index()
         return int(self._pointers[sequence]) // self.dtype.itemsize
 
     def sequence_at(self, position: int) -> int:
         """The sequence that token `position` of the whole file is of."""
+        self.require_index()
         return int(np.searchsorted(self._pointers, position * self.dtype.itemsize, side="right")) - 1
 
     def tokens(self, position: int, count: int) -> Tokens:
@@ -212,14 +223,14 @@ class IndexedDataset:
     def gather(self, parts: Sequence[tuple[int, int, int]]) -> Tokens:
         """The tokens of `parts` (sequence, offset, length) end to end, in the stored dtype.
 
-        The parts are trusted to lie inside their sequences.
+        The parts are trusted to lie inside their sequences, and the index to be whole (`require_index`).
 
         Raises:
             DataError: the file has become shorter, or cannot be read; a token is not below `vocab_size`.
         """
         file, pointers, size = self._bin, self._pointers, self.dtype.itemsize
         try:
-            raw = b"".join([os.pread(file, n * size, int(pointers[s]) + offset * size) for s, offset, n in parts])
+            raw = b"".join([os.pread(file, n * size, pointers.item(s) + offset * size) for s, offset, n in parts])
         except OSError:
             raw = b""
         if len(raw) == size * sum([n for _, _, n in parts]):
@@ -240,7 +251,7 @@ class IndexedDataset:
         if self.vocab_size is None or not len(tokens):
             return False
         # the bits of a negative number are those of a large one without a sign
-        return int(tokens.view(f"<u{self.dtype.itemsize}").max()) >= self.vocab_size
+        return int(np.maximum.reduce(tokens.view(self._unsigned))) >= self.vocab_size
 
     def _foreign(self, tokens: Tokens) -> npt.NDArray[np.bool_]:
         assert self.vocab_size is not None, "only tokens of a known vocabulary are judged"

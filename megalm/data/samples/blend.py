@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from megalm.data.tokenizers.greedy import exhaustive_choices, weighted_choices
 from megalm.errors import DataError
+from megalm.storage.whole_file import WholeFile
 
 SURPLUS = 0.005
 """Share by which each dataset of a weighted blend is built larger than its target (`mid_level_dataset_surplus`)."""
@@ -54,12 +55,15 @@ class Blend:
 
     Args:
         dataset_index: dataset number of each step, int16 [size].
+        mapped: the files that it is mapped from.
     """
 
     BLOCK = 4096
 
-    def __init__(self, dataset_index: npt.NDArray[np.int16], num_datasets: int) -> None:
-        self.dataset_index, self.num_datasets = dataset_index, num_datasets
+    def __init__(
+        self, dataset_index: npt.NDArray[np.int16], num_datasets: int, mapped: Sequence[WholeFile] = ()
+    ) -> None:
+        self.dataset_index, self.num_datasets, self._mapped = dataset_index, num_datasets, mapped
 
     @classmethod
     def weighted(cls, weights: Sequence[float], size: int) -> "Blend":
@@ -87,6 +91,7 @@ class Blend:
         """(dataset number, how many earlier steps went to it) of one step."""
         if self.num_datasets == 1:
             return 0, step
+        self._require_mapped()
         dataset = int(self.dataset_index[step])
         block = step // self.BLOCK
         inside = int(np.count_nonzero(self.dataset_index[block * self.BLOCK : step] == dataset))
@@ -96,6 +101,7 @@ class Blend:
         """How many of the first `steps` steps go to each dataset."""
         if self.num_datasets == 1:
             return [steps]
+        self._require_mapped()
         block = steps // self.BLOCK
         rest = np.bincount(self.dataset_index[block * self.BLOCK : steps], minlength=self.num_datasets)
         total: list[int] = (self._counts[block] + rest).tolist()
@@ -108,6 +114,10 @@ class Blend:
             steps = np.flatnonzero(self.dataset_index == dataset)
             numbers[steps] = np.arange(len(steps))
         return numbers
+
+    def _require_mapped(self) -> None:
+        for file in self._mapped:
+            file.require()
 
     @functools.cached_property
     def _counts(self) -> npt.NDArray[np.int64]:

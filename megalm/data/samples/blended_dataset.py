@@ -217,7 +217,7 @@ def _weighted(shares: list[float], size: int, cache: IndexCache | None) -> Blend
     built = cache.get(
         {"blend": shares, "size": size}, lambda: {"dataset_index": Blend.weighted(shares, size).dataset_index}
     )
-    return Blend(built["dataset_index"], len(shares))
+    return Blend(built["dataset_index"], len(shares), built.files)
 
 
 def _keys(sources: Sequence[Source]) -> list[str]:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from megalm.data.indexed.reader import IndexedDataset
 from megalm.data.samples.gpt_index import EpochPlan, SampleIndex, build_document_index, build_shuffle_index, plan_epochs
-from megalm.data.samples.index_cache import Arrays, IndexCache
+from megalm.data.samples.index_cache import Arrays, CachedArrays, IndexCache
 from megalm.data.samples.sample import PAD, Sample
 from megalm.errors import DataError
 from megalm.randomness import purpose_number
@@ -60,10 +60,11 @@ class GPTDataset:
             }
 
         if cache is None:
-            arrays = build()
+            arrays = CachedArrays(build(), ())
         else:
             key = {"data": indexed.fingerprint(), "documents": [documents.start, documents.stop], **asdict(plan)}
             arrays = cache.get(key | {"seq_length": seq_length, "extra_token": extra_tokens, "seed": seed}, build)
+        self._mapped = arrays.files
         self.document_index, self.shuffle_index = arrays["document_index"], arrays["shuffle_index"]
         self.sample_index = SampleIndex(
             lengths, self.document_index, plan, seq_length, extra_tokens, block_starts=arrays["block_starts"]
@@ -107,8 +108,7 @@ class GPTDataset:
         """
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)} in {self.indexed.prefix}")
-        self.indexed.require_index()
-        tokens = self.indexed.gather(self.sample_index.pieces(int(self.shuffle_index[number])))
+        tokens = self.indexed.gather(self._pieces(number))
         if len(tokens) == self.sample_tokens:
             return Sample(number, 0, tokens.astype(np.int64))
         padded = np.full(self.sample_tokens, PAD, dtype=np.int64)
@@ -117,7 +117,18 @@ class GPTDataset:
 
     def sequences(self, number: int) -> list[int]:
         """The sequences that sample `number` has tokens of."""
-        return [sequence for sequence, _, _ in self.sample_index.pieces(int(self.shuffle_index[number]))]
+        return [sequence for sequence, _, _ in self._pieces(number)]
+
+    def _pieces(self, number: int) -> list[tuple[int, int, int]]:
+        """The parts of sample `number`.
+
+        Raises:
+            DataError: what is mapped was cut.
+        """
+        self.indexed.require_index()
+        for file in self._mapped:
+            file.require()
+        return self.sample_index.pieces(int(self.shuffle_index[number]))
 
 
 class MockDataset:

@@ -209,7 +209,10 @@ def _block_starts(
     chunk = block << 15  # a million documents at a time: the lengths in stream order are never held at once
     for first in range(0, len(document_index), chunk):
         ordered = own.take(document_index[first : first + chunk] - low, mode="clip")  # twice as fast as [...]
-        sums = np.add.reduceat(ordered, np.arange(0, len(ordered), block), dtype=np.int64)
-        starts[first // block + 1 : first // block + 1 + len(sums)] = sums
+        whole = len(ordered) // block
+        sums = ordered[: whole * block].reshape(whole, block).sum(axis=1, dtype=np.int64)  # faster than reduceat
+        starts[first // block + 1 : first // block + 1 + whole] = sums
+        if whole * block < len(ordered):  # the last block, which is not full
+            starts[-1] = ordered[whole * block :].sum(dtype=np.int64)
     np.cumsum(starts, out=starts)
     return starts

@@ -26,11 +26,21 @@ from megalm.storage.documents import Count, PlainName, Sha256, parse_json, valid
 from megalm.storage.durable import open_kept, sha256_of
 from megalm.storage.faults import attempting
 from megalm.storage.lock import sign, take
+from megalm.storage.whole_file import WholeFile
 
 log = logging.getLogger("megalm")
 
 Arrays = dict[str, npt.NDArray[Any]]
 _VERSION = 1
+
+
+class CachedArrays(dict[str, npt.NDArray[Any]]):
+    """Arrays that are mapped from files."""
+
+    def __init__(self, arrays: Arrays, files: tuple[WholeFile, ...]) -> None:
+        super().__init__(arrays)
+        self.files = files
+        """`require` each before a look at the arrays."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class IndexCache:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
-    def get(self, key: dict[str, Any], build: Callable[[], Arrays]) -> Arrays:
+    def get(self, key: dict[str, Any], build: Callable[[], Arrays]) -> CachedArrays:
         """The arrays of `key` (anything that JSON holds), read-only and mapped; built first if they are not there.
 
         An entry whose files are missing, cut off or changed is built again. Phases: load; wait for a builder of the
@@ -75,22 +85,23 @@ class IndexCache:
             with self._only_builder(name):
                 arrays = self._load(name)  # another process may have built it in the meantime
                 if arrays is None:
-                    arrays = build()
-                    self._store(name, text, arrays)
-                    arrays = self._load(name) or arrays
+                    built = build()
+                    self._store(name, text, built)
+                    arrays = self._load(name) or CachedArrays(built, ())
                 return arrays
 
-    def _load(self, name: str) -> Arrays | None:
+    def _load(self, name: str) -> CachedArrays | None:
         """The mapped arrays of an entry that is there and sound."""
         try:
             entry = validated(_Entry, parse_json((self.folder / f"{name}.json").read_bytes()))
-            arrays = {}
+            arrays, files = {}, []
             for array, facts in entry.arrays.items():
                 path = self.folder / f"{name}-{array}.npy"
+                files.append(WholeFile(path, "start again: it is built again"))
                 if path.stat().st_size != facts.bytes or sha256_of(path) != facts.sha256:
                     raise ValueError(f"{path.name} is not what was written")
                 arrays[array] = np.load(path, mmap_mode="r", allow_pickle=False)
-            return arrays
+            return CachedArrays(arrays, tuple(files))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, EOFError, SyntaxError, LookupError, TypeError, AttributeError) as error:

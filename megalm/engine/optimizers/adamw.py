@@ -25,14 +25,10 @@ class AdamSpec:
         return decay_groups(parameters, config)
 
     def build(self, groups: Groups, config: OptimizerConfig, surroundings: Surroundings) -> optim.Optimizer:
-        """torch's own, or that of a kernel where it serves; DeepSpeed's in host memory."""
+        """torch's own, which in host memory needs nothing compiled either, or that of a kernel where it serves."""
         options, kernels = adam_options(config), surroundings.kernels
-        if surroundings.offloaded:
-            from megalm.engine.cpu_adam import build_cpu_adam  # imports DeepSpeed (2 s), which the planner does without
-
-            offloaded: optim.Optimizer = build_cpu_adam()(groups, adamw_mode=True, **options)
-            return offloaded
-        if kernels.adamw_step is not None and (surroundings.zero_stage == 0 or kernels.sharded_adamw):
+        sharded = kernels.sharded_adamw and not surroundings.offloaded
+        if kernels.adamw_step is not None and (surroundings.zero_stage == 0 or sharded):
             return KernelAdamW(groups, kernels.adamw_step, **options)
         return optim.AdamW(groups, fused=True, **options)
 

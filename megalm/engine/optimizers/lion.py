@@ -23,7 +23,6 @@ class LionSpec:
 
     def build(self, groups: Groups, config: OptimizerConfig, surroundings: Surroundings) -> optim.Optimizer:
         """The same at every ZeRO stage: it goes by elements."""
-        assert not surroundings.offloaded, "checked: offload needs adam"
         return Lion(groups, lr=config.lr, betas=(config.lion_beta1, config.lion_beta2))
 
 

@@ -28,7 +28,7 @@ class Surroundings:
     groups: MeshGroups | None = None
     """None: one process."""
     offloaded: bool = False
-    """Its state is in host memory, where DeepSpeed wants an optimizer of its own."""
+    """Its state is in host memory, and its step there."""
 
 
 class OptimizerSpec(Protocol):

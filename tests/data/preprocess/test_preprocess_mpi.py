@@ -24,9 +24,9 @@ def start(ranks: int, folder: Path, *arguments: str) -> subprocess.CompletedProc
 
 
 def make_input(folder: Path) -> None:
-    lines = [json.dumps({"text": f"text {i * i % 7001} " * (i % 30)}) for i in range(12_000)]
+    lines = [json.dumps({"text": f"text {i * i % 7001} " * (i % 30)}) for i in range(30_000)]
     (folder / "a.jsonl").write_text("\n".join(lines))
-    (folder / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines[:4000]).encode()))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines[:9000]).encode()))
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 3])
