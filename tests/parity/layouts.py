@@ -90,6 +90,10 @@ MODELS = {
     # two modules that predict tokens further ahead, inside documents too
     "mtp": f"{LLAMA} --mtp-num-layers 2 --mtp-loss-scaling-factor 0.5",
     "mtp documents": f"{GPT2} --mtp-num-layers 2 --hidden-dropout 0.1 {DOCUMENTS}",
+    # every row goes on from what the one of the step before has left: distances by sinusoids, or rotary
+    "segments": f"{GPT2} --position-embedding-type relative --segment-memory 12 --sampling consecutive "
+    "--init-method-std 0.2",
+    "rotary segments": f"{LLAMA} --segment-memory 24 --sampling consecutive --hidden-dropout 0.1",
     # samples of three objectives, in some of which nothing is prefix
     "mixture": f"{GPT2} --num-layers 4 --objective-mixture causal:0.25,fim:0.25,prefix:0.5",
     # two layers and three, tied head
