@@ -253,7 +253,7 @@ def save(
     }
     return save_checkpoint(
         Path(config.checkpoint.save),
-        engine.owned_slices(),
+        [*engine.owned_slices(), *([] if engine.memory is None else engine.memory.slices())],
         header=header,
         with_moments=not config.checkpoint.no_save_optim,
         differing=engine.differing_from_written,

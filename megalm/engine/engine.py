@@ -208,11 +208,10 @@ class Engine:
 
     def owned_slices(self) -> list[StateSlice]:
         """The slices that this rank is to write: those that it counts; at stage 0, where all ranks with the same
-        weights hold the same, every n-th of them. And what it remembers of its rows.
+        weights hold the same, every n-th of them.
         """
         slices, weights = [piece for piece in self.state_slices() if piece.shard_spec.is_owner], self.groups.weights
-        own = slices[weights.rank :: weights.size] if self.zero_stage == 0 else slices
-        return own if self.memory is None else [*own, *self.memory.slices()]
+        return slices[weights.rank :: weights.size] if self.zero_stage == 0 else slices
 
     @property
     def dtype(self) -> torch.dtype:

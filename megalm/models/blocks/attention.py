@@ -77,7 +77,7 @@ class KVCache:
     def pieces(self, tokens_BT: Tensor) -> tuple[Tensor, ...]:
         """The first tokens of a text, as they are to go through the model: all at once, or segment by segment."""
         assert self.length == 0, "segments begin where the text does"
-        return (tokens_BT,) if self.segment is None else tokens_BT.split(self.segment[0], dim=1)
+        return (tokens_BT,) if self.segment is None else torch.split(tokens_BT, self.segment[0], dim=1)
 
     def repeat(self, times: int) -> None:
         """Continue each stored sequence `times` times: the batch grows to times x B."""
