@@ -121,7 +121,8 @@ class ConsecutiveDataset(StreamDataset):
             raise DataError(
                 f"{indexed.prefix}: {len(documents)} documents have {self.samples_per_epoch} samples of {seq_length} "
                 f"tokens, fewer than the {rows} rows of a global batch that are to read them on; give more data, "
-                "another --split, or a smaller --global-batch-size or --seq-length"
+                "another --split, or a smaller --seq-length or --global-batch-size (of an evaluation "
+                "--eval-global-batch-size)"
             )
         self.samples_per_epoch = rows * self._stretch
         if num_samples is None:
