@@ -12,9 +12,9 @@ from megalm.testing.small_runs import SCRIPT, metrics
 
 RUN = (
     "--num-layers 2 --hidden-size 16 --num-attention-heads 2 --seq-length 8 --vocab-size 65 --init-method-std 0.2 "
-    "--position-embedding-type relative --segment-memory 12 --sampling consecutive --split 80,20,0 --hidden-dropout 0.1 "
-    "--micro-batch-size 1 --global-batch-size 4 --train-iters 6 --eval-iters 2 --eval-interval 2 --lr 0.02 "
-    "--log-interval 1 --zero-stage 1 --deterministic-mode"
+    "--position-embedding-type relative --segment-memory 12 --sampling consecutive --split 80,20,0 "
+    "--hidden-dropout 0.1 --micro-batch-size 1 --global-batch-size 4 --train-iters 6 --eval-iters 2 --eval-interval 2 "
+    "--lr 0.02 --log-interval 1 --zero-stage 1 --deterministic-mode"
 )
 
 
