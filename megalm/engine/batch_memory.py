@@ -1,8 +1,9 @@
 """The memory of the rows of the global batch, which segment recurrence hands on from step to step.
 
-Shapes: B samples of the global batch, M positions of the memory, D model width.
+Shapes: M positions of the memory, D model width.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from megalm.distributed.groups import MeshGroups
 from megalm.distributed.shards import Box, ShardSpec, StateSlice
 from megalm.models.blocks.segments import SegmentMemory
 
+Shape = tuple[int, ...]
 Memories = dict[int, SegmentMemory]
 """By the place of the micro-batch in its step."""
 KIND = "memory"
@@ -23,7 +25,11 @@ KIND = "memory"
 
 @dataclass(frozen=True)
 class MemorySlice(StateSlice):
-    """Rows of the memory of one layer, a tensor (B, M, D) of its own; fp32, which holds every type that it may have."""
+    """A rank's rows of the memory of one layer, fp32, which holds every type that it may have.
+
+    The tensor is (data-parallel ranks, micro-batches, rows of one, M, D) of the layout that writes it, so that a rank's
+    part is one piece.
+    """
 
     def tensors(self, with_moments: bool = True) -> dict[str, Tensor]:
         """The memory alone."""
@@ -96,40 +102,52 @@ class BatchMemory:
 
     def slices(self) -> list[MemorySlice]:
         """What this rank is to write of the rows that are trained; nothing before the first step."""
-        return [
-            MemorySlice(_name(layer), spec, 0, spec.box.numel, kept.detach().float().view(-1), {})
-            for number, memory in sorted(self._trained.items() if self.is_owner else ())
-            for layer, kept in memory.layers.items()
-            for spec in [ShardSpec((self._all_rows, *kept.shape[1:]), self._box(number, tuple(kept.shape[1:])))]
-        ]
+        if not self.is_owner or not self._trained:
+            return []
+        memories = [self._trained[number].layers for number in range(self.micro_batches)]
+        found = []
+        for layer in range(self.num_layers):
+            own = torch.stack([layers[layer] for layers in memories]).detach().float()
+            spec = ShardSpec.of_dim((self.ranks, *own.shape), 0, self.rank, self.rank + 1)
+            found.append(MemorySlice(_name(layer), spec, 0, own.numel(), own.view(-1), {}))
+        return found
 
-    def load(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, str, Box], Tensor]) -> None:
-        """Go on from what a checkpoint holds of it: `shapes` by name, and `read` gives a box, flat, by (name, kind).
+    def load(self, shapes: Mapping[str, Shape], read: Callable[[str, str, Box], Tensor]) -> None:
+        """Go on from what a checkpoint holds of it, whatever split of the batch wrote it: `shapes` by name, and `read`
+        gives a box, flat, by (name, kind).
 
         Raises:
             ValueError: it holds the memory of another batch or model.
         """
         for name, shape in shapes.items():
-            if (shape[0], *shape[2:]) != (self._all_rows, self.width) or not 0 < shape[1] <= self.size:
-                raise ValueError(f"{name} is {shape}, not ({self._all_rows}, up to {self.size}, {self.width})")
-        if shapes.keys() != {_name(layer) for layer in range(self.num_layers if shapes else 0)}:
+            if len(shape) != 5 or math.prod(shape[:3]) != self._all_rows or shape[4] != self.width:
+                raise ValueError(f"{name} is {shape}, not {self._all_rows} rows of positions of width {self.width}")
+            if not 0 < shape[3] <= self.size:
+                raise ValueError(f"{name} has {shape[3]} positions, not 1 to {self.size}")
+        if not shapes:
+            return
+        if shapes.keys() != {_name(layer) for layer in range(self.num_layers)}:
             raise ValueError(f"its memory is of {len(shapes)} layers, not of {self.num_layers}")
-        for number in range(self.micro_batches if shapes else 0):
+        for number in range(self.micro_batches):
+            first = (number * self.ranks + self.rank) * self.rows  # as the loader deals samples out
             layers = {}
             for layer in range(self.num_layers):
-                box = self._box(number, shapes[_name(layer)][1:])
-                part = read(_name(layer), KIND, box).view(box.sizes)
-                layers[layer] = part.to(self.device, self.dtype)
+                name, shape = _name(layer), shapes[_name(layer)]
+                rows = [read(name, KIND, _box_of_row(shape, first + row)) for row in range(self.rows)]
+                layers[layer] = torch.stack(rows).view(self.rows, *shape[3:]).to(self.device, self.dtype)
             self._trained[number] = SegmentMemory(self.size, layers)
 
     @property
     def _all_rows(self) -> int:
         return self.micro_batches * self.ranks * self.rows
 
-    def _box(self, number: int, shape: tuple[int, ...]) -> Box:
-        """The rows of a micro-batch: as the loader deals samples out."""
-        first = (number * self.ranks + self.rank) * self.rows
-        return Box.whole((self._all_rows, *shape)).narrow(0, first, first + self.rows)
+
+def _box_of_row(shape: Shape, number: int) -> Box:
+    """Where a row of the global batch lies in a stored tensor."""
+    ranks, _, rows, *kept = shape
+    micro_batch, inside = divmod(number, ranks * rows)
+    rank, row = divmod(inside, rows)
+    return Box((rank, micro_batch, row, 0, 0), (1, 1, 1, *kept))
 
 
 def _name(layer: int) -> str:

@@ -17,42 +17,57 @@ def memory_of(rank: int, ranks: int, rows: int, *, size: int = 5, is_owner: bool
     )  # fmt: skip
 
 
-def whole(positions: int) -> dict[str, torch.Tensor]:
-    """What all ranks remember together."""
-    shape = (ROWS, positions, WIDTH)
-    return {f"segment_memory.{layer}": torch.randn(shape).bfloat16().float() for layer in range(LAYERS)}
+SPLITS = [(1, 12), (1, 3), (2, 3), (3, 2), (3, 4)]
+"""(ranks, rows of a micro-batch)."""
 
 
 @pytest.mark.parametrize("positions", [2, 5])
-@pytest.mark.parametrize(("ranks", "rows"), [(1, 12), (1, 3), (2, 3), (3, 2), (3, 4)])
-def test_every_split_of_the_batch_has_and_writes_its_own_rows(ranks: int, rows: int, positions: int) -> None:
-    stored, written = whole(positions), {name: torch.full_like(x, torch.nan) for name, x in whole(positions).items()}
-    for rank in range(ranks):
-        memory = memory_of(rank, ranks, rows)
-        memory.load(
-            {name: tuple(x.shape) for name, x in stored.items()}, lambda name, _, box: stored[name][box.index()]
-        )
-        for number in range(memory.micro_batches):
-            first = (number * ranks + rank) * rows
-            for layer, kept in memory.trained(number).layers.items():
-                assert torch.equal(kept.float(), stored[f"segment_memory.{layer}"][first : first + rows])
-        for piece in memory.slices():
-            assert written[piece.name][piece.shard_spec.box.index()].isnan().all(), "one rank writes a row"
-            written[piece.name][piece.shard_spec.box.index()] = piece.weight.view(piece.shard_spec.box.sizes)
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("other", SPLITS)
+def test_every_row_goes_from_any_split_of_the_batch_to_any_other(
+    split: tuple[int, int], other: tuple[int, int], positions: int
+) -> None:
+    rows = torch.randn(LAYERS, ROWS, positions, WIDTH).bfloat16()
+    stored: dict[str, torch.Tensor] = {}
+    for memory in memories(*split):
+        for number, numbers in own_rows(memory):
+            memory.trained(number).advance(dict(enumerate(rows[:, numbers])))
+        slices = memory.slices()
+        assert len({piece.name for piece in slices}) == len(slices), "a file has one piece of a tensor"
+        for piece in slices:
+            whole = stored.setdefault(piece.name, torch.full(piece.shard_spec.shape, torch.nan))
+            box = piece.shard_spec.box
+            assert whole[box.index()].isnan().all(), "one rank writes a row"
+            whole[box.index()] = piece.weight.view(box.sizes)
             assert list(piece.tensors(with_moments=False)) == ["memory"]
         if positions == memory.size:
-            assert sum(piece.weight.numel() for piece in memory.slices()) == memory.written_elements
-        assert memory_of(rank, ranks, rows, is_owner=False).slices() == []
-    assert all(torch.equal(written[name], stored[name]) for name in stored)
+            assert sum(piece.weight.numel() for piece in slices) == memory.written_elements
+    for memory in memories(*other):
+        shapes = {name: tuple(whole.shape) for name, whole in stored.items()}
+        memory.load(shapes, lambda name, _, box: stored[name][box.index()].flatten())
+        for number, numbers in own_rows(memory):
+            found = memory.trained(number).layers
+            assert all(torch.equal(found[layer], rows[layer, numbers]) for layer in range(LAYERS))
+
+
+def memories(ranks: int, rows: int) -> list[BatchMemory]:
+    return [memory_of(rank, ranks, rows) for rank in range(ranks)]
+
+
+def own_rows(memory: BatchMemory) -> list[tuple[int, slice]]:
+    """By micro-batch, as the loader deals samples out."""
+    firsts = [(number * memory.ranks + memory.rank) * memory.rows for number in range(memory.micro_batches)]
+    return [(number, slice(first, first + memory.rows)) for number, first in enumerate(firsts)]
 
 
 @pytest.mark.parametrize(
     "shapes",
     [
-        {"segment_memory.0": (ROWS, 5, WIDTH)},
-        dict.fromkeys(("segment_memory.0", "segment_memory.1"), (ROWS + 1, 5, WIDTH)),
-        dict.fromkeys(("segment_memory.0", "segment_memory.1"), (ROWS, 6, WIDTH)),
-        dict.fromkeys(("segment_memory.0", "segment_memory.1"), (ROWS, 5, WIDTH + 1)),
+        {"segment_memory.0": (1, 4, 3, 5, WIDTH)},
+        *(
+            dict.fromkeys(("segment_memory.0", "segment_memory.1"), shape)
+            for shape in ((1, 5, 3, 5, WIDTH), (1, 4, 3, 6, WIDTH), (1, 4, 3, 5, WIDTH + 1), (ROWS, 5, WIDTH))
+        ),
     ],
 )
 def test_the_memory_of_another_run_is_refused(shapes: dict[str, tuple[int, ...]]) -> None:
@@ -64,6 +79,9 @@ def test_before_the_first_step_there_is_nothing() -> None:
     memory = memory_of(0, 1, 3)
     memory.load({}, lambda *_: torch.zeros(1))
     assert memory.slices() == []
+    other = memory_of(0, 1, 12, is_owner=False)
+    other.trained(0).advance(dict.fromkeys(range(LAYERS), torch.zeros(12, 5, WIDTH)))
+    assert other.slices() == [], "another rank of the model copy writes it"
 
 
 FLAGS = (
