@@ -20,6 +20,8 @@ PYTEST_ARGS ?=
 # test processes: for two cores, and one for the tests that wait for a scheduler; tests/conftest.py says which tests
 # stay together, and in which order
 JOBS ?= 3
+# what else may be compiled while packages are installed
+AHEAD ?= true
 # the GPUs of this machine, or two ranks on its CPU
 TRAIN_ARGS ?=
 RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(d for d in (1, 2, 4, 8, 16) if d <= n))")
@@ -36,7 +38,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch numpy setuptools wheel ninja
-	$(BIN)/python -m megalm.cli kernels build >/dev/null 2>&1 & \
+	( $(BIN)/python -m megalm.cli kernels build; $(AHEAD) ) >/dev/null 2>&1 & \
 		$(PIP_INSTALL) --no-build-isolation --editable '.[mpi,hf,data,bench,dev]'; done=$$?; wait; exit $$done
 	$(BIN)/megalm kernels build || true  # without a compiler it says so, and runs use torch's operators
 	touch $@

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from megalm import __version__
 from megalm.errors import ConfigError, MegalmError
-from megalm.processes import outlive_readers
+from megalm.processes import importing, outlive_readers
 from megalm.storage.faults import unforeseen
 
 _COMMANDS = {
@@ -46,9 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. A MegalmError is one line on stderr and the error's exit code."""
     outlive_readers()
     argv = list(sys.argv[1:] if argv is None else argv)
-    arguments, rest = _parser(argv[0] if argv and argv[0] in _COMMANDS else None).parse_known_args(argv)
+    with importing():
+        arguments, rest = _parser(argv[0] if argv and argv[0] in _COMMANDS else None).parse_known_args(argv)
+        module = importlib.import_module(_COMMANDS[arguments.command][0])
     arguments.words = argv
-    module = importlib.import_module(_COMMANDS[arguments.command][0])
     takes_run_flags = getattr(module, "TAKES_RUN_FLAGS", False)
     try:
         if rest and not takes_run_flags:

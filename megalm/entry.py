@@ -9,7 +9,7 @@ from types import MappingProxyType
 from megalm.checkpoint.fresh import command_of
 from megalm.distributed.environment import LaunchEnvironment, read_environment
 from megalm.preparation import Prepared, prepare, tell_others_of
-from megalm.processes import outlive_readers
+from megalm.processes import importing, outlive_readers
 from megalm.resilience.launcher import grace_note, watch_launcher
 from megalm.resilience.reporting import leave, report_failure
 from megalm.resilience.signals import StopRequest
@@ -31,9 +31,10 @@ def main(
         environment = read_environment()
         stop.rank = environment.rank
         watch_launcher(environment.launcher)
-        prepared = prepare(argv, prog, defaults, environment)
-        met = True  # from here on the others know when this rank fails
-        code = _run(prepared, environment, stop)
+        with importing():
+            prepared = prepare(argv, prog, defaults, environment)
+            met = True  # from here on the others know when this rank fails
+            code = _run(prepared, environment, stop)
     except Exception as error:
         if not met and environment.rank > 0:
             tell_others_of(error, environment, stop)

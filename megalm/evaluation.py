@@ -65,7 +65,9 @@ def evaluated_losses(run: Run, sums: torch.Tensor, name: str, suffix: str = "") 
             "data, or drop --eod-mask-loss"
         )
     loss = run.engine.total_loss(losses)
-    row = {f"{name}_loss{suffix}": loss, f"{name}_ppl{suffix}": math.exp(min(loss, 20.0))}
+    row = {f"{name}_loss{suffix}": loss}
+    if (entropy := losses.get("lm", loss if len(losses) == 1 else None)) is not None:  # of tokens alone
+        row[f"{name}_ppl{suffix}"] = math.exp(min(entropy, 20.0))
     return row | named_losses(losses, f"{name}_", suffix)
 
 

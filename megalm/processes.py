@@ -1,13 +1,34 @@
-"""What becomes of a process when those around it go: its parent, or who reads what it prints."""
+"""A process's beginning, and what becomes of it when those around it go: its parent, or who reads what it prints."""
 
+import contextlib
 import errno
+import gc
 import io
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """No search for garbage inside, while libraries are imported, or until `begin_collecting`.
+
+    What they make stays: a rank that looked through it again and again would take a fifth longer to start.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def begin_collecting() -> None:
+    """From here on garbage is looked for, among what is made later."""
+    gc.freeze()
+    gc.enable()
 
 
 def follow_parent(parent: int, deaf_to: Iterable[signal.Signals]) -> None:

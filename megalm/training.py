@@ -23,6 +23,7 @@ from megalm.engine.lr_schedule import StepSettings, step_settings
 from megalm.errors import CheckpointError, DataError, MegalmError, PlatformError
 from megalm.evaluation import evaluate, evaluate_at_end, named_losses, show_sample
 from megalm.monitor.throughput import peak_memory_bytes
+from megalm.processes import begin_collecting
 from megalm.resilience.signals import EXIT_STOPPED, StopRequest
 from megalm.run import Run
 from megalm.run_summary import describe_run
@@ -37,6 +38,7 @@ def pretrain(config: RunConfig, context: RankContext, stop: StopRequest | None =
     """
     stop = stop or StopRequest()
     run = build_run(config, context, stop)
+    begin_collecting()
     log.info(describe_run(run))
     if run.progress.step >= run.total_iters and not config.training.skip_train:
         flag = "--" + run.lengths.total.name.replace("_", "-")

@@ -3,6 +3,7 @@
 --all-layouts: every row of the tables of layouts, not only those that always run.
 """
 
+import gc
 from typing import Any
 
 import pytest
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     rare = [item for item, call in rows if call is not None and not getattr(call.params.get("row"), "ci", True)]
     config.hook.pytest_deselected(items=rare)
     items[:] = [item for item in items if item not in rare]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays for ever: no collection of garbage needs to look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -50,15 +50,15 @@ class Gpus:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`4`, or with a type `h100:4`; a type without a number is one of them, as for SLURM.
+        """`4`, or with a type `h100:4`.
 
         Raises:
             argparse.ArgumentTypeError: anything else.
         """
-        found = re.fullmatch(r"(?:([A-Za-z][\w.-]*)(?::|$))?(\d{0,9})", text)
-        if not found or not text or text.endswith(":"):
+        found = re.fullmatch(r"(?:([A-Za-z][\w.-]*):)?(\d{1,9})", text)
+        if not found:
             raise argparse.ArgumentTypeError(f'must be a number, or TYPE:NUMBER such as h100:4, not "{text}"')
-        return cls(int(found[2] or 1), found[1])
+        return cls(int(found[2]), found[1])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

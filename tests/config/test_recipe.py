@@ -64,7 +64,13 @@ def test_empty_recipe_and_empty_section_are_fine(load, write):
     ("text", "expected"),
     [
         ("modle:\n  num_layers: 3\n", 'a.yaml:1: unknown section "modle"; did you mean "model"?'),
-        ("model:\n  num_layer: 3\n", 'a.yaml:2: unknown key "num_layer" in model; did you mean "num_layers"?'),
+        (
+            "model:\n  num_layer: 3\n",
+            (
+                "model:\n  num_layer: 3\n",
+                'a.yaml:2: unknown key "num_layer" in model; did you mean "num_layers" or "mtp_num_layers"?',
+            ),
+        ),
         ("num_layers: 3\n", "a.yaml:1: num_layers belongs under model:"),
         ("batch:\n  num_layers: 3\n", "a.yaml:2: num_layers belongs under model:, not batch:"),
         ("optimizer:\n  seq_lengt: 3\n", 'a.yaml:2: unknown key "seq_lengt" in optimizer; did you mean "seq_length"?'),

@@ -541,7 +541,7 @@ def test_a_site_named_by_the_environment_is_named_so_in_errors(
         ("h100:4", "slurm", "#SBATCH --gpus-per-node=h100:4"),
         ("a100:2", "srun", "--gpus-per-node=a100:2 "),
         ("4", "slurm", "#SBATCH --gpus-per-node=4"),
-        ("h100", "slurm", "#SBATCH --gpus-per-node=h100:1"),
+        ("h100", "slurm", 'must be a number, or TYPE:NUMBER such as h100:4, not "h100"'),
         ("a100:4", "slurm", "--gpus-per-node a100:4 but the nodes of partition main have 2; ask for at most 2"),
         ("v100:4", "slurm", "the nodes of partition main have no v100; ask for those of a100 or h100, or for another"),
         (

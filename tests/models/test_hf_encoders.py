@@ -78,8 +78,8 @@ class Texts:
             fields["token_types"] = arguments["token_type_ids"] = types
         if model.config.has_sentence_head:
             fields["is_random"] = arguments["next_sentence_label"] = torch.tensor([1, 0])
-        if model.config.model_family == "electra":  # the discriminator: which tokens are not the text's
-            arguments["labels"] = (tokens != labels).long()
+        if model.config.model_family == "electra":  # the discriminator: which tokens are not the text's, padding apart
+            arguments["labels"], fields["padding_mask"] = (tokens != labels).long(), real
         return cls(fields, arguments, real)
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.monitor.sinks.terminal import progress_line, validation_line
+from megalm.monitor.sinks.base import Cadence
+from megalm.monitor.sinks.terminal import TerminalSink, progress_line, validation_line
 from megalm.monitor.tables import count, duration, summary
 
 ROW = {
@@ -46,6 +47,20 @@ def test_an_evaluation_line_names_its_set() -> None:
     expected = " test loss at iteration 30 | lm loss value: 4.000000E+00 | lm loss PPL: 5.459800E+01 |"
     assert validation_line(30, 4.0, 54.598, "test") == expected
     assert validation_line(30, 4.0, 54.598).startswith(" validation loss at iteration 30 |")
+
+
+def test_each_loss_of_an_evaluation_is_shown_and_the_perplexity_is_that_of_tokens(caplog) -> None:
+    caplog.set_level("INFO", logger="megalm")
+    sink = TerminalSink(10, Cadence(1, at_ends=True))
+    sink.row(3, {"validation_loss/web": 3.5, "validation_lm_loss/web": 3.0, "validation_sentence_loss/web": 0.5,
+                 "validation_ppl/web": 20.0855})  # fmt: skip
+    sink.row(3, {"test_loss": 21.0, "test_generator_loss": 1.0, "test_discriminator_loss": 0.4})
+    assert caplog.messages == [
+        " validation web loss at iteration 3 | total loss value: 3.500000E+00 | lm loss value: 3.000000E+00 | "
+        "lm loss PPL: 2.008550E+01 | sentence loss value: 5.000000E-01 |",
+        " test loss at iteration 3 | total loss value: 2.100000E+01 | generator loss value: 1.000000E+00 | "
+        "discriminator loss value: 4.000000E-01 |",
+    ]
 
 
 @pytest.mark.parametrize(

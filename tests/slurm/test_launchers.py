@@ -17,6 +17,10 @@ RANKS = "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: 
 """The first lines of a rank that ends with 1 where srun ends it, as megalm's do that lose a peer."""
 
 
+ONE_STAGE = ("--pipeline-model-parallel-size", "1")
+"""A rank a node is enough to see a launcher."""
+
+
 @pytest.fixture
 def flags(tmp_path: Path) -> list[str]:
     """The training flags of the undisturbed run, in a folder of their own."""
@@ -30,10 +34,8 @@ def test_deepspeed_with_a_hostfile_of_two_nodes(
     hosts = tmp_path / "hosts"
     hosts.write_text("".join(f"{address} slots=1\n" for address in nodes.addresses))
     environ = quiet_environment() | nodes.environment | {"DS_ACCELERATOR": "cpu"}
-    one_stage = ("--pipeline-model-parallel-size", "1")  # a rank a node is enough to see the launcher
-    done = run("launch/hostfile/pretrain_gpt.sh", hosts, *flags, *one_stage, environ=environ)
-    assert done.code == 0, done.output
-    assert losses_in_order(tmp_path / "run") == pytest.approx(losses_in_order(undisturbed), rel=1e-5)
+    done = run("launch/hostfile/pretrain_gpt.sh", hosts, *flags, *ONE_STAGE, environ=environ)
+    ends_with_like_losses(done, tmp_path, undisturbed)
     assert nodes.processes() == []
 
 
@@ -58,9 +60,9 @@ def test_mpirun_on_two_nodes(nodes: Nodes, undisturbed: Path, flags: list[str], 
 def test_srun_in_the_shipped_batch_script(
     cluster: Cluster, undisturbed: Path, flags: list[str], tmp_path: Path
 ) -> None:
-    asked = ["--wait", "--nodes=2", "--ntasks-per-node=2", f"--output={tmp_path}/log", "--time=10"]
-    done = run_on(cluster, "sbatch", *asked, "launch/slurm/pretrain_gpt.sbatch", *flags)
-    ends_with_equal_losses(Finished(done.code, done.output + (tmp_path / "log").read_text()), tmp_path, undisturbed)
+    asked = ["--wait", "--nodes=2", "--ntasks-per-node=1", f"--output={tmp_path}/log", "--time=10"]
+    done = run_on(cluster, "sbatch", *asked, "launch/slurm/pretrain_gpt.sbatch", *flags, *ONE_STAGE)
+    ends_with_like_losses(Finished(done.code, done.output + (tmp_path / "log").read_text()), tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +92,12 @@ def test_batch_scripts_end_with_the_code_of_the_first_rank_that_fails(
 def test_one_process(undisturbed: Path, tmp_path: Path) -> None:
     flags = ["--config", str(write_recipe(tmp_path)), *LAUNCHED, "--save", str(tmp_path / "run")]
     done = run(sys.executable, "-m", "megalm.cli", "submit", "--launcher", "local", *flags, environ=quiet_environment())
+    ends_with_like_losses(done, tmp_path, undisturbed)
+
+
+def ends_with_like_losses(done: Finished, folder: Path, undisturbed: Path) -> None:
     assert done.code == 0, done.output
-    assert losses_in_order(tmp_path / "run") == pytest.approx(losses_in_order(undisturbed), rel=1e-5)
+    assert losses_in_order(folder / "run") == pytest.approx(losses_in_order(undisturbed), rel=1e-5)
 
 
 def ends_with_equal_losses(done: Finished, folder: Path, undisturbed: Path) -> None:

@@ -167,8 +167,9 @@ class Electra(LanguageModel):
 
 
 def _loss_weights(config: ModelConfig) -> Mapping[str, float]:
-    own = {"generator": 1.0} if config.generator_layers else {}
-    return MappingProxyType({**own, "discriminator": config.rtd_loss_weight, "discriminator_error": 0.0})
+    if not config.generator_layers:
+        return MappingProxyType({"discriminator": 1.0, "discriminator_error": 0.0})
+    return MappingProxyType({"generator": 1.0, "discriminator": config.rtd_loss_weight, "discriminator_error": 0.0})
 
 
 def _run_layer(layer: nn.Module, rotary: Tables | None, within: Within, stream: Stream) -> Stream:

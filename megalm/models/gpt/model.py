@@ -102,6 +102,8 @@ class GPT(LanguageModel):
     Columns of logits past `config.vocab_size` get neither probability nor gradient.
     """
 
+    loss_weights: Mapping[str, float] = MappingProxyType({"lm": 1.0})
+
     def __init__(
         self,
         config: ModelConfig,
@@ -115,10 +117,9 @@ class GPT(LanguageModel):
         vocab_size, rows = vocabulary_sizes(config, padded_vocab_size)
         self.config = config
         depths = range(1, config.mtp_num_layers + 1)
-        weight = config.mtp_loss_scaling_factor / max(1, len(depths))
-        self.loss_weights: Mapping[str, float] = MappingProxyType(
-            {"lm": 1.0, **{f"mtp_{depth}": weight for depth in depths}}
-        )
+        if depths:
+            ahead = dict.fromkeys((f"mtp_{depth}" for depth in depths), config.mtp_loss_scaling_factor / len(depths))
+            self.loss_weights = MappingProxyType({**self.loss_weights, **ahead})
         if has_embedding or (has_head and config.tied):
             self.embedding = Embedding(config, rows, with_positions=has_embedding)
         numbers = range(config.num_layers) if layers is None else layers

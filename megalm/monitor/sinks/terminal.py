@@ -12,7 +12,8 @@ from megalm.monitor.tables import duration
 
 log = logging.getLogger("megalm")
 
-_EVALUATED = re.compile(r"(\w+)_loss(/.*)?")
+NO_NAMES: Mapping[str, float] = {}
+_EVALUATED = re.compile(r"(validation|test)_loss(/.*)?")
 
 
 class TerminalSink:
@@ -34,9 +35,15 @@ class TerminalSink:
             log.info(progress_line(values, self._total_iters, remaining))
             return
         for key, loss in values.items():
-            match, ppl = _EVALUATED.fullmatch(key), values.get(key.replace("_loss", "_ppl", 1))
-            if match and ppl is not None:
-                log.info(validation_line(step, loss, ppl, match[1] + (match[2] or "").replace("/", " ", 1)))
+            if match := _EVALUATED.fullmatch(key):
+                kind, suffix = match[1], match[2] or ""
+                named = {
+                    other.removeprefix(f"{kind}_").removesuffix(f"_loss{suffix}"): value
+                    for other, value in values.items()
+                    if other.startswith(f"{kind}_") and other.endswith(f"_loss{suffix}") and other != key
+                }
+                perplexity = values.get(f"{kind}_ppl{suffix}")
+                log.info(validation_line(step, loss, perplexity, kind + suffix.replace("/", " ", 1), named))
 
     def text(self, name: str, text: str, step: int) -> None:
         """What the model writes."""
@@ -68,6 +75,13 @@ def progress_line(row: Mapping[str, Any], total_iters: int, remaining_s: float) 
     return " | ".join(fields) + " |"
 
 
-def validation_line(step: int, loss: float, perplexity: float, name: str = "validation") -> str:
-    """One line for one evaluation."""
-    return f" {name} loss at iteration {step} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity:.6E} |"
+def validation_line(
+    step: int, loss: float, perplexity: float | None, name: str = "validation", named: Mapping[str, float] = NO_NAMES
+) -> str:
+    """One line for one evaluation; `named` are the losses that the loss is the sum of, where there are several."""
+    parts = [f" {name} loss at iteration {step}", *([f"total loss value: {loss:.6E}"] if named else [])]
+    for kind, value in (named or {"lm": loss}).items():
+        parts.append(f"{kind} loss value: {value:.6E}")
+        if kind == "lm" and perplexity is not None:
+            parts.append(f"lm loss PPL: {perplexity:.6E}")
+    return " | ".join(parts) + " |"
