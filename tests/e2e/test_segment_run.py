@@ -20,7 +20,7 @@ RUN = (
 
 @pytest.fixture
 def prefix(tmp_path: Path) -> str:
-    """Ten documents of 40 tokens: training has ten samples a row, and begins its text anew after them."""
+    """Ten documents of 40 tokens, eight of them for training: nine samples a row."""
     with IndexedDatasetBuilder(tmp_path / "data", "uint16") as builder:
         builder.add_documents(np.random.default_rng(0).integers(0, 65, 400), np.full(10, 40, dtype=np.int32))
         builder.finalize()
