@@ -10,7 +10,7 @@ from megalm.config.merging.dump import dump_config
 from megalm.config.model import ModelConfig
 from megalm.config.rules.completion import complete_model
 from megalm.config.sections import RunConfig
-from megalm.continuation import ResumePoint, prove_room, restore
+from megalm.continuation import ResumePoint, identity_of, prove_room, restore
 from megalm.data.run_data import RunData
 from megalm.data.tokenizers import Tokenizer, open_tokenizer
 from megalm.distributed.collectives import on_all_ranks, waiting_for_others
@@ -33,7 +33,7 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     tokenizer = on_all_ranks(device, lambda: open_tokenizer(config.tokenizer))
     model = on_all_ranks(device, lambda: complete_model(config, tokenizer.vocab_size if tokenizer else None))
     config = config.model_copy(update={"model": model})
-    identity = {"tokenizer": tokenizer.identity if tokenizer else None}
+    identity = identity_of(config, tokenizer.identity if tokenizer else None, context.groups.data.size)
     point = on_all_ranks(device, lambda: ResumePoint.of(config, identity))
     sampler = on_all_ranks(device, lambda: Sampler.of(config, tokenizer))
     progress = Progress()

@@ -22,6 +22,7 @@ from megalm.config.output import hugging_face_folder
 from megalm.config.sections import RunConfig
 from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.distributed.fingerprint import is_finite
+from megalm.engine.batch_memory import BatchMemory
 from megalm.engine.engine import Engine
 from megalm.errors import CheckpointError
 from megalm.run_state import Stateful
@@ -76,6 +77,15 @@ class ResumePoint:
                 ) from error
 
 
+def identity_of(config: RunConfig, tokenizer: str | None, data_parallel_size: int) -> dict[str, Any]:
+    """What a checkpoint remembers of the run's inputs, to refuse others on resume."""
+    identity: dict[str, Any] = {"tokenizer": tokenizer}
+    if config.data.sampling == "consecutive":  # it decides the order of the samples
+        rows = config.batch.global_size(data_parallel_size)
+        identity["number of rows that read on (--global-batch-size)"] = str(rows)
+    return identity
+
+
 def start_place(config: RunConfig) -> tuple[Path | None, bool]:
     """The checkpoint to start from, and whether it is this very run's.
 
@@ -119,7 +129,8 @@ def prove_room(engine: Engine, config: RunConfig) -> None:
         for name, spec in engine.shard_specs.items()
         if spec.is_owner
     )
-    own = 4 * values // parts  # fp32
+    remembered = 0 if engine.memory is None else engine.memory.written_elements
+    own = 4 * (values // parts + remembered)  # fp32
     total = sum(gather_json(own, engine.device))
     on_all_ranks(engine.device, lambda: check_room(run, own, total))
 
@@ -157,6 +168,16 @@ def _restore_from(
     restore_slices(reader, engine.state_slices(), with_moments=with_moments)
     if with_moments:
         point.load(engine.scalars)
+    if engine.memory is not None and not weights_only:
+        _restore_memory(reader, engine.memory, point)
+
+
+def _restore_memory(reader: CheckpointReader | HuggingFaceReader, memory: BatchMemory, point: ResumePoint) -> None:
+    assert isinstance(reader, CheckpointReader), "a model of transformers gives weights only"
+    try:
+        memory.load(reader.memory, reader.read)
+    except ValueError as error:
+        raise CheckpointError(f"{point.origin} is damaged ({error}); load another step") from error
 
 
 def _weights_only(config: RunConfig) -> bool:
@@ -232,7 +253,7 @@ def save(
     }
     return save_checkpoint(
         Path(config.checkpoint.save),
-        engine.owned_slices(),
+        [*engine.owned_slices(), *([] if engine.memory is None else engine.memory.slices())],
         header=header,
         with_moments=not config.checkpoint.no_save_optim,
         differing=engine.differing_from_written,

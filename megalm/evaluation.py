@@ -48,10 +48,11 @@ def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.T
     samples = len(dataset) if whole else min(len(dataset), run.config.training.eval_iters * size)
     sums = torch.zeros(2, len(run.engine.runner.loss_weights), dtype=torch.float64, device=run.context.device)
     batches = run.data.batches(dataset, 0, samples, workers=0)
-    while parts := list(islice(batches, size // (micro_batch_size * run.data.size))):
-        if run.asked_to_stop():
-            return None
-        sums += run.engine.eval_step([part.to(run.context.device) for part in parts])
+    with run.engine.evaluation():
+        while parts := list(islice(batches, size // (micro_batch_size * run.data.size))):
+            if run.asked_to_stop():
+                return None
+            sums += run.engine.eval_step([part.to(run.context.device) for part in parts])
     return sums
 
 

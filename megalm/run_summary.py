@@ -137,8 +137,14 @@ def _data(config: RunConfig, data: RunData) -> str:
         "test": data.test,
     }
     sizes = ", ".join(f"{name} {len(d)} samples" if d else f"{name} none" for name, d in sets.items())
-    order = "" if config.data.sampling == "shuffle" else " (documents in file order, samples permuted)"
-    return f"{source}{order}: {sizes}"
+    return f"{source}{_ORDERS[config.data.sampling]}: {sizes}"
+
+
+_ORDERS = {
+    "shuffle": "",
+    "stream": " (documents in file order, samples permuted)",
+    "consecutive": " (documents in file order, every row of the batch reads on)",
+}
 
 
 def _start(progress: Progress, origin: Path | None, *, skip_train: bool) -> str:

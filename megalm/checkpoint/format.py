@@ -11,6 +11,8 @@
 A slice is elements start..stop (row-major) of the box of the tensor that has `sizes` elements from `offsets` on, in
 every dim. Its file holds it once for each kind, that is the weight and whatever the optimizer keeps of this tensor:
 one-dimensional, fp32, under the key `<kind>/<name>`. Shapes are those of the whole model without vocabulary padding.
+What the rows of the batch remember of the samples before (segment recurrence) are tensors of the kind "memory" alone,
+one a layer: [data-parallel ranks, micro-batches, rows of one, positions, width] of the layout that wrote it.
 `states` holds, by name, what else outlives a step (`continuation.Stateful`). Earlier formats: `upgrade`.
 """
 

@@ -74,8 +74,13 @@ class CheckpointReader:
 
     @property
     def names(self) -> set[str]:
-        """Names of the global tensors."""
-        return set(self.manifest.tensors)
+        """Names of the parameters."""
+        return {name for name, tensor in self.manifest.tensors.items() if "weight" in tensor["kinds"]}
+
+    @property
+    def memory(self) -> dict[str, tuple[int, ...]]:
+        """The shapes, by name, of what the rows of the batch remember (segment recurrence)."""
+        return {name: self.shape(name) for name, tensor in self.manifest.tensors.items() if "memory" in tensor["kinds"]}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a global tensor."""

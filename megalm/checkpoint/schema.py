@@ -52,8 +52,9 @@ def check_contents(files: Mapping[str, FileEntry], tensors: Mapping[str, TensorE
     if not tensors:
         raise DocumentError("it names no tensor")
     for name, tensor in tensors.items():
-        if "weight" not in tensor["kinds"] or len(set(tensor["kinds"])) < len(tensor["kinds"]):
-            raise DocumentError(f"the kinds of {name} must be weight and others, each once")
+        kinds = tensor["kinds"]
+        if kinds != ["memory"] and ("weight" not in kinds or len(set(kinds)) < len(kinds)):
+            raise DocumentError(f"the kinds of {name} must be weight and others, each once, or memory alone")
         if missing := {piece["file"] for piece in tensor["slices"]} - set(files):
             raise DocumentError(f"{name} lies in {min(missing)}, which is not among the files")
         _check_partition(name, tensor)

@@ -146,7 +146,8 @@ def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool
 def _written(path: Path, slices: Sequence[StateSlice], dtype: torch.dtype) -> dict[str, int]:
     """Fingerprints of the weights in this rank's file."""
     with safe_open(path, framework="pt") as shard:
-        return of_slices(((piece, shard.get_tensor(f"weight/{piece.name}")) for piece in slices), dtype)
+        weights = [piece for piece in slices if "weight" in piece.tensors()]
+        return of_slices(((piece, shard.get_tensor(f"weight/{piece.name}")) for piece in weights), dtype)
 
 
 def _refuse(final: Path, wrong: Sequence[str]) -> None:

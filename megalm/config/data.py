@@ -161,9 +161,10 @@ class DataConfig(Section):
     """Evaluate on the whole validation set (one epoch), in place of --eval-iters batches of it."""
     split: Annotated[str, FixedOnResume(meaning=split_shares)] = "969, 30, 1"
     """Shares of --data-path for training, validation and test, by position."""
-    sampling: Annotated[Literal["shuffle", "stream"], FixedOnResume()] = "shuffle"
+    sampling: Annotated[Literal["shuffle", "stream", "consecutive"], FixedOnResume()] = "shuffle"
     """Order of samples: shuffle is Megatron-LM's (documents and samples shuffled by an index); stream cuts the
-    documents in file order and permutes the samples by a formula, so that any size opens at once."""
+    documents in file order and permutes the samples by a formula, so that any size opens at once; consecutive cuts
+    them so too and lets every row of the global batch read on where it was in the step before."""
     data_cache_path: Annotated[PathText | None, MayDiffer()] = None
     """Folder where built indices are kept for the next start and shared by the ranks of a node. Default: none, each
     rank builds them in memory."""

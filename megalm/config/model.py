@@ -73,11 +73,15 @@ class ModelConfig(Section):
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
 
     position_embedding_type: PositionEmbedding = "learned_absolute"
-    """Positions: a learned table (GPT-2), rotary (Llama), a bias of the scores by distance (relative: T5), or none."""
+    """Positions: a learned table (GPT-2), rotary (Llama), terms of the scores by distance (relative: T5's, and with
+    --segment-memory Transformer-XL's), or none."""
     relative_attention_num_buckets: int = Field(32, ge=4, le=1 << 20)
-    """relative: distances that have a bias of their own; far ones share it, the wider the farther."""
+    """relative in T5: distances that have a bias of their own; far ones share it, the wider the farther."""
     relative_attention_max_distance: Annotated[int, FixedOnResume()] = Field(128, ge=1)
-    """relative: distances from this on share the last bias."""
+    """relative in T5: distances from this on share the last bias."""
+    segment_memory: Annotated[int | None, FixedOnResume()] = Field(None, ge=1)
+    """Every layer also attends to its inputs at so many positions before the sample, which the same row of the batch
+    has trained on in the step before (Transformer-XL); needs --sampling consecutive. Default: none."""
     rotary_percent: float = Field(1.0, gt=0.0, le=1.0)
     """Share of each head's width that rotary embedding turns."""
     rotary_base: Annotated[float, FixedOnResume()] = Field(10000.0, gt=0.0)

@@ -99,7 +99,8 @@ class RunData:
         """
         training, global_batch_size = config.training, max(config.batch.schedule(size).sizes)
         assert config.model.vocab_size is not None, "complete_model fills it in"
-        evaluated = training.eval_iters * config.eval_sizes(size)[1]
+        eval_batch_size = config.eval_sizes(size)[1]
+        evaluated = training.eval_iters * eval_batch_size
         built = build_datasets(
             config.data,
             seq_length=objective.sample_tokens(config.batch.seq_length) - objective.shared_tokens,
@@ -109,6 +110,7 @@ class RunData:
                 None if config.data.full_validation and evaluated else evaluated,
                 evaluated,
             ),
+            rows=(global_batch_size, eval_batch_size),
             seed=training.seed,
             vocab_size=config.model.vocab_size,
             tokenizer_identity=tokenizer.identity if tokenizer else None,

@@ -18,6 +18,7 @@ from megalm.distributed.context import RankContext
 from megalm.distributed.groups import MeshGroups
 from megalm.distributed.shards import ShardSpec
 from megalm.engine import deepspeed_patches
+from megalm.engine.batch_memory import BatchMemory
 from megalm.engine.engine import Engine
 from megalm.engine.host_memory import FreedMemory
 from megalm.engine.master_weights import MasterWeights, with_masters
@@ -95,27 +96,32 @@ def build_engine(model: RankModel, config: RunConfig, context: RankContext, kern
             model=module, optimizer=optimizer, config=final_json, mpu=DeepSpeedMpu(groups), dist_init_required=False
         )
     names = {parameter: name for name, parameter in module.named_parameters()}
+    memory = BatchMemory.build(config, groups, DTYPES[config.precision.dtype], context.device)
     base = optimizer.base if isinstance(optimizer, MasterWeights) else optimizer
     if isinstance(base, Placed) and zero_stage < 3:
         base.place(state_parts(ds_engine, zero_stage, names, model.shard_specs))
     return Engine(
         ds_engine=ds_engine,
         zero_stage=zero_stage,
-        runner=_build_runner(ds_engine, zero_stage, model.pipeline, groups),
+        runner=_build_runner(ds_engine, zero_stage, model.pipeline, groups, memory),
         names=names,
         shard_specs=model.shard_specs,
         device=context.device,
         groups=groups,
         freed_memory=FreedMemory(context.device.type == "cpu"),
         state_kinds=OPTIMIZERS[config.optimizer.optimizer].state_kinds,
+        memory=memory,
     )
 
 
-def _build_runner(ds_engine: Any, zero_stage: int, pipeline: Stages | None, groups: MeshGroups) -> Runner:
+def _build_runner(
+    ds_engine: Any, zero_stage: int, pipeline: Stages | None, groups: MeshGroups, memory: BatchMemory | None
+) -> Runner:
     """How micro-batches go through the model."""
     if pipeline is None:
         # sequence parallelism needs equal parts
-        return WholeModel(ds_engine, zero_stage, length_multiple=groups.tensor.size)
+        return WholeModel(ds_engine, zero_stage, length_multiple=groups.tensor.size, memory=memory)
+    assert memory is None, "the rules of a run leave memory to whole models"
     if zero_stage > 0:
         deepspeed_patches.agree_on_norm(ds_engine.optimizer, zero_stage)
     return pipeline.runner(StageGradients(ds_engine, zero_stage, pipeline.shared, pipeline.shared_over))

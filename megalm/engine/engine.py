@@ -4,6 +4,7 @@ Shapes: B micro-batch size, T sequence length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +17,7 @@ from megalm.distributed.fingerprint import of_slices
 from megalm.distributed.groups import MeshGroups, RankGroup
 from megalm.distributed.shards import ShardSpec, StateSlice
 from megalm.engine import live_weights, state
+from megalm.engine.batch_memory import BatchMemory
 from megalm.engine.deepspeed_patches import grow_scale_after_step
 from megalm.engine.host_memory import FreedMemory
 from megalm.engine.loss_sums import LossSums, losses_of_kinds, means, total, weighted
@@ -61,6 +63,8 @@ class Engine:
     freed_memory: FreedMemory
     state_kinds: state.StateKinds
     """What the optimizer keeps of each parameter."""
+    memory: BatchMemory | None = None
+    """What rows of the batch go on from, with segment recurrence."""
     kinds: dict[str, int] = field(default_factory=dict)
     """Kinds of samples whose losses training steps also give: field of the batch (int64 [B]) -> number of kinds."""
     scalars: state.OptimizerScalars = field(init=False)
@@ -161,12 +165,17 @@ class Engine:
     def eval_step(self, batches: Sequence[Batch]) -> Tensor:
         """This rank's sums and counts of every loss, float64 [2, number of losses]: to add up for `mean_over_ranks`.
 
-        Of a pipeline, only the last stage's rank has them; the others have zeros.
+        Of a pipeline, only the last stage's rank has them; the others have zeros. With segment recurrence rows go on
+        where those of the call before ended, from the beginning of an `evaluation` on.
         """
         self.ds_engine.eval()
         sums = self._loss_sums()
         self.runner.evaluate(batches, sums.add)
         return sums.values[..., 0]
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Around the `eval_step`s of one data set; what training remembers is put aside meanwhile."""
+        return nullcontext() if self.memory is None else self.memory.evaluation()
 
     def mean_over_ranks(self, sums: Tensor) -> dict[str, float]:
         """Every loss from every rank's sum of `eval_step` results; `sums` becomes that of all ranks."""

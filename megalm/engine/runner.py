@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megalm.data.batch import Batch as TensorBatch
+from megalm.engine.batch_memory import BatchMemory
 from megalm.models.blocks.loss import scaled_total
 from megalm.models.contract import Batch, LanguageModel, Losses, OnLosses
 
@@ -50,9 +51,12 @@ class WholeModel:
 
     stages = ""
 
-    def __init__(self, ds_engine: Any, zero_stage: int, length_multiple: int) -> None:
-        """`length_multiple`: sequences must have such a length."""
+    def __init__(
+        self, ds_engine: Any, zero_stage: int, length_multiple: int, memory: BatchMemory | None = None
+    ) -> None:
+        """`length_multiple`: sequences must have such a length; `memory`: what rows go on from."""
         self._ds_engine, self._zero_stage, self._length_multiple = ds_engine, zero_stage, length_multiple
+        self._memory = memory
         self._model: LanguageModel = ds_engine.module
 
     @property
@@ -69,21 +73,23 @@ class WholeModel:
     ) -> None:
         """Micro-batch by micro-batch: forward, backward; the last one is where DeepSpeed's accumulation ends."""
         ds_engine = self._ds_engine
-        for number, batch in enumerate(batches, 1):
-            ds_engine.set_gradient_accumulation_boundary(number == len(batches))
-            losses = ds_engine(batch)
+        for number, batch in enumerate(batches):
+            is_last = number == len(batches) - 1
+            ds_engine.set_gradient_accumulation_boundary(is_last)
+            losses = ds_engine(batch, None if self._memory is None else self._memory.trained(number))
             on_losses({name: loss.detach() for name, loss in losses.items()}, batch)
             loss = scaled_total(losses, scales)
             # from stage 1 on, DeepSpeed's optimizer scales the loss itself
             ds_engine.backward(loss * loss_scale if self._zero_stage == 0 else loss, scale_wrt_gas=False)
-            if number < len(batches):
+            if not is_last:
                 ds_engine.step()
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], on_losses: OnLosses) -> None:
         """Micro-batch by micro-batch."""
-        for batch in batches:
-            on_losses(self._ds_engine(batch), batch)
+        for number, batch in enumerate(batches):
+            past = None if self._memory is None else self._memory.evaluated(number)
+            on_losses(self._ds_engine(batch, past), batch)
 
     @torch.no_grad()
     def next_logits(self, tokens_BT: Tensor) -> Tensor:

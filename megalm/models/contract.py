@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from megalm.config.model import ModelConfig
 from megalm.config.parallel import PartitionMethod
 from megalm.models.blocks.attention import KVCache
+from megalm.models.blocks.segments import SegmentMemory
 from megalm.models.foreign import ForeignNames
 
 Stream = tuple[Tensor, ...]
 """What goes from layer to layer: the residual stream (B, T, D); of an encoder-decoder a second one beside it."""
+Past = KVCache | SegmentMemory
+"""What a model keeps of the text before: for every next token, or for the next segment."""
 Losses = dict[str, Tensor]
 """By name of the loss: float32 or a mask's dtype, [B, ...]; its sum is what counts, over all but B that of a sample."""
 OnLosses = Callable[[Losses, "Batch"], None]
@@ -71,7 +74,7 @@ class LanguageModel(nn.Module, ABC):
         """The stream before the first layer."""
 
     @abstractmethod
-    def run_layers(self, stream: Stream, batch: Batch, cache: KVCache | None = None) -> Stream:
+    def run_layers(self, stream: Stream, batch: Batch, cache: Past | None = None) -> Stream:
         """The stream after the layers that this part holds; with a `cache` it continues what that has stored."""
 
     @abstractmethod
@@ -101,7 +104,7 @@ class LanguageModel(nn.Module, ABC):
         draws = self.training and (self.config.attention_dropout > 0 or self.config.hidden_dropout > 0)
         return batch.seed if draws else None
 
-    def forward(self, batch: Batch, cache: KVCache | None = None, *, wants_logits: bool = False) -> Losses | Tensor:
+    def forward(self, batch: Batch, cache: Past | None = None, *, wants_logits: bool = False) -> Losses | Tensor:
         """The losses of a micro-batch, or its logits, from the whole model.
 
         DeepSpeed hangs its hooks on this method: what runs on its engine goes through here.

@@ -157,10 +157,11 @@ def _decode(
 ) -> list[list[int]]:
     device = next(model.parameters()).device
     tokens_BT = torch.tensor([list(prompt_tokens)], device=device)
-    cache = KVCache(capacity=len(prompt_tokens) + max_new_tokens)
+    cache = KVCache.of(model.config, len(prompt_tokens) + max_new_tokens)
     samples: list[list[int]] = [[] for _ in range(num_samples)]
     for step in range(max_new_tokens):
-        logits_BV = model(Piece.after(cache, tokens_BT), cache, wants_logits=True)[:, -1].float()
+        for piece_BT in cache.pieces(tokens_BT) if step == 0 else (tokens_BT,):
+            logits_BV = model(Piece.after(cache, piece_BT), cache, wants_logits=True)[:, -1].float()
         if step == 0:  # the prompt runs once and is shared
             cache.repeat(num_samples)
             logits_BV = logits_BV.repeat(num_samples, 1)

@@ -7,6 +7,7 @@ holds of the module's parameters; it gives the module that takes its place, on a
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 
@@ -181,6 +182,16 @@ def used_by_heads(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """The same on every rank, each of which uses what is for its own heads."""
     for inner, parameter in module.named_parameters(name):
         shards.add_whole(inner, tuple(parameter.shape), same_work=False)
+    return module
+
+
+def rows_of_heads(module: nn.Module, name: str, shards: Shards) -> nn.Module:
+    """Parameters of the module itself, whose first dim goes by head: each rank has those of its own heads."""
+    tp = shards.tp
+    for inner, parameter in list(module.named_parameters(recurse=False)):
+        rows, *rest = parameter.shape
+        shards.add_rows(f"{name}.{inner}", (rows, *rest), tp.rank, tp.size)
+        setattr(module, inner, nn.Parameter(torch.empty(rows // tp.size, *rest)))
     return module
 
 

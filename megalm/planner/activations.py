@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megalm.data.batch import Batch
+from megalm.models.blocks.segments import LayerMemory, SegmentMemory
 from megalm.parallel.pipeline.stage import StageModule
 from megalm.planner.repeats import Block, MarkedRunner
 
@@ -134,6 +135,8 @@ class FakeRank:
     keep: KeepGradients
     bucket: int
     """Bytes of the buffer that the first gradient of a backward pass brings, until its end."""
+    memory_shape: tuple[int, ...] | None = None
+    """What a layer remembers of a micro-batch's rows (segment recurrence)."""
 
 
 def stage_bytes(rank: FakeRank, split: bool) -> list[StageBytes]:
@@ -147,8 +150,34 @@ def stage_bytes(rank: FakeRank, split: bool) -> list[StageBytes]:
                 parameter.grad_dtype = rank.gradient_dtype
             parameter.register_post_accumulate_grad_hook(taking)  # type: ignore[no-untyped-call]
         batch = Batch(tensors={name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in rank.fields.items()})
-        with LiveStorages([*modules.parameters(), *batch.tensors.values()]) as live:
-            return [_measured_twice(_Measured(rank, stage, batch, taking, live), split) for stage in rank.stages]
+        # it is there all the time: `StateBytes` has it
+        remembered = [] if rank.memory_shape is None else [torch.zeros(rank.memory_shape, dtype=rank.dtype)]
+        past = _FullMemory(remembered[0]) if remembered else None
+        with LiveStorages([*modules.parameters(), *batch.tensors.values(), *remembered]) as live:
+            return [_measured_twice(_Measured(rank, stage, batch, past, taking, live), split) for stage in rank.stages]
+
+
+class _FullMemory(SegmentMemory):
+    """The memory of every layer, which stays as it is: what a pass leaves in it takes the place of what was there."""
+
+    def __init__(self, kept_BMD: Tensor) -> None:
+        super().__init__(kept_BMD.shape[1], {0: kept_BMD})
+
+    def layer(self, number: int) -> LayerMemory:
+        """The same for each."""
+        return _FullLayerMemory(self.layers[0])
+
+    def advance(self, layers: Mapping[int, Tensor]) -> None:
+        """Nothing."""
+
+
+class _FullLayerMemory(LayerMemory):
+    def __init__(self, kept_BMD: Tensor) -> None:
+        super().__init__(kept_BMD.shape[1], kept_BMD)
+        self._kept = self._after = kept_BMD
+
+    def extended(self, x_BTD: Tensor) -> Tensor:
+        return torch.cat((self._kept, x_BTD), dim=1)
 
 
 def _give_parameters(modules: nn.Module, dtype: torch.dtype) -> None:
@@ -183,8 +212,17 @@ class _Taking:
 class _Measured:
     """A stage whose passes are measured."""
 
-    def __init__(self, rank: FakeRank, stage: FakeStage, batch: Batch, taking: _Taking, live: LiveStorages) -> None:
+    def __init__(
+        self,
+        rank: FakeRank,
+        stage: FakeStage,
+        batch: Batch,
+        past: SegmentMemory | None,
+        taking: _Taking,
+        live: LiveStorages,
+    ) -> None:
         self.rank, self.stage, self.batch, self.taking, self.live = rank, stage.module, batch, taking, live
+        self.past = past
         self.marked = MarkedRunner(self.stage.part.layer_runner, stage.blocks)
         self.stage.part.layer_runner = self.marked
 
@@ -217,7 +255,7 @@ class _Measured:
     def _forward(self) -> tuple["_Meter", "_MicroBatch"]:
         meter = _Meter(self.live)
         self.marked.mark = meter.mark
-        return meter, _MicroBatch(self.rank, self.stage, self.batch, self.marked)
+        return meter, _MicroBatch(self.rank, self.stage, self.batch, self.past, self.marked)
 
 
 def _measured_twice(stage: _Measured, split: bool) -> StageBytes:
@@ -258,11 +296,14 @@ class _Meter:
 class _MicroBatch:
     """One micro-batch behind the forward pass of a stage."""
 
-    def __init__(self, rank: FakeRank, stage: StageModule, batch: Batch, marked: MarkedRunner) -> None:
+    def __init__(
+        self, rank: FakeRank, stage: StageModule, batch: Batch, past: SegmentMemory | None, marked: MarkedRunner
+    ) -> None:
         self._stage, self._marked = stage, marked
         shapes = () if stage.is_first else rank.stream_shapes
         self._inputs = [torch.zeros(shape, dtype=rank.dtype, requires_grad=True) for shape in shapes]
-        outputs = stage(*self._inputs, batch=batch, scales=dict.fromkeys(stage.part.loss_weights, 1.0))
+        scales = dict.fromkeys(stage.part.loss_weights, 1.0)
+        outputs = stage(*self._inputs, batch=batch, scales=scales, past=past)
         self._outputs: list[Tensor] = [outputs] if stage.is_last else list(outputs)
         self._gradients: list[Tensor] | None = None
         self._groups: Any = None

@@ -115,7 +115,9 @@ def _reduces_of_layer(layout: Layout, number: int) -> _Reduces:
         share = generator_of(model).hidden_size / model.hidden_size
         return _Reduces(reduced=4 * share, inputs=2 * share, branches=2 * share, stream=share)
     if number < model.num_layers + model.generator_layers:
-        return _Reduces(reduced=4, inputs=2, branches=2, stream=1)
+        # the gradient of what attention reads, which the memory of segment recurrence is part of
+        memory = (model.segment_memory or 0) / layout.config.batch.seq_length
+        return _Reduces(reduced=4 + memory, inputs=2 + memory, branches=2, stream=1)
     own = _decoder_share(layout)
     return _Reduces(reduced=6 * own + 1, inputs=3 * own + 1, branches=3 * own, stream=own)
 

@@ -149,7 +149,14 @@ class Layout:
             gradient_dtype=torch.float32 if config.precision.grad_accum_dtype == "fp32" else dtype,
             keep=keep,
             bucket=bucket,
+            memory_shape=self.memory_shape,
         )
+
+    @property
+    def memory_shape(self) -> tuple[int, ...] | None:
+        """What a layer remembers of the rows of a micro-batch; None without segment recurrence."""
+        size = self.config.model.segment_memory
+        return None if size is None else (self.config.batch.micro_size, size, self.config.model.hidden_size)
 
     def _fake_stage(self, stage: StageModule, recompute: RecomputeConfig) -> FakeStage:
         layers = stage.part.layers

@@ -31,6 +31,8 @@ class StateBytes:
     moments: int
     gradients: int
     """Gradient buffers that stand all the time."""
+    remembered: int = 0
+    """What the rows of the batch remember of the samples before (segment recurrence)."""
     gathered: int = 0
     """Weights of other ranks, gathered for use (ZeRO 3)."""
     fetched: int = 0
@@ -52,7 +54,7 @@ class StateBytes:
     @property
     def standing(self) -> int:
         """Bytes that are there at every moment."""
-        return self.weights + self.master + self.moments + self.gradients
+        return self.weights + self.master + self.moments + self.gradients + self.remembered
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The plan of a run: parameters, memory, communication, bubble and operations of its ranks."""
 
+import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megalm.config.recompute import RecomputeConfig
@@ -10,7 +11,7 @@ from megalm.models.families import FAMILIES
 from megalm.planner.activations import StageBytes, stage_bytes
 from megalm.planner.communication import sent_bytes
 from megalm.planner.layout import Layout, optimizer_state_sizes, parameter_sizes
-from megalm.planner.memory import RankMemory, state_bytes, step_bytes
+from megalm.planner.memory import SIZES, RankMemory, state_bytes, step_bytes
 from megalm.planner.schedule import SimulatedStep, StepTimes, action_table, parts, simulate
 
 MODES = ("none", "selective", "full")
@@ -83,6 +84,7 @@ def _plan_rank(
     stages_here = layout.stages(pp_rank)
     sizes, optimizer_sizes = parameter_sizes(stages_here), optimizer_state_sizes(stages_here, layout.config.optimizer)
     state = state_bytes(layout.config, sizes, sum(optimizer_sizes), layout.mesh.dp, layout.micro_batches)
+    state = replace(state, remembered=_remembered_bytes(layout, len(layout.layers(pp_rank))))
     split = any(kind == "I" for action in actions for kind, _, _ in parts(action))
     stages = layout.pipeline.stages(pp_rank)
     shapes = tuple((stage.is_first, stage.is_last, layout.layer_kinds(stage)) for stage in stages_here)
@@ -96,6 +98,14 @@ def _plan_rank(
         passes = dict(zip(stages, known[mode, shapes], strict=True))
         memory[mode] = RankMemory(state=state, step=step_bytes(actions, passes, state.keep))
     return RankPlan(layers=layout.layers(pp_rank), parameters=sum(sizes), memory=memory)
+
+
+def _remembered_bytes(layout: Layout, layers: int) -> int:
+    """What so many layers remember of all rows that a rank trains."""
+    shape = layout.memory_shape
+    return (
+        0 if shape is None else layers * layout.micro_batches * math.prod(shape) * SIZES[layout.config.precision.dtype]
+    )
 
 
 def _recompute(config: RecomputeConfig, mode: str) -> RecomputeConfig:

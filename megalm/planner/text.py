@@ -88,6 +88,9 @@ def _memory(plan: Plan) -> str:
         note += "never held as a whole"
     else:
         note += "their gradient the same (in the activations)"
+    if remembered := max(rank.memory[plan.mode].state.remembered for rank in plan.ranks):
+        note += f"\n  the {config.model.segment_memory} positions before each row (--segment-memory): "
+        note += f"{gigabytes(remembered)}, in the peaks"
     return "\n".join(["memory of each rank, by pipeline rank", *(f"  {line}" for line in lines), f"  {note}"])
 
 

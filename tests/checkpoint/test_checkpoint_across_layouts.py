@@ -36,7 +36,15 @@ PADDED: list[Layout] = [
     for stage in (0, 1)
 ]
 """The second rank's rows of the vocabulary are padding alone."""
-LAYOUTS = FP32 + BF16 + FP16 + MUON + LION + PADDED
+MEMORY = "--segment-memory 12 --sampling consecutive --position-embedding-type relative"
+"""More than a sample: the memory has filled up at the checkpoint, after two of them."""
+SEGMENTS: list[Layout] = [
+    (1, f"--zero-stage 0 {MEMORY} {TENSOR_PARALLEL}"),
+    (2, f"--zero-stage 1 --tensor-model-parallel-size 2 {MEMORY} {TENSOR_PARALLEL}"),
+    (3, f"--zero-stage 3 {MEMORY} {TENSOR_PARALLEL}"),
+    (2, f"--zero-stage 1 --bf16 {MEMORY}"),
+]
+LAYOUTS = FP32 + BF16 + FP16 + MUON + LION + PADDED + SEGMENTS
 TO_OTHERS: list[tuple[Layout, Layout]] = [
     ((1, "--zero-stage 0"), (2, "--zero-stage 1")),
     ((1, "--zero-stage 3"), (3, "--zero-stage 2")),
@@ -49,11 +57,13 @@ TO_OTHERS: list[tuple[Layout, Layout]] = [
     ((3, "--zero-stage 3"), (2, "--zero-stage 2")),
     *((MUON[one], MUON[other]) for one, other in ((2, 0), (1, 2), (0, 1))),
     (LION[0], LION[1]),
+    *((SEGMENTS[one], SEGMENTS[other]) for one, other in ((2, 0), (0, 1), (1, 2))),
 ]
 BF16_TO_OTHERS = [(BF16[0], BF16[1]), (BF16[1], BF16[2]), (BF16[2], BF16[0])]
 ALWAYS = {
     *(FP32[number] for number in (0, 3, 5, 7)), BF16[1], FP16[0], MUON[2], PADDED[1],
     *(TO_OTHERS[number] for number in (0, 6, 7, 8, 9, 12)), BF16_TO_OTHERS[1],
+    SEGMENTS[2],
 }  # fmt: skip
 """Layouts that go on as they are, and pairs in which every ZeRO stage gives and takes; the others are long."""
 

@@ -37,7 +37,7 @@ def test_weights_alone_need_what_gives_them_their_meaning() -> None:
         "rotary_base_local", "rope_scaling", "rope_scaling_factor", "rope_scaling_original_max_position_embeddings",
         "rope_low_freq_factor", "rope_high_freq_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_attention_factor",
         "window_size", "window_attn_skip_freq", "decoder_seq_length", "relative_attention_max_distance",
-        "rtd_loss_weight", "mtp_loss_scaling_factor",
+        "rtd_loss_weight", "mtp_loss_scaling_factor", "segment_memory",
     }  # fmt: skip
 
 

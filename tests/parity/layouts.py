@@ -90,6 +90,10 @@ MODELS = {
     # two modules that predict tokens further ahead, inside documents too
     "mtp": f"{LLAMA} --mtp-num-layers 2 --mtp-loss-scaling-factor 0.5",
     "mtp documents": f"{GPT2} --mtp-num-layers 2 --hidden-dropout 0.1 {DOCUMENTS}",
+    # every row goes on from what the one of the step before has left: distances by sinusoids, or rotary
+    "segments": f"{GPT2} --position-embedding-type relative --segment-memory 12 --sampling consecutive "
+    "--init-method-std 0.2",
+    "rotary segments": f"{LLAMA} --segment-memory 24 --sampling consecutive --hidden-dropout 0.1",
     # samples of three objectives, in some of which nothing is prefix
     "mixture": f"{GPT2} --num-layers 4 --objective-mixture causal:0.25,fim:0.25,prefix:0.5",
     # two layers and three, tied head
@@ -405,6 +409,19 @@ ROWS = [
     Row(2, "mtp", "tp2 sp zero3 selective"),
     Row(2, "mtp documents", "tp2 sp zero0"),
     Row(2, "mtp documents", "zero3 full"),
+    # segment recurrence
+    Row(2, "segments", "tp2 zero1", CI),
+    Row(2, "segments", "zero0"),
+    Row(2, "segments", "zero1 one-by-one"),
+    Row(2, "segments", "zero2 one-by-one"),
+    Row(2, "segments", "zero3"),
+    Row(2, "segments", "zero3 full"),
+    Row(2, "segments", "tp2 zero3 selective"),
+    Row(4, "segments", "tp4 zero0 linear"),
+    Row(4, "segments", "tp2 zero2 one-by-one"),
+    Row(2, "segments", "zero1 bf16"),
+    Row(2, "rotary segments", "tp2 zero0 full"),
+    Row(2, "rotary segments", "zero3 selective"),
     Row(4, "mixture", "tp2 sp pp2 1f1b zero1"),
     Row(2, "ul2", "tp2 sp zero1"),
     # low precision against one process in the same

@@ -22,6 +22,7 @@ MODEL = (
 )
 LONG, SHORT = "--seq-length 128 --micro-batch-size 4 ", "--seq-length 16 --micro-batch-size 2 "
 SAMPLES = "--seq-length 128 --micro-batch-size 1 --gradient-accumulation-steps 4 "
+SEGMENTS = SAMPLES + "--segment-memory 128 --sampling consecutive "
 PIPELINE = LONG + "--pipeline-model-parallel-size 2 --gradient-accumulation-steps 4 "
 
 
@@ -73,6 +74,8 @@ ROWS = [
     Row(2, LONG + "--zero-stage 2", ci=False),
     Row(2, SAMPLES + "--num-layers 8 --zero-stage 2", ci=False),
     Row(2, LONG + "--zero-stage 3", ci=False),
+    Row(2, SEGMENTS + "--zero-stage 1", ci=False),
+    Row(1, SEGMENTS + "--zero-stage 0 --recompute-granularity full", ci=False),
     Row(2, SAMPLES + "--num-layers 8 --zero-stage 3", ci=False),
     Row(2, LONG + "--zero-stage 0 --tensor-model-parallel-size 2", ci=False),
     Row(2, LONG + "--zero-stage 1 --tensor-model-parallel-size 2 --sequence-parallel", ci=False),

@@ -35,8 +35,11 @@ def encoder_decoder(config: RunConfig) -> list[str]:
 
 def _of_encoder_decoders_only(config: RunConfig) -> list[str]:
     model, found = config.model, []
-    if model.position_embedding_type == "relative":
-        found.append("position_embedding_type=relative needs model_family=t5; give --model-family t5, or drop it")
+    if model.position_embedding_type == "relative" and (model.model_family != "gpt" or model.segment_memory is None):
+        found.append(
+            "position_embedding_type=relative needs model_family=t5, or in a decoder segment_memory; give "
+            "--model-family t5 or --segment-memory M, or drop it"
+        )
     given = [name for name in DECODER_ONLY if getattr(model, name) is not None]
     return found + [f"{name}={getattr(model, name)} needs model_family=t5; drop it" for name in given]
 

@@ -15,6 +15,7 @@ from megalm.config.rules.layout import available_axes
 from megalm.config.rules.objective import ahead, objectives
 from megalm.config.rules.pipeline import SCHEDULES, pipeline_problems, schedule_name
 from megalm.config.rules.schedule import changing_batch, phases, rates, run_length
+from megalm.config.rules.segments import consecutive, segments
 from megalm.config.sections import RunConfig
 
 
@@ -205,6 +206,8 @@ CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     ahead,
     encoder,
     encoder_decoder,
+    consecutive,
+    segments,
     checkpoints,
     engine,
     optimizer,

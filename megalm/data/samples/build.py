@@ -3,7 +3,7 @@
 import difflib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def build_datasets(
     seq_length: int,
     extra_tokens: int = 1,
     num_samples: tuple[int, int | None, int],
+    rows: tuple[int, int] = (1, 1),
     seed: int,
     vocab_size: int,
     tokenizer_identity: str | None = None,
@@ -69,6 +70,7 @@ def build_datasets(
         seq_length: tokens from the start of one sample to that of the next.
         extra_tokens: tokens of a sample beyond them, which it shares with the next one.
         num_samples: samples that the run draws from each split; None is one epoch, without --mock-data.
+        rows: samples of a global batch in training and in evaluations, for an order in which each reads on.
         tokenizer_identity: the run's tokenizer; checked against the one that the data was made with, if known.
         eod: the token that ends documents, for the flags that look for it.
         record: the order of the training samples up to the checkpoint that the run goes on from.
@@ -91,7 +93,8 @@ def build_datasets(
     def build(wish: _Wish, blend: _Documents | None, **options: Any) -> BlendedDataset | None:
         if blend is None:
             return None
-        sources = [Source(indexed, documents, sampling) for indexed, documents in blend.parts]
+        own = replace(sampling, rows=rows[wish is not train])
+        sources = [Source(indexed, documents, own) for indexed, documents in blend.parts]
         try:
             return BlendedDataset(sources, blend.weights, wish.num_samples, **options)
         except DataError as error:

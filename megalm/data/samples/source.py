@@ -15,7 +15,7 @@ from megalm.data.samples.content import ContentRecord
 from megalm.data.samples.gpt_dataset import GPTDataset
 from megalm.data.samples.index_cache import IndexCache
 from megalm.data.samples.sample import PAD, HasDocuments, Sample, SampleDataset
-from megalm.data.samples.stream import StreamDataset
+from megalm.data.samples.stream import ConsecutiveDataset, StreamDataset
 from megalm.errors import DataError
 from megalm.randomness import stable_seed_32
 
@@ -32,7 +32,9 @@ class Sampling:
     extra_tokens: int = 1
     """Tokens of a sample beyond them, which it shares with the next one (1: the last label of a causal model)."""
     seed: int
-    order: Literal["shuffle", "stream"] = "shuffle"
+    order: Literal["shuffle", "stream", "consecutive"] = "shuffle"
+    rows: int = 1
+    """consecutive: samples of a global batch, of which each reads on."""
     cache: IndexCache | None = None
 
 
@@ -94,7 +96,7 @@ class Source:
         Each request is a layout of its own, of whole epochs; when they give fewer samples than are needed, one more
         comes after them. So samples that are laid out stay where they are, whatever is needed in addition.
         """
-        if self.sampling.order == "stream":
+        if self.sampling.order != "shuffle":
             return Layout([self._stream(needed)], [needed], list(requests))
         kept = list(requests)
         sizes = [self.num_samples(request) for request in kept]
@@ -110,7 +112,7 @@ class Source:
 
     def num_samples(self, request: Request) -> int:
         """Samples of the layout for one request, without building it."""
-        if self.sampling.order == "stream":
+        if self.sampling.order != "shuffle":
             return len(self._stream(request))
         sampling = self.sampling
         plan = GPTDataset.plan_for(self.indexed, self.documents, sampling.seq_length, request, sampling.extra_tokens)
@@ -118,10 +120,10 @@ class Source:
 
     def _stream(self, num_samples: int | None) -> StreamDataset:
         sampling = self.sampling
-        return StreamDataset(
-            self.indexed, self.documents, sampling.seq_length, num_samples, sampling.seed,
-            extra_tokens=sampling.extra_tokens,
-        )  # fmt: skip
+        common = (self.indexed, self.documents, sampling.seq_length, num_samples)
+        if sampling.order == "consecutive":
+            return ConsecutiveDataset(*common, sampling.rows, extra_tokens=sampling.extra_tokens)
+        return StreamDataset(*common, sampling.seed, extra_tokens=sampling.extra_tokens)
 
     def _shuffled(self, request: Request, number: int) -> GPTDataset:
         sampling = self.sampling

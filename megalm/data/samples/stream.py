@@ -82,9 +82,52 @@ class StreamDataset:
         """
         if not 0 <= number < self._num_samples:
             raise IndexError(f"sample {number} of {self._num_samples} in {self.indexed.prefix}")
+        return self._begin + self._place(number) * self.seq_length
+
+    def _place(self, number: int) -> int:
+        """Which of the samples in the file a sample is."""
         epoch, inside = divmod(number, self.samples_per_epoch)
         current, permutation = self._current
         if epoch != current:
             permutation = KeyedPermutation(self.samples_per_epoch, "stream", self.seed, epoch)
             self._current = epoch, permutation
-        return self._begin + permutation[inside] * self.seq_length
+        return permutation[inside]
+
+
+class ConsecutiveDataset(StreamDataset):
+    """The same samples in another order: so many `rows` read the file on, each from a place of its own.
+
+    Sample k is of row k mod rows. Row b begins with the b-th of as many equal stretches of the file and reads on from
+    sample to sample, into the next stretch and from the last into the first: an epoch has every sample once, but for
+    the last ones (fewer than rows) that do not fill the stretches.
+
+    Raises:
+        DataError: fewer samples than rows.
+    """
+
+    def __init__(
+        self,
+        indexed: IndexedDataset,
+        documents: range,
+        seq_length: int,
+        num_samples: int | None,
+        rows: int,
+        *,
+        extra_tokens: int = 1,
+    ) -> None:
+        super().__init__(indexed, documents, seq_length, num_samples, 0, extra_tokens=extra_tokens)
+        self._rows, self._stretch = rows, self.samples_per_epoch // rows
+        if self._stretch < 1:
+            raise DataError(
+                f"{indexed.prefix}: {len(documents)} documents have {self.samples_per_epoch} samples of {seq_length} "
+                f"tokens, fewer than the {rows} rows of a global batch that are to read them on; give more data, "
+                "another --split, or a smaller --seq-length or --global-batch-size (of an evaluation "
+                "--eval-global-batch-size)"
+            )
+        self.samples_per_epoch = rows * self._stretch
+        if num_samples is None:
+            self._num_samples = self.samples_per_epoch
+
+    def _place(self, number: int) -> int:
+        step, row = divmod(number, self._rows)
+        return (row * self._stretch + step) % self.samples_per_epoch

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from megalm.config.model import ModelConfig
 from megalm.errors import ConfigError
 from megalm.models.bert.parts import EncoderEmbedding, SentenceHead, TokenTransform
-from megalm.models.blocks.attention import Attention, KVCache
+from megalm.models.blocks.attention import Attention
 from megalm.models.blocks.bidirectional import BidirectionalAttention, Padding, Within
 from megalm.models.blocks.documents import Documents
 from megalm.models.blocks.dropout import Dropout
@@ -26,7 +26,7 @@ from megalm.models.blocks.mlp import build_mlp
 from megalm.models.blocks.norm import build_norm
 from megalm.models.blocks.randomness import seed_generators, seeded
 from megalm.models.blocks.rotary import RotaryTables, Tables
-from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Stream, run_in_order
+from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Past, Stream, run_in_order
 from megalm.randomness import stable_seed
 
 
@@ -121,7 +121,7 @@ class Bert(LanguageModel):
             seed_generators(stable_seed(seed, "embedding"))
         return (self.embedding(batch["tokens"], position_ids(batch), batch.get("token_types")),)
 
-    def run_layers(self, stream: Stream, batch: Batch, cache: KVCache | None = None) -> Stream:
+    def run_layers(self, stream: Stream, batch: Batch, cache: Past | None = None) -> Stream:
         """The residual stream (B, T, D) after the layers that this module holds.
 
         Raises:

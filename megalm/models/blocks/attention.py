@@ -20,16 +20,19 @@ from megalm.models.blocks.windows import softcapped_attention, visible_keys, win
 
 
 class LayerCache:
-    """Keys and values of the positions that one layer has seen; room for `capacity` positions is made at first use."""
+    """Keys and values of the positions that one layer has seen; room for `capacity` positions is made at first use.
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    With a `segment` (its length, and that of its memory) positions see what they saw in training by such segments.
+    """
+
+    def __init__(self, capacity: int, segment: tuple[int, int] | None = None) -> None:
+        self.capacity, self.segment = capacity, segment
         self.length = 0
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
     def append(self, k_BTGC: Tensor, v_BTGC: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new positions; return keys and values (B, S, G, C) of all positions so far."""
+        """Store the new positions; return keys and values (B, S, G, C) of all positions so far that they see."""
         if self._keys is None or self._values is None:
             B, _, G, C = k_BTGC.shape
             self._keys = k_BTGC.new_empty(B, self.capacity, G, C)
@@ -38,8 +41,14 @@ class LayerCache:
         assert stop <= self.capacity, f"cache holds {self.capacity} positions, {stop} are needed"
         self._keys[:, self.length : stop] = k_BTGC
         self._values[:, self.length : stop] = v_BTGC
+        first = 0
+        if self.segment is not None:
+            length, memory = self.segment
+            begin = self.length // length * length
+            assert stop <= begin + length, "new positions are of one segment (`KVCache.pieces`)"
+            first = max(0, begin - memory)
         self.length = stop
-        return self._keys[:, :stop], self._values[:, :stop]
+        return self._keys[:, first:stop], self._values[:, first:stop]
 
     def repeat(self, times: int) -> None:
         """Continue each stored sequence `times` times: the batch grows to times x B."""
@@ -49,15 +58,26 @@ class LayerCache:
 
 
 class KVCache:
-    """The `LayerCache` of every layer of a model, by layer number, all of one capacity."""
+    """The `LayerCache` of every layer of a model, by layer number, all of one capacity and with one `segment`."""
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int, segment: tuple[int, int] | None = None) -> None:
+        self.capacity, self.segment = capacity, segment
         self._layers: dict[int, LayerCache] = {}
+
+    @classmethod
+    def of(cls, config: ModelConfig, capacity: int) -> "KVCache":
+        """The cache of a model for texts of so many tokens."""
+        length, memory = config.max_position_embeddings, config.segment_memory
+        return cls(capacity, None if memory is None or length is None else (length, memory))
 
     def layer(self, number: int) -> LayerCache:
         """The cache of one layer."""
-        return self._layers.setdefault(number, LayerCache(self.capacity))
+        return self._layers.setdefault(number, LayerCache(self.capacity, self.segment))
+
+    def pieces(self, tokens_BT: Tensor) -> tuple[Tensor, ...]:
+        """The first tokens of a text, as they are to go through the model: all at once, or segment by segment."""
+        assert self.length == 0, "segments begin where the text does"
+        return (tokens_BT,) if self.segment is None else torch.split(tokens_BT, self.segment[0], dim=1)
 
     def repeat(self, times: int) -> None:
         """Continue each stored sequence `times` times: the batch grows to times x B."""
@@ -176,21 +196,29 @@ class Attention(nn.Module):
         rotary: Tables | None = None,
         cache: LayerCache | None = None,
         documents: Within = None,
+        before: int = 0,
     ) -> Tensor:
         """The branch's output (B, T, D).
 
         `rotary` holds cosines and sines (B or 1, T, R/2) of the positions of x. With a `cache` x continues the stored
         positions and is stored itself. With `documents` (without a cache) attention stays inside each document.
+        The first `before` positions of x are attended to alone: they have no output.
         """
-        q_BTHC = self._normalized_heads(self.q_norm, self.wq(x_BTD))
+        queries_BTD = x_BTD[:, before:] if before else x_BTD
+        q_BTHC = self._normalized_heads(self.q_norm, self.wq(queries_BTD))
         k_BTGC = self._normalized_heads(self.k_norm, self.wk(x_BTD))
         v_BTGC = self._heads(self.wv(x_BTD))
         if rotary is not None:
-            q_BTHC, k_BTGC = self.rotate(q_BTHC, *rotary), self.rotate(k_BTGC, *rotary)
+            of_queries = [table[:, before:] for table in rotary] if before else rotary
+            q_BTHC, k_BTGC = self.rotate(q_BTHC, *of_queries), self.rotate(k_BTGC, *rotary)
         if cache is not None:
             k_BTGC, v_BTGC = cache.append(k_BTGC, v_BTGC)
-        y_BTD: Tensor = self.wo(self.core(q_BTHC, k_BTGC, v_BTGC, documents).flatten(2))
+        y_BTD: Tensor = self.wo(self._mixed(q_BTHC, k_BTGC, v_BTGC, documents).flatten(2))
         return y_BTD
+
+    def _mixed(self, q_BTHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, documents: Within) -> Tensor:
+        y_BTHC: Tensor = self.core(q_BTHC, k_BSGC, v_BSGC, documents)
+        return y_BTHC
 
     def _normalized_heads(self, norm: nn.Module, x: Tensor) -> Tensor:
         if isinstance(norm, FullWidthRMSNorm):

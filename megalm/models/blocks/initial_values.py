@@ -76,6 +76,11 @@ def norm_weight(shape: Shape, config: ModelConfig, generator: torch.Generator) -
     return torch.full(shape, 0.0 if config.apply_layernorm_1p else 1.0)
 
 
+def normal(shape: Shape, config: ModelConfig, generator: torch.Generator) -> Tensor:
+    """A vector that starts as matrices do."""
+    return torch.randn(shape, generator=generator).mul_(config.init_method_std)
+
+
 def zeros(shape: Shape, config: ModelConfig, generator: torch.Generator) -> Tensor:
     """A bias."""
     return torch.zeros(shape)

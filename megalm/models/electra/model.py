@@ -21,13 +21,12 @@ from megalm.config.model import ModelConfig
 from megalm.errors import ConfigError
 from megalm.models.bert.model import EncoderLayer, within_of
 from megalm.models.bert.parts import EncoderEmbedding
-from megalm.models.blocks.attention import KVCache
 from megalm.models.blocks.bidirectional import Within
 from megalm.models.blocks.embedding import position_ids, vocabulary_sizes
 from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.randomness import seed_generators, seeded
 from megalm.models.blocks.rotary import RotaryTables, Tables
-from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Stream, run_in_order
+from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Past, Stream, run_in_order
 from megalm.models.electra.parts import Detector, GeneratorEnds, final_norm, projection
 from megalm.randomness import stable_seed
 
@@ -83,7 +82,7 @@ class Electra(LanguageModel):
         x_BTD = self.generator.projection(x_BTE) if self._generates(batch) else self.projection(x_BTE)
         return x_BTD, torch.zeros_like(tokens_BT, dtype=torch.float32), tokens_BT
 
-    def run_layers(self, stream: Stream, batch: Batch, cache: KVCache | None = None) -> Stream:
+    def run_layers(self, stream: Stream, batch: Batch, cache: Past | None = None) -> Stream:
         """The stream after the layers: of both networks, or where there are no labels of the discriminator.
 
         Raises:

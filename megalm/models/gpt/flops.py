@@ -66,15 +66,18 @@ def forward_flops_per_token(
     product runs.
     """
     rows = config.padded_vocab_size() if padded_vocab_size is None else padded_vocab_size
-    # Two products, q k^T and scores x v, each 2 x query_width operations for a query and a key.
-    scores_per_key = 4 * config.num_attention_heads * config.head_dim
+    # Two products, q k^T and scores x v, each 2 x query_width operations for a query and a key; a third for distances.
+    products = 3 if config.position_embedding_type == "relative" else 2
+    scores_per_key = 2 * products * config.num_attention_heads * config.head_dim
     scores = sum(
         scores_per_key * _keys(config, layer, seq_length, causal) // seq_length for layer in range(config.num_layers)
     )
     head, layer = 2 * config.hidden_size * rows, 2 * _layer_matrix_elements(config)
+    # keys and values of the memory, for each segment
+    again = 4 * config.hidden_size * config.num_kv_heads * config.head_dim * (config.segment_memory or 0) // seq_length
     last = scores_per_key * _keys(config, config.num_layers - 1, seq_length, causal) // seq_length
     ahead = 2 * _projection_elements(config) + layer + last + head
-    return config.num_layers * layer + scores + head + config.mtp_num_layers * ahead
+    return config.num_layers * (layer + again) + scores + head + config.mtp_num_layers * ahead
 
 
 def training_flops_per_token(
@@ -101,13 +104,19 @@ def part_costs(config: ModelConfig, seq_length: int, method: PartitionMethod) ->
 
 
 def _keys(config: ModelConfig, layer: int, seq_length: int, causal: bool) -> int:
-    """Keys that the queries of one sequence see together."""
+    """Keys that the queries of one sequence see together, those of its memory among them."""
+    memory = config.segment_memory or 0
     if not causal:
-        return seq_length**2
+        return seq_length * (memory + seq_length)
+    return _seen(config, layer, memory + seq_length) - _seen(config, layer, memory)
+
+
+def _seen(config: ModelConfig, layer: int, length: int) -> int:
+    """The same of all positions of a text so long."""
     window = config.window_of(layer)
-    seen = seq_length if window is None else min(seq_length, window[0] + 1)
+    seen = length if window is None else min(length, window[0] + 1)
     # the first `seen` queries see 1, 2, ... keys, the others `seen`
-    return seen * (seen + 1) // 2 + (seq_length - seen) * seen
+    return seen * (seen + 1) // 2 + (length - seen) * seen
 
 
 def _layer_matrix_elements(config: ModelConfig) -> int:
@@ -128,6 +137,9 @@ def _layer_parameters(config: ModelConfig) -> int:
         total += hidden
     if config.linear_bias:
         total += (2 if config.gated else 1) * config.ffn_size + hidden
+    if config.position_embedding_type == "relative":
+        width = config.num_attention_heads * head_dim
+        total += width * hidden + 2 * width
     if config.qk_layernorm_full_width:
         total += _norm_parameters(config, (config.num_attention_heads + config.num_kv_heads) * head_dim)
     elif config.qk_layernorm:

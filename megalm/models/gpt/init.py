@@ -42,6 +42,8 @@ _RULES: values.Rules = (
     (r"embedding\.positions\.weight", values.matrix),
     (r"mtp_layers\.\d+\.projection\.weight", values.matrix),
     (rf"{_LAYER}attention\.w[qkv]\.weight", values.query_key_value),
+    (rf"{_LAYER}attention\.relative\.projection", values.matrix),
+    (rf"{_LAYER}attention\.relative\.(content|distance)_bias", values.normal),
     (rf"{_LAYER}mlp\.w_(gate|up)\.weight", values.gate_up),
     (rf"{_LAYER}(attention\.wo|mlp\.w_down)\.weight", values.output_projection),
     (rf"{_LAYER}(attention\.w[qkvo]|mlp\.w_(gate|up|down))\.bias", values.zeros),

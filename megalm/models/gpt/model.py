@@ -7,13 +7,13 @@ R rotary width.
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
-from megalm.models.blocks.attention import Attention, KVCache, LayerCache
+from megalm.models.blocks.attention import LayerCache
 from megalm.models.blocks.documents import Documents
 from megalm.models.blocks.dropout import Dropout
 from megalm.models.blocks.embedding import Embedding, position_ids, vocabulary_sizes
@@ -23,7 +23,8 @@ from megalm.models.blocks.mlp import build_mlp
 from megalm.models.blocks.norm import build_norm
 from megalm.models.blocks.randomness import seed_generators, seeded
 from megalm.models.blocks.rotary import RotaryTables, Tables
-from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Stream, run_in_order
+from megalm.models.blocks.segments import LayerMemory, SegmentMemory, build_attention
+from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Past, Stream, run_in_order
 from megalm.models.gpt.mtp import PredictionModule, shifted, weights_ahead
 from megalm.randomness import stable_seed
 
@@ -41,7 +42,7 @@ class TransformerLayer(nn.Module):
         before, after = config.norm_order != "branch", config.norm_order != "pre"
         width = config.hidden_size
         self.attention_norm = build_norm(config, width) if before else nn.Identity()
-        self.attention = Attention(config, number)
+        self.attention = build_attention(config, number)
         self.mlp_norm = build_norm(config, width) if before else nn.Identity()
         self.mlp = build_mlp(config)
         if after:
@@ -56,24 +57,32 @@ class TransformerLayer(nn.Module):
         rotary: Tables | None = None,
         cache: LayerCache | None = None,
         documents: Documents | None = None,
+        memory: LayerMemory | None = None,
     ) -> Tensor:
-        """The residual stream (B, T, D) after this layer."""
-        attend = partial(self.attention, rotary=rotary, cache=cache, documents=documents)
+        """The residual stream (B, T, D) after this layer; `rotary` is of the positions of the memory too."""
+        attend = partial(self._attend, memory=memory, rotary=rotary, cache=cache, documents=documents)
         return self._branches(x_BTD, attend)
 
+    def _attend(self, x_BTD: Tensor, *, memory: LayerMemory | None, **around: Any) -> Tensor:
+        """What attention makes of the stream, and of what the memory holds before it."""
+        seen_BSD = x_BTD if memory is None else memory.extended(x_BTD)
+        before = seen_BSD.shape[1] - x_BTD.shape[1]
+        y_BTD: Tensor = self.attention(self.attention_norm(seen_BSD), before=before, **around)
+        return y_BTD
+
     def _before(self, x_BTD: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        branch_BTD = self.dropout(attend(self.attention_norm(x_BTD)))
+        branch_BTD = self.dropout(attend(x_BTD))
         normalized_BTD, x_BTD = self.mlp_norm(branch_BTD, x_BTD)
         y_BTD: Tensor = self.dropout(self.mlp(normalized_BTD), x_BTD)
         return y_BTD
 
     def _after(self, x_BTD: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        x_BTD = self.dropout(self.attention_output_norm(attend(self.attention_norm(x_BTD))), x_BTD)
+        x_BTD = self.dropout(self.attention_output_norm(attend(x_BTD)), x_BTD)
         y_BTD: Tensor = self.dropout(self.mlp_output_norm(self.mlp(self.mlp_norm(x_BTD))), x_BTD)
         return y_BTD
 
     def _parallel(self, x_BTD: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        y_BTD = self.dropout(attend(self.attention_norm(x_BTD)), x_BTD)
+        y_BTD = self.dropout(attend(x_BTD), x_BTD)
         return cast(Tensor, self.dropout(self.mlp(self.mlp_norm(x_BTD)), y_BTD))
 
 
@@ -89,6 +98,7 @@ class GPT(LanguageModel):
     `position_ids` (B or 1, T) default to 0, 1, ... With `cu_seqlens` (B, N; integers on the host: 0, the end of each
     document, then T to the end of the row) attention stays inside each document; with `prefix_lengths` (B, T, or B, 1
     for whole rows; integers on the host) the first so many tokens of each see one another.
+    With segment recurrence (`config.segment_memory`) batches are segments, of which a `SegmentMemory` makes one text.
     Columns of logits past `config.vocab_size` get neither probability nor gradient.
     """
 
@@ -130,20 +140,26 @@ class GPT(LanguageModel):
             seed_generators(stable_seed(seed, "embedding"))
         return (self.embedding(batch["tokens"], position_ids(batch)),)
 
-    def run_layers(self, stream: Stream, batch: Batch, cache: KVCache | None = None) -> Stream:
+    def run_layers(self, stream: Stream, batch: Batch, cache: Past | None = None) -> Stream:
         """The residual stream (B, T, D) after the layers that this module holds."""
         (x_BTD,) = stream
-        rotary, documents = RotaryTables.of(self.config, position_ids(batch)), _documents(batch, x_BTD.device)
+        memory, cache = (cache, None) if isinstance(cache, SegmentMemory) else (None, cache)
+        positions_BS = position_ids(batch) if memory is None else memory.positions(x_BTD)
+        rotary, documents = RotaryTables.of(self.config, positions_BS), _documents(batch, x_BTD.device)
+        memories = {} if memory is None else {number: memory.layer(int(number)) for number in self.layers}
         seed, steps = self._seed(batch), []
         for number, layer in self.layers.items():
             kept = None if cache is None else cache.layer(int(number))
             tables = None if rotary is None else rotary.of_layer(self.config.window_of(int(number)) is not None)
-            step: LayerStep = partial(_run_layer, layer, tables, kept, documents)
+            step: LayerStep = partial(_run_layer, layer, tables, kept, documents, memories.get(number))
             if seed is not None:
                 # by the layer's number, so that it drops the same in a stage; inside the step, for its recomputation
                 step = seeded(step, stable_seed(seed, "layer", number))
             steps.append(step)
-        return self.layer_runner(steps, stream)
+        stream = self.layer_runner(steps, stream)
+        if memory is not None:
+            memory.advance({int(number): layer_memory.after for number, layer_memory in memories.items()})
+        return stream
 
     def losses(self, stream: Stream, batch: Batch) -> Losses:
         """The weighted losses of all tokens (B, T), float32, nats."""
@@ -205,6 +221,11 @@ def _documents(batch: Batch, device: torch.device) -> Documents | None:
 
 
 def _run_layer(
-    layer: nn.Module, rotary: Tables | None, cache: LayerCache | None, documents: Documents | None, stream: Stream
+    layer: nn.Module,
+    rotary: Tables | None,
+    cache: LayerCache | None,
+    documents: Documents | None,
+    memory: LayerMemory | None,
+    stream: Stream,
 ) -> Stream:
-    return (layer(stream[0], rotary=rotary, cache=cache, documents=documents),)
+    return (layer(stream[0], rotary=rotary, cache=cache, documents=documents, memory=memory),)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
-from megalm.models.blocks.attention import KVCache
 from megalm.models.blocks.dropout import Dropout
 from megalm.models.blocks.embedding import TokenEmbedding, vocabulary_sizes
 from megalm.models.blocks.head import FullLogits, Head, OutputHead, TiedHead, TokenLoss
@@ -24,7 +23,7 @@ from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.norm import build_norm
 from megalm.models.blocks.randomness import seed_generators, seeded
 from megalm.models.blocks.relative import RelativeBias, RelativePositions
-from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Stream, run_in_order
+from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Past, Stream, run_in_order
 from megalm.models.t5.layers import DecoderLayer, EncoderLayer
 from megalm.randomness import stable_seed
 
@@ -94,7 +93,7 @@ class T5(LanguageModel):
             seed_generators(stable_seed(seed, "embedding"))
         return self.embedding(batch["tokens"]), self.embedding(batch["decoder_tokens"]), self.positions()
 
-    def run_layers(self, stream: Stream, batch: Batch, cache: KVCache | None = None) -> Stream:
+    def run_layers(self, stream: Stream, batch: Batch, cache: Past | None = None) -> Stream:
         """The stream after the layers that this module holds."""
         assert cache is None, "an encoder-decoder keeps no keys and values"
         seed, steps = self._seed(batch), []

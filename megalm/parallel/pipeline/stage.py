@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 
 from megalm.models.blocks.loss import scaled_total
-from megalm.models.contract import Batch, LanguageModel, OnLosses, Stream
+from megalm.models.contract import Batch, LanguageModel, OnLosses, Past, Stream
 
 OnGradients = Callable[[Iterable[nn.Parameter]], None]
 
@@ -35,10 +35,15 @@ class StageModule(nn.Module):
         self.is_last = is_last
 
     def forward(
-        self, *stream: Tensor, batch: Batch, scales: Mapping[str, float], on_losses: OnLosses | None = None
+        self,
+        *stream: Tensor,
+        batch: Batch,
+        scales: Mapping[str, float],
+        on_losses: OnLosses | None = None,
+        past: Past | None = None,
     ) -> Stream | Tensor:
         """The stream, or on the last stage the sum of all losses, each times its scale: a float32 scalar."""
-        stream = self.part.run_layers(self.part.embed(batch) if self.is_first else stream, batch)
+        stream = self.part.run_layers(self.part.embed(batch) if self.is_first else stream, batch, past)
         if not self.is_last:
             return stream
         losses = self.part.losses(stream, batch)

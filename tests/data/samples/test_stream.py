@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from megalm.config.data import DataConfig
 from megalm.data.indexed.reader import IndexedDataset
+from megalm.data.loader import MicroBatchSampler
 from megalm.data.samples.build import build_datasets
 from megalm.data.samples.permutation import KeyedPermutation
-from megalm.data.samples.stream import StreamDataset
+from megalm.data.samples.stream import ConsecutiveDataset, StreamDataset
 from megalm.errors import DataError
 
 
@@ -104,3 +105,41 @@ def test_a_trillion_tokens_open_with_little_memory(tmp_path: Path) -> None:
     found = benchmark.child("stream", tmp_path / "huge", 10**9)
     assert found["tokens"] == 10**12
     assert found["peak_mb"] < 150
+
+
+ROWS = 4
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_every_row_reads_on_whoever_takes_it(make_dataset: Any, size: int, micro: int) -> None:
+    """Loader and order of samples together: the micro-batch k of a rank goes on where its last one ended."""
+    if ROWS % (size * micro):
+        return
+    data = ConsecutiveDataset(make_dataset([40, 37, 90, 50], dtype="int32", vocab_size=10**6), range(4), 8, 60, ROWS)
+    assert data.samples_per_epoch == 24, "27 samples of 217 tokens"
+    for rank in range(size):
+        sampler = MicroBatchSampler(micro_batch_size=micro, start=0, stop=60, rank=rank, size=size)
+        parts = [[int(data[k].tokens[0]) for k in numbers] for numbers in sampler]
+        accumulated = ROWS // (size * micro)
+        for number, first in enumerate(parts[:accumulated]):
+            rows = [(number * size + rank) * micro + row for row in range(micro)]
+            assert first == [row * 6 * 8 for row in rows], "each row has a stretch of 6 samples"
+            for step, found in enumerate(parts[number::accumulated]):
+                assert found == [(start + step * 8) % (24 * 8) for start in first]
+
+
+def test_an_epoch_of_rows_has_every_sample_once_and_needs_one_for_each(make_dataset: Any) -> None:
+    indexed = make_dataset([40, 37, 90, 50], dtype="int32", vocab_size=10**6)
+    data = ConsecutiveDataset(indexed, range(4), 8, None, 5)
+    assert sorted(int(data[k].tokens[0]) // 8 for k in range(len(data))) == list(range(25))
+    with pytest.raises(DataError, match=r"27 samples of 8 tokens, fewer than the 28 rows of a global batch"):
+        ConsecutiveDataset(indexed, range(4), 8, None, 28)
+
+
+def test_training_and_evaluation_have_rows_of_their_own(make_dataset: Any) -> None:
+    prefix = make_dataset([40] * 20, dtype="int32", vocab_size=10**6).prefix
+    data = DataConfig(data_path=(prefix,), split="50, 50, 0", sampling="consecutive")
+    built = build_datasets(data, seq_length=8, num_samples=(12, 6, 0), rows=(4, 3), seed=1, vocab_size=10**6)
+    assert [int(built.train[k].tokens[0]) for k in range(8)] == [0, 96, 192, 288, 8, 104, 200, 296]
+    assert [int(built.valid[""][k].tokens[0]) - 400 for k in range(6)] == [0, 128, 256, 8, 136, 264]
