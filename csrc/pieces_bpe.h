@@ -6,6 +6,7 @@
 #include <climits>
 
 #include "pieces_memory.h"
+#include "pieces_trie.h"
 #include "pieces_vocabulary.h"
 
 namespace megalm::pieces {

@@ -42,6 +42,7 @@ class StretchEncoder : public Encoder {
  private:
   static constexpr size_t kRoom = 64;
   static constexpr size_t kWholeWord = 32;  // bytes
+  static constexpr size_t kAhead = 32;      // stretches
 
   static std::vector<std::string_view> symbols_of(const std::vector<Piece>& pieces) {
     std::vector<std::string_view> symbols;
@@ -52,10 +53,15 @@ class StretchEncoder : public Encoder {
 
   // where a text can be cut before or after a blank; 0: it cannot
   size_t cut_at(std::string_view text, size_t blank) const {
-    const std::string_view sign = normalizer_.blank();
-    if (vocabulary_.cuts_before_blanks()) return text.substr(0, blank).ends_with(sign) ? 0 : blank;
-    const size_t after = blank + sign.size();
-    return vocabulary_.cuts_after_blanks() && !text.substr(after).starts_with(sign) ? after : 0;
+    const size_t size = normalizer_.blank().size(), after = blank + size;
+    if (vocabulary_.cuts_before_blanks()) return blank >= size && is_blank(text, blank - size) ? 0 : blank;
+    return vocabulary_.cuts_after_blanks() && !is_blank(text, after) ? after : 0;
+  }
+
+  // read where four bytes can be, after the text as well
+  bool is_blank(std::string_view text, size_t at) const {
+    const char* sign = text.data() + at;
+    return normalizer_.blank().size() == 1 ? *sign == ' ' : !std::memcmp(sign, kLowBlock.data(), kLowBlock.size());
   }
 
   void encode_word(std::string_view word) {
@@ -64,7 +70,7 @@ class StretchEncoder : public Encoder {
     size_t start = 0;
     for (size_t at = 0, bytes; at < word.size(); at += bytes) {
       bytes = character_bytes(word[at]);
-      const uint32_t character = character_at(&word[at], bytes);
+      const uint32_t character = character_of_four(&word[at], bytes);
       if (at > start && !vocabulary_.goes_on(before, character)) encode_stretch(word.substr(start, at - start)), start = at;
       before = character;
     }
@@ -77,40 +83,47 @@ class StretchEncoder : public Encoder {
       algorithm_.encode(text, &symbols_);
       return write(symbols_.data(), symbols_.size());
     }
-    const size_t bytes = character_bytes(text[0]);
-    if (text.size() == bytes) {
-      encode_pending();
-      const int32_t symbol = vocabulary_.alone(character_at(text.data(), bytes));
-      algorithm_.pass(&symbol, 1);
-      return write(&symbol, 1);
-    }
-    const Memory::Key key = memory_.key(text);  // comes from memory while the one before is encoded
-    encode_pending();
-    pending_ = key;
-  }
-
-  void encode_pending() {
-    if (pending_.text.empty()) return;
-    const Remembered* known = memory_.find(pending_);
-    if (known && algorithm_.holds(*known)) {
-      write(*known);
+    if (text.size() == character_bytes(text[0])) {
+      pending_[num_pending_].text = text;
     } else {
-      const float limit = algorithm_.encode(pending_.text, &symbols_);
-      const bool unknown = std::any_of(symbols_.begin(), symbols_.end(), [](int32_t symbol) { return symbol < 0; });
-      if (limit >= 0) memory_.add(pending_, symbols_.data(), symbols_.size(), unknown, limit);
-      write(symbols_.data(), symbols_.size());
+      memory_.make_key(text, &pending_[num_pending_]);
     }
-    pending_.text = {};
+    if (++num_pending_ == kAhead) encode_pending();
   }
 
-  void write(const Remembered& known) {
+  // what comes from memory while later stretches are looked for
+  void encode_pending() {
+    for (size_t i = 0; i < num_pending_; ++i) {
+      const std::string_view text = pending_[i].text;
+      text.size() == character_bytes(text[0]) ? encode_character(text) : encode_known(pending_[i]);
+    }
+    num_pending_ = 0;
+  }
+
+  void encode_character(std::string_view text) {
+    const int32_t symbol = vocabulary_.alone(character_of_four(text.data(), text.size()));
+    algorithm_.pass(&symbol, 1);
+    write(&symbol, 1);
+  }
+
+  void encode_known(const Memory::Key& key) {
+    const size_t at = memory_.find(key);
+    if (at != Memory::kNowhere && algorithm_.holds(memory_[at])) return write(at);
+    const float limit = algorithm_.encode(key.text, &symbols_);
+    const bool unknown = std::any_of(symbols_.begin(), symbols_.end(), [](int32_t symbol) { return symbol < 0; });
+    if (limit >= 0) memory_.add(key, symbols_.data(), symbols_.size(), unknown, limit);
+    write(symbols_.data(), symbols_.size());
+  }
+
+  void write(size_t at) {
+    const Remembered& known = memory_[at];
     if (!known.unknown) {
       const int32_t* start = end_;
-      end_ = Memory::copy(known, end_);
+      end_ = memory_.copy(at, end_);
       return algorithm_.pass(start, known.count);
     }
     int32_t symbols[Memory::kMostSymbols];
-    Memory::copy(known, symbols);
+    memory_.copy(at, symbols);
     algorithm_.pass(symbols, known.count);
     write(symbols, known.count);
   }
@@ -129,7 +142,8 @@ class StretchEncoder : public Encoder {
   const Vocabulary vocabulary_;
   Algorithm algorithm_;
   Memory memory_;
-  Memory::Key pending_ = {};
+  Memory::Key pending_[kAhead];
+  size_t num_pending_ = 0;
   std::vector<int32_t> ids_, symbols_;
   int32_t* end_ = nullptr;
 };

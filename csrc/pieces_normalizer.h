@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
-#include "pieces_text.h"
+#include "pieces_trie.h"
 
 namespace megalm::pieces {
 
@@ -26,14 +26,14 @@ class Normalizer {
  public:
   // Throws std::invalid_argument for a table that this cannot be sure to read as sentencepiece does.
   Normalizer(const Spec& spec, const std::vector<std::string_view>& symbols)
-      : trims_(spec.trims), dummy_(spec.dummy), suffix_(spec.suffix), blank_(spec.escapes ? kLowBlock : " "), flags_(kCharacters) {
+      : trims_(spec.trims), dummy_(spec.dummy), suffix_(spec.suffix), blank_(spec.escapes ? kLowBlock : " "), flags_(kCharacters), results_(kCharacters) {
     flags_[' '] = kBlank;
     if (!spec.table.empty()) read_table(spec.table);
     for (const std::string_view symbol : symbols) {
       std::vector<uint32_t> codes;
       if (!read_characters(symbol, &codes) || codes.empty()) throw std::invalid_argument("symbol");
       symbols_.add(codes, 0);
-      flags_[codes[0]] |= kReplaced;
+      flags_[codes[0]] |= kSymbol;
     }
     symbols_.finish();
   }
@@ -59,18 +59,21 @@ class Normalizer {
   const std::vector<size_t>& blanks() const { return blanks_; }
 
  private:
-  // Replaced: alone, or as the first of a symbol; Starts: with what may follow it; Continues: after another one
-  enum : uint8_t { kReplaced = 1, kStarts = 2, kContinues = 4, kBlank = 8 };
+  // Replaced: alone; Starts: with what may follow it; Continues: after another one; Symbol: the first of a symbol
+  enum : uint8_t { kReplaced = 1, kStarts = 2, kContinues = 4, kBlank = 8, kSymbol = 16 };
 
   struct Character {
     size_t bytes = 0;
+    uint32_t code = 0;
     uint8_t flags = 0;
   };
 
   Character read(const char* at, const char* end) const {
     if (at >= end) return {};
+    if (uint8_t(*at) < 0x80) return {1, uint8_t(*at), flags_[uint8_t(*at)]};
     const size_t bytes = character_bytes(*at);
-    return {bytes, flags_[character_at(at, bytes)]};
+    const uint32_t code = end - at < 4 ? character_at(at, bytes) : character_of_four(at, bytes);
+    return {bytes, code, flags_[code]};
   }
 
   void replace(std::string_view text) {
@@ -78,23 +81,25 @@ class Normalizer {
     const char *at = text.data(), *end = at + text.size(), *stays = at;
     for (Character now = read(at, end), next; at < end; now = next) {
       next = read(at + now.bytes, end);
-      const uint8_t flags = now.flags & ~kContinues;
-      if (!flags || (flags == kStarts && !(next.flags & kContinues))) {
+      const uint8_t flags = now.flags & (next.flags & kContinues ? ~kContinues : ~(kContinues | kStarts));
+      if (!flags) {
         at += now.bytes;
         continue;
       }
-      if (at > stays) copy(stays, at - stays), after_blank = false;
-      size_t used = 1;
+      if (at > stays) copy(stays, at - stays, end), after_blank = false;
+      size_t used = now.bytes;
       if (flags == kBlank) {
         if (!after_blank) add_blank();
         after_blank = trims_;
+      } else if (flags == kReplaced) {
+        after_blank = write(texts_.data() + results_[now.code], after_blank, end - at);
       } else {
         after_blank = write(longest({at, size_t(end - at)}, &used), after_blank, end - at);
         if (used != now.bytes) next = read(at + used, end);
       }
       stays = at += used;
     }
-    copy(stays, end - stays);
+    copy(stays, end - stays, end);
   }
 
   // what stands in place of some characters; whether a blank comes last
@@ -106,14 +111,22 @@ class Normalizer {
     return trims_ && part.back() == ' ';
   }
 
-  void copy(const char* from, size_t bytes) {
-    std::memcpy(&out_[size_], from, bytes);
+  // what stays of a text; `end`: how far it can be read
+  void copy(const char* from, size_t bytes, const char* end) {
+    constexpr size_t kChunk = 16;  // of most words the only one: cheaper than a call
+    if (bytes > kChunk || size_t(end - from) < kChunk) {
+      std::memcpy(&out_[size_], from, bytes);
+    } else {
+      std::memcpy(&out_[size_], from, kChunk);
+    }
     size_ += bytes;
   }
 
   void add_blank() {
     blanks_.push_back(size_);
-    copy(blank_.data(), blank_.size());
+    if (blank_.size() == 1) return void(out_[size_++] = ' ');
+    std::memcpy(&out_[size_], kLowBlock.data(), kLowBlock.size());
+    size_ += kLowBlock.size();
   }
 
   // room for so many bytes, each a blank maybe, and what comes before and after a text
@@ -195,13 +208,15 @@ class Normalizer {
       (*seen)[node] = any;
     }
     flags_[code[0]] |= before ? kContinues : (has_value ? kReplaced : 0) | ((*seen)[node] ? kStarts : 0);
+    if (!before && has_value) results_[code[0]] = trie_[node] & 0x7fffffffu;
   }
 
   static constexpr size_t kMostMatches = 32;  // Normalizer::kMaxTrieResultsSize
 
   const bool trims_, dummy_, suffix_;
   const std::string_view blank_;
-  std::vector<uint8_t> flags_;  // by character
+  std::vector<uint8_t> flags_;     // by character
+  std::vector<uint32_t> results_;  // by character that is replaced alone: place in the texts
   Trie symbols_;
   std::vector<uint32_t> trie_;
   std::string texts_, out_;

@@ -14,8 +14,7 @@ constexpr uint32_t kCharacters = 0x110000;
 constexpr std::string_view kLowBlock = "\xe2\x96\x81";  // U+2581, which stands for a blank
 
 inline size_t character_bytes(char first) {
-  constexpr uint8_t kBytes[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4};
-  return kBytes[uint8_t(first) >> 4];
+  return 0x4322111111111111u >> (uint8_t(first) >> 4 << 2) & 15;
 }
 
 // the character of `bytes` bytes at `text`
@@ -25,6 +24,13 @@ inline uint32_t character_at(const char* text, size_t bytes) {
   if (bytes == 2) return (byte(0) & 0x1f) << 6 | (byte(1) & 0x3f);
   if (bytes == 3) return (byte(0) & 0x0f) << 12 | (byte(1) & 0x3f) << 6 | (byte(2) & 0x3f);
   return (byte(0) & 0x07) << 18 | (byte(1) & 0x3f) << 12 | (byte(2) & 0x3f) << 6 | (byte(3) & 0x3f);
+}
+
+// the same where four bytes can be read, without a branch that a text of several scripts makes hard to foresee
+inline uint32_t character_of_four(const char* text, size_t bytes) {
+  const auto byte = [text](size_t i) { return uint32_t(uint8_t(text[i])); };
+  const uint32_t first = byte(0) & (0xffu >> (bytes + (bytes > 1)));
+  return (first << 18 | (byte(1) & 0x3f) << 12 | (byte(2) & 0x3f) << 6 | (byte(3) & 0x3f)) >> (24 - 6 * bytes);
 }
 
 // writes a character; returns its bytes
@@ -114,59 +120,6 @@ class PairTable {
   std::vector<Entry> entries_;
   int shift_;
   size_t size_ = 0;
-};
-
-// Texts by their characters, each with a number.
-class Trie {
- public:
-  void add(const std::vector<uint32_t>& text, int32_t number) {
-    if (text[0] >= first_.size()) first_.resize(text[0] + 1);
-    PairTable::Value* node = &first_[text[0]];
-    if (node->first < 0) node->first = num_nodes_++;
-    for (size_t i = 1; i < text.size(); ++i) {
-      node = &children_.insert(node->first, text[i], num_nodes_);
-      if (node->first == num_nodes_) ++num_nodes_;
-    }
-    node->second = number;
-  }
-
-  // Marks the nodes after which nothing comes, so that nobody looks; to be called once, after all is added.
-  void finish() {
-    std::vector<bool> inner(num_nodes_);
-    children_.for_each([&](uint64_t key, PairTable::Value&) { inner[key >> 32] = true; });
-    const auto mark = [&](PairTable::Value& node) {
-      if (node.first >= 0 && !inner[node.first]) node.first = kLeaf;
-    };
-    children_.for_each([&](uint64_t, PairTable::Value& node) { mark(node); });
-    for (PairTable::Value& node : first_) mark(node);
-  }
-
-  static constexpr int32_t kLeaf = INT32_MAX;
-
-  // {node, kLeaf or -1; number of the text that ends there, or -1}
-  PairTable::Value first(uint32_t character) const { return character < first_.size() ? first_[character] : PairTable::Value{}; }
-  PairTable::Value child(int32_t node, uint32_t character) const { return children_.find(node, character); }
-
-  // the number of the longest text at the start of `text`, and its bytes; -1: there is none
-  int32_t longest(std::string_view text, size_t* used) const {
-    int32_t found = -1;
-    PairTable::Value node;
-    for (size_t at = 0; at < text.size() && num_nodes_;) {
-      const size_t bytes = character_bytes(text[at]);
-      const uint32_t character = character_at(&text[at], bytes);
-      node = at ? child(node.first, character) : first(character);
-      if (node.first < 0) break;
-      at += bytes;
-      if (node.second >= 0) found = node.second, *used = at;
-      if (node.first == kLeaf) break;
-    }
-    return found;
-  }
-
- private:
-  std::vector<PairTable::Value> first_;  // by character
-  PairTable children_;
-  int32_t num_nodes_ = 0;
 };
 
 }  // namespace megalm::pieces

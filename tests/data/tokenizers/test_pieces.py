@@ -1,6 +1,7 @@
 """csrc/pieces.cpp gives sentencepiece's ids, for BPE and unigram models of every shape and for every text."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +127,31 @@ def test_more_words_than_are_remembered(models: Any) -> None:
     check((tokenizer, encode), words[:300])
 
 
-def test_nearly_equal_ways_depend_on_what_comes_before(tmp_path: Path) -> None:
-    """Scores that float32 cannot tell apart far into a text: what was remembered at its start is not taken there."""
-    path = train(tmp_path / "near.model", model_type="unigram")
+SCORES: dict[str, Callable[[random.Random, int], float]] = {
+    # n characters score about n times what one does, with differences that float32 cannot tell apart far into a text
+    "nearly equal": lambda draw, length: -2.0 * length + draw.choice([0, 1e-3, -1e-3, 3e-4, -3e-4, 1e-5]),
+    "equal": lambda draw, length: -1.0 * length,
+    "positive": lambda draw, length: draw.choice([0.0, 0.25, 0.5 * length]),
+    "large": lambda draw, length: -30_000.0 * length + draw.choice([0, 0.01, 3]),  # sums begin anew within a word
+    "beyond float32": lambda draw, length: draw.choice([-3e38, -1e38, -1e30]),
+}
+
+
+@pytest.mark.parametrize("scores", SCORES)
+def test_close_ways_depend_on_what_comes_before(tmp_path: Path, scores: str) -> None:
+    """What was remembered at the start of a text is not taken where rounding could make another way the best."""
+    path = train(tmp_path / "close.model", model_type="unigram")
     tokenizer = GPTSentencePieceTokenizer(str(path))
     proto = tokenizer.proto()
     normal = proto.SentencePiece.Type.Value("NORMAL")
-    draw = random.Random(3)
+    draw = random.Random(scores)
     for piece in proto.pieces:
-        if piece.type == normal:  # n characters score about n times what one does
-            piece.score = -2.0 * len(piece.piece) + draw.choice([0, 1e-3, -1e-3, 3e-4, -3e-4, 1e-5])
+        if piece.type == normal:
+            piece.score = SCORES[scores](draw, len(piece.piece))
     path.write_bytes(proto.SerializeToString())
-    words = ["aab", "abab", "the", "quick", "\u3042\u3044\u3046", "1234", "aaaa", "bba"]
-    check(encoder_of(path), [" ".join(draw.choices(words, k=length)) for length in (1, 5, 50, 500, 20_000) * 6])
+    words = ["aab", "abab", "the", "quick", "\u3042\u3044\u3046", "1234", "aaaa", "bba", "xbab\U0001f600ab", "abab" * 5]
+    lengths = (1, 5, 50, 500, 20_000) * 6 if scores == "nearly equal" else (1, 5, 50, 500) * 6
+    check(encoder_of(path), [" ".join(draw.choices(words, k=length)) for length in lengths])
 
 
 def test_models_that_are_left_to_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
