@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 
 def sync_folder(folder: Path) -> None:
@@ -31,7 +31,7 @@ def open_new(path: Path, mode: int = 0o666) -> BinaryIO:
     A link that lies there is removed and not followed. The umask takes its part of `mode`.
     """
     path.unlink(missing_ok=True)
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode), "w+b")
+    return _opened(path, "w+b", os.O_CREAT | os.O_EXCL, mode)
 
 
 def open_kept(path: Path) -> BinaryIO:
@@ -40,7 +40,13 @@ def open_kept(path: Path) -> BinaryIO:
     Raises:
         OSError: as always, and where a link lies there, which is not followed.
     """
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
+    return _opened(path, "r+b", os.O_CREAT, 0o666)
+
+
+def _opened(path: Path, mode: str, flags: int, permissions: int) -> BinaryIO:
+    """No link is followed; the stream has the path as its name, which messages about it say."""
+    flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    return cast(BinaryIO, open(path, mode, opener=lambda name, _: os.open(name, flags, permissions)))  # noqa: SIM115
 
 
 def replace_text(path: Path, text: str, mode: int = 0o666) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from megalm import waiting
+from megalm.storage.durable import open_kept
 from megalm.storage.lock import HeldError, hold, is_still, sign, take, take_alone
 
 
@@ -83,7 +84,7 @@ def test_who_waits_long_for_a_lock_says_who_holds_it(
 ) -> None:
     monkeypatch.setattr(waiting, "SPEAK_AFTER_S", 0.2)
     path = tmp_path / "index.lock"
-    with path.open("a") as first, path.open("a") as second:
+    with open_kept(path) as first, open_kept(path) as second:  # as all who build and wait open it
         assert take(first)
         sign(first)
         assert not take(second, 0.5)
