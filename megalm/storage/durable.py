@@ -46,7 +46,7 @@ def open_kept(path: Path) -> BinaryIO:
 def _opened(path: Path, mode: str, flags: int, permissions: int) -> BinaryIO:
     """No link is followed; the stream has the path as its name, which messages about it say."""
     flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-    return cast(BinaryIO, open(path, mode, opener=lambda name, _: os.open(name, flags, permissions)))  # noqa: SIM115
+    return cast(BinaryIO, open(path, mode, opener=lambda name, _: os.open(name, flags, permissions)))
 
 
 def replace_text(path: Path, text: str, mode: int = 0o666) -> None:
