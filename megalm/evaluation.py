@@ -1,7 +1,6 @@
 """What is measured between steps: the loss on validation and test sets, and a sample of what the model writes."""
 
 import math
-from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from megalm.data.samples.sample import SampleDataset
 from megalm.data.samples.source import Padded
 from megalm.errors import DataError
+from megalm.monitor.names import named_losses
 from megalm.run import Run
 
 
@@ -69,11 +69,6 @@ def evaluated_losses(run: Run, sums: torch.Tensor, name: str, suffix: str = "") 
     if (entropy := losses.get("lm", loss if len(losses) == 1 else None)) is not None:  # of tokens alone
         row[f"{name}_ppl{suffix}"] = math.exp(min(entropy, 20.0))
     return row | named_losses(losses, f"{name}_", suffix)
-
-
-def named_losses(losses: Mapping[str, float], prefix: str = "", suffix: str = "") -> dict[str, float]:
-    """The losses by their names in a row; none where the loss has one part only."""
-    return {f"{prefix}{name}_loss{suffix}": loss for name, loss in losses.items()} if len(losses) > 1 else {}
 
 
 def evaluate_at_end(run: Run) -> bool:

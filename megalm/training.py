@@ -21,7 +21,8 @@ from megalm.distributed.context import RankContext
 from megalm.engine.engine import StepResult
 from megalm.engine.lr_schedule import StepSettings, step_settings
 from megalm.errors import CheckpointError, DataError, MegalmError, PlatformError
-from megalm.evaluation import evaluate, evaluate_at_end, named_losses, show_sample
+from megalm.evaluation import evaluate, evaluate_at_end, show_sample
+from megalm.monitor.names import named_losses
 from megalm.monitor.throughput import peak_memory_bytes
 from megalm.processes import begin_collecting
 from megalm.resilience.signals import EXIT_STOPPED, StopRequest

@@ -6,6 +6,8 @@ set SET has "validation_loss", "validation_ppl", "validation_loss/SET" and so on
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 TAGS = {
     "loss": "lm loss",
@@ -35,6 +37,18 @@ _NAMED_LOSS = re.compile(r"(validation_)?(\w+)_loss")
 DATA = "data"
 """data/NAME is what an objective makes of its samples: its tag is the same with dashes, data/mask-rate."""
 NOT_A_NAMED_LOSS = {"validation_loss", "test_loss"}
+
+
+def named_losses(losses: Mapping[str, float], prefix: str = "", suffix: str = "") -> dict[str, float]:
+    """The losses by their keys in a row; none where the loss has one part only."""
+    return {f"{prefix}{name}_loss{suffix}": loss for name, loss in losses.items()} if len(losses) > 1 else {}
+
+
+def losses_of(row: Mapping[str, Any], prefix: str = "", suffix: str = "") -> dict[str, float]:
+    """What `named_losses` has put into a row."""
+    key = re.compile(rf"{prefix}(\w+)_loss{re.escape(suffix)}")
+    matches = {name: key.fullmatch(name) for name in row if name not in NOT_A_NAMED_LOSS}
+    return {match[1]: row[name] for name, match in matches.items() if match}
 
 
 def tag_of(key: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import os
 import weakref
+from collections.abc import Iterable
 
 from megalm.errors import DataError
 
@@ -33,3 +34,9 @@ class WholeFile:
 
     def __reduce__(self) -> tuple[type["WholeFile"], tuple[str, str]]:
         return type(self), (self._path, self._advice)
+
+
+def require_whole(files: Iterable[WholeFile]) -> None:
+    """`WholeFile.require` of each."""
+    for file in files:
+        file.require()

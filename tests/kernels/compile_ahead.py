@@ -8,4 +8,4 @@ from kernels import emulated, with_nvcc
 if __name__ == "__main__":
     emulated.build()
     if with_nvcc.NVCC is not None:
-        with_nvcc.compiled("80")
+        with_nvcc.compiled(with_nvcc.NEWEST)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from kernels.cached import cached
-from kernels.with_nvcc import CUDA_SOURCES, NVCC, STRICT, compile_with_nvcc, compiled, spills
+from kernels.with_nvcc import CUDA_SOURCES, NEWEST, NVCC, STRICT, compile_with_nvcc, compiled, spills
 
 from megalm.kernels.building import library, toolchain
-from megalm.kernels.building.toolchain import Toolchain
+from megalm.kernels.building.toolchain import ARCHITECTURES, Toolchain
 
 LACKING = "nvcc" if NVCC is None else None if any(map(shutil.which, ("c++", "g++", "clang++"))) else "C++ compiler"
 needs_nvcc = pytest.mark.skipif(LACKING is not None, reason=f"there is no {LACKING}: the CUDA sources are not compiled")
@@ -38,10 +38,12 @@ def linked() -> Path:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("left_out", [("80",), pytest.param((), marks=pytest.mark.long)], ids=["sm_90", "all"])
-def test_they_compile_without_warnings_and_spills(left_out: tuple[str, ...]) -> None:
-    log = (compiled(*left_out) / "log").read_text()
-    for architecture in ("sm_90",) if left_out else ("sm_80", "sm_90"):
+@pytest.mark.parametrize(
+    "architectures", [NEWEST, pytest.param(ARCHITECTURES, marks=pytest.mark.long)], ids=["sm_90", "all"]
+)
+def test_they_compile_without_warnings_and_spills(architectures: tuple[str, ...]) -> None:
+    log = (compiled(architectures) / "log").read_text()
+    for architecture in ("sm_80", "sm_90")[-len(architectures) :]:
         assert log.count(f"for '{architecture}'") >= len(CUDA_SOURCES)
     assert not spills(log)
 

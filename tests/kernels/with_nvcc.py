@@ -7,9 +7,11 @@ from pathlib import Path
 
 from kernels.cached import cached
 
-from megalm.kernels.building.toolchain import NVCC_FLAGS, SOURCES, find_nvcc
+from megalm.kernels.building.toolchain import ARCHITECTURES, NVCC_FLAGS, SOURCES, find_nvcc, nvcc_flags
 
 NVCC = find_nvcc()
+NEWEST = ARCHITECTURES[-1:]
+"""What always is compiled; the others are the long tests'."""
 CUDA_SOURCES = sorted(SOURCES.glob("*_cuda.cu"))
 STRICT = ["-Xptxas", "-v", "-Werror", "all-warnings"]
 
@@ -39,15 +41,14 @@ def spills(log: str) -> list[str]:
     return found
 
 
-def compiled(*left_out: str) -> Path:
-    """A folder with all CUDA sources as one object, and what nvcc said of them; without code for what is left out."""
-    flags = [flag for flag in NVCC_FLAGS if not any(name in flag for name in left_out)]
-    kept = [flag for flag, then in zip(flags, [*flags[1:], ""], strict=True) if flag != "-gencode" or "arch" in then]
+def compiled(architectures: Sequence[str] = ARCHITECTURES) -> Path:
+    """A folder with all CUDA sources as one object, and what nvcc said of them."""
+    flags = nvcc_flags(architectures)
 
     def make(folder: Path) -> Path:
-        code, log = compile_with_nvcc(CUDA_SOURCES, folder / "all.o", kept)
+        code, log = compile_with_nvcc(CUDA_SOURCES, folder / "all.o", flags)
         assert code == 0, log
         (folder / "log").write_text(log)
         return folder
 
-    return cached("cuda", [str(NVCC), *kept, *STRICT], make)
+    return cached("cuda", [str(NVCC), *flags, *STRICT], make)

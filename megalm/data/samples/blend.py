@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from megalm.data.tokenizers.greedy import exhaustive_choices, weighted_choices
 from megalm.errors import DataError
-from megalm.storage.whole_file import WholeFile
+from megalm.storage.whole_file import WholeFile, require_whole
 
 SURPLUS = 0.005
 """Share by which each dataset of a weighted blend is built larger than its target (`mid_level_dataset_surplus`)."""
@@ -91,7 +91,7 @@ class Blend:
         """(dataset number, how many earlier steps went to it) of one step."""
         if self.num_datasets == 1:
             return 0, step
-        self._require_mapped()
+        require_whole(self._mapped)
         dataset = int(self.dataset_index[step])
         block = step // self.BLOCK
         inside = int(np.count_nonzero(self.dataset_index[block * self.BLOCK : step] == dataset))
@@ -101,7 +101,7 @@ class Blend:
         """How many of the first `steps` steps go to each dataset."""
         if self.num_datasets == 1:
             return [steps]
-        self._require_mapped()
+        require_whole(self._mapped)
         block = steps // self.BLOCK
         rest = np.bincount(self.dataset_index[block * self.BLOCK : steps], minlength=self.num_datasets)
         total: list[int] = (self._counts[block] + rest).tolist()
@@ -114,10 +114,6 @@ class Blend:
             steps = np.flatnonzero(self.dataset_index == dataset)
             numbers[steps] = np.arange(len(steps))
         return numbers
-
-    def _require_mapped(self) -> None:
-        for file in self._mapped:
-            file.require()
 
     @functools.cached_property
     def _counts(self) -> npt.NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class _Wish:
     name: str
     num_samples: int | None
     """None: all of it, one epoch."""
+    rows: int
+    """Samples of a global batch of it."""
 
 
 def build_datasets(
@@ -85,7 +87,8 @@ def build_datasets(
     opened: dict[str, IndexedDataset] = {}
     cache = IndexCache(data.data_cache_path) if data.data_cache_path else None
     sampling = Sampling(seq_length=seq_length, extra_tokens=extra_tokens, seed=seed, order=data.sampling, cache=cache)
-    train, valid, test = (_Wish(name=name, num_samples=n) for name, n in zip(SPLITS, num_samples, strict=True))
+    wishes = zip(SPLITS, num_samples, (rows[0], rows[1], rows[1]), strict=True)
+    train, valid, test = (_Wish(name=name, num_samples=n, rows=b) for name, n, b in wishes)
     blends = _blends(data, [train, valid, test], opened)
     for indexed in opened.values():
         _check_fit(data, indexed, vocab_size, tokenizer_identity, eod)
@@ -93,17 +96,14 @@ def build_datasets(
     def build(wish: _Wish, blend: _Documents | None, **options: Any) -> BlendedDataset | None:
         if blend is None:
             return None
-        own = replace(sampling, rows=rows[wish is not train])
+        own = replace(sampling, rows=wish.rows)
         sources = [Source(indexed, documents, own) for indexed, documents in blend.parts]
         try:
             return BlendedDataset(sources, blend.weights, wish.num_samples, **options)
         except DataError as error:
             raise DataError(f"{wish.name} split of {error}") from error
 
-    sets = {"": blends[1]}
-    if data.multiple_validation_sets and blends[1] is not None:
-        names = short_names([indexed.prefix for indexed, _ in blends[1].parts])
-        sets = {name: _Documents([part], None) for name, part in zip(names, blends[1].parts, strict=True)}
+    sets = _validation_sets(data, blends[1])
     built = {name: build(valid, blend, capped=True) for name, blend in sets.items()}
     return Datasets(
         train=build(train, blends[0], record=record, allow_changed=data.allow_changed_data, verify=verify),
@@ -111,6 +111,14 @@ def build_datasets(
         test=_unasked(data, lambda: build(test, blends[2], capped=True)),
         train_names=short_names([indexed.prefix for indexed, _ in blends[0].parts]) if blends[0] else (),
     )
+
+
+def _validation_sets(data: DataConfig, blend: "_Documents | None") -> Mapping[str, "_Documents | None"]:
+    """By name; one without a name unless each part of the blend is to be reported by itself."""
+    if blend is None or not data.multiple_validation_sets:
+        return {"": blend}
+    names = short_names([indexed.prefix for indexed, _ in blend.parts])
+    return {name: _Documents([part], None) for name, part in zip(names, blend.parts, strict=True)}
 
 
 def _unasked(data: DataConfig, build: Callable[[], BlendedDataset | None]) -> BlendedDataset | None:

@@ -11,6 +11,7 @@ from megalm.data.samples.index_cache import Arrays, CachedArrays, IndexCache
 from megalm.data.samples.sample import PAD, Sample
 from megalm.errors import DataError
 from megalm.randomness import purpose_number
+from megalm.storage.whole_file import require_whole
 
 
 class GPTDataset:
@@ -126,8 +127,7 @@ class GPTDataset:
             DataError: what is mapped was cut.
         """
         self.indexed.require_index()
-        for file in self._mapped:
-            file.require()
+        require_whole(self._mapped)
         return self.sample_index.pieces(int(self.shuffle_index[number]))
 
 

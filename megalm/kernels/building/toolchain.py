@@ -27,11 +27,17 @@ _QUIET = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 _INSTRUCTION_SETS = {"generic": (), "avx2": _AVX2, "avx512": _AVX512, "avx512_bf16": (*_AVX512, "-mavx512bf16")}
-NVCC_FLAGS = (
-    *("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"),
-    *("-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=[sm_90,compute_90]"),
-)
+ARCHITECTURES = ("arch=compute_80,code=sm_80", "arch=compute_90,code=[sm_90,compute_90]")
 """Code for A100 and H100 (and their minor versions), and PTX that the driver compiles for what came later."""
+
+
+def nvcc_flags(architectures: Sequence[str] = ARCHITECTURES) -> tuple[str, ...]:
+    """How nvcc compiles, for these."""
+    general = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra")
+    return (*general, *(word for one in architectures for word in ("-gencode", one)))
+
+
+NVCC_FLAGS = nvcc_flags()
 _TORCH = Path(torch.__file__).parent
 _NVCC_PLACES = ("nvcc", "/usr/local/cuda/bin/nvcc")
 

@@ -24,10 +24,9 @@ from megalm.models.blocks.head import FullLogits, Head, OutputBias, OutputHead, 
 from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.mlp import build_mlp
 from megalm.models.blocks.norm import build_norm
-from megalm.models.blocks.randomness import seed_generators, seeded
+from megalm.models.blocks.randomness import seed_part, seeded_layer
 from megalm.models.blocks.rotary import RotaryTables, Tables
 from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Past, Stream, run_in_order
-from megalm.randomness import stable_seed
 
 
 class EncoderLayer(nn.Module):
@@ -117,8 +116,7 @@ class Bert(LanguageModel):
 
     def embed(self, batch: Batch) -> Stream:
         """The residual stream (B, T, D) before the first layer, of `tokens` (B, T)."""
-        if (seed := self._seed(batch)) is not None:
-            seed_generators(stable_seed(seed, "embedding"))
+        seed_part(self._seed(batch), "embedding")
         return (self.embedding(batch["tokens"], position_ids(batch), batch.get("token_types")),)
 
     def run_layers(self, stream: Stream, batch: Batch, cache: Past | None = None) -> Stream:
@@ -137,10 +135,7 @@ class Bert(LanguageModel):
         for number, layer in self.layers.items():
             tables = None if rotary is None else rotary.of_layer(self.config.window_of(int(number)) is not None)
             step: LayerStep = partial(_run_layer, layer, tables, within)
-            if seed is not None:
-                # by the layer's number, so that it drops the same in a stage; inside the step, for its recomputation
-                step = seeded(step, stable_seed(seed, "layer", number))
-            steps.append(step)
+            steps.append(seeded_layer(step, seed, number))
         return self.layer_runner(steps, stream)
 
     def losses(self, stream: Stream, batch: Batch) -> Losses:

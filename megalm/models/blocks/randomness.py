@@ -28,6 +28,20 @@ def seed_generators(seed: int) -> None:
         torch.cuda.manual_seed(seed)
 
 
+def seed_part(seed: int | None, *purpose: str | int) -> None:
+    """Set torch's default generators for one part of a model by the seed of its batch; None: nothing is drawn."""
+    if seed is not None:
+        seed_generators(stable_seed(seed, *purpose))
+
+
+def seeded_layer(step: Callable[..., T], seed: int | None, number: str | int) -> Callable[..., T]:
+    """The step of a layer, seeded by the layer's number, so that it drops the same in a stage; None: as it is.
+
+    It is seeded inside the step, for its recomputation.
+    """
+    return step if seed is None else seeded(step, stable_seed(seed, "layer", number))
+
+
 def seeded(function: Callable[..., T], seed: int) -> Callable[..., T]:
     """`function` with torch's default generators set to `seed` at the start of each call.
 

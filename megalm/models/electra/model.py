@@ -24,11 +24,10 @@ from megalm.models.bert.parts import EncoderEmbedding
 from megalm.models.blocks.bidirectional import Within
 from megalm.models.blocks.embedding import position_ids, vocabulary_sizes
 from megalm.models.blocks.loss import weighted_losses
-from megalm.models.blocks.randomness import seed_generators, seeded
+from megalm.models.blocks.randomness import seed_part, seeded_layer
 from megalm.models.blocks.rotary import RotaryTables, Tables
 from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Past, Stream, run_in_order
 from megalm.models.electra.parts import Detector, GeneratorEnds, final_norm, projection
-from megalm.randomness import stable_seed
 
 
 class Electra(LanguageModel):
@@ -75,8 +74,7 @@ class Electra(LanguageModel):
 
     def embed(self, batch: Batch) -> Stream:
         """The stream before the first layer: (B, T, G or D), (B, T), (B, T)."""
-        if (seed := self._seed(batch)) is not None:
-            seed_generators(stable_seed(seed, "embedding"))
+        seed_part(self._seed(batch), "embedding")
         tokens_BT = batch["tokens"]
         x_BTE = self._embedded(tokens_BT, batch)
         x_BTD = self.generator.projection(x_BTE) if self._generates(batch) else self.projection(x_BTE)
@@ -105,9 +103,7 @@ class Electra(LanguageModel):
             step: LayerStep = partial(_run_layer, layer, rotary, within)
             if number == first and generates:
                 step = partial(self._run_replaced, step, batch)
-            if seed is not None:
-                step = seeded(step, stable_seed(seed, "layer", number))
-            steps.append(step)
+            steps.append(seeded_layer(step, seed, number))
         return self.layer_runner(steps, stream)
 
     def losses(self, stream: Stream, batch: Batch) -> Losses:

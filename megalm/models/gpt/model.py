@@ -21,12 +21,11 @@ from megalm.models.blocks.head import FullLogits, Head, OutputHead, TiedHead, To
 from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.mlp import build_mlp
 from megalm.models.blocks.norm import build_norm
-from megalm.models.blocks.randomness import seed_generators, seeded
+from megalm.models.blocks.randomness import seed_part, seeded_layer
 from megalm.models.blocks.rotary import RotaryTables, Tables
 from megalm.models.blocks.segments import LayerMemory, SegmentMemory, build_attention
 from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Past, Stream, run_in_order
 from megalm.models.gpt.mtp import PredictionModule, shifted, weights_ahead
-from megalm.randomness import stable_seed
 
 
 class TransformerLayer(nn.Module):
@@ -136,8 +135,7 @@ class GPT(LanguageModel):
 
     def embed(self, batch: Batch) -> Stream:
         """The residual stream (B, T, D) before the first layer, of `tokens` (B, T)."""
-        if (seed := self._seed(batch)) is not None:
-            seed_generators(stable_seed(seed, "embedding"))
+        seed_part(self._seed(batch), "embedding")
         return (self.embedding(batch["tokens"], position_ids(batch)),)
 
     def run_layers(self, stream: Stream, batch: Batch, cache: Past | None = None) -> Stream:
@@ -152,10 +150,7 @@ class GPT(LanguageModel):
             kept = None if cache is None else cache.layer(int(number))
             tables = None if rotary is None else rotary.of_layer(self.config.window_of(int(number)) is not None)
             step: LayerStep = partial(_run_layer, layer, tables, kept, documents, memories.get(number))
-            if seed is not None:
-                # by the layer's number, so that it drops the same in a stage; inside the step, for its recomputation
-                step = seeded(step, stable_seed(seed, "layer", number))
-            steps.append(step)
+            steps.append(seeded_layer(step, seed, number))
         stream = self.layer_runner(steps, stream)
         if memory is not None:
             memory.advance({int(number): layer_memory.after for number, layer_memory in memories.items()})
@@ -189,8 +184,7 @@ class GPT(LanguageModel):
         tables = None if rotary is None else rotary.of_layer(is_windowed)
         seed, found = self._seed(batch), {}
         for depth, module in enumerate(self.mtp_layers, 1):
-            if seed is not None:
-                seed_generators(stable_seed(seed, "mtp", depth))
+            seed_part(seed, "mtp", depth)
             tokens_BT, positions_BT = (shifted(x, depth) for x in (batch["tokens"], position_ids(batch)))
             ahead_BTD = self.embedding(tokens_BT, positions_BT)
             h_BTD = module(h_BTD, ahead_BTD, lambda layer, x_BTD: layer(x_BTD, rotary=tables, documents=documents))

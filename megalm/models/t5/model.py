@@ -21,11 +21,10 @@ from megalm.models.blocks.embedding import TokenEmbedding, vocabulary_sizes
 from megalm.models.blocks.head import FullLogits, Head, OutputHead, TiedHead, TokenLoss
 from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.norm import build_norm
-from megalm.models.blocks.randomness import seed_generators, seeded
+from megalm.models.blocks.randomness import seed_part, seeded_layer
 from megalm.models.blocks.relative import RelativeBias, RelativePositions
 from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Past, Stream, run_in_order
 from megalm.models.t5.layers import DecoderLayer, EncoderLayer
-from megalm.randomness import stable_seed
 
 
 class TokenTable(nn.Module):
@@ -89,8 +88,7 @@ class T5(LanguageModel):
 
     def embed(self, batch: Batch) -> Stream:
         """The stream before the first layer: (B, S, D), (B, T, D), (2, N, H)."""
-        if (seed := self._seed(batch)) is not None:
-            seed_generators(stable_seed(seed, "embedding"))
+        seed_part(self._seed(batch), "embedding")
         return self.embedding(batch["tokens"]), self.embedding(batch["decoder_tokens"]), self.positions()
 
     def run_layers(self, stream: Stream, batch: Batch, cache: Past | None = None) -> Stream:
@@ -100,16 +98,12 @@ class T5(LanguageModel):
         biases = self._biases(stream[2], batch)
         for number, layer in self.layers.items():
             step: LayerStep = partial(self._step, int(number), layer, biases[isinstance(layer, DecoderLayer)], batch)
-            if seed is not None:
-                # by the layer's number, so that it drops the same in a stage; inside the step, for its recomputation
-                step = seeded(step, stable_seed(seed, "layer", number))
-            steps.append(step)
+            steps.append(seeded_layer(step, seed, number))
         return self.layer_runner(steps, stream)
 
     def losses(self, stream: Stream, batch: Batch) -> Losses:
         """The weighted losses of all decoder tokens (B, T), float32, nats."""
-        if (seed := self._seed(batch)) is not None:
-            seed_generators(stable_seed(seed, "head"))
+        seed_part(self._seed(batch), "head")
         losses_BT = self.token_loss(self._decoded(stream), batch["labels"], self._head())
         return {"lm": weighted_losses(losses_BT, batch["loss_mask"])}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megalm.config.output import LoggingConfig
-from megalm.monitor.names import NOT_A_NAMED_LOSS
+from megalm.monitor.names import losses_of
 from megalm.monitor.sinks.base import Cadence, RunFacts
 from megalm.monitor.tables import duration
 
@@ -37,11 +37,7 @@ class TerminalSink:
         for key, loss in values.items():
             if match := _EVALUATED.fullmatch(key):
                 kind, suffix = match[1], match[2] or ""
-                named = {
-                    other.removeprefix(f"{kind}_").removesuffix(f"_loss{suffix}"): value
-                    for other, value in values.items()
-                    if other.startswith(f"{kind}_") and other.endswith(f"_loss{suffix}") and other != key
-                }
+                named = losses_of(values, f"{kind}_", suffix)
                 perplexity = values.get(f"{kind}_ppl{suffix}")
                 log.info(validation_line(step, loss, perplexity, kind + suffix.replace("/", " ", 1), named))
 
@@ -56,7 +52,7 @@ class TerminalSink:
 
 def progress_line(row: Mapping[str, Any], total_iters: int, remaining_s: float) -> str:
     """One line for one logged step, in the order and words of Megatron-LM's log, which people parse."""
-    named = [key for key in row if key.endswith("_loss") and key not in NOT_A_NAMED_LOSS]
+    named = losses_of(row)
     fields = [
         f" iteration {row['step']:8d}/{total_iters:8d}",
         f"consumed samples: {row['consumed_samples']:12d}",
@@ -64,7 +60,7 @@ def progress_line(row: Mapping[str, Any], total_iters: int, remaining_s: float) 
         f"learning rate: {row['learning_rate']:.6E}",
         f"global batch size: {row['global_batch_size']:5d}",
         f"{'all losses' if named else 'lm loss'}: {row['loss']:.6E}",
-        *(f"{key.removesuffix('_loss')} loss: {row[key]:.6E}" for key in named),
+        *(f"{name} loss: {loss:.6E}" for name, loss in named.items()),
         f"loss scale: {row['loss_scale']:.1f}",
         f"grad norm: {row['grad_norm']:.3f}",
         f"number of skipped iterations: {row['skipped_iterations']:3d}",

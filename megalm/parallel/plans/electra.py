@@ -1,6 +1,7 @@
 """The sharding plan of ELECTRA: an encoder's, with a generator's end in the middle and a discriminator's at the end."""
 
 from megalm.parallel import styles
+from megalm.parallel.plans.bert import ENCODER_LAYERS
 from megalm.parallel.styles import ShardingPlan
 
 ELECTRA_PLAN = ShardingPlan(
@@ -10,16 +11,7 @@ ELECTRA_PLAN = ShardingPlan(
         (r"embedding\.norm", styles.replicated),
         (r"embedding\.dropout", styles.dropout),
         (r"(generator\.)?projection", styles.replicated),
-        (r"layers\.\d+\.(attention|mlp)(_output)?_norm", styles.replicated),
-        (r"layers\.\d+\.(attention|mlp)", styles.region_input),
-        (r"layers\.\d+\.attention\.w[qkv]", styles.column),
-        (r"layers\.\d+\.attention\.q_norm", styles.q_norm),
-        (r"layers\.\d+\.attention\.k_norm", styles.k_norm),
-        (r"layers\.\d+\.attention\.core", styles.attention_core),
-        (r"layers\.\d+\.attention\.wo", styles.row),
-        (r"layers\.\d+\.mlp\.w_(gate|up)", styles.column),
-        (r"layers\.\d+\.mlp\.w_down", styles.row),
-        (r"layers\.\d+\.dropout", styles.dropout),
+        *ENCODER_LAYERS,
         (r"(generator\.)?final_norm", styles.replicated),
         (r"generator\.lm_head", styles.replicated),
         (r"generator\.head", styles.head),
