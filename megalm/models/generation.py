@@ -4,7 +4,7 @@ Shapes: B samples, T sequence, V padded vocabulary.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,10 +54,8 @@ def generate(
     model.eval()
     try:
         choose = _greedy if temperature < _COLDEST else _sampler(temperature, top_k, top_p, num_samples, seed)
-        if model.config.encoder_decoder:
-            assert start_token is not None, "a decoder of its own starts from a token"
-            return _write(model, prompt_tokens, start_token, max_new_tokens, num_samples, choose, stop_token)
-        return _decode(model, prompt_tokens, max_new_tokens, num_samples, choose, stop_token)
+        cache, pieces = _prompted(model, prompt_tokens, max_new_tokens, start_token)
+        return _decode(model, cache, pieces, max_new_tokens, num_samples, choose, stop_token)
     finally:
         model.train(was_training)
 
@@ -139,6 +137,11 @@ class Piece:
         positions_1T = torch.arange(cache.length, cache.length + tokens_BT.shape[1], device=tokens_BT.device)[None]
         return cls({"tokens": tokens_BT, "position_ids": positions_1T})
 
+    @classmethod
+    def written_after(cls, _cache: KVCache, tokens_BT: Tensor) -> "Piece":
+        """Tokens that the decoder has written; of those that the encoder reads there are no more."""
+        return cls({"tokens": tokens_BT[:, :0], "decoder_tokens": tokens_BT})
+
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
@@ -147,51 +150,40 @@ class Piece:
         return self.tensors.get(name)
 
 
+def _prompted(
+    model: LanguageModel, prompt_tokens: Sequence[int], max_new_tokens: int, start_token: int | None
+) -> tuple[KVCache, Iterator[Piece]]:
+    """A cache with room for the text, and what the model reads before the first new token."""
+    prompt_1T = torch.tensor([list(prompt_tokens)], device=next(model.parameters()).device)
+    if model.config.encoder_decoder:
+        assert start_token is not None, "a decoder of its own starts from a token"
+        start_11 = torch.full_like(prompt_1T[:, :1], start_token)
+        return KVCache(max_new_tokens), iter([Piece({"tokens": prompt_1T, "decoder_tokens": start_11})])
+    cache = KVCache.of(model.config, len(prompt_tokens) + max_new_tokens)
+    return cache, (Piece.after(cache, piece_1T) for piece_1T in cache.pieces(prompt_1T))
+
+
 def _decode(
     model: LanguageModel,
-    prompt_tokens: Sequence[int],
+    cache: KVCache,
+    pieces: Iterator[Piece],
     max_new_tokens: int,
     num_samples: int,
     choose: Callable[[Tensor], Tensor],
     stop_token: int | None,
 ) -> list[list[int]]:
-    device = next(model.parameters()).device
-    tokens_BT = torch.tensor([list(prompt_tokens)], device=device)
-    cache = KVCache.of(model.config, len(prompt_tokens) + max_new_tokens)
+    following = Piece.written_after if model.config.encoder_decoder else Piece.after
     samples: list[list[int]] = [[] for _ in range(num_samples)]
     for step in range(max_new_tokens):
-        for piece_BT in cache.pieces(tokens_BT) if step == 0 else (tokens_BT,):
-            logits_BV = model(Piece.after(cache, piece_BT), cache, wants_logits=True)[:, -1].float()
+        for piece in pieces:
+            logits_BV = model(piece, cache, wants_logits=True)[:, -1].float()
         if step == 0:  # the prompt runs once and is shared
             cache.repeat(num_samples)
             logits_BV = logits_BV.repeat(num_samples, 1)
         next_B = choose(logits_BV)
         if _extend(samples, next_B, stop_token):
             break
-        tokens_BT = next_B[:, None]
-    return samples
-
-
-def _write(
-    model: LanguageModel,
-    prompt_tokens: Sequence[int],
-    start_token: int,
-    max_new_tokens: int,
-    num_samples: int,
-    choose: Callable[[Tensor], Tensor],
-    stop_token: int | None,
-) -> list[list[int]]:
-    """What the decoder writes; it keeps no keys and values, so that every token runs the whole model."""
-    device = next(model.parameters()).device
-    samples: list[list[int]] = [[] for _ in range(num_samples)]
-    prompt_BT = torch.tensor([list(prompt_tokens)] * num_samples, device=device)
-    written_BT = torch.full((num_samples, 1), start_token, device=device)
-    for _ in range(max_new_tokens):
-        piece = Piece({"tokens": prompt_BT, "decoder_tokens": written_BT})
-        next_B = choose(model(piece, wants_logits=True)[:, -1].float())
-        if _extend(samples, next_B, stop_token):
-            break
-        written_BT = torch.cat((written_BT, next_B[:, None]), dim=1)
+        pieces = iter([following(cache, next_B[:, None])])
     return samples
 
 

@@ -12,8 +12,8 @@ class OwnHeadsBias(nn.Module):
         super().__init__()
         self.whole, self.tp = whole, tp
 
-    def forward(self, table_NH: Tensor, length: int) -> Tensor:
-        """The bias (1, H, T, T) of this rank's heads."""
+    def forward(self, table_NH: Tensor, length: int, before: int = 0) -> Tensor:
+        """The bias (1, H, T, S) of this rank's heads."""
         own_NH: Tensor = table_NH.chunk(self.tp.size, dim=1)[self.tp.rank]
-        bias: Tensor = self.whole(own_NH, length)
+        bias: Tensor = self.whole(own_NH, length, before)
         return bias

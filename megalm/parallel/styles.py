@@ -21,7 +21,7 @@ from megalm.models.blocks.norm import FullWidthRMSNorm
 from megalm.models.blocks.relative import RelativeBias, UnscaledAttention
 from megalm.models.blocks.sampling import TokenSampler
 from megalm.parallel.norm import FullWidthParallelRMSNorm
-from megalm.parallel.randomness import OwnDropout
+from megalm.parallel.randomness import ChannelParallelDropout, OwnDropout
 from megalm.parallel.region import InputHook, TensorParallel
 from megalm.parallel.relative import OwnHeadsBias
 from megalm.parallel.sequence import SequenceParallelDropout, SequenceParallelPositions, WholeSequenceHook
@@ -240,6 +240,12 @@ def dropout(module: nn.Module, name: str, shards: Shards) -> nn.Module:
     """Dropout outside the region."""
     assert isinstance(module, Dropout)
     return SequenceParallelDropout(shards.tp, module.p) if shards.tp.sequence_parallel else module
+
+
+def channel_dropout(module: nn.Module, name: str, shards: Shards) -> nn.Module:
+    """Dropout inside the region, of channels spread over the ranks."""
+    assert isinstance(module, Dropout)
+    return ChannelParallelDropout(shards.tp, module.p) if shards.tp.size > 1 else module
 
 
 def attention_core(module: nn.Module, name: str, shards: Shards) -> nn.Module:

@@ -57,12 +57,29 @@ class LayerCache:
             self._values = self._values.repeat(times, 1, 1, 1)
 
 
+class SourceCache:
+    """Keys and values (B, S, G, C) of the other sequence that a layer attends to, made once."""
+
+    def __init__(self) -> None:
+        self.stored: tuple[Tensor, Tensor] | None = None
+
+    def repeat(self, times: int) -> None:
+        """As that of a `LayerCache`."""
+        if self.stored is not None:
+            keys, values = self.stored
+            self.stored = keys.repeat(times, 1, 1, 1), values.repeat(times, 1, 1, 1)
+
+
 class KVCache:
-    """The `LayerCache` of every layer of a model, by layer number, all of one capacity and with one `segment`."""
+    """The `LayerCache` of every layer of a model, by layer number, all of one capacity and with one `segment`.
+
+    With it the `SourceCache` of layers that attend to another sequence too.
+    """
 
     def __init__(self, capacity: int, segment: tuple[int, int] | None = None) -> None:
         self.capacity, self.segment = capacity, segment
         self._layers: dict[int, LayerCache] = {}
+        self._sources: dict[int, SourceCache] = {}
 
     @classmethod
     def of(cls, config: ModelConfig, capacity: int) -> "KVCache":
@@ -74,6 +91,10 @@ class KVCache:
         """The cache of one layer."""
         return self._layers.setdefault(number, LayerCache(self.capacity, self.segment))
 
+    def source(self, number: int) -> SourceCache:
+        """What one layer keeps of the other sequence."""
+        return self._sources.setdefault(number, SourceCache())
+
     def pieces(self, tokens_BT: Tensor) -> tuple[Tensor, ...]:
         """The first tokens of a text, as they are to go through the model: all at once, or segment by segment."""
         assert self.length == 0, "segments begin where the text does"
@@ -81,8 +102,8 @@ class KVCache:
 
     def repeat(self, times: int) -> None:
         """Continue each stored sequence `times` times: the batch grows to times x B."""
-        for layer in self._layers.values():
-            layer.repeat(times)
+        for kept in (*self._layers.values(), *self._sources.values()):
+            kept.repeat(times)
 
     @property
     def length(self) -> int:

@@ -35,15 +35,18 @@ class RelativeBias(nn.Module):
         self.max_distance = config.relative_attention_max_distance
         self.causal = causal
 
-    def forward(self, table_NH: Tensor, length: int) -> Tensor:
-        """The bias (1, H, T, T) of the scores; in a causal one, of later keys -inf."""
-        positions_T = torch.arange(length, device=table_NH.device)
-        distances_TT = positions_T[None, :] - positions_T[:, None]
-        buckets_TT = buckets(distances_TT, len(table_NH), self.max_distance, causal=self.causal)
-        bias_HTT = table_NH.t()[:, buckets_TT]
+    def forward(self, table_NH: Tensor, length: int, before: int = 0) -> Tensor:
+        """The bias (1, H, T, S) of the scores; in a causal one, of later keys -inf.
+
+        `length` is that of the queries, which are the last of the S = `before` + T positions.
+        """
+        positions_S = torch.arange(before + length, device=table_NH.device)
+        distances_TS = positions_S[None, :] - positions_S[before:, None]
+        buckets_TS = buckets(distances_TS, len(table_NH), self.max_distance, causal=self.causal)
+        bias_HTS = table_NH.t()[:, buckets_TS]
         if self.causal:
-            bias_HTT = bias_HTT.masked_fill(distances_TT > 0, float("-inf"))
-        return bias_HTT[None]
+            bias_HTS = bias_HTS.masked_fill(distances_TS > 0, float("-inf"))
+        return bias_HTS[None]
 
 
 class UnscaledAttention(nn.Module):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from megalm.config.model import ModelConfig
+from megalm.models.blocks.attention import KVCache
 from megalm.models.blocks.dropout import Dropout
 from megalm.models.blocks.embedding import TokenEmbedding, vocabulary_sizes
 from megalm.models.blocks.head import FullLogits, Head, OutputHead, TiedHead, TokenLoss
@@ -92,13 +93,24 @@ class T5(LanguageModel):
         return self.embedding(batch["tokens"]), self.embedding(batch["decoder_tokens"]), self.positions()
 
     def run_layers(self, stream: Stream, batch: Batch, cache: Past | None = None) -> Stream:
-        """The stream after the layers that this module holds."""
-        assert cache is None, "an encoder-decoder keeps no keys and values"
+        """The stream after the layers that this module holds.
+
+        With a `cache` the decoder continues what that has stored; once it has something, the encoder has been read, and
+        `tokens` say no more.
+        """
+        assert cache is None or isinstance(cache, KVCache), "an encoder-decoder has no memory of segments"
         seed, steps = self._seed(batch), []
-        biases = self._biases(stream[2], batch)
-        for number, layer in self.layers.items():
-            step: LayerStep = partial(self._step, int(number), layer, biases[isinstance(layer, DecoderLayer)], batch)
-            steps.append(seeded_layer(step, seed, number))
+        before = 0 if cache is None else cache.length
+        biases = self._biases(stream[2], batch, before)
+        for name, layer in self.layers.items():
+            number = int(name)
+            if before and number < self.config.num_layers:
+                continue
+            step: LayerStep = partial(self._encoder_step, number, layer, biases[0])
+            if isinstance(layer, DecoderLayer):
+                kept = () if cache is None else (cache.layer(number), cache.source(number))
+                step = partial(_decoder_step, layer, biases[1], _seen(batch), kept)
+            steps.append(seeded_layer(step, seed, name))
         return self.layer_runner(steps, stream)
 
     def losses(self, stream: Stream, batch: Batch) -> Losses:
@@ -124,22 +136,23 @@ class T5(LanguageModel):
         width = config.hidden_size
         return (rows, length // parts, width), (rows, config.decoder_seq_length // parts, width), tables
 
-    def _biases(self, tables_2NH: Tensor, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """What is added to the scores of the encoder's layers and of the decoder's, where this part has such layers."""
+    def _biases(self, tables_2NH: Tensor, batch: Batch, before: int) -> tuple[Tensor | None, Tensor | None]:
+        """What is added to the scores of the encoder's layers and of the decoder's, where this part has such layers.
+
+        `before` so many tokens the decoder has read.
+        """
         kinds = {type(layer) for layer in self.layers.values()}
         encoder = decoder = None
-        if EncoderLayer in kinds:
+        if EncoderLayer in kinds and not before:
             encoder = self.encoder_bias(tables_2NH[0], batch["tokens"].shape[1])
             if (seen := _seen(batch)) is not None:
                 encoder = encoder.masked_fill(~seen, float("-inf"))
         if DecoderLayer in kinds:
-            decoder = self.decoder_bias(tables_2NH[1], batch["decoder_tokens"].shape[1])
+            decoder = self.decoder_bias(tables_2NH[1], batch["decoder_tokens"].shape[1], before)
         return encoder, decoder
 
-    def _step(self, number: int, layer: nn.Module, bias: Tensor | None, batch: Batch, stream: Stream) -> Stream:
+    def _encoder_step(self, number: int, layer: nn.Module, bias: Tensor | None, stream: Stream) -> Stream:
         x_BSD, y_BTD, tables = stream
-        if isinstance(layer, DecoderLayer):
-            return x_BSD, layer(y_BTD, x_BSD, bias, _seen(batch)), tables
         x_BSD = layer(x_BSD, bias)
         if number == self.config.num_layers - 1:
             x_BSD = self.encoder_dropout(self.encoder_norm(x_BSD))
@@ -171,6 +184,13 @@ class _Beside(torch.autograd.Function):
 
 
 _beside: Callable[..., Tensor] = _Beside.apply
+
+
+def _decoder_step(
+    layer: nn.Module, bias: Tensor | None, seen: Tensor | None, kept: tuple[object, ...], stream: Stream
+) -> Stream:
+    x_BSD, y_BTD, tables = stream
+    return x_BSD, layer(y_BTD, x_BSD, bias, seen, *kept), tables
 
 
 def _seen(batch: Batch) -> Tensor | None:

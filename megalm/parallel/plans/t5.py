@@ -16,6 +16,7 @@ T5_PLAN = ShardingPlan(
         (r"layers\.\d+\.(cross_)?attention\.core", styles.attention_core),
         (r"layers\.\d+\.(cross_)?attention\.wo", styles.row),
         (r"layers\.\d+\.mlp\.w_(gate|up)", styles.column),
+        (r"layers\.\d+\.mlp\.dropout", styles.channel_dropout),
         (r"layers\.\d+\.mlp\.w_down", styles.row),
         (r"layers\.\d+\.dropout", styles.dropout),
         (r"(encoder|final)_norm", styles.replicated),
