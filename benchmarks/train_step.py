@@ -1,21 +1,24 @@
-"""A training step of a whole model in bfloat16: megalm with fused kernels and with torch's, and Hugging Face.
+"""A training step of a whole model: megalm with fused kernels and with torch's, and Hugging Face.
 
     python benchmarks/train_step.py --style llama                    # or: make bench-train
-    python benchmarks/train_step.py --style gpt2 --parts speed gains
+    python benchmarks/train_step.py --style bert --parts speed gains
     python benchmarks/train_step.py --size 1.3b --seq-length 2048    # on a GPU
 
 The parts, of which --parts chooses:
-* speed: tokens/s beside Hugging Face's model, eager and compiled, and the share of the measured peak of products;
+* speed: tokens/s beside Hugging Face's model, eager and compiled, and the share of what matrix products at the measured
+  peak alone would allow;
 * gains: what the step loses where one operator is torch's and all others are fused;
 * agreement: losses of 20 steps, fused beside the references; and, as the measure of rounding, the references beside
   themselves with the samples of the batch in another order;
 * loss: the step with a loss that keeps all logits and with one that never holds them, time and peak;
 * memory: the most that the loss of a vocabulary of 128k takes, head included.
 
-All sides take turns (A B C A B C ...), so that a busy machine slows all of them; medians, and medians of the paired
-ratios, are shown. In the speed part each side is a process of its own, set up as its users have it. Every side has the
-same weights' shapes, batch and AdamW; megalm keeps float32 master weights and clips, Hugging Face's weights and moments
-are bfloat16 and it does not clip (which favours it).
+All sides take turns (A B C A B C ...), so that a busy machine slows all of them, and in its turn each takes a block of
+consecutive steps, of which the first, after its wait, is not counted. Medians, and medians of the paired ratios of
+blocks, are shown. In the speed part each side is a process of its own, set up as its users have it. Every side has the
+same weights' shapes, batch and AdamW. In bfloat16 megalm keeps float32 master weights and clips, Hugging Face's weights
+and moments are bfloat16 and it does not clip (which favours it). Where bfloat16 products are slower than those in
+float32, all sides are in float32 (--dtype), and the output says so. Tokens of a T5 are those of its encoder.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from kernels import machine
+from styles import STYLES, Fields
 from torch import Tensor
 
 from megalm.config.model import ModelConfig
@@ -46,27 +50,17 @@ from megalm.kernels.cross_entropy import cross_entropy, fused_cross_entropy
 from megalm.kernels.linear_cross_entropy import linear_cross_entropy
 from megalm.models.blocks.operators import use_kernels
 from megalm.models.dtypes import DTYPES
-from megalm.models.gpt.flops import training_flops_per_token
-from megalm.models.gpt.init import initialize
-from megalm.models.gpt.model import GPT
+from megalm.models.families import FAMILIES
 from megalm.monitor.tensor_memory import TensorMemory
 
 Step = Callable[[], float]
-STYLES: dict[str, dict[str, Any]] = {
-    "llama": {
-        "position_embedding_type": "rope",
-        "normalization": "RMSNorm",
-        "swiglu": True,
-        "disable_bias_linear": True,
-    },
-    "gpt2": {"openai_gelu": True},
-}
+Block = Callable[[int], list[float]]
+"""Takes so many consecutive steps; the seconds of each."""
 SIZES = {
     "124m": {"num_layers": 12, "hidden_size": 768, "num_attention_heads": 12},
     "1.3b": {"num_layers": 24, "hidden_size": 2048, "num_attention_heads": 16},
 }
 GATED_FFN = {"124m": 2048, "1.3b": 5504}
-VOCABULARY = 50304
 OPTIMIZER = OptimizerConfig(lr=1e-4, adam_beta2=0.95, weight_decay=0.1)
 OPERATORS = {
     "norms": ("layer_norm", "rms_norm", "layer_norm_after_add", "rms_norm_after_add"),
@@ -83,14 +77,11 @@ LOSS_VOCABULARY = 131072
 
 
 def model_config(style: str, size: str, length: int, layers: int | None = None) -> ModelConfig:
-    """A model of the style and size, vocabulary 50,304."""
+    """A model of the style and size."""
     shape = dict(SIZES[size])
     if layers is not None:
         shape["num_layers"] = layers
-    if style == "llama":
-        shape["ffn_hidden_size"] = GATED_FFN[size]
-    options: dict[str, Any] = {**shape, **STYLES[style]}
-    return ModelConfig(vocab_size=VOCABULARY, max_position_embeddings=length, **options)
+    return STYLES[style].config(shape, GATED_FFN[size], length)
 
 
 def _adam(groups: list[dict[str, Any]], kernels: Kernels) -> torch.optim.Optimizer:
@@ -101,19 +92,19 @@ def _adam(groups: list[dict[str, Any]], kernels: Kernels) -> torch.optim.Optimiz
 class Trainer:
     """megalm's model and stage-0 optimizer, and one step of both."""
 
-    def __init__(
-        self, config: ModelConfig, kernels: Kernels, tokens: Tensor, dtype: torch.dtype = torch.bfloat16
-    ) -> None:
-        self.model = GPT(config)
-        initialize(self.model, config, 1)
-        self.model.to(tokens.device, dtype)
-        ones = torch.ones(tokens.shape, device=tokens.device)
-        self.batch = Batch(tensors={"tokens": tokens, "labels": tokens, "loss_mask": ones})
+    def __init__(self, config: ModelConfig, kernels: Kernels, fields: Fields, dtype: torch.dtype) -> None:
+        family, device = FAMILIES[config.model_family], fields["tokens"].device
+        self.model: Any = family.build(config)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(family.initial_value(name, tuple(parameter.shape), config, 1))
+        self.model.to(device, dtype)
+        self.batch = Batch(tensors=fields)
         groups = AdamSpec().parameter_groups(dict(self.model.named_parameters()), OPTIMIZER)
         groups, models = with_masters(groups)
         self.optimizer = MasterWeights(_adam(groups, kernels), models, clip_grad=1.0, accumulate_fp32=True)
         self.use(kernels)
-        self.freed_memory = FreedMemory(tokens.device.type == "cpu")  # as the engine does
+        self.freed_memory = FreedMemory(device.type == "cpu")  # as the engine does
 
     def use(self, kernels: Kernels) -> None:
         """Run on these kernels from now on."""
@@ -124,7 +115,7 @@ class Trainer:
 
     def __call__(self) -> float:
         """One step; the loss."""
-        loss = self.model(self.batch)["lm"].mean()
+        loss = self.model(self.batch)["lm"].sum() / self.model.counts(self.batch)["lm"].sum()
         loss.backward()
         self.optimizer.step()
         for parameter in self.model.parameters():
@@ -133,38 +124,14 @@ class Trainer:
         return float(loss.detach())
 
 
-def hugging_face_step(config: ModelConfig, style: str, tokens: Tensor, compiled: bool) -> Step:
+def hugging_face_step(config: ModelConfig, arguments: argparse.Namespace, fields: Fields, compiled: bool) -> Step:
     """One step of the same shape in transformers."""
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-
-    if style == "llama":
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=VOCABULARY,
-                hidden_size=config.hidden_size,
-                intermediate_size=config.ffn_size,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_attention_heads,
-                max_position_embeddings=tokens.shape[1],
-                tie_word_embeddings=True,
-            )
-        )
-    else:
-        sizes = GPT2Config(
-            vocab_size=VOCABULARY,
-            n_embd=config.hidden_size,
-            n_layer=config.num_layers,
-            n_head=config.num_attention_heads,
-            n_positions=tokens.shape[1],
-        )
-        sizes.resid_pdrop = sizes.embd_pdrop = sizes.attn_pdrop = 0.0
-        model = GPT2LMHeadModel(sizes)
-    model.to(tokens.device, torch.bfloat16)
+    model = STYLES[arguments.style].transformers(config).to(arguments.device, DTYPES[arguments.dtype])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
     call = torch.compile(model) if compiled else model
 
     def step() -> float:
-        loss = call(input_ids=tokens, labels=tokens).loss
+        loss = call(**fields).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -173,20 +140,26 @@ def hugging_face_step(config: ModelConfig, style: str, tokens: Tensor, compiled:
     return step
 
 
-def bf16_peak(device: str) -> float:
-    """FLOP/s of the best of some bfloat16 products: 2048-cubes on a CPU, 8192-cubes on a GPU.
+def chosen_dtype(device: str) -> str:
+    """bf16, but fp32 where this device multiplies bfloat16 slower than float32."""
+    speeds = {name: product_speed(256, device, DTYPES[name]) for name in ("bf16", "fp32")}
+    return "bf16" if speeds["bf16"] > speeds["fp32"] else "fp32"
 
-    A CPU without bfloat16 instructions takes half a minute for such a cube; there it is a 256-cube.
+
+def peak_speed(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of some products: 2048-cubes on a CPU, 8192-cubes on a GPU.
+
+    A CPU without bfloat16 instructions takes half a minute for such a cube of them; there it is a 256-cube.
     """
     if device != "cpu":
-        return _product_speed(8192, device)
-    small = _product_speed(256, device)
-    return small if small < 2e10 else _product_speed(2048, device)
+        return product_speed(8192, device, dtype)
+    small = product_speed(256, device, dtype)
+    return small if small < 2e10 else product_speed(2048, device, dtype)
 
 
-def _product_speed(side: int, device: str) -> float:
-    """FLOP/s of the best of eight bfloat16 products of cubes."""
-    left, right = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+def product_speed(side: int, device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of eight products of cubes."""
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     times = []
     for _ in range(8):
         wait(device)
@@ -203,21 +176,32 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def in_turns(sides: dict[str, Step], rounds: int, device: str) -> tuple[dict[str, list[float]], float]:
-    """Seconds of every side's steps, taken in turns after two that are not counted, and the median peak in between."""
-    for step in sides.values():
-        step()
-        step()  # the first one compiles and makes the moments
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    peaks = []
-    for _ in range(rounds):
-        peaks.append(bf16_peak(device))
-        for name, step in sides.items():
+def block_of(step: Step, device: str) -> Block:
+    """A side that takes its steps in this process."""
+
+    def take(count: int) -> list[float]:
+        times = []
+        for _ in range(count):
             wait(device)
             started = time.perf_counter()
             step()
             wait(device)
-            times[name].append(time.perf_counter() - started)
+            times.append(time.perf_counter() - started)
+        return times
+
+    return take
+
+
+def in_turns(sides: dict[str, Block], arguments: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
+    """The median seconds of a step in each of every side's blocks, taken in turns, and the median peak in between."""
+    for take in sides.values():
+        take(2)  # the first one compiles and makes the moments
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    peaks = []
+    for _ in range(arguments.rounds):
+        peaks.append(peak_speed(arguments.device, DTYPES[arguments.dtype]))
+        for name, take in sides.items():
+            times[name].append(statistics.median(take(1 + arguments.block)[1:]))
     return times, statistics.median(peaks)
 
 
@@ -227,7 +211,7 @@ def ratio(times: dict[str, list[float]], name: str, own: str) -> float:
 
 
 class Process:
-    """A side in a process of its own; calling it takes one step there."""
+    """A side in a process of its own; calling it takes a block of steps there."""
 
     def __init__(self, name: str, arguments: argparse.Namespace) -> None:
         context = multiprocessing.get_context("spawn")
@@ -236,25 +220,29 @@ class Process:
         self.process.start()
         other.close()  # so that the end of the process ends a wait for it
 
-    def __call__(self) -> float:
-        """One step; the loss."""
-        self.pipe.send("step")
-        return float(self.pipe.recv())
+    def __call__(self, count: int) -> list[float]:
+        """Seconds of each step."""
+        self.pipe.send(count)
+        times: list[float] = self.pipe.recv()
+        return times
 
 
 def serve(name: str, arguments: argparse.Namespace, pipe: Connection) -> None:
     """Take the steps of one side, as they are asked for."""
     config, tokens = prepare(arguments)
+    ours, theirs = STYLES[arguments.style].batch(tokens)
     if name.startswith("megalm"):
-        step: Step = Trainer(config, FUSED if name == "megalm fused" else REFERENCE, tokens)
+        kernels = FUSED if name == "megalm fused" else REFERENCE
+        step: Step = Trainer(config, kernels, ours, DTYPES[arguments.dtype])
     else:
-        step = hugging_face_step(config, arguments.style, tokens, compiled=name.endswith("compiled"))
+        step = hugging_face_step(config, arguments, theirs, compiled=name.endswith("compiled"))
+    take = block_of(step, arguments.device)
     while True:
         try:
-            pipe.recv()
+            count = pipe.recv()
         except EOFError:
             return
-        pipe.send(step())
+        pipe.send(take(count))
 
 
 def speed(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) -> None:
@@ -262,11 +250,11 @@ def speed(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) ->
     names = ["megalm fused", "megalm reference", "Hugging Face eager", "Hugging Face compiled"]
     if arguments.no_compile:
         names.pop()
-    sides: dict[str, Step] = {name: Process(name, arguments) for name in names}
-    times, peak = in_turns(sides, arguments.rounds, arguments.device)
-    flops = training_flops_per_token(config, tokens.shape[1])
-    print(f"bf16 peak {peak / 1e12:.3f} TFLOP/s; a step of matrix products at that peak alone would reach ", end="")
-    print(f"{peak / flops:.0f} tokens/s\n\n| step | tokens/s | of peak | fused is |\n|---|---|---|---|")
+    sides: dict[str, Block] = {name: Process(name, arguments) for name in names}
+    times, peak = in_turns(sides, arguments)
+    flops = FAMILIES[config.model_family].training_flops_per_token(config, tokens.shape[1])
+    print(f"{arguments.dtype} peak {peak / 1e12:.3f} TFLOP/s; matrix products at that peak alone would reach ", end="")
+    print(f"{peak / flops:.0f} tokens/s\n\n| step | tokens/s | of that | fused is |\n|---|---|---|---|")
     for name, seconds in times.items():
         rate = tokens.numel() / statistics.median(seconds)
         print(f"| {name} | {rate:.1f} | {rate * flops / peak:.3f} | {ratio(times, name, 'megalm fused'):.2f}x |")
@@ -274,22 +262,22 @@ def speed(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) ->
 
 def gains(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) -> None:
     """The step with one operator after the other taken out of the fused ones."""
-    trainer = Trainer(config, FUSED, tokens)
+    style = STYLES[arguments.style]
+    trainer = Trainer(config, FUSED, style.batch(tokens)[0], DTYPES[arguments.dtype])
 
-    def without(fields: tuple[str, ...]) -> Step:
+    def without(fields: tuple[str, ...]) -> Block:
         kernels = replace(FUSED, **{field: getattr(REFERENCE, field) for field in fields})
 
         def step() -> float:
             trainer.use(kernels)
             return trainer()
 
-        return step
+        return block_of(step, arguments.device)
 
-    unused = {"rotary"} if config.position_embedding_type != "rope" else set()
     sides = {"all fused": without(())}
-    sides |= {name: without(fields) for name, fields in OPERATORS.items() if name not in unused}
+    sides |= {name: without(fields) for name, fields in OPERATORS.items() if name not in style.lacks}
     sides["none fused"] = without(tuple(field for fields in OPERATORS.values() for field in fields))
-    times, _ = in_turns(sides, arguments.rounds, arguments.device)
+    times, _ = in_turns(sides, arguments)
     own = statistics.median(times["all fused"])
     print(f"all fused: {own:.3f} s\n\n| torch's operator instead | ms a step | of the step |\n|---|---|---|")
     for name in list(sides)[1:]:
@@ -303,7 +291,7 @@ def agreement(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace
     runs = {"fused": (FUSED, batch), "reference": (REFERENCE, batch), "reordered": (REFERENCE, batch.flip(0))}
     losses = {}
     for name, (kernels, samples) in runs.items():
-        trainer = Trainer(config, kernels, samples)
+        trainer = Trainer(config, kernels, STYLES[arguments.style].batch(samples)[0], DTYPES[arguments.dtype])
         losses[name] = torch.tensor([trainer() for _ in range(AGREEMENT_STEPS)])
         del trainer
     start, end = losses["fused"][0], losses["fused"][-1]
@@ -314,22 +302,22 @@ def agreement(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace
 
 def loss(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) -> None:
     """The step by each --cross-entropy-fusion-impl."""
-    trainer = Trainer(config, FUSED, tokens, DTYPES[arguments.dtype])
+    trainer = Trainer(config, FUSED, STYLES[arguments.style].batch(tokens)[0], DTYPES[arguments.dtype])
 
-    def by(linear: bool) -> Step:
+    def by(linear: bool) -> Block:
         def step() -> float:
             trainer.model.token_loss.linear = linear
             return trainer()
 
-        return step
+        return block_of(step, arguments.device)
 
     sides = {"logits": by(False), "linear": by(True)}
-    times, _ = in_turns(sides, arguments.rounds, arguments.device)
+    times, _ = in_turns(sides, arguments)
     found: list[int] = []
     print("| loss | ms a step | times the first | peak MB beyond weights and moments |\n|---|---|---|---|")
-    for name, step in sides.items():
+    for name, take in sides.items():
         with peak_bytes(arguments.device, found):
-            step()
+            take(1)
         own = statistics.median(times[name])
         print(f"| {name} | {own * 1e3:.0f} | {ratio(times, name, 'logits'):.3f} | {found[-1] / 1e6:.0f} |")
 
@@ -358,13 +346,13 @@ def memory(config: ModelConfig, tokens: Tensor, arguments: argparse.Namespace) -
         "linear + cross entropy in chunks": lambda x, w: linear_cross_entropy(x, w, labels, fused=True).mean(),
     }
     found: list[int] = []
-    width = config.hidden_size
-    print(f"{labels.numel()} tokens, width {width}, vocabulary {LOSS_VOCABULARY}, bf16, gradients included\n")
+    width, dtype = config.hidden_size, DTYPES[arguments.dtype]
+    print(f"{labels.numel()} tokens, width {width}, vocabulary {LOSS_VOCABULARY}, gradients included\n")
     print("| loss | peak MB | of eager | value |\n|---|---|---|---|")
     for name, way in ways.items():
         torch.manual_seed(1)
-        x = torch.randn(labels.numel(), width, device=tokens.device).bfloat16().requires_grad_()
-        weight = (0.02 * torch.randn(LOSS_VOCABULARY, width, device=tokens.device)).bfloat16().requires_grad_()
+        x = torch.randn(labels.numel(), width, device=tokens.device).to(dtype).requires_grad_()
+        weight = (0.02 * torch.randn(LOSS_VOCABULARY, width, device=tokens.device)).to(dtype).requires_grad_()
         with peak_bytes(arguments.device, found):
             loss = way(x, weight)
             loss.backward()
@@ -379,7 +367,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[ModelConfig, Tensor]:
     torch.manual_seed(0)
     library.load("fused", arguments.device)
     config = model_config(arguments.style, arguments.size, arguments.seq_length, arguments.layers)
-    return config, torch.randint(0, VOCABULARY, (arguments.batch, arguments.seq_length), device=arguments.device)
+    assert config.vocab_size is not None, "every style has a vocabulary"
+    shape = (arguments.batch, arguments.seq_length)
+    return config, torch.randint(0, config.vocab_size, shape, device=arguments.device)
 
 
 PARTS = {"speed": speed, "gains": gains, "agreement": agreement, "loss": loss, "memory": memory}
@@ -396,14 +386,21 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer than the size has, for a quick look")
     parser.add_argument("--seq-length", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="of the part loss")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16, fp32 if that is faster")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--block", type=int, default=3, help="steps that count in each turn")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled Hugging Face model out")
     arguments = parser.parse_args()
     config, tokens = prepare(arguments)
     print(f"{machine(arguments.device)}; {library.load('fused', arguments.device).reason}")
-    print(f"{arguments.style} {config.num_layers} x {config.hidden_size}, {tuple(tokens.shape)} tokens, bf16")
+    if arguments.dtype == "auto":
+        arguments.dtype = chosen_dtype(arguments.device)
+        if arguments.dtype == "fp32":
+            print("all in fp32: this machine multiplies bf16 slower; --dtype bf16 for it all the same")
+    print(
+        f"{arguments.style} {config.num_layers} x {config.hidden_size}, {tuple(tokens.shape)} tokens, {arguments.dtype}"
+    )
     for part in arguments.parts:
         print(f"\n## {part}\n")
         PARTS[part](config, tokens, arguments)

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from megalm.checkpoint.run_folder import write_config
-from megalm.commands.generate import Sampler
+from megalm.commands.sampler import build_sampler
 from megalm.config.lengths import Lengths
 from megalm.config.merging.dump import dump_config
 from megalm.config.model import ModelConfig
@@ -35,7 +35,7 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     config = config.model_copy(update={"model": model})
     identity = identity_of(config, tokenizer.identity if tokenizer else None, context.groups.data.size)
     point = on_all_ranks(device, lambda: ResumePoint.of(config, identity))
-    sampler = on_all_ranks(device, lambda: Sampler.of(config, tokenizer))
+    sampler = on_all_ranks(device, lambda: build_sampler(config, tokenizer))
     progress = Progress()
     order = SampleOrder(progress)
     point.load(progress, order)

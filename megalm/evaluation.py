@@ -81,7 +81,7 @@ def evaluate_at_end(run: Run) -> bool:
 
 
 def show_sample(run: Run) -> bool:
-    """Report how the model continues --sample-prompt; False where a stop signal cut it short."""
+    """Report what the model makes of --sample-prompt; False where a stop signal cut it short."""
     if run.sampler is None:
         return True
     run.metric_logger.pause()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megalm.commands.generate import Sampler
+from megalm.commands.sampler import Sampler
 from megalm.config.batch_schedule import BatchSchedule
 from megalm.config.lengths import Lengths
 from megalm.config.sections import RunConfig
@@ -33,7 +33,7 @@ class Run:
     states: list[Stateful]
     """What a checkpoint holds besides tensors."""
     sampler: Sampler | None
-    """Continues --sample-prompt."""
+    """Shows what the model makes of --sample-prompt."""
     stop: StopRequest
     identity: dict[str, Any]
     """What a checkpoint remembers of the run's inputs, to refuse others on resume."""

@@ -1,8 +1,12 @@
 """--sample-prompt: what is wrong with it is found before the model is built."""
 
-import pytest
+from typing import ClassVar
 
-from megalm.commands.generate import Sampler
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megalm.commands.sampler import build_sampler
 from megalm.config.merging.load import load_config
 from megalm.errors import ConfigError
 
@@ -12,17 +16,53 @@ FLAGS = (
 )
 
 
-class Letters:
-    """A token a letter."""
+BERT = ["--model-family", "bert", "--objective", "masked", "--bert-no-binary-head"]
+T5 = [
+    *("--model-family", "t5", "--objective", "span", "--relu", "--position-embedding-type", "relative"),
+    *(
+        "--normalization",
+        "RMSNorm",
+        "--disable-bias-linear",
+        "--decoder-seq-length",
+        "5",
+        "--mean-noise-span-length",
+        "1",
+    ),
+    "--sample-prompt",
+]
 
-    eod = None
+
+class Letters:
+    """A token a letter; special ones are control characters."""
+
+    special_ids: ClassVar = {"eod": 1, "pad": 2, "mask": 3, "cls": 4, "sep": 5, "extra_id_0": 6}
+
+    def special(self, name: str) -> int | None:
+        return self.special_ids.get(name)
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
 
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+class Engine:
+    """A model whose likeliest tokens are known; it notes what it is shown."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tokens: str) -> None:
+        self.tokens, self.shown = tokens, []
+
+    def logits_at(self, fields: dict[str, torch.Tensor], places: list[int]) -> torch.Tensor:
+        self.shown.append(fields)
+        said, self.tokens = self.tokens[: len(places)], self.tokens[len(places) :]
+        return F.one_hot(torch.tensor([[ord(letter) for letter in said]]), 128).float()
+
 
 def sampler(*flags: str, tokenizer=None):
-    return Sampler.of(load_config([*FLAGS.split(), *flags]), tokenizer)
+    return build_sampler(load_config([*FLAGS.split(), *flags]), tokenizer)
 
 
 def test_nothing_is_sampled_unless_asked_for() -> None:
@@ -32,6 +72,38 @@ def test_nothing_is_sampled_unless_asked_for() -> None:
 def test_the_continuation_ends_with_the_sequence() -> None:
     assert sampler("--sample-prompt", "abc", tokenizer=Letters()).count == 5
     assert sampler("--sample-prompt", "abc", "--sample-tokens", "2", tokenizer=Letters()).count == 2
+
+
+def test_an_encoder_fills_in_all_masks_at_once() -> None:
+    engine = Engine("xy")
+    found = sampler(*BERT, "--sample-prompt", "a[MASK]<mask>b", tokenizer=Letters())
+    assert found.text(engine) == "axyb"
+    (fields,) = engine.shown
+    assert fields["tokens"].tolist() == [[4, ord("a"), 3, 3, ord("b"), 5]]
+    assert fields["padding_mask"].all()
+    assert found.text(engine, stopped=lambda: True) is None
+
+
+def test_an_encoder_decoder_writes_what_its_decoder_has_room_for() -> None:
+    engine = Engine("\x06xyz?")
+    assert sampler(*T5, "ab", tokenizer=Letters()).text(engine) == "<extra_id_0> xyz?"
+    assert [fields["tokens"].tolist() for fields in engine.shown] == [[[ord("a"), ord("b"), 1]]] * 5
+    assert engine.shown[-1]["decoder_tokens"].tolist() == [[2, 6, *map(ord, "xyz")]]
+    assert sampler(*T5, "ab", tokenizer=Letters()).text(Engine("x\x01")) == "x"
+
+
+@pytest.mark.parametrize(
+    ("flags", "prompt", "expected"),
+    [
+        (BERT, "abc", "has no mask that could be filled in"),
+        (BERT, "abcdef[MASK]", "has 9 tokens with those around it; it must have 3 to seq_length=8"),
+        (T5[:-1], "abcdefgh", "has 9 tokens with those around it; it must have 2 to seq_length=8"),
+        (T5[:-1], "", "has 1 tokens"),
+    ],
+)
+def test_prompts_that_do_not_fit_the_family(flags: list[str], prompt: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        sampler(*flags, "--sample-prompt", prompt, tokenizer=Letters())
 
 
 @pytest.mark.parametrize(

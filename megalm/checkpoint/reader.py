@@ -1,6 +1,8 @@
 """Reading a checkpoint: verify, then any part of any tensor, whatever layout wrote it."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from megalm.errors import CheckpointError
 from megalm.storage.durable import sha256_of
 from megalm.storage.faults import reading
 
+_HASHERS = 4
+"""Files of a checkpoint that are hashed at one time: it is slower than reading them, and lets other threads run."""
+
 
 class CheckpointReader:
     """A verified checkpoint.
@@ -28,7 +33,9 @@ class CheckpointReader:
         self.folder = folder
         self.manifest = Manifest.read(folder)
         self._shards: dict[str, Any] = {}
-        self.refuse([problem for name in self.manifest.files for problem in self.problems(name, verify=verify)])
+        with ThreadPoolExecutor(_HASHERS) as hashers:
+            found = hashers.map(partial(self.problems, verify=verify), self.manifest.files)
+            self.refuse([problem for problems in found for problem in problems])
 
     def refuse(self, problems: list[str]) -> None:
         """Raise what is wrong with the files, if anything is.
@@ -96,16 +103,22 @@ class CheckpointReader:
         return any(kind != "weight" for name in self.names for kind in self.kinds(name))
 
     def read(
-        self, name: str, kind: str, box: Box | None = None, start: int = 0, stop: int | None = None
+        self,
+        name: str,
+        kind: str,
+        box: Box | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
-        """Elements start..stop of a box of a global tensor laid flat, fp32 (default: all of the whole tensor).
+        """Elements start..stop of a box of a global tensor laid flat, as `dtype` (default: all of the whole tensor).
 
         Raises:
             CheckpointError: no shard holds some of them.
         """
         box = Box.whole(self.shape(name)) if box is None else box
         stop = box.numel if stop is None else stop
-        result = torch.empty(stop - start)
+        result = torch.empty(stop - start, dtype=dtype)
         filled = 0
         for offset, wanted in box.of_range(start, stop):
             target = result[offset : offset + wanted.numel].view(wanted.sizes)
@@ -146,6 +159,6 @@ class CheckpointReader:
             )
         return stored
 
-    def read_tensor(self, name: str, kind: str = "weight") -> torch.Tensor:
-        """A whole global tensor in its shape, fp32."""
-        return self.read(name, kind).view(self.shape(name))
+    def read_tensor(self, name: str, kind: str = "weight", dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """A whole global tensor in its shape, as `dtype`."""
+        return self.read(name, kind, dtype=dtype).view(self.shape(name))

@@ -6,6 +6,7 @@ Format: https://huggingface.co/docs/safetensors/index#format (a little-endian le
 import hashlib
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,26 +33,32 @@ def write_tensors(
 ) -> str:
     """Write the tensors of these names and shapes, in this order, durably; the SHA-256 of the file in hexadecimal.
 
-    `tensor_of` is asked for one at a time, while the one before is hashed and written: in memory are two.
+    `tensor_of` is asked for one at a time, while the one before is hashed and written: in memory are two. The disk
+    works meanwhile, and not only once all is there.
 
     Raises:
         OSError: the file cannot be written.
     """
     digest = hashlib.sha256()
-    with open_new(path) as stream, ThreadPoolExecutor(2) as behind:
+    with open_new(path) as stream, ThreadPoolExecutor(3) as behind:
         running: list[Future[Any]] = []
+        to_disk: Future[Any] = behind.submit(os.fdatasync, stream.fileno())
 
         def put(data: Any) -> None:
+            nonlocal to_disk
             for work in running:
                 work.result()
             running[:] = [behind.submit(stream.write, data), behind.submit(digest.update, data)]
+            if to_disk.done():
+                to_disk.result()  # an error is told once
+                to_disk = behind.submit(os.fdatasync, stream.fileno())
 
         put(_header(shapes, dtype, metadata))
         for name, shape in shapes.items():
             tensor = tensor_of(name)
             assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape), f"{name} is not as the header says"
             put(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-        for work in running:
+        for work in (*running, to_disk):
             work.result()
         flush_to_disk(stream)
     return digest.hexdigest()

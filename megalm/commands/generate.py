@@ -1,11 +1,10 @@
-"""`megalm generate`: text from a checkpoint, on one process; and from the model of a run, on its ranks."""
+"""`megalm generate`: text from a checkpoint, on one process."""
 
 import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,18 +15,13 @@ from megalm.config.data import TokenizerConfig
 from megalm.config.output import hugging_face_folder, load_argument
 from megalm.config.paths import path_argument
 from megalm.config.ranges import LARGEST_SEED, Range
-from megalm.config.sections import RunConfig
 from megalm.config.spans import SENTINELS, SequenceIds
 from megalm.data.tokenizers import Tokenizer, build_tokenizer
 from megalm.errors import CheckpointError, ConfigError
 from megalm.models.contract import LanguageModel
 from megalm.models.families import FAMILIES
-from megalm.models.generation import continue_greedily, generate
+from megalm.models.generation import generate
 from megalm.tables import import_modules
-
-if TYPE_CHECKING:
-    from megalm.engine.engine import Engine  # DeepSpeed takes seconds to import
-
 
 WeightsReader = CheckpointReader | HuggingFaceReader
 
@@ -171,43 +165,6 @@ def tokenizer_of(reader: WeightsReader, moved_to: str | None = None) -> Tokenize
     return tokenizer
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """Continues the prompt of a run with the likeliest tokens, by the model in training, whatever its layout."""
-
-    tokenizer: Tokenizer
-    prompt: str
-    tokens: list[int]
-    count: int
-
-    @classmethod
-    def of(cls, config: RunConfig, tokenizer: Tokenizer | None) -> "Sampler | None":
-        """The sampler that --sample-prompt asks for, if it does.
-
-        Raises:
-            ConfigError: no tokenizer, or a prompt that leaves no room in seq_length.
-        """
-        prompt, length = config.training.sample_prompt, config.batch.seq_length
-        if prompt is None:
-            return None
-        if tokenizer is None:
-            raise ConfigError("sample_prompt needs a tokenizer; give --tokenizer-model FILE or drop --sample-prompt")
-        tokens = tokenizer.encode(prompt)
-        if not 0 < len(tokens) < length:
-            raise ConfigError(
-                f"sample_prompt has {len(tokens)} tokens; it must have at least 1 and less than seq_length={length}"
-            )
-        return cls(tokenizer, prompt, tokens, min(config.training.sample_tokens, length - len(tokens)))
-
-    def text(self, engine: "Engine", stopped: Callable[[], bool] = lambda: False) -> str | None:
-        """The prompt with its continuation, None where it was `stopped`; every rank calls it."""
-        eod = self.tokenizer.special("eod")
-        new = continue_greedily(engine.next_logits, self.tokens, self.count, eod, engine.device, stopped)
-        if new is None:
-            return None
-        return self.tokenizer.decode(self.tokens + [token for token in new if token != eod])
-
-
 def sample_text(
     model: LanguageModel, tokenizer: Tokenizer, prompt: str, *, num_samples: int, max_new_tokens: int, **options: Any
 ) -> list[str]:
@@ -245,19 +202,23 @@ def _written_text(
 ) -> list[str]:
     """What an encoder-decoder writes of a prompt, in as many samples."""
     ids = SequenceIds.of(tokenizer.special_ids)
-    tokens = tokenizer.encode(prompt)
-    if not tokens:
+    tokens = read_tokens(tokenizer, ids, prompt)
+    if len(tokens) == 1:
         raise ConfigError("an encoder-decoder writes of what it reads; give --prompt TEXT")
-    tokens += [ids.end] * (tokens[-1] != ids.end)
     around = {"start_token": ids.start, "stop_token": ids.end}
     written = generate(model, tokens, max_new_tokens, num_samples=num_samples, **around, **options)
+    return [written_text(tokenizer, ids, new) for new in written]
+
+
+def read_tokens(tokenizer: Tokenizer, ids: SequenceIds, prompt: str) -> list[int]:
+    """What an encoder reads of a prompt: its tokens, then the end of text."""
+    tokens = tokenizer.encode(prompt)
+    return tokens if tokens[-1:] == [ids.end] else [*tokens, ids.end]
+
+
+def written_text(tokenizer: Tokenizer, ids: SequenceIds, tokens: Sequence[int]) -> str:
+    """The text of what a decoder wrote, with the names of its sentinels."""
     names = {number: f" <{name}> " for name, number in tokenizer.special_ids.items() if name in SENTINELS}
-    return [
-        _with_names(tokenizer, [token for token in new if token not in (ids.end, ids.pad)], names) for new in written
-    ]
-
-
-def _with_names(tokenizer: Tokenizer, tokens: list[int], names: Mapping[int, str]) -> str:
-    """The text of tokens, with a name in the place of some."""
-    runs = groupby(tokens, key=lambda token: names.get(token))
+    kept = [token for token in tokens if token not in (ids.end, ids.pad)]
+    runs = groupby(kept, key=lambda token: names.get(token))
     return "".join(tokenizer.decode(list(run)) if name is None else name * len(list(run)) for name, run in runs).strip()

@@ -121,9 +121,9 @@ class TrainingConfig(Section):
     depend. Default: micro_batch_size."""
     sample_prompt: str | None = None
     """Text to continue with the likeliest tokens after each evaluation and at the end; the log and TensorBoard show
-    it."""
+    it. BERT fills in its masks ("Paris is the [MASK] of France"), T5 writes what its decoder makes of it."""
     sample_tokens: int = Field(32, ge=1)
-    """Tokens that continue sample_prompt, as far as seq_length allows."""
+    """Tokens that continue sample_prompt, as far as seq_length (T5: decoder_seq_length) allows."""
     skip_train: Annotated[bool, OneShot()] = False
     """Load, evaluate and exit."""
     exit_interval: int | None = Field(None, ge=1)

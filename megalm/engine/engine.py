@@ -189,10 +189,18 @@ class Engine:
     def next_logits(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, V), float32, of the token after each row of `tokens_BT`, without vocabulary padding.
 
-        Every rank calls it with the same tokens, at most a micro-batch of samples, and has the result.
+        What comes after a token must not change them.
+        """
+        return self.logits_at({"tokens": tokens_BT}, [tokens_BT.shape[1] - 1])[:, 0]
+
+    def logits_at(self, fields: Mapping[str, Tensor], places: Sequence[int]) -> Tensor:
+        """Logits (B, places, V), float32, of a batch of these fields (B, length), without vocabulary padding.
+
+        Every rank calls it with the same fields, at most a micro-batch of samples, and has the result. They may be
+        padded: where the model would see that, `padding_mask` (B, T), bool, tells.
         """
         self.ds_engine.eval()
-        return self.runner.next_logits(tokens_BT).float()
+        return self.runner.logits_at(fields, places).float()
 
     def state_slices(self) -> list[StateSlice]:
         """The part of weights and moments that this rank keeps; empty moments are created as zeros."""

@@ -42,8 +42,11 @@ class Runner(Protocol):
     def evaluate(self, batches: Sequence[Batch], on_losses: OnLosses) -> None:
         """Forward of micro-batches, without gradients."""
 
-    def next_logits(self, tokens_BT: Tensor) -> Tensor:
-        """Logits (B, V) of the token after each row, without vocabulary padding, on every rank."""
+    def logits_at(self, fields: Mapping[str, Tensor], places: Sequence[int]) -> Tensor:
+        """Logits (B, places, V) of a batch of these fields, without vocabulary padding, on every rank.
+
+        Fields (B, length) may get zeros after their end: a model that would see them needs its `padding_mask`.
+        """
 
 
 class WholeModel:
@@ -92,9 +95,8 @@ class WholeModel:
             on_losses(self._ds_engine(batch, past), batch)
 
     @torch.no_grad()
-    def next_logits(self, tokens_BT: Tensor) -> Tensor:
-        """Logits (B, V); what comes after a token does not change them, so the sequence may be padded."""
-        length = tokens_BT.shape[1]
-        padded_BT = F.pad(tokens_BT, (0, -length % self._length_multiple))
-        logits_BTV: Tensor = self._ds_engine(TensorBatch(tensors={"tokens": padded_BT}), wants_logits=True)
-        return logits_BTV[:, length - 1, : self._model.config.vocab_size]
+    def logits_at(self, fields: Mapping[str, Tensor], places: Sequence[int]) -> Tensor:
+        """Logits (B, places, V); sequences are padded to lengths that sequence parallelism takes."""
+        padded = {name: F.pad(field, (0, -field.shape[1] % self._length_multiple)) for name, field in fields.items()}
+        logits_BTV: Tensor = self._ds_engine(TensorBatch(tensors=padded), wants_logits=True)
+        return logits_BTV[:, list(places), : self._model.config.vocab_size]

@@ -37,13 +37,14 @@ def linear_cross_entropy(
     labels_N: Tensor,
     num_classes: int | None = None,
     *,
+    bias_V: Tensor | None = None,
     first: int = 0,
     merge: Merge = all_rows_here,
     again: Callable[[], Tensor] | None = None,
     chunk: int | None = None,
     fused: bool = False,
 ) -> Tensor:
-    """-log softmax(x weight^T)[label] of every token, float32 (N,); NaN where the label is none of the classes.
+    """-log softmax(x weight^T + bias)[label] of every token, float32 (N,); NaN where the label is no class.
 
     Row j of `weight_VD` is class `first` + j, rows from class `num_classes` on are vocabulary padding: no probability,
     gradient exactly zero. Where other ranks have the other rows, `merge` brings all together; the gradient of `x_ND`
@@ -51,13 +52,14 @@ def linear_cross_entropy(
 
     Needs N x `chunk` logits of memory instead of N x V, and computes the logits once more in the backward pass; keeps
     nothing but its arguments and the log of the normalizer. Each chunk's logits are rounded to the dtype of x, as a
-    linear layer would; sums over chunks are in float32. A backward pass towards one of x and weight computes no more.
+    linear layer would; sums over chunks are in float32. A backward pass towards some of x, weight and bias computes no
+    more than their products.
     Sources: Wijmans et al. 2024, "Cut your losses", arXiv:2411.09009; Liger-Kernel, arXiv:2410.10989.
     """
     classes = first + len(weight_VD) if num_classes is None else num_classes
     columns = chunk or max(LEAST_COLUMNS, CHUNK_LOGITS // max(1, len(x_ND)))
     apply: Callable[..., Tensor] = _LinearCrossEntropy.apply
-    return apply(x_ND, weight_VD, labels_N, classes, first, merge, again, columns, fused)
+    return apply(x_ND, weight_VD, bias_V, labels_N, classes, first, merge, again, columns, fused)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -68,6 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any,
         x_ND: Tensor,
         weight_VD: Tensor,
+        bias_V: Tensor | None,
         labels_N: Tensor,
         classes: int,
         first: int,
@@ -82,39 +85,48 @@ class _LinearCrossEntropy(torch.autograd.Function):
         sum_N, target_N = torch.zeros_like(largest_N), torch.zeros_like(largest_N)
         for start in range(0, rows, chunk):
             stop = min(start + chunk, rows)
-            logits_NC = x_ND @ weight_VD[start:stop].t()
+            logits_NC = _logits(x_ND, weight_VD, bias_V, slice(start, stop))
             high_N, part_N, label_N = statistics(logits_NC, labels_N, first + start, stop - start)
             del logits_NC  # before the next ones are made
             merged_N = torch.maximum(largest_N, high_N)
             sum_N = sum_N * (largest_N - merged_N).exp() + part_N * (high_N - merged_N).exp()
             largest_N, target_N = merged_N, target_N + label_N
         normalizer_N, target_N = merge(largest_N, sum_N, target_N)
-        ctx.save_for_backward(x_ND if again is None else None, weight_VD, labels_N, normalizer_N)
+        ctx.save_for_backward(x_ND if again is None else None, weight_VD, bias_V, labels_N, normalizer_N)
         ctx.options = (rows, first, again, chunk, fused)
         return torch.where((labels_N >= 0) & (labels_N < classes), normalizer_N - target_N, float("nan"))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, weight_VD, labels_N, normalizer_N = ctx.saved_tensors
+        x_ND, weight_VD, bias_V, labels_N, normalizer_N = ctx.saved_tensors
         rows, first, again, chunk, fused = ctx.options
         gradient = fused_vocabulary_gradient_ if fused else vocabulary_gradient
         x_ND, scale_N = x_ND if again is None else again(), grads[0].contiguous()
-        wants_x, wants_weight = (_goes_on_to(node) for node, _ in ctx.next_functions[:2])
+        wants_x, wants_weight, wants_bias = (_goes_on_to(node) for node, _ in ctx.next_functions[:3])
         grad_x_ND = torch.zeros(x_ND.shape, dtype=torch.float32, device=x_ND.device) if wants_x else None
         grad_weight_VD = torch.empty_like(weight_VD) if wants_weight else None
-        if grad_weight_VD is not None:
-            grad_weight_VD[rows:] = 0
+        grad_bias_V = torch.empty_like(bias_V) if bias_V is not None and wants_bias else None
+        for gradient_of_rows in (grad_weight_VD, grad_bias_V):
+            if gradient_of_rows is not None:
+                gradient_of_rows[rows:] = 0
         for start in range(0, rows, chunk):
             stop = min(start + chunk, rows)
-            part_CD = weight_VD[start:stop]
-            logits_NC = x_ND @ part_CD.t()
+            logits_NC = _logits(x_ND, weight_VD, bias_V, slice(start, stop))
             grad_NC = gradient(logits_NC, labels_N, normalizer_N, scale_N, first + start, stop - start)
             if grad_x_ND is not None:
-                grad_x_ND += grad_NC @ part_CD
+                grad_x_ND += grad_NC @ weight_VD[start:stop]
             if grad_weight_VD is not None:  # a row of the weight belongs to one chunk
                 torch.mm(grad_NC.t(), x_ND, out=grad_weight_VD[start:stop])
+            if grad_bias_V is not None:
+                torch.sum(grad_NC, 0, out=grad_bias_V[start:stop])
             del logits_NC, grad_NC
-        return None if grad_x_ND is None else grad_x_ND.to(x_ND.dtype), grad_weight_VD, *[None] * 7
+        return None if grad_x_ND is None else grad_x_ND.to(x_ND.dtype), grad_weight_VD, grad_bias_V, *[None] * 7
+
+
+def _logits(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, rows: slice) -> Tensor:
+    if bias_V is None:
+        return x_ND @ weight_VD[rows].t()
+    return torch.addmm(bias_V[rows], x_ND, weight_VD[rows].t())
 
 
 def _goes_on_to(node: Any) -> bool:

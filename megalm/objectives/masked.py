@@ -19,7 +19,7 @@ from megalm.objectives.causal import document_starts
 from megalm.randomness import stable_seed
 
 Tokens = npt.NDArray[np.int64]
-_STANDS_IN = {"mask": ("mask",), "cls": ("cls", "bos"), "sep": ("sep", "eos", "eod")}
+STANDS_IN = {"mask": ("mask",), "cls": ("cls", "bos"), "sep": ("sep", "eos", "eod")}
 """Token of the objective -> the tokenizer's special tokens that it may be, the first that there is."""
 _PAD = -1
 _SINGLE = MaskedRuns(longest=1)
@@ -86,7 +86,7 @@ class MaskedObjective:
         """
         data, vocab_size = config.data, config.model.vocab_size
         assert vocab_size is not None, "complete_model fills it in"
-        found = {name: _first(special, names) for name, names in _STANDS_IN.items()}
+        found = {name: _first(special, names) for name, names in STANDS_IN.items()}
         missing = [name for name, number in found.items() if number is None]
         if missing:
             raise ConfigError(

@@ -48,17 +48,25 @@ class VocabParallelEmbedding(nn.Module):
 class VocabParallelHead(OutputHead):
     """The output head of which each rank holds a run of rows; its input has entered the region."""
 
-    def forward(self, x_BTD: Tensor, use: HeadUse = linear_with_async_grad_comm) -> Tensor:
-        """This rank's columns of the logits (B, T, V), or what `use` makes of hidden states and weight."""
-        return super().forward(x_BTD, use)
+    def forward(
+        self, x_BTD: Tensor, use: HeadUse = linear_with_async_grad_comm, bias_V: Tensor | None = None
+    ) -> Tensor:
+        """This rank's columns of the logits (B, T, V), or what `use` makes of hidden states, weight and bias."""
+        return super().forward(x_BTD, use, bias_V)
 
 
 class VocabParallelTiedHead(TiedHead):
     """The tied head of which each rank holds a run of rows; its input has entered the region."""
 
-    def forward(self, x_BTD: Tensor, embedding: nn.Module, use: HeadUse = linear_with_async_grad_comm) -> Tensor:
-        """This rank's columns of the logits (B, T, V), or what `use` makes of hidden states and weight."""
-        return super().forward(x_BTD, embedding, use)
+    def forward(
+        self,
+        x_BTD: Tensor,
+        embedding: nn.Module,
+        use: HeadUse = linear_with_async_grad_comm,
+        bias_V: Tensor | None = None,
+    ) -> Tensor:
+        """This rank's columns of the logits (B, T, V), or what `use` makes of hidden states, weight and bias."""
+        return super().forward(x_BTD, embedding, use, bias_V)
 
 
 class VocabParallelTokenLoss(TokenLoss):
@@ -74,8 +82,10 @@ class VocabParallelTokenLoss(TokenLoss):
         classes = min(max(self.vocab_size - first, 0), logits_BTV.shape[-1])
         return vocab_parallel_cross_entropy(logits_BTV, labels_BT - first, classes, self.tp.group, self.kernels)
 
-    def of_hidden_states(self, labels_BT: Tensor, x_BTD: Tensor, weight_VD: Tensor) -> Tensor:
-        """Losses (B, T) of the logits x weight^T, a part of whose columns exists at a time.
+    def of_hidden_states(
+        self, labels_BT: Tensor, x_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None = None
+    ) -> Tensor:
+        """Losses (B, T) of the logits x weight^T + bias, a part of whose columns exists at a time.
 
         Communicated as with logits: three numbers a token. An `x_BTD` that was gathered is gathered again in the
         backward pass, where its gradient is Partial: that of this rank's rows.
@@ -86,6 +96,7 @@ class VocabParallelTokenLoss(TokenLoss):
             weight_VD,
             labels_BT.flatten(),
             self.vocab_size,
+            bias_V=bias_V,
             first=self.tp.rank * len(weight_VD),
             merge=partial(_over_ranks, self.tp.group),
             again=None if source is None else lambda: source.begin_and_take().flatten(0, 1),

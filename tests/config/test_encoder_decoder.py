@@ -43,7 +43,6 @@ def test_the_names_of_megatron_are_understood() -> None:
         (SPAN + "--qk-layernorm", "model_family=t5 has no qk_layernorm=true; drop --qk-layernorm"),
         (SPAN + "--init-method-std 0.1", "model_family=t5 has no init_method_std=0.1"),
         (SPAN + "--num-query-groups 2", "model_family=t5 has no num_query_groups=2"),
-        (SPAN + "--sample-prompt hello", "sample_prompt continues a text, which an encoder-decoder does not"),
         (SPAN + "--reset-attention-mask", "reset_attention_mask=true is for decoders"),
         (SPAN + "--relative-attention-max-distance 16", "relative_attention_max_distance=16 must be more than half of"),
         (SPAN + "--seq-length 2", "seq_length=2 and decoder_seq_length=1 leave span corruption no text"),

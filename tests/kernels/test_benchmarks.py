@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from kernels.fused import needs_fused
 
 pytestmark = [needs_fused, pytest.mark.e2e]
@@ -32,12 +31,13 @@ def test_operators() -> None:
     ]
 
 
-@pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="bfloat16 products take minutes on a CPU without AVX-512"
-)
-def test_training_step() -> None:
+@pytest.mark.parametrize("style", ["llama", *(pytest.param(name, marks=pytest.mark.long) for name in ("bert", "t5"))])
+def test_training_step(style: str) -> None:
     pytest.importorskip("transformers")
-    small = ["--layers", "1", "--seq-length", "16", "--batch", "2", "--rounds", "1", "--no-compile"]
-    text = printed("train_step.py", *small, "--parts", "speed", "loss", "memory")
-    for row in ("| megalm fused |", "| Hugging Face eager |", "| linear |", "in chunks |"):
+    small = [
+        *("--style", style, "--layers", "1", "--seq-length", "16", "--batch", "2"),
+        *("--rounds", "1", "--block", "1", "--no-compile"),
+    ]
+    text = printed("train_step.py", *small, "--parts", "speed", "gains", "loss", "memory")
+    for row in ("| megalm fused |", "| Hugging Face eager |", "| norms |", "| linear |", "in chunks |"):
         assert row in text, text

@@ -14,15 +14,18 @@ BOTH = pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_f
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_bias", [False, True])
 @BOTH
-def test_chunked_linear_cross_entropy(fused, dtype):
+def test_chunked_linear_cross_entropy(fused, has_bias, dtype):
     x, weight, labels = leaf(7, 16, dtype=dtype), leaf(50, 16, dtype=dtype), torch.randint(0, 45, (7,))
+    bias = leaf(50, dtype=dtype) if has_bias else None
     scale = torch.rand(7)
     scale[2] = 0  # a masked token
-    losses = linear_cross_entropy(x, weight, labels, 45, chunk=12, fused=fused)
+    losses = linear_cross_entropy(x, weight, labels, 45, bias_V=bias, chunk=12, fused=fused)
     (losses * scale).sum().backward()
     exact_x, exact_weight = (t.detach().double().requires_grad_() for t in (x, weight))
-    logits = exact_x @ exact_weight[:45].t()
+    exact_bias = (torch.zeros(50) if bias is None else bias.detach()).double().requires_grad_()
+    logits = exact_x @ exact_weight[:45].t() + exact_bias[:45]
     expected = F.cross_entropy(logits, labels, reduction="none")
     (expected * scale).sum().backward()
     tolerance = 20 * TOLERANCE[dtype] if dtype == torch.float32 else 4 * TOLERANCE[dtype]
@@ -31,6 +34,9 @@ def test_chunked_linear_cross_entropy(fused, dtype):
     torch.testing.assert_close(weight.grad.double(), exact_weight.grad, rtol=tolerance, atol=tolerance)
     assert not x.grad[2].any()
     assert not weight.grad[45:].any(), "rows of padding have no gradient"
+    if bias is not None:
+        torch.testing.assert_close(bias.grad.double(), exact_bias.grad, rtol=tolerance, atol=tolerance)
+        assert not bias.grad[45:].any()
 
 
 def test_a_label_that_is_no_class_gives_nan():

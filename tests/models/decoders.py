@@ -1,11 +1,17 @@
 """Small models of transformers' decoders: for each class a hypothesis strategy of its configurations."""
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from megalm.checkpoint.hugging_face import export_model, import_model
+from megalm.checkpoint.reader import CheckpointReader
 
 VOCAB = 99
 ROPES = (
@@ -54,6 +60,10 @@ def rms(draw: st.DrawFn) -> dict[str, Any]:
     return {"rms_norm_eps": draw(st.sampled_from([1e-6, 1e-4]))}
 
 
+def ropes(draw: st.DrawFn) -> dict[str, Any]:
+    return {"rope_parameters": dict(draw(st.sampled_from(ROPES)))}
+
+
 @st.composite
 def gpt2(draw: st.DrawFn) -> Any:
     v = draw(one_width())
@@ -65,6 +75,7 @@ def gpt2(draw: st.DrawFn) -> Any:
         n_positions=48,
         n_inner=draw(st.sampled_from([None, 40])),
         activation_function=draw(st.sampled_from(["gelu_new", "gelu", "relu"])),
+        layer_norm_epsilon=draw(st.sampled_from([1e-5, 1e-3])),
         tie_word_embeddings=v["tie_word_embeddings"],
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
     )
@@ -74,7 +85,14 @@ def gpt2(draw: st.DrawFn) -> Any:
 def gpt_neox(draw: st.DrawFn) -> Any:
     rope = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": draw(st.sampled_from([0.5, 1.0]))}
     parallel = draw(st.booleans())
-    return transformers.GPTNeoXConfig(**draw(one_width()), rope_parameters=rope, use_parallel_residual=parallel)
+    act, eps = draw(st.sampled_from(["gelu", "gelu_new", "relu"])), draw(st.sampled_from([1e-5, 1e-3]))
+    return transformers.GPTNeoXConfig(
+        **draw(one_width()),
+        rope_parameters=rope,
+        use_parallel_residual=parallel,
+        hidden_act=act,
+        layer_norm_eps=eps,
+    )
 
 
 @st.composite
@@ -98,7 +116,7 @@ def llama(draw: st.DrawFn) -> Any:
 @st.composite
 def mistral(draw: st.DrawFn) -> Any:
     window = draw(st.sampled_from([None, 1, 5, 40]))
-    return transformers.MistralConfig(**draw(sizes()), **rms(draw), sliding_window=window)
+    return transformers.MistralConfig(**draw(sizes()), **rms(draw), **ropes(draw), sliding_window=window)
 
 
 @st.composite
@@ -107,12 +125,15 @@ def qwen2(draw: st.DrawFn) -> Any:
     v |= {"num_attention_heads": 4, "num_key_value_heads": draw(st.sampled_from([1, 2, 4])), "hidden_size": 24}
     del v["head_dim"]
     windows = {"use_sliding_window": draw(st.booleans()), "sliding_window": 5, "max_window_layers": 1}
-    return transformers.Qwen2Config(**v, **rms(draw), **windows)
+    return transformers.Qwen2Config(**v, **rms(draw), **ropes(draw), **windows)
 
 
 @st.composite
 def qwen3(draw: st.DrawFn) -> Any:
-    return transformers.Qwen3Config(**draw(sizes()), **rms(draw), attention_bias=draw(st.booleans()))
+    windows = {"use_sliding_window": draw(st.booleans()), "sliding_window": 5, "max_window_layers": 1}
+    return transformers.Qwen3Config(
+        **draw(sizes()), **rms(draw), **ropes(draw), **windows, attention_bias=draw(st.booleans())
+    )
 
 
 @st.composite
@@ -144,7 +165,7 @@ def gemma3(draw: st.DrawFn) -> Any:
 def olmo2(draw: st.DrawFn) -> Any:
     v = draw(one_width())
     groups = draw(st.sampled_from([1, v["num_attention_heads"]]))
-    return transformers.Olmo2Config(**v, **rms(draw), num_key_value_heads=groups)
+    return transformers.Olmo2Config(**v, **rms(draw), **ropes(draw), num_key_value_heads=groups)
 
 
 @st.composite
@@ -181,3 +202,15 @@ def random_model(config: Any, seed: int = 0) -> Any:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0.1, 0.2)
     return model.eval()
+
+
+def check_round_trip(theirs: Any) -> None:
+    """A run made of the folder of their model, and a folder of that: the same names and bytes."""
+    with tempfile.TemporaryDirectory() as name:
+        there, run, back = (Path(name) / step for step in ("there", "run", "back"))
+        theirs.save_pretrained(there)
+        import_model(there, run)
+        export_model(CheckpointReader(run / "step_0"), back)
+        before, after = (load_file(folder / "model.safetensors") for folder in (there, back))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)

@@ -32,6 +32,8 @@ def bert(draw: st.DrawFn) -> Any:
         max_position_embeddings=LENGTH,
         type_vocab_size=draw(st.sampled_from([2, 3])),
         hidden_act=draw(st.sampled_from(["gelu", "gelu_new", "relu"])),
+        tie_word_embeddings=draw(st.booleans()),
+        layer_norm_eps=draw(st.sampled_from([1e-12, 1e-4])),
     )
 
 
@@ -44,6 +46,7 @@ def roberta(draw: st.DrawFn) -> Any:
         pad_token_id=padding,
         type_vocab_size=draw(st.sampled_from([1, 2])),
         layer_norm_eps=1e-5,
+        tie_word_embeddings=draw(st.booleans()),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoders import check_round_trip
 from encoders import CLASSES, VOCAB, random_model
 from hypothesis import HealthCheck, Phase, find, given, settings
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ from megalm.checkpoint.reader import CheckpointReader
 from megalm.cli import main
 from megalm.config.hugging_face import architecture_of, read_settings, same_model, write_settings
 from megalm.data.batch import Batch
+from megalm.models.blocks.head import use_linear_loss
 from megalm.models.families import FAMILIES
 
 T = 21
@@ -102,6 +104,7 @@ def logits_of(theirs, texts):
 
 def check(name, config):
     theirs = random_model(name, config)
+    check_round_trip(theirs)
     model, own = ours(theirs)
     for options in ({"has_padding": False}, {}, {"as_texts": True}):
         texts = Texts.of(model, theirs, **options)
@@ -109,8 +112,14 @@ def check(name, config):
         assert closeness(found[texts.real], expected[texts.real]) < 1e-5, options
     loss, expected = losses(model, texts), theirs(**texts.arguments).loss
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    loss.backward()
     expected.backward()
+    loss.backward()
+    check_gradients(model, theirs, own)
+    model.zero_grad()
+    use_linear_loss(model)
+    loss = losses(model, texts)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
     check_gradients(model, theirs, own)
     check_steps(model, theirs, Texts.of(model, theirs))
     check_settings(model.config, name)

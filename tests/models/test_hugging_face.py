@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from decoders import CLASSES, VOCAB, random_model
+from decoders import CLASSES, VOCAB, check_round_trip, random_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,6 @@ from megalm.models.families import FAMILIES
 from megalm.models.generation import Piece, generate
 
 T = 21
-CHECKED = ("logits", "gradients", "losses", "generation", "tensors", "settings")
 
 
 def ours(config, theirs):
@@ -55,6 +54,7 @@ def closeness(found, expected):
 
 def check(config):
     theirs = random_model(config)
+    check_round_trip(theirs)
     model, own = ours(config, theirs)
     tokens = torch.randint(3, VOCAB, (2, T))  # their embedding gives padding no gradient
     assert closeness(model(Piece({"tokens": tokens}), wants_logits=True), theirs(tokens).logits) < 1e-5
@@ -94,6 +94,9 @@ def check_padding(model, theirs, tokens):
     found = model(Piece({"tokens": tokens, "position_ids": positions, "cu_seqlens": ends}), wants_logits=True)
     assert closeness(found[0, before:], expected[0, before:]) < 1e-5
     assert closeness(found[1, :-after], expected[1, :-after]) < 1e-5
+    moved = torch.arange(T)[None] + 5
+    found = model(Piece({"tokens": tokens, "position_ids": moved}), wants_logits=True)
+    assert closeness(found, theirs(tokens, position_ids=moved).logits) < 1e-5
 
 
 def check_generation(model):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from decoders import check_round_trip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from megalm.checkpoint.hugging_face.tensors import Correspondence
 from megalm.commands.generate import load_model
 from megalm.config.hugging_face import architecture_of, read_settings, same_model, write_settings
 from megalm.config.model import ModelConfig
+from megalm.models.blocks.attention import KVCache
 from megalm.models.families import FAMILIES
 from megalm.models.generation import Piece, generate
 
@@ -78,6 +80,7 @@ def closeness(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def check(theirs: Any) -> None:
+    check_round_trip(theirs)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         reader = HuggingFaceReader(Path(folder))
@@ -98,8 +101,16 @@ def check(theirs: Any) -> None:
 
 
 def check_generation(model: Any, theirs: Any, tokens: torch.Tensor) -> None:
+    """Keys and values that are kept give the tokens of transformers, and the logits of a model that keeps none."""
     expected = theirs.generate(tokens, max_new_tokens=6, do_sample=False, num_beams=1, eos_token_id=None)
     assert generate(model, tokens[0].tolist(), 6, temperature=0.0, start_token=0) == [expected[0, 1:].tolist()]
+    whole = model(Piece({"tokens": tokens, "decoder_tokens": expected}), wants_logits=True)
+    assert whole[0, :-1].argmax(dim=-1).tolist() == expected[0, 1:].tolist()
+    cache = KVCache(7)
+    pieces = [Piece({"tokens": tokens, "decoder_tokens": expected[:, :2]})]
+    pieces += [Piece.written_after(cache, expected[:, start : start + size]) for start, size in ((2, 1), (3, 4))]
+    kept = torch.cat([model(piece, cache, wants_logits=True) for piece in pieces], dim=1)
+    assert closeness(kept[..., :VOCAB], whole[..., :VOCAB]) < 1e-5
 
 
 def check_steps(model: Any, theirs: Any, own: Correspondence, fields: dict[str, torch.Tensor]) -> None:
@@ -147,6 +158,51 @@ def test_models_are_equal(name: str) -> None:
 def test_many_models_are_equal(name: str) -> None:
     many = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
     many(given(theirs=models(name))(check))()
+
+
+def test_samples_draw_for_themselves() -> None:
+    """What is kept of the prompt, read once, is that of every sample."""
+    sizes = {"num_layers": 2, "hidden_size": 12, "num_attention_heads": 3, "vocab_size": 50, "relu": True}
+    config = ModelConfig.model_validate(sizes | T5_STYLE)
+    model = FAMILIES["t5"].build(config)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(FAMILIES["t5"].initial_value(name, tuple(parameter.shape), config, 1))
+    samples = generate(model, [3, 4, 5], 8, num_samples=3, seed=3, start_token=0)
+    assert samples[:1] == generate(model, [3, 4, 5], 8, num_samples=1, seed=3, start_token=0)
+    assert len({tuple(sample) for sample in samples}) == 3
+    stop = samples[1][2]
+    ended = generate(model, [3, 4, 5], 8, num_samples=3, seed=3, start_token=0, stop_token=stop)
+    assert ended == [sample[: sample.index(stop) + 1] if stop in sample else sample for sample in samples]
+
+
+@pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
+def test_layers_drop_where_those_of_transformers_do(feed_forward: str, tmp_path: Path) -> None:
+    """The same numbers are drawn in the same order: for scores, branches and the channels of the MLP."""
+    config = CLASSES["T5ForConditionalGeneration"](
+        vocab_size=VOCAB, d_model=24, d_kv=6, d_ff=40, num_heads=4, num_layers=1, feed_forward_proj=feed_forward,
+        dropout_rate=0.3, decoder_start_token_id=0,
+    )  # fmt: skip
+    theirs = transformers.T5ForConditionalGeneration(config).train()
+    theirs.save_pretrained(tmp_path)
+    model = load_model(HuggingFaceReader(tmp_path)).train()
+    x, memory = torch.randn(2, S, 24), torch.randn(2, T, 24)
+    none = torch.zeros(1, 1, 1, 1)
+    pairs = {
+        "encoder": (lambda: model.layers["0"](x, none), lambda: theirs.encoder.block[0](x, position_bias=none)[0]),
+        "decoder": (
+            lambda: model.layers["1"](x, memory, none, None),
+            lambda: theirs.decoder.block[0](
+                x, position_bias=none, encoder_hidden_states=memory, encoder_decoder_position_bias=none
+            )[0],
+        ),
+    }
+    for name, pair in pairs.items():
+        found = []
+        for layer in pair:
+            torch.manual_seed(7)
+            with sdpa_kernel(SDPBackend.MATH):
+                found.append(layer())
+        assert closeness(*found) < 1e-5, name
 
 
 T5_STYLE = {

@@ -1,9 +1,13 @@
 """Dropout inside the tensor-parallel region draws on each rank for itself, and leaves the numbers outside alone."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from megalm.parallel.randomness import OwnDropout
+from megalm.kernels.backend import FUSED, REFERENCE
+from megalm.kernels.building import library
+from megalm.models.blocks.dropout import Dropout
+from megalm.parallel.randomness import ChannelParallelDropout, OwnDropout
 from megalm.parallel.region import TensorParallel
 from megalm.parallel.sequence import SequenceParallelDropout
 from megalm.planner.absent import AbsentRanks
@@ -47,3 +51,22 @@ def test_a_rank_keeps_the_mask_of_its_part_of_the_sequence_only() -> None:
         SequenceParallelDropout(place, 0.5)(x)
     assert kept
     assert max(kept) == x.numel() * 4
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_ranks_drop_the_channels_that_one_device_would(fused: bool) -> None:
+    if fused and not library.load("auto").fused:
+        pytest.skip("no compiled kernels")
+    group, x = AbsentRanks(3), torch.ones(2, 5, 12)
+
+    def dropped(module: Dropout, part: Tensor) -> tuple[Tensor, Tensor]:
+        module.use_kernels(FUSED if fused else REFERENCE)
+        torch.manual_seed(3)
+        return module(part.contiguous()), torch.rand(4)
+
+    whole, after = dropped(Dropout(0.5), x)
+    for rank, part in enumerate(x.chunk(3, dim=-1)):
+        place = TensorParallel(group, rank=rank, size=3, kv_copies=1, kv_group=group, sequence_parallel=False)
+        own, own_after = dropped(ChannelParallelDropout(place, 0.5), part)
+        assert torch.equal(own, whole.chunk(3, dim=-1)[rank])
+        assert torch.equal(own_after, after)

@@ -102,6 +102,8 @@ MODELS = {
     "ul2": (
         f"{T5.replace('span', 'ul2').replace('length 8', 'length 12')} --relu --ul2-denoisers R:0.2:2,S:0.3,X:0.5:2"
     ),
+    # hidden channels of MLPs drop too, the same on any number of ranks
+    "t5 hidden dropout": f"{T5} --geglu --hidden-dropout 0.2",
     "t5 dropout": f"{T5} --relu --hidden-dropout 0.1 --attention-dropout 0.1",
 }
 JSONS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -224,6 +226,8 @@ ROWS = [
     Row(8, "t5", "tp2 sp pp2 1f1b zero1 one-by-one"),
     Row(2, "t5", "tp2 sp zero1 selective"),
     Row(2, "t5", "zero3 full"),
+    Row(2, "t5 hidden dropout", "tp2 zero0"),
+    Row(2, "t5 hidden dropout", "tp2 sp zero1 full"),
     Row(2, "t5 dropout", "pp2 1f1b zero1 full"),
     Row(2, "t5 dropout", "pp2 zbv zero0 selective"),
     Row(2, "t5 1.1", "tp2 sp zero1 bf16"),
@@ -253,6 +257,8 @@ ROWS = [
     Row(2, "bert", "pp2 zero1"),
     Row(2, "bert", "zero1"),
     Row(2, "bert", "zero3 full"),
+    Row(2, "bert", "tp2 sp zero3 linear"),
+    Row(2, "bert", "pp2 zbv zero1 linear"),
     Row(4, "bert", "tp2 sp pp2 zero1"),
     Row(4, "bert", "tp4 sp zero0"),
     Row(2, "electra", "pp2 interleaved-1f1b zero1"),
@@ -271,6 +277,7 @@ ROWS = [
     Row(2, "rtd", "zero1"),
     Row(2, "rtd", "zero2 one-by-one"),
     Row(2, "rtd", "zero3"),
+    Row(2, "rtd", "tp2 sp zero1 linear"),
     Row(2, "rtd", "zero0 selective"),
     Row(4, "rtd", "tp2 sp zero3 full one-by-one"),
     Row(2, "rtd", "tp2 sp zero1 bf16"),

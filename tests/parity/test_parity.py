@@ -65,11 +65,13 @@ def trained(flags: str) -> Trained:
         losses.append(result.loss)
         norms.append(result.grad_norm)
     evaluated = engine.total_loss(engine.mean_over_ranks(engine.eval_step(parts)))
-    # no multiple of the ranks of sequence parallelism; an encoder would see what fills it up
-    prompt = list(range(5, 5 + SEQ)) if config.model.is_encoder else [5, 3, 1]
-    logits, text = torch.ones(1), list[int]()
-    if not config.model.encoder_decoder:
-        logits = engine.next_logits(torch.tensor([prompt]))
+    prompt, text = [5, 3, 1], list[int]()  # no multiple of the ranks of sequence parallelism
+    shown = {"tokens": torch.tensor([prompt])}
+    if config.model.model_family != "gpt":  # it would see what fills them up
+        shown["padding_mask"] = torch.ones(1, 3, dtype=torch.bool)
+    if config.model.encoder_decoder:
+        shown["decoder_tokens"] = torch.tensor([[0, 7]])
+    logits = engine.logits_at(shown, [0, 1])
     if config.model.model_family == "gpt":  # the others continue no text
         text = continue_greedily(engine.next_logits, prompt, 2, None, context.device)
     weights = whole_weights(engine)

@@ -91,7 +91,7 @@ def _write_weights(
 
 def _tensor(reader: CheckpointReader, own: Correspondence, part: Part, dtype: torch.dtype, name: str) -> torch.Tensor:
     tensor = own.tensors[name]
-    return tensor.layout.join([reader.read_tensor(part.name_in_whole(ours)).to(dtype) for ours in tensor.ours])
+    return tensor.layout.join([reader.read_tensor(part.name_in_whole(ours), dtype=dtype) for ours in tensor.ours])
 
 
 def _dtype_of_run(reader: CheckpointReader) -> str:

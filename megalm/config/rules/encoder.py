@@ -35,19 +35,17 @@ def _encoder(config: RunConfig) -> list[str]:
              if is_given(config, name)]  # fmt: skip
     if model.norm_order not in ("pre", "post"):
         found.append(f"norm_order={model.norm_order} is not there in {family}; use post or pre")
-    if config.training.sample_prompt is not None:
-        found.append(f"sample_prompt needs a model that continues texts, and {family} fills in masked tokens; drop it")
-    if config.kernels.cross_entropy_fusion_impl == "linear":
-        found.append(
-            f"cross_entropy_fusion_impl=linear does not know the bias of the logits that {family} has; "
-            "use --cross-entropy-fusion-impl logits"
-        )
     return found + _sentences(model)
 
 
 def _electra(config: RunConfig) -> list[str]:
     model, stages = config.model, config.parallel.pipeline_model_parallel_size
     found = generator_problems(model)
+    if config.training.sample_prompt is not None:
+        found.append(
+            "sample_prompt needs a model that continues texts or fills in masks, and model_family=electra tells "
+            "replaced tokens; drop it"
+        )
     if model.num_kv_heads != model.num_attention_heads:
         found.append(f"model_family=electra has no num_query_groups={model.num_query_groups}; drop --num-query-groups")
     if model.bert_no_binary_head:

@@ -67,12 +67,7 @@ def _t5_variant(config: RunConfig) -> list[str]:
 
 
 def _t5_run(config: RunConfig) -> list[str]:
-    training, data, found = config.training, config.data, []
-    if training.sample_prompt is not None:
-        found.append(
-            "sample_prompt continues a text, which an encoder-decoder does not; drop --sample-prompt "
-            "(`megalm generate` shows what the decoder writes)"
-        )
+    data, found = config.data, []
     for name in ("reset_position_ids", "reset_attention_mask", "eod_mask_loss"):
         if getattr(data, name):
             found.append(f"{name}=true is for decoders, not for model_family=t5; drop --{name.replace('_', '-')}")

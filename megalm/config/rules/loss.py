@@ -20,10 +20,10 @@ def logits_bytes(config: RunConfig) -> int:
 def cross_entropy_impl(config: RunConfig) -> Literal["logits", "linear"]:
     """What --cross-entropy-fusion-impl says; of auto, linear where the logits would take more than `LOGITS_LIMIT`.
 
-    Capped logits are held, and those with a bias.
+    Capped logits are held.
     """
     chosen = config.kernels.cross_entropy_fusion_impl
-    if chosen == "auto" and (config.model.final_logit_softcapping is not None or config.model.is_encoder):
+    if chosen == "auto" and config.model.final_logit_softcapping is not None:
         return "logits"
     if chosen == "auto":
         return "linear" if logits_bytes(config) > LOGITS_LIMIT else "logits"

@@ -172,13 +172,7 @@ class Bert(LanguageModel):
 
     def _head(self) -> Head:
         head: Head = partial(self.head, embedding=self.embedding.tokens) if self.config.tied else self.head
-        return partial(biased, head, self.head_bias)
-
-
-def biased(head: Head, bias: OutputBias, x_BTE: Tensor) -> Tensor:
-    """Logits with the bias; a loss without all logits does not know it (`cross_entropy_impl`)."""
-    logits_BTV: Tensor = bias(head(x_BTE))
-    return logits_BTV
+        return partial(self.head_bias, head=head)
 
 
 def _run_layer(layer: nn.Module, rotary: Tables | None, within: Within, stream: Stream) -> Stream:

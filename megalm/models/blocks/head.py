@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from megalm.kernels.backend import REFERENCE, Kernels
 
-HeadUse = Callable[[Tensor, Tensor], Tensor]
-"""What is made of hidden states (B, T, D) and the head's weight (V, D), both as a tensor-parallel rank has them."""
+HeadUse = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""What is made of hidden states (B, T, D), the head's weight (V, D) and the bias of logits (V), where there is one, all
+as a tensor-parallel rank has them."""
 Head = Callable[..., Tensor]
 """`head(x_BTD)` are the logits, `head(x_BTD, use=HeadUse)` what `use` makes of hidden states and weight. It runs inside
 the forward of the head's module: that is where inputs enter the tensor-parallel region and ZeRO-3 gathers weights."""
 
 
-def project(x_BTD: Tensor, weight_VD: Tensor) -> Tensor:
+def project(x_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None = None) -> Tensor:
     """Logits (B, T, V)."""
-    return F.linear(x_BTD, weight_VD)
+    return F.linear(x_BTD, weight_VD, bias_V)
 
 
 class OutputHead(nn.Linear):
@@ -31,9 +32,9 @@ class OutputHead(nn.Linear):
     def __init__(self, width: int, rows: int) -> None:
         super().__init__(width, rows, bias=False)
 
-    def forward(self, x_BTD: Tensor, use: HeadUse = project) -> Tensor:
-        """Logits (B, T, V), or what `use` makes of hidden states and weight."""
-        return use(x_BTD, self.weight)
+    def forward(self, x_BTD: Tensor, use: HeadUse = project, bias_V: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V), or what `use` makes of hidden states, weight and bias."""
+        return use(x_BTD, self.weight, bias_V)
 
 
 class TiedHead(nn.Module):
@@ -44,23 +45,26 @@ class TiedHead(nn.Module):
     forward and backward. A second registration of the parameter would not survive `to_empty`.
     """
 
-    def forward(self, x_BTD: Tensor, embedding: nn.Module, use: HeadUse = project) -> Tensor:
-        """Logits (B, T, V), or what `use` makes of hidden states and weight."""
+    def forward(
+        self, x_BTD: Tensor, embedding: nn.Module, use: HeadUse = project, bias_V: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, T, V), or what `use` makes of hidden states, weight and bias."""
         weight_VD = embedding.weight
         assert isinstance(weight_VD, Tensor), "the embedding of a tied head owns a weight"
-        return use(x_BTD, weight_VD)
+        return use(x_BTD, weight_VD, bias_V)
 
 
 class OutputBias(nn.Module):
-    """A bias of each token's logit."""
+    """A bias of each token's logit, which the product with the head's weight adds."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(rows))
 
-    def forward(self, logits_BTV: Tensor) -> Tensor:
-        """The logits with it."""
-        return logits_BTV + self.bias
+    def forward(self, x_BTD: Tensor, head: Head, **use: HeadUse) -> Tensor:
+        """What the head makes of hidden states, with the bias."""
+        y: Tensor = head(x_BTD, bias_V=self.bias, **use)
+        return y
 
 
 class TokenLoss(nn.Module):
@@ -87,10 +91,13 @@ class TokenLoss(nn.Module):
         """Losses (B, T) of logits."""
         return self.kernels.cross_entropy(logits_BTV, labels_BT, self.vocab_size)
 
-    def of_hidden_states(self, labels_BT: Tensor, x_BTD: Tensor, weight_VD: Tensor) -> Tensor:
-        """Losses (B, T) of the logits x weight^T, a part of which exists at a time."""
+    def of_hidden_states(
+        self, labels_BT: Tensor, x_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None = None
+    ) -> Tensor:
+        """Losses (B, T) of the logits x weight^T + bias, a part of which exists at a time."""
         x_ND, labels_N = x_BTD.flatten(0, 1), labels_BT.flatten()
-        return self.kernels.linear_cross_entropy(x_ND, weight_VD, labels_N, self.vocab_size).view(labels_BT.shape)
+        losses_N = self.kernels.linear_cross_entropy(x_ND, weight_VD, labels_N, self.vocab_size, bias_V=bias_V)
+        return losses_N.view(labels_BT.shape)
 
 
 def use_linear_loss(model: nn.Module) -> None:

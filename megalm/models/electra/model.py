@@ -27,7 +27,7 @@ from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.randomness import seed_part, seeded_layer
 from megalm.models.blocks.rotary import RotaryTables, Tables
 from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Past, Stream, run_in_order
-from megalm.models.electra.parts import Detector, GeneratorEnds, final_norm, projection
+from megalm.models.electra.parts import Detector, Draw, GeneratorEnds, final_norm, projection
 
 
 class Electra(LanguageModel):
@@ -145,17 +145,12 @@ class Electra(LanguageModel):
     def _run_replaced(self, step: LayerStep, batch: Batch, stream: Stream) -> Stream:
         """The discriminator's first layer, after the generator's end and the draw of what it reads."""
         labels_BT = batch["labels"]
-        logits_BTV = self.generator(stream[0], self.embedding.tokens)
-        losses_BT = weighted_losses(self.generator.token_loss.of_logits(logits_BTV, labels_BT), batch["loss_mask"])
-        read_BT = self._replaced(logits_BTV, labels_BT, batch)
-        return step((self.projection(self._embedded(read_BT, batch)), losses_BT, read_BT))
-
-    def _replaced(self, logits_BTV: Tensor, labels_BT: Tensor, batch: Batch) -> Tensor:
-        """The text (B, T) with a drawn token at each hidden place."""
         rows_N, places_N = (x.to(labels_BT.device, non_blocking=True) for x in _hidden(batch))
-        logits_NV, seeds_N = logits_BTV.detach()[rows_N, places_N], batch["draw_seed"][rows_N]
-        drawn_N = self.generator.sampler(logits_NV, seeds_N, places_N)
-        return labels_BT.index_put((rows_N, places_N), drawn_N)
+        draw = Draw(rows_N, places_N, batch["draw_seed"][rows_N])
+        losses_BT, drawn_N = self.generator(stream[0], self.embedding.tokens, labels_BT, draw)
+        read_BT = labels_BT.index_put((rows_N, places_N), drawn_N)
+        weighted_BT = weighted_losses(losses_BT, batch["loss_mask"])
+        return step((self.projection(self._embedded(read_BT, batch)), weighted_BT, read_BT))
 
     def _scores(self, x_BTD: Tensor) -> Tensor:
         scores_BT1: Tensor = self.detector(self.final_norm(x_BTD)).float()

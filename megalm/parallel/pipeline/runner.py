@@ -136,22 +136,28 @@ class Pipeline:
         self._run(batches, lambda part, stream, batch: on_losses(part.losses(stream, batch), batch))
 
     @torch.no_grad()
-    def next_logits(self, tokens_BT: Tensor) -> Tensor:
-        """Logits (B, V) of the token after each row of `tokens_BT`, without vocabulary padding, on every rank.
+    def logits_at(self, fields: Mapping[str, Tensor], places: Sequence[int]) -> Tensor:
+        """Logits (B, places, V) of a batch of these fields, without vocabulary padding, on every rank.
 
-        The rows are padded to the shape that the stages exchange, a whole micro-batch: none may be longer.
+        The fields are padded to the shape that the stages exchange, a whole micro-batch: none may be larger.
         """
-        spec, (rows, length) = self._spec, tokens_BT.shape
-        padded_BT = F.pad(tokens_BT, (0, spec.seq_length - length, 0, spec.rows - rows))
+        spec, rows = self._spec, len(fields["tokens"])
         vocab_size = spec.parts[0].config.vocab_size or 0
-        logits_BV = torch.empty(rows, vocab_size, dtype=spec.dtype, device=spec.device)
+        logits_BPV = torch.empty(rows, len(places), vocab_size, dtype=spec.dtype, device=spec.device)
 
         def at_end(part: LanguageModel, stream: Stream, _batch: Batch) -> None:
-            logits_BV.copy_(part.logits(stream)[:rows, length - 1, :vocab_size])
+            logits_BPV.copy_(part.logits(stream)[:rows, list(places), :vocab_size])
 
-        self._run([TensorBatch(tensors={"tokens": padded_BT})], at_end)
-        dist.broadcast(logits_BV, group=spec.group, group_src=self._holder(self._last))
-        return logits_BV
+        self._run([TensorBatch(tensors={name: self._whole(name, field) for name, field in fields.items()})], at_end)
+        dist.broadcast(logits_BPV, group=spec.group, group_src=self._holder(self._last))
+        return logits_BPV
+
+    def _whole(self, name: str, field: Tensor) -> Tensor:
+        """A field of a few rows as one of a micro-batch; rows come again, so that none is padding alone."""
+        spec = self._spec
+        decoder = spec.parts[0].config.decoder_seq_length if name.startswith("decoder_") else None
+        rows = torch.arange(spec.rows, device=field.device) % len(field)
+        return F.pad(field, (0, (decoder or spec.seq_length) - field.shape[1]))[rows]
 
     def _run(self, batches: Sequence[Batch], at_end: Callable[[LanguageModel, Stream, Batch], None]) -> None:
         """Forward of all micro-batches; `at_end` gets each on the last stage.
