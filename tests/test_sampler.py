@@ -19,16 +19,8 @@ FLAGS = (
 BERT = ["--model-family", "bert", "--objective", "masked", "--bert-no-binary-head"]
 T5 = [
     *("--model-family", "t5", "--objective", "span", "--relu", "--position-embedding-type", "relative"),
-    *(
-        "--normalization",
-        "RMSNorm",
-        "--disable-bias-linear",
-        "--decoder-seq-length",
-        "5",
-        "--mean-noise-span-length",
-        "1",
-    ),
-    "--sample-prompt",
+    *("--normalization", "RMSNorm", "--disable-bias-linear", "--decoder-seq-length", "5"),
+    *("--mean-noise-span-length", "1", "--sample-prompt"),
 ]
 
 
@@ -82,6 +74,13 @@ def test_an_encoder_fills_in_all_masks_at_once() -> None:
     assert fields["tokens"].tolist() == [[4, ord("a"), 3, 3, ord("b"), 5]]
     assert fields["padding_mask"].all()
     assert found.text(engine, stopped=lambda: True) is None
+
+
+def test_an_encoder_needs_a_mask() -> None:
+    tokenizer = Letters()
+    tokenizer.special_ids = {"cls": 4, "sep": 5}
+    with pytest.raises(ConfigError, match="needs a tokenizer with a mask token"):
+        sampler(*BERT, "--sample-prompt", "a[MASK]", tokenizer=tokenizer)
 
 
 def test_an_encoder_decoder_writes_what_its_decoder_has_room_for() -> None:

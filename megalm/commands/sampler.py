@@ -119,11 +119,13 @@ class Filling:
 
     @classmethod
     def of(cls, config: RunConfig, tokenizer: Tokenizer, prompt: str) -> Self:
-        """That of a run, whose objective found all its special tokens."""
-        special = {
-            name: next(found for other in others if (found := tokenizer.special(other)) is not None)
-            for name, others in STANDS_IN.items()
-        }
+        """That of a run."""
+        special: dict[str, int] = {}
+        for name, others in STANDS_IN.items():
+            found = [number for other in others if (number := tokenizer.special(other)) is not None]
+            if not found:
+                raise ConfigError(f"sample_prompt needs a tokenizer with a {name} token; drop --sample-prompt")
+            special[name] = found[0]
         first, *others = (tokenizer.encode(part) for part in _MASKS.split(prompt))
         if not others:
             raise ConfigError(f"sample_prompt={prompt} has no mask that could be filled in; write [MASK] in it")

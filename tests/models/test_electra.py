@@ -20,6 +20,7 @@ from megalm.config.rules.completion import complete_model
 from megalm.data.batch import Batch
 from megalm.data.samples.sample import PAD, Sample
 from megalm.data.tokenizers import build_tokenizer
+from megalm.models.blocks.head import use_linear_loss
 from megalm.models.blocks.sampling import TokenSampler
 from megalm.models.contract import LanguageModel
 from megalm.models.families import FAMILIES
@@ -71,6 +72,21 @@ def part(model: LanguageModel, architecture: str | None) -> LanguageModel:
         for name, parameter in alone.named_parameters():
             parameter.copy_(whole[found.name_in_whole(name)])
     return alone
+
+
+def test_a_loss_without_all_logits_draws_and_learns_the_same() -> None:
+    batch, found = batch_of([0, 1, 2, 3]), []
+    for linear in (False, True):
+        model = built()
+        if linear:
+            use_linear_loss(model)
+        read, losses = read_of(model, batch), model(batch)
+        sum(weight * losses[name].sum() for name, weight in model.loss_weights.items()).backward()
+        found.append((read, losses["generator"], {name: p.grad for name, p in model.named_parameters()}))
+    (read, loss, gradients), (linear_read, linear_loss, linear_gradients) = found
+    assert torch.equal(linear_read, read)
+    torch.testing.assert_close(linear_loss, loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(linear_gradients, gradients, rtol=1e-4, atol=1e-5)
 
 
 def read_of(model: Any, batch: Batch) -> Tensor:
