@@ -98,10 +98,12 @@ class Style:
 
     def config(self, shape: dict[str, int], gated_width: int, length: int) -> ModelConfig:
         """Ours of these sizes."""
-        sizes = shape | ({"ffn_hidden_size": gated_width} if self.options.get("swiglu") else {})
+        given: dict[str, Any] = shape | self.options
+        if self.options.get("swiglu"):
+            given["ffn_hidden_size"] = gated_width
         if self.options.get("model_family") == "t5":
-            sizes |= {"decoder_seq_length": decoder_length(length)}
-        return ModelConfig(vocab_size=self.vocabulary, max_position_embeddings=length, **sizes, **self.options)
+            given["decoder_seq_length"] = decoder_length(length)
+        return ModelConfig(vocab_size=self.vocabulary, max_position_embeddings=length, **given)
 
     def transformers(self, config: ModelConfig) -> Any:
         """transformers' of the same shape."""
