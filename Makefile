@@ -27,6 +27,9 @@ TRAIN_ARGS ?=
 RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(d for d in (1, 2, 4, 8, 16) if d <= n))")
 TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml --save $(RUN) --save-interval 100
 
+# .venv is ours: what Python compiles is kept there, or every process would compile torch again
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: bench-train bench-kernels setup quickstart test test-gpu test-long test-parity bench-parallel lint format docs bench-data clean
 .DELETE_ON_ERROR:
 
