@@ -17,8 +17,7 @@ DATA := data/quickstart
 RUN := runs/quickstart
 CORPUS_MB ?= 12
 PYTEST_ARGS ?=
-# test processes: for two cores, and one for the tests that wait for a scheduler; tests/conftest.py says which tests
-# stay together, and in which order
+# test processes, for two cores: many a test waits; tests/conftest.py says which tests stay together, in which order
 JOBS ?= 3
 # what else may be compiled while packages are installed
 AHEAD ?= true
