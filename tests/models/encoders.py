@@ -32,7 +32,6 @@ def bert(draw: st.DrawFn) -> Any:
         max_position_embeddings=LENGTH,
         type_vocab_size=draw(st.sampled_from([2, 3])),
         hidden_act=draw(st.sampled_from(["gelu", "gelu_new", "relu"])),
-        tie_word_embeddings=draw(st.booleans()),
         layer_norm_eps=draw(st.sampled_from([1e-12, 1e-4])),
     )
 
@@ -46,7 +45,6 @@ def roberta(draw: st.DrawFn) -> Any:
         pad_token_id=padding,
         type_vocab_size=draw(st.sampled_from([1, 2])),
         layer_norm_eps=1e-5,
-        tie_word_embeddings=draw(st.booleans()),
     )
 
 
