@@ -46,10 +46,9 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     order.dataset = data.train
     with waiting_for_others("building the engine"):
         engine = build_model_and_engine(config, model, context)
-    if len(data.train_names) > 1:
-        engine.tell_apart("dataset_id", len(data.train_names))
-    if len(config.training.objectives) > 1:
-        engine.tell_apart("objective_id", len(config.training.objectives))
+    for name, mixed in (("dataset_id", data.train_names), ("objective_id", config.training.objectives)):
+        if len(mixed) > 1:
+            engine.tell_apart(name, len(mixed))
     prove_room(engine, config)
     restore(engine, config, point)
     return Run(
@@ -73,23 +72,20 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
 
 def run_end(config: RunConfig, data_parallel_size: int, progress: Progress) -> tuple[int, int]:
     """(steps of the whole run, the sample at which the last one ends), `progress` of which is done."""
-    batch = config.batch
-    lengths = Lengths.of(config, batch.global_size(data_parallel_size))
-    return lengths.end(batch.schedule(data_parallel_size), progress.step, progress.consumed_samples)
+    lengths = Lengths.of(config, config.batch.global_size(data_parallel_size))
+    return lengths.end(config.batch.schedule(data_parallel_size), progress.step, progress.consumed_samples)
 
 
 def build_data(
     config: RunConfig, context: RankContext, tokenizer: Tokenizer | None, order: SampleOrder, stop_sample: int
 ) -> RunData:
     """The datasets of the run, training samples up to `stop_sample`; they go on as `order` says."""
-    ranks = context.groups.data
-    objective = build_objective(config, tokenizer)
     return RunData.build(
         config,
         tokenizer,
-        objective,
-        rank=ranks.rank,
-        size=ranks.size,
+        build_objective(config, tokenizer),
+        rank=context.groups.data.rank,
+        size=context.groups.data.size,
         pin_memory=context.device.type == "cuda",
         trained_samples=stop_sample,
         record=order.record,
