@@ -13,6 +13,7 @@ from megalm.config.sections import RunConfig
 from megalm.continuation import ResumePoint, identity_of, prove_room, restore
 from megalm.data.run_data import RunData
 from megalm.data.tokenizers import Tokenizer, open_tokenizer
+from megalm.distillation import attach_teacher, identity_of_teacher
 from megalm.distributed.collectives import on_all_ranks, waiting_for_others
 from megalm.distributed.context import RankContext
 from megalm.engine.engine import Engine
@@ -33,7 +34,8 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     tokenizer = on_all_ranks(device, lambda: open_tokenizer(config.tokenizer))
     model = on_all_ranks(device, lambda: complete_model(config, tokenizer.vocab_size if tokenizer else None))
     config = config.model_copy(update={"model": model})
-    identity = identity_of(config, tokenizer.identity if tokenizer else None, context.groups.data.size)
+    tokens = tokenizer.identity if tokenizer else None
+    identity = identity_of(config, tokens, context.groups.data.size) | identity_of_teacher(config, tokens, device)
     point = on_all_ranks(device, lambda: ResumePoint.of(config, identity))
     sampler = on_all_ranks(device, lambda: Sampler.of(config, tokenizer))
     progress = Progress()
@@ -49,7 +51,7 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     if len(data.train_names) > 1:
         engine.tell_apart("dataset_id", len(data.train_names))
     if len(config.training.objectives) > 1:
-        engine.tell_apart("objective_id", len(config.training.objectives))
+        engine.tell_apart("objective_id", len(config.training.objectives), evaluated=True)
     prove_room(engine, config)
     restore(engine, config, point)
     return Run(
@@ -121,4 +123,6 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, context: RankC
     from megalm.engine.build import build_engine  # imports DeepSpeed (2 s): after the data is known to be good
 
     kernels = choose_kernels(config.kernels, context.device)
-    return build_engine(build_rank_model(config, model, context, kernels), config, context, kernels)
+    rank_model = build_rank_model(config, model, context, kernels)
+    attach_teacher(rank_model.module, config, context, kernels)
+    return build_engine(rank_model, config, context, kernels)
