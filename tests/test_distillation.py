@@ -6,22 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
 import transformers
+from whole_runs import trained
 
 from megalm.checkpoint.format import Manifest
-from megalm.checkpoint.run_folder import open_run_folder
 from megalm.config.merging.load import load_config
-from megalm.config.rules.layout import check_layout
 from megalm.config.sections import RunConfig
 from megalm.distillation import TeacherFolder, find_teacher
-from megalm.distributed.context import RankContext
-from megalm.distributed.mesh import Mesh
 from megalm.errors import MegalmError
 from megalm.testing.small_runs import metrics
 from megalm.testing.spawner import run_on_ranks
-from megalm.training import pretrain
 
 RUN = (
     "--hidden-size 16 --num-attention-heads 2 --seq-length 16 --vocab-size 61 --make-vocab-size-divisible-by 8 "
@@ -33,19 +27,6 @@ STUDENT = RUN + (
     "--num-layers 1 --hidden-dropout 0.1 --train-iters 4 --teacher-load {0}/teacher --logit-kl-temperature 2 "
     "--logit-kl-topk 12 --tensor-model-parallel-size 2 --sequence-parallel --sinks jsonl "
 )
-
-
-def trained(flags: str) -> str:
-    """What ended the run, or nothing."""
-    config = load_config(flags.split())
-    check_layout(config, dist.get_world_size())
-    context = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), torch.device("cpu"))
-    try:
-        with open_run_folder(config.checkpoint, context, ""):
-            pretrain(config, context)
-    except MegalmError as error:
-        return str(error)
-    return ""
 
 
 def story(folder: str) -> list[str]:
