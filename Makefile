@@ -17,8 +17,7 @@ DATA := data/quickstart
 RUN := runs/quickstart
 CORPUS_MB ?= 12
 PYTEST_ARGS ?=
-# test processes: for two cores, and one for the tests that wait for a scheduler; tests/conftest.py says which tests
-# stay together, and in which order
+# test processes, for two cores: many a test waits; tests/conftest.py says which tests stay together, in which order
 JOBS ?= 3
 # what else may be compiled while packages are installed
 AHEAD ?= true
@@ -26,6 +25,9 @@ AHEAD ?= true
 TRAIN_ARGS ?=
 RANKS ?= $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(d for d in (1, 2, 4, 8, 16) if d <= n))")
 TRAIN = deepspeed --num_accelerators $(RANKS) launch/pretrain_gpt.py --config launch/recipes/quickstart.yaml --save $(RUN) --save-interval 100
+
+# .venv is ours: what Python compiles is kept there, or every process would compile torch again
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: bench-train bench-kernels setup quickstart test test-gpu test-long test-parity bench-parallel lint format docs bench-data clean
 .DELETE_ON_ERROR:

@@ -13,7 +13,7 @@ from megalm.config.sections import RunConfig
 from megalm.continuation import ResumePoint, identity_of, prove_room, restore
 from megalm.data.run_data import RunData
 from megalm.data.tokenizers import Tokenizer, open_tokenizer
-from megalm.distillation import attach_teacher, identity_of_teacher
+from megalm.distillation import with_teacher
 from megalm.distributed.collectives import on_all_ranks, waiting_for_others
 from megalm.distributed.context import RankContext
 from megalm.engine.engine import Engine
@@ -34,24 +34,20 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     tokenizer = on_all_ranks(device, lambda: open_tokenizer(config.tokenizer))
     model = on_all_ranks(device, lambda: complete_model(config, tokenizer.vocab_size if tokenizer else None))
     config = config.model_copy(update={"model": model})
-    tokens = tokenizer.identity if tokenizer else None
-    identity = identity_of(config, tokens, context.groups.data.size) | identity_of_teacher(config, tokens, device)
+    identity = identity_of(config, tokenizer.identity if tokenizer else None, context)
     point = on_all_ranks(device, lambda: ResumePoint.of(config, identity))
     sampler = on_all_ranks(device, lambda: Sampler.of(config, tokenizer))
     progress = Progress()
     order = SampleOrder(progress)
     point.load(progress, order)
     total_iters, stop_sample = run_end(config, context.groups.data.size, progress)
-    data = on_all_ranks(
-        device, lambda: build_data(config, context, tokenizer, order, stop_sample), "opening the data, building indices"
-    )
+    data = on_all_ranks(device, lambda: build_data(config, context, tokenizer, order, stop_sample), "indexing the data")
     order.dataset = data.train
     with waiting_for_others("building the engine"):
         engine = build_model_and_engine(config, model, context)
-    if len(data.train_names) > 1:
-        engine.tell_apart("dataset_id", len(data.train_names))
-    if len(config.training.objectives) > 1:
-        engine.tell_apart("objective_id", len(config.training.objectives), evaluated=True)
+    for name, mixed in (("dataset_id", data.train_names), ("objective_id", config.training.objectives)):
+        if len(mixed) > 1:
+            engine.tell_apart(name, len(mixed), evaluated=name == "objective_id")
     prove_room(engine, config)
     restore(engine, config, point)
     return Run(
@@ -75,23 +71,20 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
 
 def run_end(config: RunConfig, data_parallel_size: int, progress: Progress) -> tuple[int, int]:
     """(steps of the whole run, the sample at which the last one ends), `progress` of which is done."""
-    batch = config.batch
-    lengths = Lengths.of(config, batch.global_size(data_parallel_size))
-    return lengths.end(batch.schedule(data_parallel_size), progress.step, progress.consumed_samples)
+    lengths = Lengths.of(config, config.batch.global_size(data_parallel_size))
+    return lengths.end(config.batch.schedule(data_parallel_size), progress.step, progress.consumed_samples)
 
 
 def build_data(
     config: RunConfig, context: RankContext, tokenizer: Tokenizer | None, order: SampleOrder, stop_sample: int
 ) -> RunData:
     """The datasets of the run, training samples up to `stop_sample`; they go on as `order` says."""
-    ranks = context.groups.data
-    objective = build_objective(config, tokenizer)
     return RunData.build(
         config,
         tokenizer,
-        objective,
-        rank=ranks.rank,
-        size=ranks.size,
+        build_objective(config, tokenizer),
+        rank=context.groups.data.rank,
+        size=context.groups.data.size,
         pin_memory=context.device.type == "cuda",
         trained_samples=stop_sample,
         record=order.record,
@@ -123,6 +116,5 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, context: RankC
     from megalm.engine.build import build_engine  # imports DeepSpeed (2 s): after the data is known to be good
 
     kernels = choose_kernels(config.kernels, context.device)
-    rank_model = build_rank_model(config, model, context, kernels)
-    attach_teacher(rank_model.module, config, context, kernels)
+    rank_model = with_teacher(build_rank_model(config, model, context, kernels), config, context, kernels)
     return build_engine(rank_model, config, context, kernels)

@@ -31,7 +31,7 @@ from megalm.engine.state import set_weight
 from megalm.errors import CheckpointError, ConfigError
 from megalm.kernels.backend import Kernels
 from megalm.models.token_model import Distillation, TokenModel
-from megalm.parallel.build import build_frozen_model
+from megalm.parallel.build import RankModel, build_frozen_model
 from megalm.storage.durable import sha256_of
 
 
@@ -140,8 +140,8 @@ def identity_of_teacher(config: RunConfig, tokenizer: str | None, device: torch.
     return {"teacher": gather_json(on_all_ranks(device, identity, "finding the teacher"), device)[0]}
 
 
-def attach_teacher(student: nn.Module, config: RunConfig, context: RankContext, kernels: Kernels) -> None:
-    """Put the run's teacher, if it has one, beside the student, with its weights; every rank calls it.
+def with_teacher(model: RankModel, config: RunConfig, context: RankContext, kernels: Kernels) -> RankModel:
+    """The student `model`, with the run's teacher beside it, if it has one; every rank calls it.
 
     Raises:
         CheckpointError, ConfigError: as `find_teacher`; the weights are damaged, of another model, or not finite.
@@ -149,7 +149,8 @@ def attach_teacher(student: nn.Module, config: RunConfig, context: RankContext, 
     settings, device = config.distillation, context.device
     found = on_all_ranks(device, lambda: find_teacher(config), "finding the teacher") if settings.teacher_load else None
     if found is None:
-        return
+        return model
+    student = model.module
     assert isinstance(student, TokenModel), "the rules of a run leave teachers to whole models with such a head"
     teacher = build_frozen_model(config, found.beside(config.model), context, kernels)
     reader, parameters = found.open(teacher.shard_specs, device), dict(teacher.module.named_parameters())
@@ -174,3 +175,4 @@ def attach_teacher(student: nn.Module, config: RunConfig, context: RankContext, 
             skip_lm_loss=settings.skip_lm_loss,
         )
     )
+    return model

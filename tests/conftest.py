@@ -15,8 +15,8 @@ settings.load_profile("megalm")
 FIRST = ("slurm", "e2e/test_documentation.py", "e2e", "parity", "kernels", "checkpoint", "planner", "mpi")
 """What starts first: the longest, so that no test process is left alone with it at the end."""
 WAITING = ("slurm",)
-"""Groups that wait for a scheduler most of the time: of three or more test processes the last has them for itself, and
-nothing else, so that no more processes compute than there are without it."""
+"""Groups that wait for a scheduler most of the time: of three or more test processes the last begins with them, and
+they wait for it."""
 
 TOGETHER = ("slurm", "data/samples", "models/test_h")
 """Files that share what is made once: the cluster, and the imports of Megatron and of transformers."""
@@ -63,7 +63,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             super()._assign_work_unit(node)
 
         def _takes(self, node: Any, group: str) -> bool:
-            return self.numnodes < 3 or (group in WAITING) == (node.gateway.id == f"gw{self.numnodes - 1}")
+            return self.numnodes < 3 or group not in WAITING or node.gateway.id == f"gw{self.numnodes - 1}"
 
     return Groups(config, log)
 

@@ -225,6 +225,18 @@ def test_there_are_no_global_statements() -> None:
     assert found == []
 
 
+LENGTHS = {"assembly.py": 120, "training.py": 250}
+"""How a run is put together, and its loop: each read at one sitting."""
+
+
+def test_functions_and_the_way_of_a_run_stay_short() -> None:
+    functions = ((path, node) for path in FILES for node in nodes(path) if isinstance(node, ast.FunctionDef))
+    long = [f"{path.relative_to(ROOT)}: {f.name}" for path, f in functions if (f.end_lineno or 0) - f.lineno >= 60]
+    assert long == []
+    lines = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in LENGTHS}
+    assert {name: lines[name] for name, limit in LENGTHS.items() if lines[name] > limit} == {}
+
+
 ENVIRON = {"environ", "environb", "getenv", "putenv", "unsetenv"}
 
 

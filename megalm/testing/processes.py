@@ -1,6 +1,7 @@
 """Commands as a user types them, and what tests ask about processes."""
 
 import contextlib
+import importlib.util
 import os
 import re
 import secrets
@@ -89,12 +90,13 @@ def free_port() -> int:
 
 
 def copy_repository(folder: Path) -> None:
-    """Copy the repository's files as git sees them into `folder`."""
+    """Copy the repository's files as git sees them into `folder`, and what Python has compiled of them."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     for name in listed.splitlines():
-        if (REPOSITORY / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(REPOSITORY / name, folder / name)
+        for copied in (name, importlib.util.cache_from_source(name)) if name.endswith(".py") else (name,):
+            if (REPOSITORY / copied).is_file():
+                (folder / copied).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(REPOSITORY / copied, folder / copied)

@@ -61,8 +61,8 @@ TO_OTHERS: list[tuple[Layout, Layout]] = [
 ]
 BF16_TO_OTHERS = [(BF16[0], BF16[1]), (BF16[1], BF16[2]), (BF16[2], BF16[0])]
 ALWAYS = {
-    *(FP32[number] for number in (0, 3, 5, 7)), BF16[1], FP16[0], MUON[2], PADDED[1],
-    *(TO_OTHERS[number] for number in (0, 6, 7, 8, 9, 12)), BF16_TO_OTHERS[1],
+    *(FP32[number] for number in (0, 3, 5)), FP16[0], MUON[2], PADDED[1],
+    *(TO_OTHERS[number] for number in (0, 6, 7, 8, 9)), BF16_TO_OTHERS[1],
     SEGMENTS[2],
 }  # fmt: skip
 """Layouts that go on as they are, and pairs in which every ZeRO stage gives and takes; the others are long."""

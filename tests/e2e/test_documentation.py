@@ -98,7 +98,7 @@ def shortened(command: str) -> str:
         return command
     if "--train-iters" not in command:
         return f"{command} {SHORTER}"
-    return f"{command} {SMALLER}" if "quickstart" in command else command
+    return f"{command} {SMALLER} --eval-iters 1" if "quickstart" in command else command
 
 
 def quick() -> dict[str, str]:

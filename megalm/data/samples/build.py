@@ -96,8 +96,7 @@ def build_datasets(
     def build(wish: _Wish, blend: _Documents | None, **options: Any) -> BlendedDataset | None:
         if blend is None:
             return None
-        own = replace(sampling, rows=wish.rows)
-        sources = [Source(indexed, documents, own) for indexed, documents in blend.parts]
+        sources = [Source(indexed, documents, replace(sampling, rows=wish.rows)) for indexed, documents in blend.parts]
         try:
             return BlendedDataset(sources, blend.weights, wish.num_samples, **options)
         except DataError as error:
