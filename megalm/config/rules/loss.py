@@ -20,10 +20,11 @@ def logits_bytes(config: RunConfig) -> int:
 def cross_entropy_impl(config: RunConfig) -> Literal["logits", "linear"]:
     """What --cross-entropy-fusion-impl says; of auto, linear where the logits would take more than `LOGITS_LIMIT`.
 
-    Capped logits are held, and those with a bias.
+    Capped logits are held, those with a bias, and those that are compared with a teacher's.
     """
-    chosen = config.kernels.cross_entropy_fusion_impl
-    if chosen == "auto" and (config.model.final_logit_softcapping is not None or config.model.is_encoder):
+    chosen, model = config.kernels.cross_entropy_fusion_impl, config.model
+    is_held = model.final_logit_softcapping is not None or model.is_encoder
+    if chosen == "auto" and (is_held or config.distillation.teacher_load is not None):
         return "logits"
     if chosen == "auto":
         return "linear" if logits_bytes(config) > LOGITS_LIMIT else "logits"
