@@ -16,6 +16,7 @@ from megalm.config.output import hugging_face_folder
 from megalm.config.sections import RunConfig
 from megalm.continuation import start_place
 from megalm.data.samples.build import open_dataset
+from megalm.distillation import find_teacher
 from megalm.distributed.agreement import Facts
 from megalm.distributed.environment import variables_to_agree_on
 from megalm.errors import MegalmError
@@ -57,6 +58,7 @@ def _inputs(config: RunConfig) -> dict[str, Any]:
         **{f"the data of {prefix}": _or_error(_fingerprint, prefix) for prefix in prefixes},
         **{f"the tokenizer {path}": _or_error(_content_of, Path(path)) for path in files},
         "the checkpoint to start from": _or_error(_start_of, config),
+        **({"the teacher": _or_error(_teacher_of, config)} if config.distillation.teacher_load else {}),
     }
 
 
@@ -97,7 +99,18 @@ def _start_of(config: RunConfig) -> str:
     origin, same_run = start_place(config)
     if origin is None:
         return "none"
-    if not same_run and hugging_face_folder(config.checkpoint.load) is not None:
+    return _weights_of(origin, is_foreign=not same_run and hugging_face_folder(config.checkpoint.load) is not None)
+
+
+def _teacher_of(config: RunConfig) -> str:
+    found = find_teacher(config)
+    assert found is not None, "asked of runs with a teacher"
+    return _weights_of(found.folder, is_foreign=found.is_hugging_face)
+
+
+def _weights_of(origin: Path, *, is_foreign: bool) -> str:
+    """A checkpoint, or a model folder of transformers."""
+    if is_foreign:
         sizes = sorted((path.name, path.stat().st_size) for path in origin.iterdir() if path.is_file())
         return f"{origin.name}, config.json {_content_of(origin / 'config.json')}, sizes {sizes}"
     return f"{origin.name}, manifest {_content_of(origin / 'manifest.json')}"

@@ -13,6 +13,7 @@ from megalm.config.sections import RunConfig
 from megalm.continuation import ResumePoint, identity_of, prove_room, restore
 from megalm.data.run_data import RunData
 from megalm.data.tokenizers import Tokenizer, open_tokenizer
+from megalm.distillation import with_teacher
 from megalm.distributed.collectives import on_all_ranks, waiting_for_others
 from megalm.distributed.context import RankContext
 from megalm.engine.engine import Engine
@@ -33,22 +34,20 @@ def build_run(config: RunConfig, context: RankContext, stop: StopRequest) -> Run
     tokenizer = on_all_ranks(device, lambda: open_tokenizer(config.tokenizer))
     model = on_all_ranks(device, lambda: complete_model(config, tokenizer.vocab_size if tokenizer else None))
     config = config.model_copy(update={"model": model})
-    identity = identity_of(config, tokenizer.identity if tokenizer else None, context.groups.data.size)
+    identity = identity_of(config, tokenizer.identity if tokenizer else None, context)
     point = on_all_ranks(device, lambda: ResumePoint.of(config, identity))
     sampler = on_all_ranks(device, lambda: build_sampler(config, tokenizer))
     progress = Progress()
     order = SampleOrder(progress)
     point.load(progress, order)
     total_iters, stop_sample = run_end(config, context.groups.data.size, progress)
-    data = on_all_ranks(
-        device, lambda: build_data(config, context, tokenizer, order, stop_sample), "opening the data, building indices"
-    )
+    data = on_all_ranks(device, lambda: build_data(config, context, tokenizer, order, stop_sample), "indexing the data")
     order.dataset = data.train
     with waiting_for_others("building the engine"):
         engine = build_model_and_engine(config, model, context)
     for name, mixed in (("dataset_id", data.train_names), ("objective_id", config.training.objectives)):
         if len(mixed) > 1:
-            engine.tell_apart(name, len(mixed))
+            engine.tell_apart(name, len(mixed), evaluated=name == "objective_id")
     prove_room(engine, config)
     restore(engine, config, point)
     return Run(
@@ -117,4 +116,5 @@ def build_model_and_engine(config: RunConfig, model: ModelConfig, context: RankC
     from megalm.engine.build import build_engine  # imports DeepSpeed (2 s): after the data is known to be good
 
     kernels = choose_kernels(config.kernels, context.device)
-    return build_engine(build_rank_model(config, model, context, kernels), config, context, kernels)
+    rank_model = with_teacher(build_rank_model(config, model, context, kernels), config, context, kernels)
+    return build_engine(rank_model, config, context, kernels)

@@ -20,7 +20,9 @@ from megalm.checkpoint.writer import name_latest, prune_checkpoints, save_checkp
 from megalm.config.hugging_face import same_model
 from megalm.config.output import hugging_face_folder
 from megalm.config.sections import RunConfig
+from megalm.distillation import identity_of_teacher
 from megalm.distributed.collectives import gather_json, on_all_ranks
+from megalm.distributed.context import RankContext
 from megalm.distributed.fingerprint import is_finite
 from megalm.engine.batch_memory import BatchMemory
 from megalm.engine.engine import Engine
@@ -77,11 +79,15 @@ class ResumePoint:
                 ) from error
 
 
-def identity_of(config: RunConfig, tokenizer: str | None, data_parallel_size: int) -> dict[str, Any]:
-    """What a checkpoint remembers of the run's inputs, to refuse others on resume."""
-    identity: dict[str, Any] = {"tokenizer": tokenizer}
+def identity_of(config: RunConfig, tokenizer: str | None, context: RankContext) -> dict[str, Any]:
+    """What a checkpoint remembers of the run's inputs, to refuse others on resume; every rank calls it.
+
+    Raises:
+        CheckpointError, ConfigError: the teacher is not there, or cannot teach the run's model.
+    """
+    identity: dict[str, Any] = {"tokenizer": tokenizer, **identity_of_teacher(config, tokenizer, context.device)}
     if config.data.sampling == "consecutive":  # it decides the order of the samples
-        rows = config.batch.global_size(data_parallel_size)
+        rows = config.batch.global_size(context.groups.data.size)
         identity["number of rows that read on (--global-batch-size)"] = str(rows)
     return identity
 

@@ -22,7 +22,7 @@ def evaluate(run: Run, sets: dict[str, SampleDataset], name: str) -> bool:
         return True
     run.metric_logger.pause()
     row: dict[str, Any] = {"step": run.progress.step, "consumed_samples": run.progress.consumed_samples}
-    total = torch.zeros(2, len(run.engine.runner.loss_weights), dtype=torch.float64, device=run.context.device)
+    total = run.engine.evaluation_sums()
     for own_name, dataset in sets.items():
         sums = evaluation_sums(run, dataset, whole=run.config.data.full_validation and name == "validation")
         if sums is None:
@@ -46,7 +46,7 @@ def evaluation_sums(run: Run, dataset: SampleDataset, *, whole: bool) -> torch.T
     if whole or len(dataset) < run.config.training.eval_iters * size:
         dataset = Padded(dataset, size)
     samples = len(dataset) if whole else min(len(dataset), run.config.training.eval_iters * size)
-    sums = torch.zeros(2, len(run.engine.runner.loss_weights), dtype=torch.float64, device=run.context.device)
+    sums = run.engine.evaluation_sums()
     batches = run.data.batches(dataset, 0, samples, workers=0)
     with run.engine.evaluation():
         while parts := list(islice(batches, size // (micro_batch_size * run.data.size))):
@@ -68,6 +68,8 @@ def evaluated_losses(run: Run, sums: torch.Tensor, name: str, suffix: str = "") 
     row = {f"{name}_loss{suffix}": loss}
     if (entropy := losses.get("lm", loss if len(losses) == 1 else None)) is not None:  # of tokens alone
         row[f"{name}_ppl{suffix}"] = math.exp(min(entropy, 20.0))
+    kinds = zip(run.config.training.objectives, run.engine.mean_of_kinds(sums).get("objective_id", ()), strict=False)
+    row |= {f"{name}_{objective}_loss{suffix}": loss for objective, loss in kinds if loss is not None}
     return row | named_losses(losses, f"{name}_", suffix)
 
 

@@ -43,6 +43,7 @@ def prepare(
     if config.training.deterministic_mode:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+    _check_teacher(config, environment)
     device = chosen_device(config.parallel, environment)
     config, done = without_done_commands(config, environment.restart)
     return Prepared(config, [*notes, *done], agreed_facts(config, sources, environment.world_size, device.type), device)
@@ -55,6 +56,19 @@ def tell_others_of(error: Exception, environment: LaunchEnvironment, stop: StopR
         from megalm.distributed.agreement import tell_others
 
         tell_others(error, environment)
+
+
+def _check_teacher(config: RunConfig, environment: LaunchEnvironment) -> None:
+    """Find the teacher before anybody is met; all ranks of a machine see the same."""
+    if config.distillation.teacher_load is None:
+        return
+    from megalm.distillation import find_teacher
+
+    try:
+        find_teacher(config)
+    except MegalmError as error:
+        error.silent = environment.local_rank > 0
+        raise
 
 
 def _checked(

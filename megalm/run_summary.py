@@ -11,6 +11,7 @@ from megalm.config.sections import RunConfig
 from megalm.data.run_data import RunData
 from megalm.data.samples.sample import SampleDataset
 from megalm.distributed.context import RankContext
+from megalm.engine.engine import Engine
 from megalm.engine.lr_schedule import learning_rate
 from megalm.kernels.building import library
 from megalm.models.families import FAMILIES
@@ -34,6 +35,7 @@ def describe_run(run: Run) -> str:
         ("data", _data(config, run.data)),
         ("kernels", _kernels(config, context)),
         ("loss", _loss(config)),
+        *([("teacher", _teacher(config, engine))] if config.distillation.teacher_load else []),
         ("start", _start(run.progress, run.origin, skip_train=config.training.skip_train)),
         ("run folder", config.checkpoint.save or "none: no checkpoint is written (--save DIR)"),
     ]
@@ -87,6 +89,17 @@ def _loss(config: RunConfig) -> str:
     if cross_entropy_impl(config) == "linear":
         return f"linear: the logits of a micro-batch ({size}) are computed in parts, twice"
     return f"logits: those of a micro-batch are kept until its backward pass ({size})"
+
+
+def _teacher(config: RunConfig, engine: Engine) -> str:
+    settings, kd = config.distillation, engine.ds_engine.module.distillation
+    parameters = FAMILIES[kd.teacher.config.model_family].num_parameters(kd.teacher.config)
+    over = "all tokens" if kd.top_k is None else f"its {kd.top_k} likeliest tokens"
+    own = ", the objective's own weighs nothing" if kd.skip_lm_loss else ""
+    return (
+        f"{settings.teacher_load}, {count(parameters)} parameters, frozen; kd_loss x {kd.weight:g} over {over} at "
+        f"temperature {kd.temperature:g}{own}"
+    )
 
 
 def _recompute(config: RunConfig) -> str:

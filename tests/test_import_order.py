@@ -32,6 +32,7 @@ TOP = (
     "run",
     "continuation",
     "run_state",
+    "distillation",
     "cli",
     "commands",
     "planner",

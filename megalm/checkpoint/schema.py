@@ -55,8 +55,11 @@ def check_contents(files: Mapping[str, FileEntry], tensors: Mapping[str, TensorE
         kinds = tensor["kinds"]
         if kinds != ["memory"] and ("weight" not in kinds or len(set(kinds)) < len(kinds)):
             raise DocumentError(f"the kinds of {name} must be weight and others, each once, or memory alone")
-        if missing := {piece["file"] for piece in tensor["slices"]} - set(files):
+        holders = [piece["file"] for piece in tensor["slices"]]
+        if missing := set(holders) - set(files):
             raise DocumentError(f"{name} lies in {min(missing)}, which is not among the files")
+        if len(set(holders)) < len(holders):
+            raise DocumentError(f"two slices of {name} lie in one shard, which holds one for each name")
         _check_partition(name, tensor)
 
 

@@ -90,8 +90,9 @@ def _defaults(flags: Sequence[str]) -> dict[str, str]:
     words = [part for flag in flags for part in flag.split("=", 1)]
     if "--config" in words:
         return {}
-    named = [after for word, after in pairwise(words) if word in ("--objective", "--objective-mixture")]
-    family = FAMILY_OF.get(named[-1].split(":")[0], "gpt") if named else "gpt"
+    given = dict(pairwise(words))
+    named = given.get("--objective-mixture") or given.get("--objective") or "causal"
+    family = given.get("--model-family") or FAMILY_OF.get(named.split(":")[0], "gpt")
     own = {name: str(value).lower() if value is True else value for name, value in T5_HAS.items()}
     of_family = {"t5": own, "electra": {"rtd_generator_size": "1"}}  # the one head is no multiple of another
     return _SIZES | {"model_family": family} | of_family.get(family, {})

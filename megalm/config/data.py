@@ -114,14 +114,18 @@ def _as_words(value: object) -> object:
     return value
 
 
+_SHARE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE]\+?\d{1,2})?%?", re.ASCII)
+
+
 def split_shares(split: str) -> tuple[float, float, float]:
     """The three shares of a text as "969, 30, 1", summing to 1 (missing ones are 0).
 
     Raises:
-        ValueError: no number in it, more than three, or their sum is 0.
+        ValueError: something else than numbers in it, more than three, or their sum is 0.
     """
-    numbers = [float(text) for text in re.findall(r"\d+(?:\.\d+)?|\.\d+", split)]
-    if not 1 <= len(numbers) <= 3 or sum(numbers) <= 0:
+    words = [word for word in re.split(r"[,/\s]+", split.strip(" []()")) if word]
+    numbers = [float(word.removesuffix("%")) for word in words if _SHARE.fullmatch(word)]
+    if len(numbers) < len(words) or not 1 <= len(numbers) <= 3 or sum(numbers) <= 0:
         raise ValueError(f'split="{split}" must hold one to three shares with a positive sum, as "969, 30, 1"')
     numbers += [0.0] * (3 - len(numbers))
     total = sum(numbers)

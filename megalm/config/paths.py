@@ -16,6 +16,8 @@ from pydantic import BeforeValidator
 from megalm.shipped import shipped_file
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
+_OF_A_SHELL = re.compile(r"\$\{(?!\w+\})[^}]*\}?", re.ASCII)
+"""${NAME:-default}, or what lacks its end."""
 
 
 def read_path(text: str) -> str:
@@ -37,9 +39,11 @@ def read_variables(text: str) -> str:
     """`text` with the values of its variables.
 
     Raises:
-        ValueError: one is not set.
+        ValueError: one is not set, or what only a shell reads.
     """
     path = os.path.expandvars(text)
+    if (found := _OF_A_SHELL.search(text)) is not None:
+        raise ValueError(f"holds {found[0]}; variables are $NAME or ${{NAME}} here, without a shell's other forms")
     if left := [name for name in variables_of(path) if f"${name}" in text or f"${{{name}}}" in text]:
         raise ValueError(f"names ${left[0]}, which is not set here; set it, or write the path out")
     return path

@@ -4,6 +4,7 @@ from typing import Any
 
 from megalm.config.base import MayDiffer, OneShot, Section
 from megalm.config.data import DataConfig, TokenizerConfig
+from megalm.config.distillation import DistillationConfig
 from megalm.config.extensions import ExtensionsConfig
 from megalm.config.kernels import KernelsConfig
 from megalm.config.model import ModelConfig
@@ -19,6 +20,7 @@ class RunConfig(Section):
     model: ModelConfig
     batch: BatchConfig
     training: TrainingConfig
+    distillation: DistillationConfig = DistillationConfig()
     optimizer: OptimizerConfig
     precision: PrecisionConfig
     tokenizer: TokenizerConfig

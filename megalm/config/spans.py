@@ -3,6 +3,8 @@
 Source of T5's: Raffel et al. 2020, arXiv:1910.10683, section 3.1.4; `random_spans_helper` of T5's own code.
 """
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -90,6 +92,21 @@ class Denoising:
     def text_tokens(self, encoder: int, decoder: int | None = None) -> int:
         """Tokens of the longest text of which all kinds fit; 0: none does."""
         return min(noise.text_tokens(encoder - self.head, decoder) for noise in self.noises)
+
+    def row_tokens(self, length: int) -> int:
+        """Tokens of the longest text of which, of all kinds, what is read and what is written fit a row of a decoder.
+
+        The last token that is written is a label only; 0: none fits.
+        """
+
+        def is_too_long(tokens: int) -> bool:
+            return any(self.head + sum(noise.lengths(tokens)) - 1 > length for noise in self.noises)
+
+        return bisect_left(range(1, length + 1), True, key=is_too_long)
+
+    def too_long(self, tokens: int) -> SpanNoise | None:
+        """The first kind whose spans are longer on average than the noise of a text of so many tokens."""
+        return next((n for n in self.noises if n.counts(tokens)[0] < n.mean_length < math.inf), None)
 
     def decoder_tokens(self, encoder: int) -> int:
         """Tokens of the decoder that has room for all kinds, where the longest text fills the encoder."""

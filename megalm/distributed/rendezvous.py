@@ -24,7 +24,7 @@ def open_store(environment: LaunchEnvironment, timeout: timedelta) -> Store:
     """The store in which the ranks meet, open on this rank.
 
     Raises:
-        PlatformError: the port is taken, the address is unknown, or nobody answers there in time.
+        PlatformError: the port is taken, the address is unknown or not rank 0's, or nobody answers there in time.
     """
     if environment.rank == 0 and not environment.agent_store:
         return _serve(environment, timeout)
@@ -44,8 +44,18 @@ def _serve(environment: LaunchEnvironment, timeout: timedelta) -> TCPStore:
             f"port {', '.join(map(str, ports))} is taken on this machine{_owner(ports[0])}; another job may run here "
             "with the same port: give another (--master_port of deepspeed, --master-port of torchrun, else MASTER_PORT)"
         )
+    address = "127.0.0.1" if environment.on_loopback else environment.master_addr
+    try:
+        with socket.create_connection((address, port), timeout=_TRY_S):
+            pass  # TCPStore itself would try until the job's time limit
+    except OSError as error:
+        listener.close()
+        raise PlatformError(
+            f"rank 0 runs on {socket.gethostname()} and does not reach itself at {address}:{port} ({error}): "
+            "MASTER_ADDR must be an address of the machine of rank 0"
+        ) from None
     store = TCPStore(
-        "127.0.0.1" if environment.on_loopback else environment.master_addr,
+        address,
         port,
         environment.world_size,
         True,

@@ -6,7 +6,6 @@ Shapes: B micro-batch size, T sequence length.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -67,6 +66,8 @@ class Engine:
     """What rows of the batch go on from, with segment recurrence."""
     kinds: dict[str, int] = field(default_factory=dict)
     """Kinds of samples whose losses training steps also give: field of the batch (int64 [B]) -> number of kinds."""
+    evaluated_kinds: dict[str, int] = field(default_factory=dict)
+    """The same of evaluations."""
     scalars: state.OptimizerScalars = field(init=False)
     """What a checkpoint holds of the optimizer besides tensors."""
     _grow_scale: Callable[[bool], None] | None = field(init=False, default=None)
@@ -76,9 +77,14 @@ class Engine:
         if self.zero_stage and self.ds_engine.fp16_enabled():
             self._grow_scale = grow_scale_after_step(self.ds_engine.optimizer.loss_scaler)
 
-    def tell_apart(self, field: str, number: int) -> None:
-        """From now on training steps also give the losses of so many kinds of samples ("dataset_id", ...)."""
+    def tell_apart(self, field: str, number: int, *, evaluated: bool = False) -> None:
+        """From now on training steps also give the losses of so many kinds of samples ("dataset_id", ...).
+
+        With `evaluated` evaluations do, too.
+        """
         self.kinds[field] = number
+        if evaluated:
+            self.evaluated_kinds[field] = number
 
     def train_step(
         self,
@@ -146,7 +152,7 @@ class Engine:
         _all_reduce(values, self.groups.weights)
         return dict(zip(names, values.tolist(), strict=True))
 
-    def _loss_sums(self, kinds: Mapping[str, int] = MappingProxyType({})) -> LossSums:
+    def _loss_sums(self, kinds: Mapping[str, int]) -> LossSums:
         return LossSums(tuple(self.runner.loss_weights), self.runner.counts, kinds, self.device)
 
     def _update(self) -> None:
@@ -163,15 +169,22 @@ class Engine:
             ) from error
 
     def eval_step(self, batches: Sequence[Batch]) -> Tensor:
-        """This rank's sums and counts of every loss, float64 [2, number of losses]: to add up for `mean_over_ranks`.
+        """This rank's `evaluation_sums` of these micro-batches: to add up for `mean_over_ranks`.
 
         Of a pipeline, only the last stage's rank has them; the others have zeros. With segment recurrence rows go on
         where those of the call before ended, from the beginning of an `evaluation` on.
         """
         self.ds_engine.eval()
-        sums = self._loss_sums()
+        sums = self._loss_sums(self.evaluated_kinds)
         self.runner.evaluate(batches, sums.add)
-        return sums.values[..., 0]
+        return sums.values
+
+    def evaluation_sums(self) -> Tensor:
+        """Sum and count of every loss, of all samples and of each kind that evaluations tell apart: zeros.
+
+        float64 [2, number of losses, 1 + number of kinds].
+        """
+        return self._loss_sums(self.evaluated_kinds).values
 
     def evaluation(self) -> AbstractContextManager[None]:
         """Around the `eval_step`s of one data set; what training remembers is put aside meanwhile."""
@@ -179,8 +192,13 @@ class Engine:
 
     def mean_over_ranks(self, sums: Tensor) -> dict[str, float]:
         """Every loss from every rank's sum of `eval_step` results; `sums` becomes that of all ranks."""
-        totals, counts = self._sum_over_ranks(sums)
+        totals, counts = self._sum_over_ranks(sums)[..., 0]
         return means(totals, dict(zip(self.runner.loss_weights, counts.tolist(), strict=True)))
+
+    def mean_of_kinds(self, sums: Tensor) -> dict[str, tuple[float | None, ...]]:
+        """The loss of each kind of samples, from all ranks' `sums`; None for one that counts nothing."""
+        of, weights = self._loss_sums(self.evaluated_kinds), self.runner.loss_weights
+        return {kind: losses_of_kinds(of.of_kind(sums, kind), weights) for kind in self.evaluated_kinds}
 
     def total_loss(self, losses: Mapping[str, float]) -> float:
         """The weighted sum of named losses."""

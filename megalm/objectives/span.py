@@ -4,7 +4,7 @@ Of a text `a b c d e f g` with the spans `b c` and `f`, S the sentinels and E th
 `a S0 d e S1 g E`, the labels are `S0 b c S1 f E`, and the decoder reads the labels moved on by one, from a start token.
 Source: Raffel et al. 2020, arXiv:1910.10683, section 3.1.4; `random_spans_noise_mask` of T5's own code.
 
-Shapes: N tokens of a text, S encoder, T decoder.
+Shapes: N tokens of a text.
 """
 
 from abc import ABC, abstractmethod
@@ -19,26 +19,24 @@ from megalm.config.noise import SpanNoise
 from megalm.config.sections import RunConfig
 from megalm.config.spans import SENTINELS, Denoising, SequenceIds, decoder_seq_length, denoisings
 from megalm.errors import ConfigError
-from megalm.objectives.base import Example, Field, Sample, Statistics, filled
+from megalm.objectives.base import Example, Field, Sample, Statistics
+from megalm.objectives.forms import DecoderForm, EncoderDecoderForm, Form, Ids
 from megalm.randomness import stable_seed
-
-Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingObjective(ABC):
-    """Turns tokens [N] into `tokens` and `padding_mask` [S], `decoder_tokens`, `labels` and `loss_mask` [T].
+    """Turns the tokens of a text [N] into a row of its form; N is the longest text of which that has room.
 
-    Behind the end of a text `padding_mask` (bool) is False and `loss_mask` (float32) 0. What is made of it depends on
-    the seed and the number of the sample alone.
+    What is made of it depends on the seed and the number of the sample alone.
     """
 
     shared_tokens: ClassVar[int] = 0
     purpose: ClassVar[str]
     """What its seeds are for."""
 
-    encoder_length: int
-    decoder_length: int
+    kind: Denoising
+    form: Form
     sentinels: tuple[int, ...]
     """At least one for each span of a whole text, in their order."""
     ids: SequenceIds
@@ -46,89 +44,58 @@ class DenoisingObjective(ABC):
 
     @abstractmethod
     def sides(self, text: Ids, generator: np.random.Generator) -> tuple[Ids, Ids]:
-        """What the encoder reads of a text, and what the decoder writes."""
+        """What is read of a text, and what is written."""
+
+    def sample_tokens(self, seq_length: int) -> int:
+        """The longest text that there is room for, whatever is made of it."""
+        return self.form.text_tokens(self.kind)
 
     def fields(self, seq_length: int) -> Mapping[str, Field]:
         """The fields of every example, in their order."""
-        return {
-            "tokens": Field((seq_length,), np.int64),
-            "padding_mask": Field((seq_length,), np.bool_),
-            "decoder_tokens": Field((self.decoder_length,), np.int64),
-            "labels": Field((self.decoder_length,), np.int64),
-            "loss_mask": Field((self.decoder_length,), np.float32),
-        }
+        return self.form.fields()
 
     def __call__(self, sample: Sample) -> Example:
         """The arrays of one batch row."""
         text = sample.tokens[sample.tokens >= 0]  # padding is -1, at the end
         generator = np.random.default_rng(stable_seed(self.seed, self.purpose, sample.number))
-        inputs, targets = self.sides(text, generator)
-        decoder, S, T = np.concatenate(([self.ids.start], targets[:-1])), self.encoder_length, self.decoder_length
-        return {
-            "tokens": filled(inputs, S, self.ids.pad),
-            "padding_mask": np.arange(S) < len(inputs),
-            "decoder_tokens": filled(decoder, T, self.ids.pad),
-            "labels": filled(targets, T, self.ids.pad),
-            "loss_mask": (np.arange(T) < len(targets)).astype(np.float32),
-        }
+        return self.form.row(*self.sides(text, generator), self.ids)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpanObjective(DenoisingObjective):
-    """N is the longest text of which both lengths have room, so that a whole one fills them."""
+    """A whole text fills the encoder and the decoder."""
 
     special_tokens: ClassVar[tuple[str, ...]] = ("pad", "bos", "eos", "eod", *SENTINELS)
     purpose: ClassVar[str] = "span"
 
-    noise: SpanNoise
-
     @classmethod
     def build(cls, config: RunConfig, special: Mapping[str, int | None]) -> Self:
         """The objective that the run's settings ask for."""
-        encoder, decoder = config.batch.seq_length, decoder_seq_length(config)
-        assert decoder is not None, "the rules refuse models without a decoder"
-        kind = denoisings(config)["span"]
-        sentinels, ids = sentinels_and_ids("span", kind, config, special)
-        return cls(
-            noise=kind.noises[0],
-            encoder_length=encoder,
-            decoder_length=decoder,
-            sentinels=sentinels,
-            ids=ids,
-            seed=config.training.seed,
-        )
-
-    def sample_tokens(self, seq_length: int) -> int:
-        """The longest text that an encoder of `seq_length` has room for, and the decoder too."""
-        return self.noise.text_tokens(seq_length, self.decoder_length)
+        kind, form = denoisings(config)["span"], form_of(config)
+        sentinels, ids = sentinels_and_ids("span", kind.spans(form.text_tokens(kind)), config, special)
+        return cls(kind=kind, form=form, sentinels=sentinels, ids=ids, seed=config.training.seed)
 
     def sides(self, text: Ids, generator: np.random.Generator) -> tuple[Ids, Ids]:
         """The text with holes, and what stood in them."""
-        return corrupted(text, self.noise, self.sentinels, self.ids.end, generator)
+        return corrupted(text, self.kind.noises[0], self.sentinels, self.ids.end, generator)
 
     def statistics(self, batch: Mapping[str, npt.NDArray[Any]]) -> Statistics:
         """Share of the text that is noise, mean span, share of padding."""
-        return pair_statistics(batch, self.sentinels)
+        return self.form.statistics(batch, self.sentinels)
 
 
-def pair_statistics(batch: Mapping[str, npt.NDArray[Any]], sentinels: Sequence[int], head: int = 0) -> Statistics:
-    """What is counted of the batches of encoder-decoders; `head`: tokens that the encoder reads before the text."""
-    rows, written = len(batch["tokens"]), batch["loss_mask"] > 0
-    read = int(np.count_nonzero(batch["padding_mask"]))
-    spans = int(np.isin(batch["labels"][written], sentinels).sum())
-    noise = int(np.count_nonzero(written)) - spans - rows  # each ends with an end of text
-    room = batch["tokens"].size + batch["labels"].size
-    return {
-        "mask_rate": (noise, noise + read - spans - rows * (1 + head)),
-        "mean_span": (noise, spans),
-        "padding_share": (room - read - int(np.count_nonzero(written)), room),
-    }
+def form_of(config: RunConfig) -> Form:
+    """That of the run's model."""
+    decoder = decoder_seq_length(config)
+    if decoder is None:
+        return DecoderForm(length=config.batch.seq_length)
+    return EncoderDecoderForm(encoder_length=config.batch.seq_length, decoder_length=decoder)
 
 
 def corrupted(
     text: Ids, noise: SpanNoise, sentinels: Sequence[int], end: int, generator: np.random.Generator
 ) -> tuple[Ids, Ids]:
-    """What the encoder reads of a text, and what the decoder writes. A single span is the end of the text."""
+    """What is read of a text, and what is written. A single span is the end of the text."""
     hidden, spans = noise.counts(len(text))
     if spans == 0:
         return np.append(text, end), np.asarray([end])
@@ -145,24 +112,23 @@ def corrupted(
 
 
 def sentinels_and_ids(
-    objective: str, kind: Denoising, config: RunConfig, special: Mapping[str, int | None], taken: Sequence[int] = ()
+    objective: str, spans: int, config: RunConfig, special: Mapping[str, int | None], taken: Sequence[int] = ()
 ) -> tuple[tuple[int, ...], SequenceIds]:
-    """As many sentinels as texts may have spans, none of those that are `taken`, and the ids around sequences.
+    """As many sentinels as texts may have `spans`, none of those that are `taken`, and the ids around sequences.
 
     Raises:
         ConfigError: there are too few.
     """
-    encoder = config.batch.seq_length
-    spans = kind.spans(kind.text_tokens(encoder, decoder_seq_length(config)))
     if config.data.mock_data and not config.tokenizer.is_given:
         sentinels, ids = _of_generated_text(config.model.vocab_size or 0), SequenceIds(start=0, end=1, pad=0)
     else:
         sentinels, ids = _sentinels(special), SequenceIds.of(special)
     sentinels = tuple(number for number in sentinels if number not in taken)
     if len(sentinels) < spans:
+        length, wanted = config.batch.seq_length, max(spans + len(taken), 100)
         raise ConfigError(
-            f"objective={objective} needs {spans} sentinels <extra_id_0>, ... for seq_length={encoder}, and there are "
-            f"{len(sentinels)}; give --vocab-extra-ids {max(spans + len(taken), 100)}, or a tokenizer that has them"
+            f"objective={objective} needs {spans} sentinels <extra_id_0>, ... for seq_length={length}, and there are "
+            f"{len(sentinels)}; give --vocab-extra-ids {wanted}, or a tokenizer that has them"
         )
     return sentinels[:spans], ids
 

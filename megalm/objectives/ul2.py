@@ -1,10 +1,11 @@
 """UL2's mixture of denoisers: short spans, long or many spans, or the rest of the text, each told by a token in front.
 
 With M a token of the mode (R, S, X), S0, ... the sentinels and E the end: the encoder reads `M a S0 d e S1 g E` and the
-decoder writes `S0 b c S1 f E`; of mode S it reads `M a b c S0 E`, and the decoder writes `S0 d e f g E`.
+decoder writes `S0 b c S1 f E`; of mode S it reads `M a b c S0 E`, and the decoder writes `S0 d e f g E`. A decoder
+alone has both in one row, and what is read is a prefix that sees itself.
 Source: Tay et al. 2022, arXiv:2205.05131, section 3.1 and table 1.
 
-Shapes: N tokens of a text, S encoder, T decoder.
+Shapes: N tokens of a text.
 """
 
 from collections.abc import Mapping
@@ -16,24 +17,24 @@ import numpy.typing as npt
 
 from megalm.config.noise import Denoiser
 from megalm.config.sections import RunConfig
-from megalm.config.spans import SENTINELS, Denoising, decoder_seq_length, denoisings
+from megalm.config.spans import SENTINELS, denoisings
 from megalm.errors import ConfigError
 from megalm.objectives.base import Statistics
-from megalm.objectives.span import DenoisingObjective, Ids, corrupted, pair_statistics, sentinels_and_ids
+from megalm.objectives.forms import Ids
+from megalm.objectives.span import DenoisingObjective, corrupted, form_of, sentinels_and_ids
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ul2Objective(DenoisingObjective):
     """Each sample by one of the denoisers, all as likely.
 
-    N is the longest text of which every denoiser's encoder and decoder have room, so that none loses a token.
+    N is the longest text of which there is room for what every denoiser makes of it, so that none loses a token.
     """
 
     special_tokens: ClassVar[tuple[str, ...]] = ("pad", "bos", "eos", "eod", "mode_r", "mode_s", "mode_x", *SENTINELS)
     purpose: ClassVar[str] = "ul2"
 
     denoisers: tuple[Denoiser, ...]
-    kind: Denoising
     modes: Mapping[str, int]
     """Mode -> the token in front of its texts."""
 
@@ -44,8 +45,7 @@ class Ul2Objective(DenoisingObjective):
         Raises:
             ConfigError: tokens of modes, or sentinels, are missing.
         """
-        denoisers, decoder = Denoiser.read(config.data.ul2_denoisers), decoder_seq_length(config)
-        assert decoder is not None, "the rules refuse models without a decoder"
+        denoisers, kind, form = Denoiser.read(config.data.ul2_denoisers), denoisings(config)["ul2"], form_of(config)
         names = sorted({denoiser.mode for denoiser in denoisers})
         if config.data.mock_data and not config.tokenizer.is_given:
             modes: dict[str, int | None] = {name: 2 + number for number, name in enumerate(names)}
@@ -58,25 +58,20 @@ class Ul2Objective(DenoisingObjective):
                 f"objective=ul2 needs a tokenizer with the tokens of its modes, {lacking}; add some: "
                 "--vocab-extra-ids 100"
             )
-        kind = denoisings(config)["ul2"]
-        sentinels, ids = sentinels_and_ids("ul2", kind, config, special, tuple(found.values()))
+        spans = kind.spans(form.text_tokens(kind))
+        sentinels, ids = sentinels_and_ids("ul2", spans, config, special, tuple(found.values()))
         return cls(
             denoisers=denoisers,
             kind=kind,
+            form=form,
             modes=found,
-            encoder_length=config.batch.seq_length,
-            decoder_length=decoder,
             sentinels=sentinels,
             ids=ids,
             seed=config.training.seed,
         )
 
-    def sample_tokens(self, seq_length: int) -> int:
-        """The longest text that both have room for, whatever is made of it."""
-        return self.kind.text_tokens(seq_length, self.decoder_length)
-
     def sides(self, text: Ids, generator: np.random.Generator) -> tuple[Ids, Ids]:
-        """As one denoiser makes them, its mode in front of what the encoder reads."""
+        """As one denoiser makes them, its mode in front of what is read."""
         denoiser = self.denoisers[int(generator.integers(len(self.denoisers)))]
         inputs, targets = corrupted(text, denoiser.noise, self.sentinels, self.ids.end, generator)
         return np.concatenate(([self.modes[denoiser.mode]], inputs)), targets
@@ -87,4 +82,4 @@ class Ul2Objective(DenoisingObjective):
         shares = {
             f"share_{mode}": (int(np.count_nonzero(modes == number)), len(modes)) for mode, number in self.modes.items()
         }
-        return {**pair_statistics(batch, self.sentinels, self.kind.head), **shares}
+        return {**self.form.statistics(batch, self.sentinels, self.kind.head), **shares}

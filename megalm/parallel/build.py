@@ -14,7 +14,9 @@ from megalm.distributed.shards import ShardSpec
 from megalm.kernels.backend import Kernels
 from megalm.models.blocks.head import use_linear_loss
 from megalm.models.blocks.operators import use_kernels
+from megalm.models.dtypes import DTYPES
 from megalm.models.families import FAMILIES
+from megalm.parallel.apply import parallelize
 from megalm.parallel.materialize import materialize
 from megalm.parallel.pipeline.chunks import ModelChunks, build_chunks
 from megalm.parallel.pipeline.plan import PipelinePlan
@@ -56,6 +58,20 @@ def build_rank_model(config: RunConfig, model: ModelConfig, context: RankContext
 
     pipeline = PipelineSpec.of(config, context, plan, parts)
     return RankModel(module=ModelChunks(parts), shard_specs=shard_specs, pipeline=pipeline)
+
+
+def build_frozen_model(config: RunConfig, model: ModelConfig, context: RankContext, kernels: Kernels) -> RankModel:
+    """A whole model of which nothing is trained, cut as the run's is, on the rank's device; its weights are to be set.
+
+    Every rank calls it.
+    """
+    tensor_parallel = TensorParallel.build(context.groups, model, config.parallel.sequence_parallel)
+    with torch.device("meta"):
+        module = FAMILIES[model.model_family].build(model, model.padded_vocab_size(tensor_parallel.size))
+    shards = parallelize(module, tensor_parallel)
+    module.to(DTYPES[config.precision.dtype]).to_empty(device=context.device)
+    use_kernels(module, kernels)
+    return RankModel(module=module.requires_grad_(False).eval(), shard_specs=shards.shard_specs)
 
 
 def whole_model_elsewhere(model: ModelConfig) -> dict[str, ShardSpec]:

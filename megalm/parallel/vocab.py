@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from megalm.distributed.functional import all_gather_from_region, all_reduce, regathered
+from megalm.distributed.functional import all_gather, all_gather_from_region, all_reduce, regathered
 from megalm.kernels.backend import REFERENCE, Kernels
+from megalm.kernels.divergence import Spread, forward_kl
 from megalm.models.blocks.embedding import EmbeddingTable
 from megalm.models.blocks.head import FullLogits, HeadUse, OutputHead, TiedHead, TokenLoss
 from megalm.models.blocks.sampling import TokenSampler
@@ -78,9 +79,22 @@ class VocabParallelTokenLoss(TokenLoss):
 
     def of_logits(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         """Losses (B, T) of this rank's columns of the logits."""
-        first = self.tp.rank * logits_BTV.shape[-1]
-        classes = min(max(self.vocab_size - first, 0), logits_BTV.shape[-1])
-        return vocab_parallel_cross_entropy(logits_BTV, labels_BT - first, classes, self.tp.group, self.kernels)
+        own_BT, classes = labels_BT - self.tp.rank * logits_BTV.shape[-1], self._classes(logits_BTV)
+        return vocab_parallel_cross_entropy(logits_BTV, own_BT, classes, self.tp.group, self.kernels)
+
+    def divergence(self, logits_BTV: Tensor, teacher_BTV: Tensor, temperature: float, top_k: int | None) -> Tensor:
+        """As of a whole vocabulary, from this rank's columns of both; no rank sees a whole row."""
+        spread = Spread(
+            maximum=partial(all_reduce, group=self.tp.group, op=dist.ReduceOp.MAX),
+            total=partial(all_reduce, group=self.tp.group),
+            joined=partial(all_gather, group=self.tp.group, dim=-1),
+        )
+        return forward_kl(logits_BTV, teacher_BTV, self._classes(logits_BTV), temperature, top_k, spread)
+
+    def _classes(self, logits_BTV: Tensor) -> int:
+        """How many of this rank's columns are no padding."""
+        columns = logits_BTV.shape[-1]
+        return min(max(self.vocab_size - self.tp.rank * columns, 0), columns)
 
     def of_hidden_states(
         self, labels_BT: Tensor, x_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None = None

@@ -93,7 +93,9 @@ class PassBytes:
     between: int
     """Kept from the backward pass towards the input to the one towards the weights, where they are apart."""
     left: int
-    """Gradients at the end of the backward pass."""
+    """Gradients at the end of the backward pass, and the bucket that they were reduced in."""
+    stays: int
+    """Gradients that wait for the end of the step."""
     forward: int
     """The most during the forward pass."""
     backward: int
@@ -233,6 +235,7 @@ class _Measured:
         micro_batch.backward()
         left, backward = meter.read()
         self.taking.end_pass(self.stage)
+        stays, _ = meter.read()
         between = input_backward = weight_backward = 0
         if split:
             meter, micro_batch = self._forward()
@@ -246,6 +249,7 @@ class _Measured:
             saved=saved,
             between=between,
             left=left,
+            stays=stays,
             forward=forward,
             backward=backward,
             input_backward=input_backward,

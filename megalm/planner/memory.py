@@ -71,7 +71,7 @@ class StepBytes:
     """After a backward pass, when its gradients are taken."""
 
 
-def step_bytes(actions: Sequence[Any], stages: Mapping[int, StageBytes], keep: KeepGradients) -> StepBytes:
+def step_bytes(actions: Sequence[Any], stages: Mapping[int, StageBytes]) -> StepBytes:
     """Walk through the actions of one rank, each with what other micro-batches hold at its time."""
     held = kept = saved = forward = backward = collected = 0
     begun = set()
@@ -90,7 +90,7 @@ def step_bytes(actions: Sequence[Any], stages: Mapping[int, StageBytes], keep: K
             held -= before
             backward = max(backward, kept + held + most)
             collected = max(collected, kept + held + each.left)
-            kept += each.left if keep == "step" else 0
+            kept += each.stays
             begun.add(stage)
     return StepBytes(saved=saved, forward=forward, backward=backward, collected=collected)
 

@@ -96,7 +96,7 @@ def _plan_rank(
                 layout.fake_rank(pp_rank, recompute, state.keep, state.pass_bucket), split
             )
         passes = dict(zip(stages, known[mode, shapes], strict=True))
-        memory[mode] = RankMemory(state=state, step=step_bytes(actions, passes, state.keep))
+        memory[mode] = RankMemory(state=state, step=step_bytes(actions, passes))
     return RankPlan(layers=layout.layers(pp_rank), parameters=sum(sizes), memory=memory)
 
 

@@ -91,6 +91,9 @@ def _memory(plan: Plan) -> str:
     if remembered := max(rank.memory[plan.mode].state.remembered for rank in plan.ranks):
         note += f"\n  the {config.model.segment_memory} positions before each row (--segment-memory): "
         note += f"{gigabytes(remembered)}, in the peaks"
+    if config.distillation.teacher_load is not None:
+        note += "\n  a teacher (--teacher-load) comes on top of the peaks: its weights, cut over the tensor-parallel "
+        note += "ranks, its logits, and one gradient of logits more"
     return "\n".join(["memory of each rank, by pipeline rank", *(f"  {line}" for line in lines), f"  {note}"])
 
 

@@ -25,17 +25,16 @@ HELD = "another process has held {path} for {timeout_s:.0f} s"
 
 def build_once(
     target: Path,
-    make: Callable[[Path, int], Path],
+    make: Callable[[Path], Path],
     *,
     timeout_s: float,
     error: type[Exception],
     held: str = HELD,
 ) -> None:
-    """Returns when `target` is there and whole: `make(folder, lock)` makes it in an empty folder and says where.
+    """Returns when `target` is there and whole: `make(folder)` makes it in an empty folder and says where.
 
-    A program that `make` starts may inherit the descriptor `lock`: if this process is killed, the next one then waits
-    until that program is gone too. Where `make` raises an `error`, those who waited meanwhile raise it with the same
-    text and do not try again; who comes later does.
+    Where `make` raises an `error`, those who waited meanwhile raise it with the same text and do not try again; who
+    comes later does.
 
     Raises:
         error: `make` failed, another process held the lock for `timeout_s` (its text is `held`), or others than this
@@ -47,9 +46,9 @@ def build_once(
     _require_own(target.parent, error)
     if _is_sound(target):
         return
-    with locked(target.with_suffix(".lock"), timeout_s, error, held) as lock:
+    with locked(target.with_suffix(".lock"), timeout_s, error, held):
         if not _is_sound(target):
-            _build(target, make, lock, started, error)
+            _build(target, make, started, error)
 
 
 def _require_own(folder: Path, error: type[Exception]) -> None:
@@ -88,7 +87,7 @@ def _digest_path(target: Path) -> Path:
     return target.with_name(f"{target.name}.sha256")
 
 
-def _build(target: Path, make: Callable[[Path, int], Path], lock: int, started: float, error: type[Exception]) -> None:
+def _build(target: Path, make: Callable[[Path], Path], started: float, error: type[Exception]) -> None:
     """Build, unless the process that held the lock before has just failed."""
     failure = target.with_suffix(".failed")
     if failure.is_file() and failure.stat().st_mtime > started:
@@ -98,7 +97,7 @@ def _build(target: Path, make: Callable[[Path, int], Path], lock: int, started: 
     # of its own for each build: a killed one's compilers may go on for a while, and write into theirs
     folder = Path(tempfile.mkdtemp(prefix=f"{target.stem}.", suffix=".build", dir=target.parent))
     try:
-        made = make(folder, lock)
+        made = make(folder)
         if made.is_file():
             sync_file(made)
             replace_text(_digest_path(target), sha256_of(made) + "\n")
@@ -113,8 +112,8 @@ def _build(target: Path, make: Callable[[Path, int], Path], lock: int, started: 
 
 
 @contextmanager
-def locked(path: Path, timeout_s: float, error: type[Exception], held: str = HELD) -> Iterator[int]:
-    """Hold the lock file `path`, made where it is missing, and yield its descriptor; a dead holder's lock is free.
+def locked(path: Path, timeout_s: float, error: type[Exception], held: str = HELD) -> Iterator[None]:
+    """Hold the lock file `path`, made where it is missing; a dead holder's lock is free.
 
     Raises:
         error: somebody else held it for `timeout_s`; `held` is the text, with {path} and {timeout_s}.
@@ -123,4 +122,4 @@ def locked(path: Path, timeout_s: float, error: type[Exception], held: str = HEL
         if not take(file, timeout_s):
             raise error(held.format(path=path, timeout_s=timeout_s))
         sign(file)
-        yield file.fileno()
+        yield

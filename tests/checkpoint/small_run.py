@@ -28,6 +28,7 @@ RECIPE = (
     "--weight-decay 0.1 --clip-grad 0.5 --mock-data --eval-iters 0"
 )
 CPU = torch.device("cpu")
+LINEAR = torch.nn.functional.linear
 IDENTITY = {"tokenizer": "0123456789abcdef"}
 
 
@@ -66,6 +67,7 @@ def sample(number: int) -> Batch:
 
 def start(folder: str, flags: str = "", origin: Path | None = None) -> SmallRun:
     """A run from scratch, or from the checkpoint at `origin`."""
+    torch.nn.functional.linear = LINEAR  # ZeRO 3 of an earlier run in this process has put its own there, for good
     config = load_config([*RECIPE.split(), "--save", folder, *flags.split()])
     where = RankContext.of(Mesh.of_config(config.parallel, dist.get_world_size()), CPU)
     run = SmallRun(config, build_model_and_engine(config, config.model, where))

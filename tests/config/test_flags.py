@@ -138,6 +138,10 @@ def test_values_of_unsupported_flags_are_not_reported_too(problem):
         ("--seed\u00a03", "holds a no-break space (U+00A0); type a blank: --seed 3"),
         ("--seed\u202f3", "holds a narrow no-break space (U+202F); type a blank: --seed 3"),
         ("--bf16\u200b", "holds a zero width space (U+200B); type a blank: --bf16"),
+        ("--lr=1e\u22123", "must be a number; it holds a minus sign (U+2212): type it anew"),
+        ("--lr=\u201c1e-3\u201d", "must be a number; it holds a left double quotation mark (U+201C): type it anew"),
+        ("--seed=\uff14", "must be a whole number; it holds a fullwidth digit four (U+FF14): type it anew"),
+        ("--lr-decay-style=cosine\u00a0", "it holds a no-break space (U+00A0): type it anew"),
     ],
 )
 def test_pasted_characters_are_named(minimal, word, expected):

@@ -53,11 +53,12 @@ def test_a_path_is_read_as_a_shell_would(text: str, path: str, home: Path) -> No
     [
         ("", 'must be a path, not ""'), ("  ", 'must be a path, not "  "'), ("a\0b", "must be a path"),
         ("$NOT_SET/x", "names $NOT_SET, which is not set here; set it, or write the path out"),
+        ("a/${HOME:-x}/b", "holds ${HOME:-x}; variables are $NAME or ${NAME} here"), ("${HOME/x", "holds ${HOME/x"),
         ("${NOT_SET}", "names $NOT_SET"), ("~no-such-user/x", "begins with ~no-such-user, and no user has that name"),
     ],
 )  # fmt: skip
 def test_what_is_no_path_is_refused_with_the_rule(text: str, rule: str) -> None:
-    with pytest.raises(ValueError, match=r"must|names|begins") as raised:
+    with pytest.raises(ValueError, match=r"must|names|begins|holds") as raised:
         read_path(text)
     assert rule in str(raised.value)
 

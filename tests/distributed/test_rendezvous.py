@@ -1,5 +1,6 @@
 """Where ranks meet: taken ports, other jobs on the same host, a rank 0 that is not there."""
 
+import dataclasses
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +83,13 @@ def test_a_rank_0_that_is_not_there_is_an_error_that_says_where_it_was_looked_fo
 def test_an_address_that_no_name_server_knows_is_an_error_at_once() -> None:
     with pytest.raises(PlatformError, match=r"'no-such-host.invalid' \(MASTER_ADDR\) has no IP address"):
         open_store(place(1, 1, address="no-such-host.invalid"), LONG)
+
+
+def test_an_address_that_is_not_rank_0_s_is_an_error_at_once() -> None:
+    (port,) = free_ports(1)
+    elsewhere = dataclasses.replace(place(0, port, address="255.255.255.255"), local_world_size=1)
+    with pytest.raises(PlatformError, match=rf"not reach itself at 255.255.255.255:{port} .*an address of the machine"):
+        open_store(elsewhere, LONG)
 
 
 def test_only_one_rank_speaks_where_rank_0_is_missing() -> None:

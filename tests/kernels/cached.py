@@ -16,5 +16,5 @@ def cached(kind: str, command: Sequence[str], make: Callable[[Path], Path]) -> P
     for path in sorted([*SOURCES.iterdir(), *(Path(__file__).parent / "emulator").iterdir()]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     target = default_cache() / f"test-{kind}-{digest.hexdigest()[:24]}"
-    build_once(target, lambda folder, _: make(folder), timeout_s=900, error=AssertionError)
+    build_once(target, make, timeout_s=900, error=AssertionError)
     return target

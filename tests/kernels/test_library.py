@@ -1,6 +1,7 @@
 """How the library is built, cached, refused and reported; `tests/storage` has several processes that build."""
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,13 @@ def test_the_cache_is_where_xdg_says(monkeypatch, tmp_path, value, place):
     if value is not None:
         monkeypatch.setenv("XDG_CACHE_HOME", value)
     assert str(places.default_cache()) == place.format(home=tmp_path) + "/megalm/kernels"
+
+
+def test_a_user_without_a_home_has_a_cache_as_well(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(places.os.path, "expanduser", lambda path: path)  # so for a number that no user has
+    monkeypatch.setattr(places.tempfile, "tempdir", str(tmp_path))
+    assert places.default_cache() == tmp_path / f"megalm-{os.geteuid()}" / "kernels"
 
 
 def test_a_library_that_a_crash_has_cut_is_compiled_again(tmp_path, compiler):

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from decoders import check_round_trip
-from encoders import CLASSES, VOCAB, random_model
+from encoders import CLASSES, LENGTH, VOCAB, random_model
 from hypothesis import HealthCheck, Phase, find, given, settings
 from safetensors.torch import load_file, save_file
 
@@ -136,15 +137,25 @@ def check_gradients(model, theirs, own):
         assert float((joined - stored[name].grad).abs().max()) < bound, name
 
 
-def check_steps(model, theirs, texts):
+def check_steps(model, theirs, texts, steps=5, tolerance=1e-5):
     optimizers = [torch.optim.AdamW(one.parameters(), lr=1e-3, eps=1e-4) for one in (model, theirs)]
-    for _ in range(5):
+    for _ in range(steps):
         pair = [losses(model, texts), theirs(**texts.arguments).loss]
         for loss, optimizer in zip(pair, optimizers, strict=True):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        assert pair[0].item() == pytest.approx(pair[1].item(), rel=1e-5)
+        assert pair[0].item() == pytest.approx(pair[1].item(), rel=tolerance)
+
+
+@pytest.mark.long
+def test_a_bert_trains_20_steps_as_transformers_does():
+    """Masked tokens and sentences, with padding."""
+    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
+    config = transformers.BertConfig(vocab_size=VOCAB, max_position_embeddings=LENGTH, **sizes)
+    theirs = random_model("BertForPreTraining", config)
+    model, _ = ours(theirs)
+    check_steps(model, theirs, Texts.of(model, theirs), steps=20, tolerance=1e-4)
 
 
 def check_settings(config, name):

@@ -1,5 +1,7 @@
 """Multi-token prediction: what each module reads and is to say, and what its losses weigh."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -75,6 +77,29 @@ def test_documents_end_what_is_ahead():
     assert weights_ahead(batch, 1).int().tolist() == [[1, 1, 1, 0, 1, 1, 1, 1, 0, 1, 0], [1] * 10 + [0]]
     assert weights_ahead(batch, 2).int().tolist() == [[1, 1, 0, 0, 1, 1, 1, 0, 0, 0, 0], [1] * 9 + [0, 0]]
     assert shifted(torch.arange(4)[None], 1).tolist() == [[1, 2, 3, 0]]
+
+
+@pytest.mark.parametrize("has_documents", [False, True])
+def test_tokens_labels_and_weights_ahead_are_megatrons(has_documents):
+    """Whose `roll_tensor` moves each one place further on at every depth; in packed rows inside each sequence."""
+    peer = pytest.importorskip(
+        "megatron.core.transformer.multi_token_prediction", reason="pip install megatron-core==0.16.*"
+    )
+    edges, generator = [0, 4, 9, T], torch.Generator().manual_seed(1)
+    rows = torch.randint(1, 99, (1, T), generator=generator)
+    weights = (torch.rand(1, T, generator=generator) > 0.3).float()
+    fields = {"cu_seqlens": torch.tensor([[*edges, *[T] * (T - 3)]], dtype=torch.int32)} if has_documents else {}
+    batch = batch_of(rows, rows, loss_mask=weights, **fields)
+    packed = SimpleNamespace(cu_seqlens_q=torch.tensor(edges)) if has_documents else None
+    theirs, their_weights = rows, weights
+    for depth in range(1, 4):
+        theirs, _ = peer.roll_tensor(theirs, packed_seq_params=packed)
+        their_weights, _ = peer.roll_tensor(their_weights, packed_seq_params=packed)
+        ours = weights_ahead(batch, depth)
+        assert torch.equal(ours, their_weights)
+        inside = theirs != 0  # behind the end of a document ours reads on, and weighs it nothing
+        assert torch.equal(shifted(rows, depth)[inside], theirs[inside])
+        assert not ours[~inside].any()
 
 
 def test_operations_equal_those_that_torch_counts(config, build):

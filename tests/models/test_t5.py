@@ -79,14 +79,32 @@ def closeness(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float(((found - expected).detach().abs().max() / expected.detach().abs().max().clamp_min(1e-6)).item())
 
 
-def check(theirs: Any) -> None:
-    check_round_trip(theirs)
+def loaded(theirs: Any) -> tuple[Any, Correspondence, dict[str, torch.Tensor]]:
+    """Our model with the same weights, which tensors are which, and theirs as they are stored."""
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         reader = HuggingFaceReader(Path(folder))
         stored = load_file(Path(folder) / "model.safetensors")
-    model, name = load_model(reader).eval(), type(theirs).__name__
-    own = Correspondence.of(model.config, name)
+        model = load_model(reader).eval()
+    return model, Correspondence.of(model.config, type(theirs).__name__), stored
+
+
+@pytest.mark.long
+def test_a_t5_trains_20_steps_as_transformers_does() -> None:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2, "dropout_rate": 0.0}
+    torch.manual_seed(0)
+    theirs = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=VOCAB, decoder_start_token_id=0, **sizes)
+    )
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, 0.1, 0.2)
+    model, own, _ = loaded(theirs.eval())
+    check_steps(model, theirs, own, batch(), steps=20, tolerance=1e-4)
+
+
+def check(theirs: Any) -> None:
+    check_round_trip(theirs)
+    (model, own, stored), name = loaded(theirs), type(theirs).__name__
     parameters = dict(model.named_parameters())
     assert set(own.tensors) == set(stored)
     for tensor in own.tensors.values():
@@ -102,7 +120,10 @@ def check(theirs: Any) -> None:
 
 def check_generation(model: Any, theirs: Any, tokens: torch.Tensor) -> None:
     """Keys and values that are kept give the tokens of transformers, and the logits of a model that keeps none."""
-    expected = theirs.generate(tokens, max_new_tokens=6, do_sample=False, num_beams=1, eos_token_id=None)
+    fits = theirs.config.num_decoder_layers <= theirs.config.num_layers  # their cache has the encoder's layers alone
+    expected = theirs.generate(
+        tokens, max_new_tokens=6, do_sample=False, num_beams=1, eos_token_id=None, use_cache=fits
+    )
     assert generate(model, tokens[0].tolist(), 6, temperature=0.0, start_token=0) == [expected[0, 1:].tolist()]
     whole = model(Piece({"tokens": tokens, "decoder_tokens": expected}), wants_logits=True)
     assert whole[0, :-1].argmax(dim=-1).tolist() == expected[0, 1:].tolist()
@@ -113,14 +134,21 @@ def check_generation(model: Any, theirs: Any, tokens: torch.Tensor) -> None:
     assert closeness(kept[..., :VOCAB], whole[..., :VOCAB]) < 1e-5
 
 
-def check_steps(model: Any, theirs: Any, own: Correspondence, fields: dict[str, torch.Tensor]) -> None:
-    """The gradients of the first step, and the losses of five."""
+def check_steps(
+    model: Any,
+    theirs: Any,
+    own: Correspondence,
+    fields: dict[str, torch.Tensor],
+    steps: int = 5,
+    tolerance: float = 1e-5,
+) -> None:
+    """The gradients of the first step, and the losses of all."""
     optimizers = [torch.optim.AdamW(one.parameters(), lr=1e-3, eps=1e-4) for one in (model, theirs)]
-    for step in range(5):
+    for step in range(steps):
         ours = model(Piece(fields))["lm"].mean()
         logits = theirs(**their_inputs(fields)).logits
         others = F.cross_entropy(logits.flatten(0, 1), fields["labels"].flatten())
-        assert ours.item() == pytest.approx(others.item(), rel=1e-5)
+        assert ours.item() == pytest.approx(others.item(), rel=tolerance)
         for optimizer, loss in zip(optimizers, (ours, others), strict=True):
             optimizer.zero_grad()
             loss.backward()

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from megalm.config.merging.load import load_config
 from megalm.config.rules.completion import complete_model
-from megalm.config.spans import SequenceIds, SpanNoise
+from megalm.config.spans import Denoising, SequenceIds, SpanNoise
 from megalm.data.samples.sample import Sample
 from megalm.errors import ConfigError
 from megalm.objectives import build_objective
+from megalm.objectives.forms import EncoderDecoderForm
 from megalm.objectives.span import SpanObjective
 
 START, END = 1, 2
@@ -28,10 +29,11 @@ RUN = (
 def objective(encoder: int, density: float = 0.15, mean: float = 3.0, **changes: Any) -> SpanObjective:
     noise = SpanNoise(density=density, mean_length=mean)
     text = noise.text_tokens(encoder)
-    options = {"decoder_length": noise.lengths(text)[1], "seed": 7} | changes
+    form = EncoderDecoderForm(encoder_length=encoder, decoder_length=noise.lengths(text)[1])
+    options = {"form": form, "seed": 7} | changes
     sentinels = tuple(range(SENTINEL, SENTINEL - noise.counts(text)[1], -1))
     ids = SequenceIds(start=START, end=END, pad=0)
-    return SpanObjective(noise=noise, encoder_length=encoder, sentinels=sentinels, ids=ids, **options)
+    return SpanObjective(kind=Denoising(noises=(noise,)), sentinels=sentinels, ids=ids, **options)
 
 
 def joined(row: dict[str, Any], sentinels: tuple[int, ...]) -> list[int]:
@@ -64,16 +66,17 @@ def test_lengths_are_those_of_t5(encoder: int, text: int, decoder: int) -> None:
 @settings(deadline=None)
 def test_a_whole_text_fills_both_and_comes_back(data: st.DataObject) -> None:
     density, mean = data.draw(st.floats(0.02, 0.6)), data.draw(st.floats(1.0, 6.0))
-    own = objective(data.draw(st.integers(8, 200)), density, mean)
-    length = own.sample_tokens(own.encoder_length)
+    encoder = data.draw(st.integers(8, 200))
+    own = objective(encoder, density, mean)
+    length = own.sample_tokens(encoder)
     text = np.random.default_rng(0).integers(3, 900, length)
     row = own(Sample(data.draw(st.integers(0, 10**9)), 0, text))
-    assert row["padding_mask"].all() or own.noise.lengths(length)[0] < own.encoder_length
+    assert row["padding_mask"].all() or own.kind.noises[0].lengths(length)[0] < encoder
     assert row["loss_mask"].all()
     assert joined(row, own.sentinels) == text.tolist()
     assert row["decoder_tokens"].tolist() == [START, *row["labels"][:-1]]
     fields = {name: ((*array.shape,), array.dtype) for name, array in row.items()}
-    assert fields == {name: (f.shape, np.dtype(f.dtype)) for name, f in own.fields(own.encoder_length).items()}
+    assert fields == {name: (f.shape, np.dtype(f.dtype)) for name, f in own.fields(encoder).items()}
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 40])
@@ -85,7 +88,7 @@ def test_a_shorter_text_is_followed_by_padding(tokens: int) -> None:
     assert joined(row, own.sentinels) == text[:tokens].tolist()
     assert row["tokens"].min() >= 0
     assert not row["padding_mask"].all()
-    assert row["loss_mask"].sum() == own.noise.lengths(tokens)[1]
+    assert row["loss_mask"].sum() == own.kind.noises[0].lengths(tokens)[1]
 
 
 def test_spans_follow_from_seed_and_number_alone() -> None:

@@ -70,6 +70,13 @@ def reported(flags, rows=300, padding=0):
                 "share_x": 1 / 3,
             },
         ),
+        (
+            "--objective ul2 --seq-length 128 --ul2-denoisers R:0.1:2,S:0.3,X:0.5:8", 0,
+            {
+                "mask_rate": 0.3, "mean_span": 7.2, "padding_share": 0.036, "share_r": 1 / 3, "share_s": 1 / 3,
+                "share_x": 1 / 3,
+            },
+        ),
         ("--seq-length 40 --objective prefix", 0, {"prefix_share": 0.5}),
         ("--seq-length 40 --objective fim --fim-rate 0.3", 0, {"fim_rate": 0.3}),
         (

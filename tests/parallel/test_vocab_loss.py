@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megalm.kernels import linear_cross_entropy
-from megalm.models.blocks.head import use_linear_loss
+from megalm.models.blocks.head import TokenLoss, use_linear_loss
 from megalm.parallel.region import SEQUENCE, InputHook, TensorParallel
 from megalm.parallel.vocab import VocabParallelHead, VocabParallelTiedHead, VocabParallelTokenLoss
 from megalm.testing.spawner import run_on_ranks
@@ -89,6 +89,40 @@ def test_losses_and_gradients_are_those_of_all_logits(found: list[list[Found]], 
         own = x_BTD.grad.chunk(RANKS, SEQUENCE)[rank] if sequence_parallel else x_BTD.grad
         torch.testing.assert_close(grad_x_BTD, own)
         torch.testing.assert_close(grad_weight_VD, weight_VD.grad.chunk(RANKS)[rank])
+
+
+TOP_K = (None, 1, 4, 11, VOCAB)
+
+
+def compared() -> tuple[Tensor, Tensor]:
+    """A student's logits and a teacher's, many of which are equal: who has them must not matter."""
+    student_BTV, teacher_BTV = 3 * torch.randn(2, B, T, ROWS, generator=torch.Generator().manual_seed(2))
+    return student_BTV, teacher_BTV.round()
+
+
+def divergences(rank: int | None = None) -> list[tuple[Tensor, Tensor]]:
+    """Of each token, and the gradient of the student's logits: of a rank, or without ranks of whole rows."""
+    found, loss = [], TokenLoss(VOCAB)
+    if rank is not None:
+        loss = VocabParallelTokenLoss(TensorParallel(dist.group.WORLD, rank, RANKS, 1, dist.group.WORLD, False), VOCAB)
+    for top_k in TOP_K:
+        student_BTV, teacher_BTV = (x if rank is None else x.chunk(RANKS, -1)[rank] for x in compared())
+        student_BTV = student_BTV.clone().requires_grad_()
+        kl_BT = loss.divergence(student_BTV, teacher_BTV, 2.0, top_k)
+        (gradient_BTV,) = torch.autograd.grad(kl_BT, student_BTV, whole()[3])
+        found.append((kl_BT.detach(), gradient_BTV))
+    return found
+
+
+def divergences_of_rank() -> list[tuple[Tensor, Tensor]]:
+    return divergences(dist.get_rank())
+
+
+def test_the_divergence_from_a_teacher_is_that_of_whole_rows() -> None:
+    for rank, found in enumerate(run_on_ranks(RANKS, divergences_of_rank)):
+        for (kl_BT, gradient_BTV), (expected_BT, whole_BTV) in zip(found, divergences(), strict=True):
+            torch.testing.assert_close(kl_BT, expected_BT)
+            torch.testing.assert_close(gradient_BTV, whole_BTV.chunk(RANKS, -1)[rank])
 
 
 def test_the_linear_loss_keeps_neither_logits_nor_gathered_states(found: list[list[Found]]) -> None:

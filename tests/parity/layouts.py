@@ -29,6 +29,7 @@ RTD = (
     "--model-family electra --objective rtd --num-attention-heads 4 --ffn-hidden-size 48 --embedding-size 24 "
     "--mask-prob 0.4 --rtd-generator-size 0.5 --rtd-loss-weight 3 --init-method-std 0.2"
 )
+TEACHER = f"{LLAMA} --num-layers 3 --hidden-size 48 --init-method-std 0.2"
 DOCUMENTS = "--reset-position-ids --reset-attention-mask --eod-mask-loss"
 T5 = (
     "--model-family t5 --objective span --num-attention-heads 4 --ffn-hidden-size 48 "
@@ -90,6 +91,9 @@ MODELS = {
     # two modules that predict tokens further ahead, inside documents too
     "mtp": f"{LLAMA} --mtp-num-layers 2 --mtp-loss-scaling-factor 0.5",
     "mtp documents": f"{GPT2} --mtp-num-layers 2 --hidden-dropout 0.1 {DOCUMENTS}",
+    # a teacher of another size: its likeliest tokens beside the objective, or all tokens alone
+    "taught": f"{LLAMA} --teacher-load TEACHER --logit-kl-topk 20 --logit-kl-temperature 2 --kd-loss-scale 0.7",
+    "taught alone": f"{GPT2} --mtp-num-layers 1 --hidden-dropout 0.1 --teacher-load TEACHER --skip-lm-loss",
     # every row goes on from what the one of the step before has left: distances by sinusoids, or rotary
     "segments": f"{GPT2} --position-embedding-type relative --segment-memory 12 --sampling consecutive "
     "--init-method-std 0.2",
@@ -104,6 +108,10 @@ MODELS = {
     ),
     # hidden channels of MLPs drop too, the same on any number of ranks
     "t5 hidden dropout": f"{T5} --geglu --hidden-dropout 0.2",
+    # what is read and what is written in one row
+    "ul2 decoder": (
+        f"{LLAMA} --num-layers 4 --objective ul2 --ul2-denoisers R:0.2:2,S:0.3,X:0.5:2 --init-method-std 0.2"
+    ),
     "t5 dropout": f"{T5} --relu --hidden-dropout 0.1 --attention-dropout 0.1",
 }
 JSONS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -416,6 +424,17 @@ ROWS = [
     Row(2, "mtp", "tp2 sp zero3 selective"),
     Row(2, "mtp documents", "tp2 sp zero0"),
     Row(2, "mtp documents", "zero3 full"),
+    Row(2, "taught", "tp2 zero1"),
+    Row(2, "taught", "tp2 sp zero2 selective"),
+    Row(2, "taught", "zero1"),
+    Row(2, "taught", "zero3"),
+    Row(2, "taught", "tp2 sp zero1 bf16"),
+    Row(2, "taught alone", "tp2 sp zero0"),
+    Row(2, "taught alone", "zero2 one-by-one"),
+    Row(4, "taught alone", "tp2 zero3 full one-by-one"),
+    Row(2, "ul2 decoder", "tp2 sp zero1"),
+    Row(2, "ul2 decoder", "pp2 1f1b zero1"),
+    Row(2, "ul2 decoder", "zero3"),
     # segment recurrence
     Row(2, "segments", "tp2 zero1", CI),
     Row(2, "segments", "zero0"),

@@ -1,6 +1,7 @@
 """Every layout trains like one process: losses and gradient norms of two steps, and then weights, evaluation and
 generation."""
 
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from layouts import MODELS, ROWS, RUN, SAMPLES, SEQ, STEPS, VOCAB, WORDS, Row
+from layouts import MODELS, ROWS, RUN, SAMPLES, SEQ, STEPS, TEACHER, VOCAB, WORDS, Row
 
 from megalm.assembly import build_model_and_engine
 from megalm.config.merging.load import load_config
 from megalm.config.rules.completion import complete_model
 from megalm.config.rules.layout import check_layout
 from megalm.config.sections import RunConfig
+from megalm.continuation import save
 from megalm.data.batch import Batch
 from megalm.data.samples.sample import Sample
 from megalm.distributed.context import RankContext
@@ -115,9 +117,28 @@ def whole_weights(engine) -> dict[str, torch.Tensor]:
 @cache
 def one_process(model: str, *words: str) -> Trained:
     """One process in the row's precision, with its optimizer."""
-    return run_on_ranks(1, trained, f"{RUN} {MODELS[model]} --zero-stage 0 {' '.join(WORDS[word] for word in words)}")[
-        0
-    ]
+    return run_on_ranks(1, trained, command(model, f"--zero-stage 0 {' '.join(WORDS[word] for word in words)}"))[0]
+
+
+def command(model: str, flags: str) -> str:
+    """A model in a layout."""
+    found = f"{RUN} {MODELS[model]} {flags}"
+    return found.replace("TEACHER", teacher().name) if "TEACHER" in found else found
+
+
+@cache
+def teacher() -> "tempfile.TemporaryDirectory[str]":
+    """A run folder with a teacher."""
+    folder = tempfile.TemporaryDirectory(prefix="megalm-teacher-")
+    run_on_ranks(1, save_teacher, folder.name)
+    return folder
+
+
+def save_teacher(folder: str) -> None:
+    config = load_config(f"{RUN} {TEACHER} --save {folder}".split())
+    context = RankContext.of(Mesh.of_config(config.parallel, 1), torch.device("cpu"))
+    engine = build_model_and_engine(config, complete_model(config, None), context)
+    save(engine, config, {"tokenizer": None}, 0, [], "one process", context.device)
 
 
 def expected_of(row: Row) -> Trained:
@@ -128,7 +149,7 @@ def expected_of(row: Row) -> Trained:
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_training_equals_one_process(row: Row) -> None:
     expected = expected_of(row)
-    found = run_on_ranks(row.ranks, trained, f"{RUN} {MODELS[row.model]} {row.flags}")
+    found = run_on_ranks(row.ranks, trained, command(row.model, row.flags))
     assert differences(found, expected, row) == []
 
 

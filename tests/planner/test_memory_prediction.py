@@ -67,6 +67,7 @@ ROWS = [
     Row(2, LONG + "--zero-stage 3 --cross-entropy-fusion-impl linear", ci=False),
     Row(1, LONG + "--zero-stage 0 --recompute-granularity selective", ci=False),
     Row(2, LONG + "--zero-stage 0 --bf16 --gradient-accumulation-steps 2", ci=False),
+    Row(1, SAMPLES + "--zero-stage 1"),
     Row(2, SHORT + "--zero-stage 1 --bf16"),
     Row(1, SHORT + "--zero-stage 0 --bf16 --optimizer lion", ci=False),
     Row(2, SHORT + "--zero-stage 1 --optimizer muon", ci=False),

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,10 +20,10 @@ import os, subprocess, sys, time
 from pathlib import Path
 from megalm.storage.build_once import build_once
 target, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-def make(folder, lock):
+def make(folder):
     with log.open("a") as lines: print(os.getpid(), file=lines)
     (folder / "made").write_text("whole")
-    subprocess.run(["sleep", str(seconds)], pass_fds=[lock] if "inherit" in sys.argv else [])
+    subprocess.run(["sleep", str(seconds)])
     if "fail" in sys.argv: raise ValueError("no such header")
     return folder / "made"
 build_once(target, make, timeout_s=60, error=ValueError)
@@ -51,7 +50,7 @@ def wait_for_a_build(folder: Path) -> None:
     time.sleep(0.2)
 
 
-def made(folder: Path, _: int) -> Path:
+def made(folder: Path) -> Path:
     """The content, at once."""
     (folder / "made").write_text("again")
     return folder / "made"
@@ -87,23 +86,9 @@ def test_a_killed_build_leaves_nothing_that_loads_and_its_lock_is_free(tmp_path:
     assert not list(tmp_path.glob("*.build"))
 
 
-def test_the_next_one_waits_for_a_killed_builders_compiler_that_inherited_the_lock(tmp_path: Path) -> None:
-    process = builder(tmp_path, 60, "inherit")
-    wait_for_a_build(tmp_path)
-    process.kill()  # its compiler goes on
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(build_once, tmp_path / "target.so", made, timeout_s=60, error=ValueError)
-        time.sleep(0.5)
-        assert not waiting.done()
-        os.killpg(process.pid, signal.SIGKILL)
-        waiting.result(timeout=60)
-    process.communicate()
-    assert (tmp_path / "target.so").read_text() == "again"
-
-
 def test_a_folder_can_be_built(tmp_path: Path) -> None:
     for _ in range(2):
-        build_once(tmp_path / "kit", lambda folder, lock: made(folder, lock).parent, timeout_s=1, error=ValueError)
+        build_once(tmp_path / "kit", lambda folder: made(folder).parent, timeout_s=1, error=ValueError)
     assert (tmp_path / "kit" / "made").read_text() == "again"
 
 
@@ -127,7 +112,7 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, harm: bytes | None) -> Non
         target.write_bytes(harm)
     build_once(target, made, timeout_s=1, error=ValueError)
     assert target.read_text() == "again"
-    build_once(target, lambda folder, lock: pytest.fail("it is whole"), timeout_s=1, error=ValueError)
+    build_once(target, lambda folder: pytest.fail("it is whole"), timeout_s=1, error=ValueError)
 
 
 @pytest.mark.parametrize(("mode", "owner"), [(0o777, None), (0o775, None), (0o755, 65534)])

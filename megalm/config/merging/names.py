@@ -18,6 +18,10 @@ RENAMED = {
     "encoder-num-layers": "num_layers",
     "encoder-seq-length": "seq_length",
     "fim-eod-token": "eod_token",
+    "load-teacher": "teacher_load",
+    "export-kd-teacher-load": "teacher_load",
+    "kd-temp": "logit_kl_temperature",
+    "kd-beta-ce": "kd_loss_scale",
 }
 """Another name of a flag: the field that takes its value."""
 
@@ -124,7 +128,8 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("sample-rate", _OBJECTIVE),
     ("mtp-detach-heads mtp-hsm mtp-hybrid-* mtp-standalone mtp-use-repeated-layer",
      "each of --mtp-num-layers has a layer of its own behind the model, trained with it; remove the flag"),
-    ("kd kd-* mos load-teacher *-teacher", "distillation is not available; train on the data alone"),
+    ("kd kd-* export-kd-* mos *-teacher",
+     "a teacher comes with its own settings: --teacher-load, and --kd-loss-scale weighs it"),
     ("rl-* grpo-* langrl-* perform-rl-step sft sft-* refit-method run-workload-inspector-server", _RL),
     ("fp8-* no-fp8-wgrad disable-fp8-wgrad fp4-* first-last-layers-bf16 num-layers-at-*-in-bf16", _FP8),
     ("fp32-residual-connection", "the residual stream has the model's type; leave out --bf16 for fp32"),

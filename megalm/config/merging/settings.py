@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from megalm.config.base import OpenChoice, Section
 from megalm.config.merging.names import VALUE_ALIASES
 from megalm.config.merging.suggest import did_you_mean
+from megalm.config.merging.typography import pasted_in
 from megalm.config.paths import InputPath
 from megalm.config.ranges import LARGEST
 from megalm.config.sections import RunConfig
@@ -109,6 +110,12 @@ class Setting:
         Raises:
             ValueError: the value does not fit; the text says the rule.
         """
+        try:
+            return self._converted(value)
+        except ValueError as error:
+            raise ValueError(f"{error}{pasted_in(value)}") from error
+
+    def _converted(self, value: Any) -> Any:
         if isinstance(value, bool) and not self.is_bool:
             raise ValueError(f"must be {self.metavar}, not true or false")
         if self.choices and isinstance(value, str):

@@ -7,6 +7,7 @@ _DASHES = "\u2010-\u2015\u2212\ufe58\ufe63\uff0d"
 _BLANKS = "\u00a0\u1680\u2000-\u200f\u2028\u2029\u202f\u205f\u2060\u3000\ufeff\u00ad"
 _PASTED_FLAG = re.compile(rf"-*[{_DASHES}][{_DASHES}\-]*(?=[A-Za-z])")
 _ODD_BLANK = re.compile(f"[{_BLANKS}]+")
+_PASTED = re.compile(f"[{_DASHES}{_BLANKS}\u00ab\u00bb\u2018-\u201f\uff01-\uff5e]")
 
 
 def typed(words: list[str]) -> tuple[list[str], list[str]]:
@@ -27,6 +28,12 @@ def typed(words: list[str]) -> tuple[list[str], list[str]]:
         else:
             meant.append(word)
     return meant, problems
+
+
+def pasted_in(value: object) -> str:
+    """What to add to the refusal of a value that holds such a character, which looks right and is not."""
+    found = _PASTED.search(value) if isinstance(value, str) else None
+    return "" if found is None else f"; it holds {_named(found[0])}: type it anew"
 
 
 def _named(character: str) -> str:

@@ -1,6 +1,5 @@
 """Rules of encoder-decoders: what T5 has and has not, and the lengths that its objectives need."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,8 +96,7 @@ def _lengths(config: RunConfig) -> list[str]:
         f"{knobs[name][0].format(noise.mean_length)} is longer than the {noise.counts(texts[name])[0]} noise tokens of "
         f"a text of {texts[name]}; {knobs[name][1]} --seq-length"
         for name, kind in kinds.items()
-        for noise in kind.noises
-        if noise.counts(texts[name])[0] < noise.mean_length < math.inf
+        if (noise := kind.too_long(texts[name])) is not None
     ][:1]
 
 

@@ -20,10 +20,11 @@ def logits_bytes(config: RunConfig) -> int:
 def cross_entropy_impl(config: RunConfig) -> Literal["logits", "linear"]:
     """What --cross-entropy-fusion-impl says; of auto, linear where the logits would take more than `LOGITS_LIMIT`.
 
-    Capped logits are held.
+    Capped logits are held, and those that are compared with a teacher's.
     """
     chosen = config.kernels.cross_entropy_fusion_impl
-    if chosen == "auto" and config.model.final_logit_softcapping is not None:
+    is_held = config.model.final_logit_softcapping is not None or config.distillation.teacher_load is not None
+    if chosen == "auto" and is_held:
         return "logits"
     if chosen == "auto":
         return "linear" if logits_bytes(config) > LOGITS_LIMIT else "logits"

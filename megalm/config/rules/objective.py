@@ -4,15 +4,17 @@ from collections.abc import Mapping
 
 from megalm.config.merging.settings import SETTINGS
 from megalm.config.sections import RunConfig
+from megalm.config.spans import denoisings
 
 OBJECTIVES_OF: Mapping[str, tuple[str, ...]] = {
-    "gpt": ("causal", "prefix", "fim"),
+    "gpt": ("causal", "prefix", "fim", "ul2"),
     "bert": ("masked",),
     "electra": ("rtd",),
     "t5": ("span", "ul2"),
 }
 """Family -> what trains it, its own first."""
 FAMILY_OF = {objective: family for family, names in OBJECTIVES_OF.items() for objective in names}
+"""Objective -> a family that it trains; of several the last."""
 _KIND = {
     "gpt": "decoders", "bert": "encoders", "electra": "a generator and a discriminator", "t5": "encoder-decoders"
 }  # fmt: skip
@@ -36,7 +38,7 @@ SETTINGS_OF: Mapping[str, tuple[str, ...]] = {
 def objectives(config: RunConfig) -> list[str]:
     """The objectives train the model's family, and every setting of an objective has one."""
     names, family = tuple(config.training.objectives), config.model.model_family
-    foreign = [name for name in names if FAMILY_OF.get(name, family) != family]
+    foreign = [name for name in names if name in FAMILY_OF and name not in OBJECTIVES_OF.get(family, ())]
     found = []
     if foreign and family in OBJECTIVES_OF:
         other = FAMILY_OF[foreign[0]]
@@ -51,7 +53,8 @@ def objectives(config: RunConfig) -> list[str]:
             for setting, users in _users().items()
             if not set(users) & set(names) and is_given(config, setting)
         ]
-    return found + (_fim(config) if "fim" in names else [])
+    found += _fim(config) if "fim" in names else []
+    return found + (_ul2_of_decoders(config) if "ul2" in names and family == "gpt" else [])
 
 
 def _users() -> dict[str, list[str]]:
@@ -78,10 +81,10 @@ def ahead(config: RunConfig) -> list[str]:
             "embeddings, which the last stage lacks; use --tensor-model-parallel-size, or more data-parallel ranks "
             "with --zero-stage"
         )
-    if "prefix" in config.training.objectives:
+    if seeing := [name for name in ("prefix", "ul2") if name in config.training.objectives]:
         found.append(
-            f"mtp_num_layers={depths} does not go with objective=prefix: where tokens see those after them, a module "
-            "reads what it is to predict; drop one of them"
+            f"mtp_num_layers={depths} does not go with objective={seeing[0]}: where tokens see those after them, "
+            "a module reads what it is to predict; drop one of them"
         )
     if depths >= config.batch.seq_length:
         found.append(
@@ -102,6 +105,34 @@ def _fim(config: RunConfig) -> list[str]:
         )
     if config.data.fim_split_sample is None and is_given(config, "fim_fragment_rate"):
         found.append(says_nothing(config, "fim_fragment_rate", "fragments, which fim_split_sample parts"))
+    return found
+
+
+def _ul2_of_decoders(config: RunConfig) -> list[str]:
+    """Rows of a text that is read and of what is written of it: no documents, and room for both."""
+    data, length, names = config.data, config.batch.seq_length, tuple(config.training.objectives)
+    found = [
+        f"{name}=true is for rows of documents, which objective=ul2 has not; drop --{name.replace('_', '-')}"
+        for name in ("reset_position_ids", "reset_attention_mask", "eod_mask_loss")
+        if getattr(data, name)
+    ]
+    if len(names) > 1:
+        found.append(
+            "objective_mixture: in a decoder ul2 takes texts of another length than the other objectives; use "
+            "--objective ul2, of which S:0.25 and others in --ul2-denoisers continue texts as prefix does"
+        )
+    kind = denoisings(config)["ul2"]
+    text = kind.row_tokens(length)
+    if text < 2:
+        found.append(
+            f"seq_length={length} leaves objective=ul2 no text: a row has its mode, a token that stays, one that is "
+            "restored, two sentinels and an end of text; use --seq-length 6 or more"
+        )
+    elif (noise := kind.too_long(text)) is not None:
+        found.append(
+            f"the mean span {noise.mean_length:g} of ul2_denoisers is longer than the {noise.counts(text)[0]} noise "
+            f"tokens of a text of {text}; give others in --ul2-denoisers, or raise --seq-length"
+        )
     return found
 
 

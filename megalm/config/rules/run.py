@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from megalm.config.base import OpenChoice
 from megalm.config.deepspeed.write import deepspeed_only, zero_stage
 from megalm.config.merging.suggest import did_you_mean
+from megalm.config.rules.distillation import distillation
 from megalm.config.rules.encoder import encoder
 from megalm.config.rules.encoder_decoder import encoder_decoder
 from megalm.config.rules.layout import available_axes
@@ -204,6 +205,7 @@ CHECKS: tuple[Callable[[RunConfig], list[str]], ...] = (
     loss,
     objectives,
     ahead,
+    distillation,
     encoder,
     encoder_decoder,
     consecutive,

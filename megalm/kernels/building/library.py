@@ -128,7 +128,7 @@ def build(folder: Path | None = None, cxx: str | None = None) -> Path:
     toolchain = Toolchain.find(cxx)
     library = folder / f"libmegalm-{toolchain.key()}.so"
 
-    def make(work: Path, _: int) -> Path:
+    def make(work: Path) -> Path:
         log.info("compiling the fused kernels with %s, once (under a minute)", toolchain.cxx)
         return toolchain.build(work)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from megalm.shipped import shipped_folder
@@ -14,10 +15,13 @@ _COMPILERS = ("c++", "g++", "clang++")
 def user_cache() -> Path:
     """What a user has for all checkouts and runs: $XDG_CACHE_HOME/megalm, or ~/.cache/megalm.
 
-    By the rule of XDG a relative path in the variable counts as none.
+    By the rule of XDG a relative path in the variable counts as none. A user without a home, as a container's of a
+    number of its own, has a folder beside other temporary files.
     """
-    asked = Path(os.path.expandvars("$XDG_CACHE_HOME"))
-    return (asked if asked.is_absolute() else Path.home() / ".cache") / "megalm"
+    asked, home = Path(os.path.expandvars("$XDG_CACHE_HOME")), os.path.expanduser("~")
+    if asked.is_absolute():
+        return asked / "megalm"
+    return Path(tempfile.gettempdir(), f"megalm-{os.geteuid()}") if home == "~" else Path(home, ".cache", "megalm")
 
 
 def default_cache() -> Path:

@@ -30,7 +30,7 @@ def plain_library(name: str, folder: Path) -> Path:
     made_from = [source.read_bytes(), *headers, version.stdout, " ".join(_FLAGS).encode(), platform.machine().encode()]
     library = folder / f"libmegalm-{name}-{hashlib.sha256(b'|'.join(made_from)).hexdigest()[:24]}.so"
 
-    def make(work: Path, _: int) -> Path:
+    def make(work: Path) -> Path:
         made = work / "made.so"
         command = [compiler, *_FLAGS, str(source), "-o", str(made)]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)

@@ -26,7 +26,8 @@ from megalm.models.blocks.mlp import build_mlp
 from megalm.models.blocks.norm import build_norm
 from megalm.models.blocks.randomness import seed_part, seeded_layer
 from megalm.models.blocks.rotary import RotaryTables, Tables
-from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Past, Stream, run_in_order
+from megalm.models.contract import Batch, LayerStep, Losses, Past, Stream, run_in_order
+from megalm.models.token_model import TokenModel
 
 
 class EncoderLayer(nn.Module):
@@ -71,7 +72,7 @@ class EncoderLayer(nn.Module):
         return y_BTD
 
 
-class Bert(LanguageModel):
+class Bert(TokenModel):
     """A masked language model, or the part of one that a pipeline stage holds.
 
     The loss "lm" is the cross entropy of `labels` (B, T), all in [0, vocab_size), weighted by `loss_mask`. With a
@@ -141,8 +142,7 @@ class Bert(LanguageModel):
     def losses(self, stream: Stream, batch: Batch) -> Losses:
         """The weighted losses of all tokens (B, T), and of all pairs of texts (B), float32, nats."""
         x_BTD = self.final_norm(stream[0])
-        losses_BT = self.token_loss(self.lm_head(x_BTD), batch["labels"], self._head())
-        found = {"lm": weighted_losses(losses_BT, batch["loss_mask"])}
+        found = self.token_losses(self.lm_head(x_BTD), batch)
         if self.config.has_sentence_head:
             scores_B2, labels_B = self.sentence_head(x_BTD).float(), batch["is_random"]
             losses_B = F.cross_entropy(scores_B2, labels_B.clamp_min(0), reduction="none")
@@ -151,15 +151,15 @@ class Bert(LanguageModel):
 
     def counts(self, batch: Batch) -> Losses:
         """The weight of each token (B, T); every pair of texts (B) has one."""
-        found = {"lm": batch["loss_mask"]}
+        found = self.token_counts(batch)
         if self.config.has_sentence_head:
             found["sentence"] = (batch["is_random"] >= 0).float()
         return found
 
-    def logits(self, stream: Stream) -> Tensor:
-        """Logits (B, T, V) of the token at each position; padded vocabulary columns are -inf."""
-        logits_BTV: Tensor = self.full_logits(self._head()(self.lm_head(self.final_norm(stream[0]))))
-        return logits_BTV
+    def read_by_head(self, stream: Stream) -> Tensor:
+        """What the transform makes of the last layer's output (B, T, E)."""
+        x_BTE: Tensor = self.lm_head(self.final_norm(stream[0]))
+        return x_BTE
 
     def sentence_logits(self, stream: Stream) -> Tensor:
         """Scores (B, 2) of a row's texts being in order, and of not being so."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megalm.kernels.backend import REFERENCE, Kernels
+from megalm.kernels.divergence import forward_kl
 
 HeadUse = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """What is made of hidden states (B, T, D), the head's weight (V, D) and the bias of logits (V), where there is one, all
@@ -90,6 +91,10 @@ class TokenLoss(nn.Module):
     def of_logits(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         """Losses (B, T) of logits."""
         return self.kernels.cross_entropy(logits_BTV, labels_BT, self.vocab_size)
+
+    def divergence(self, logits_BTV: Tensor, teacher_BTV: Tensor, temperature: float, top_k: int | None) -> Tensor:
+        """How far the distribution of logits is from a teacher's at each position (B, T), as `forward_kl`."""
+        return forward_kl(logits_BTV, teacher_BTV, self.vocab_size, temperature, top_k)
 
     def of_hidden_states(
         self, labels_BT: Tensor, x_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None = None

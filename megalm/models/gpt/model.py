@@ -24,8 +24,9 @@ from megalm.models.blocks.norm import build_norm
 from megalm.models.blocks.randomness import seed_part, seeded_layer
 from megalm.models.blocks.rotary import RotaryTables, Tables
 from megalm.models.blocks.segments import LayerMemory, SegmentMemory, build_attention
-from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Past, Stream, run_in_order
+from megalm.models.contract import Batch, LayerStep, Losses, Past, Stream, run_in_order
 from megalm.models.gpt.mtp import PredictionModule, shifted, weights_ahead
+from megalm.models.token_model import TokenModel
 
 
 class TransformerLayer(nn.Module):
@@ -85,7 +86,7 @@ class TransformerLayer(nn.Module):
         return cast(Tensor, self.dropout(self.mlp(self.mlp_norm(x_BTD)), y_BTD))
 
 
-class GPT(LanguageModel):
+class GPT(TokenModel):
     """A decoder-only language model, or the part of one that a pipeline stage holds.
 
     A stage is built by naming the layers that it holds and whether it holds the embedding and the head. With tied
@@ -158,20 +159,19 @@ class GPT(LanguageModel):
 
     def losses(self, stream: Stream, batch: Batch) -> Losses:
         """The weighted losses of all tokens (B, T), float32, nats."""
-        h_BTD = self.final_norm(stream[0])
-        losses_BT = self.token_loss(h_BTD, batch["labels"], self._head())
-        found = {"lm": weighted_losses(losses_BT, batch["loss_mask"])}
+        h_BTD = self.read_by_head(stream)
+        found = self.token_losses(h_BTD, batch)
         return found | self._losses_ahead(h_BTD, batch) if self.config.mtp_num_layers else found
 
     def counts(self, batch: Batch) -> Losses:
         """The weight of each token (B, T)."""
         depths = range(1, self.config.mtp_num_layers + 1)
-        return {"lm": batch["loss_mask"], **{f"mtp_{depth}": weights_ahead(batch, depth) for depth in depths}}
+        return self.token_counts(batch) | {f"mtp_{depth}": weights_ahead(batch, depth) for depth in depths}
 
-    def logits(self, stream: Stream) -> Tensor:
-        """Logits (B, T, V) from the last layer's output; padded vocabulary columns are -inf."""
-        logits_BTV: Tensor = self.full_logits(self._head()(self.final_norm(stream[0])))
-        return logits_BTV
+    def read_by_head(self, stream: Stream) -> Tensor:
+        """The normalized output of the last layer (B, T, D)."""
+        h_BTD: Tensor = self.final_norm(stream[0])
+        return h_BTD
 
     def stream_shapes(self, rows: int, length: int, parts: int = 1) -> tuple[tuple[int, ...], ...]:
         """That of the residual stream."""

@@ -20,12 +20,12 @@ from megalm.models.blocks.attention import KVCache
 from megalm.models.blocks.dropout import Dropout
 from megalm.models.blocks.embedding import TokenEmbedding, vocabulary_sizes
 from megalm.models.blocks.head import FullLogits, Head, OutputHead, TiedHead, TokenLoss
-from megalm.models.blocks.loss import weighted_losses
 from megalm.models.blocks.norm import build_norm
 from megalm.models.blocks.randomness import seed_part, seeded_layer
 from megalm.models.blocks.relative import RelativeBias, RelativePositions
-from megalm.models.contract import Batch, LanguageModel, LayerStep, Losses, Past, Stream, run_in_order
+from megalm.models.contract import Batch, LayerStep, Losses, Past, Stream, run_in_order
 from megalm.models.t5.layers import DecoderLayer, EncoderLayer
+from megalm.models.token_model import TokenModel
 
 
 class TokenTable(nn.Module):
@@ -42,7 +42,7 @@ class TokenTable(nn.Module):
         return x_BSD
 
 
-class T5(LanguageModel):
+class T5(TokenModel):
     """An encoder-decoder, or the part of one that a pipeline stage holds.
 
     The encoder reads `tokens` (B, S), of which those with `padding_mask` (B, S; bool) False are padding that nobody
@@ -116,17 +116,11 @@ class T5(LanguageModel):
     def losses(self, stream: Stream, batch: Batch) -> Losses:
         """The weighted losses of all decoder tokens (B, T), float32, nats."""
         seed_part(self._seed(batch), "head")
-        losses_BT = self.token_loss(self._decoded(stream), batch["labels"], self._head())
-        return {"lm": weighted_losses(losses_BT, batch["loss_mask"])}
+        return self.token_losses(self.read_by_head(stream), batch)
 
     def counts(self, batch: Batch) -> Losses:
         """The weight of each decoder token (B, T)."""
-        return {"lm": batch["loss_mask"]}
-
-    def logits(self, stream: Stream) -> Tensor:
-        """Logits (B, T, V) of the decoder's tokens; padded vocabulary columns are -inf."""
-        logits_BTV: Tensor = self.full_logits(self._head()(self._decoded(stream)))
-        return logits_BTV
+        return self.token_counts(batch)
 
     def stream_shapes(self, rows: int, length: int, parts: int = 1) -> tuple[tuple[int, ...], ...]:
         """Those of both residual streams, and of the tables, which every rank has whole."""
@@ -158,8 +152,8 @@ class T5(LanguageModel):
             x_BSD = self.encoder_dropout(self.encoder_norm(x_BSD))
         return x_BSD, y_BTD, tables
 
-    def _decoded(self, stream: Stream) -> Tensor:
-        """What the head reads (B, T, D)."""
+    def read_by_head(self, stream: Stream) -> Tensor:
+        """The normalized output of the decoder's last layer (B, T, D)."""
         x_BSD, y_BTD, tables = stream
         if not self.layers:  # a stage of the head alone: the stage before waits for the gradients of all that it sent
             y_BTD = _beside(y_BTD, x_BSD, tables)

@@ -39,6 +39,13 @@ def test_files_have_the_specified_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "d.idx").read_bytes() == expected
 
 
+def test_a_users_program_writes_and_reads_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    np.testing.assert_array_equal(IndexedDataset("counted")[99], np.arange(99, 149))
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "int32"])
 def test_files_equal_megatrons_and_each_reads_the_other(megatron: Any, tmp_path: Path, dtype: str) -> None:
     import torch
