@@ -126,11 +126,11 @@ class Filling:
             if not found:
                 raise ConfigError(f"sample_prompt needs a tokenizer with a {name} token; drop --sample-prompt")
             special[name] = found[0]
-        first, *others = (tokenizer.encode(part) for part in _MASKS.split(prompt))
-        if not others:
+        first, *rest = (tokenizer.encode(part) for part in _MASKS.split(prompt))
+        if not rest:
             raise ConfigError(f"sample_prompt={prompt} has no mask that could be filled in; write [MASK] in it")
         tokens, places = [special["cls"], *first], []
-        for part in others:
+        for part in rest:
             places.append(len(tokens))
             tokens += [special["mask"], *part]
         tokens.append(special["sep"])

@@ -31,7 +31,8 @@ def test_operators() -> None:
     ]
 
 
-@pytest.mark.parametrize("style", ["llama", *(pytest.param(name, marks=pytest.mark.long) for name in ("bert", "t5"))])
+@pytest.mark.long
+@pytest.mark.parametrize("style", ["llama", "bert", "t5"])
 def test_training_step(style: str) -> None:
     pytest.importorskip("transformers")
     small = [

@@ -180,8 +180,8 @@ class Reader:
         self.manifest.config = {}
         self._parameters = dict(model.named_parameters())
 
-    def read_tensor(self, name: str) -> Tensor:
-        parameter = self._parameters[name].detach()
+    def read_tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        parameter = self._parameters[name].detach().to(dtype)
         return parameter[:VOCAB] if parameter.shape[0] == 64 else parameter  # without vocabulary padding
 
 

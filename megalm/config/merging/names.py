@@ -128,7 +128,7 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("sample-rate", _OBJECTIVE),
     ("mtp-detach-heads mtp-hsm mtp-hybrid-* mtp-standalone mtp-use-repeated-layer",
      "each of --mtp-num-layers has a layer of its own behind the model, trained with it; remove the flag"),
-    ("kd kd-* export-kd-* mos *-teacher",
+    ("kd kd-alpha-ce export-kd-cfg mos num-*-teacher hidden-size-teacher",
      "a teacher comes with its own settings: --teacher-load, and --kd-loss-scale weighs it"),
     ("rl-* grpo-* langrl-* perform-rl-step sft sft-* refit-method run-workload-inspector-server", _RL),
     ("fp8-* no-fp8-wgrad disable-fp8-wgrad fp4-* first-last-layers-bf16 num-layers-at-*-in-bf16", _FP8),

@@ -102,8 +102,10 @@ class KVCache:
 
     def repeat(self, times: int) -> None:
         """Continue each stored sequence `times` times: the batch grows to times x B."""
-        for kept in (*self._layers.values(), *self._sources.values()):
-            kept.repeat(times)
+        for layer in self._layers.values():
+            layer.repeat(times)
+        for source in self._sources.values():
+            source.repeat(times)
 
     @property
     def length(self) -> int:
