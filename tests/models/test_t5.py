@@ -204,7 +204,7 @@ def test_samples_draw_for_themselves() -> None:
 
 
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
-def test_encoder_layers_drop_where_those_of_transformers_do(feed_forward: str, tmp_path: Path) -> None:
+def test_layers_drop_where_those_of_transformers_do(feed_forward: str, tmp_path: Path) -> None:
     """The same numbers are drawn in the same order: for scores, branches and the channels of the MLP."""
     config = CLASSES["T5ForConditionalGeneration"](
         vocab_size=VOCAB, d_model=24, d_kv=6, d_ff=40, num_heads=4, num_layers=1, feed_forward_proj=feed_forward,
@@ -213,15 +213,25 @@ def test_encoder_layers_drop_where_those_of_transformers_do(feed_forward: str, t
     theirs = transformers.T5ForConditionalGeneration(config).train()
     theirs.save_pretrained(tmp_path)
     model = load_model(HuggingFaceReader(tmp_path)).train()
-    x, none, found = torch.randn(2, S, 24), torch.zeros(1, 1, 1, 1), []
-    for layer in (
-        lambda: model.layers["0"](x, none),
-        lambda: theirs.encoder.block[0](x, position_bias=none)[0],
-    ):
-        torch.manual_seed(7)
-        with sdpa_kernel(SDPBackend.MATH):
-            found.append(layer())
-    assert closeness(*found) < 1e-5
+    x, memory = torch.randn(2, S, 24), torch.randn(2, T, 24)
+    none, causal = torch.zeros(1, 1, 1, 1), torch.full((1, 1, S, S), -torch.inf).triu(1)
+    decoder = theirs.decoder.block[0]
+    pairs = {
+        "encoder": (lambda: model.layers["0"](x, none), lambda: theirs.encoder.block[0](x, position_bias=none)[0]),
+        "decoder": (
+            lambda: model.layers["1"](x, memory, causal, None),
+            lambda: decoder(x, position_bias=causal, encoder_hidden_states=memory, encoder_decoder_position_bias=none)[
+                0
+            ],
+        ),
+    }
+    for name, pair in pairs.items():
+        found = []
+        for layer in pair:
+            torch.manual_seed(7)
+            with sdpa_kernel(SDPBackend.MATH):
+                found.append(layer())
+        assert closeness(*found) < 1e-5, name
 
 
 T5_STYLE = {
