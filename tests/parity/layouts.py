@@ -515,7 +515,7 @@ ROWS = [
     Row(2, "deep llama", "pp2 1f1b zero1 linear"),
     Row(2, "deep gpt2", "pp2 interleaved-1f1b zero0 linear"),
     Row(2, "deep llama", "pp2 interleaved-zero-bubble zero1 linear"),
-    Row(2, "deep llama", "pp2 1f1b zero1 linear"),
+    Row(2, "deep llama", "pp2 zbv zero1 linear"),
     Row(2, "deep gpt2", "pp2 dualpipev zero0 linear"),
     Row(2, "llama", "pp2 1f1b zero0 linear bf16"),
     Row(4, "deep llama", "pp2 1f1b zero2 linear one-by-one"),
