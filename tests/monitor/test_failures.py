@@ -115,6 +115,9 @@ def test_metrics_go_on_when_there_is_room_again(
 
 def test_a_sink_whose_files_cannot_be_had_is_left_out(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
+    endless = tmp_path / "endless.jsonl"
+    endless.symlink_to("/dev/zero")
+    JsonlSink(endless, resume_step=0).close()
     facts = RunFacts(folder=tmp_path, resume_step=0, resume_samples=0, total_iters=9)
     with caplog.at_level(logging.WARNING, "megalm"):
         sinks = build_sinks(LoggingConfig(sinks=("terminal", "jsonl")), facts)

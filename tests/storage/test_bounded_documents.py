@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from megalm.config.merging.load import load_config
-from megalm.errors import ConfigError, MegalmError
+from megalm.data.tokenizers.base import read_file
+from megalm.errors import ConfigError, DataError, MegalmError
 from megalm.launching.commands import read_hostfile
 from megalm.launching.site import read_site
 from megalm.monitor.sinks.jsonl import read_metrics
@@ -75,6 +76,8 @@ def test_yaml_that_is_none_is_one_error(text: str, said: str) -> None:
 def test_a_file_without_end_is_no_file_of_settings() -> None:
     with pytest.raises(ConfigError, match="/dev/zero cannot be read: it has more than 512 kB"):
         load_config(["--config", "/dev/zero"])
+    with pytest.raises(DataError, match="tokenizer_model=/dev/zero is a device"):
+        read_file("/dev/zero")
 
 
 SEEDS = {

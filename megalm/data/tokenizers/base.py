@@ -160,6 +160,8 @@ def read_file(path: str, setting: str = "tokenizer_model") -> bytes:
         DataError: it cannot be read.
     """
     try:
+        if Path(path).is_char_device():  # it may have no end
+            raise DataError(f"{setting}={path} is a device; it must be a file on this machine")
         return Path(path).read_bytes()
     except OSError as error:
         raise DataError(

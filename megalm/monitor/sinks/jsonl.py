@@ -18,7 +18,7 @@ class JsonlSink:
 
     def __init__(self, path: Path, *, resume_step: int, cadence: Cadence = EVERY_STEP) -> None:
         self.path, self.cadence = path, cadence
-        if path.exists():
+        if path.is_file():  # a device has no rows, and may have no end
             rows = [row for row in read_metrics(path) if row["step"] <= resume_step]
             replace_text(path, "".join(_line(row) for row in rows))
         self._stream = open(path, "ab", buffering=0)  # noqa: SIM115
