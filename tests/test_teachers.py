@@ -42,6 +42,7 @@ def story(folder: str) -> list[str]:
     ]
 
 
+@pytest.mark.long  # training with a teacher: a command of docs/objectives.md; its parts: models/test_distillation.py
 def test_a_run_goes_on_bit_for_bit_and_with_no_other_teacher(tmp_path: Path) -> None:
     *fine, refused = run_on_ranks(2, story, str(tmp_path))[0]
     assert fine == [""] * 5
