@@ -123,13 +123,15 @@ def _set_aside(folder: Path) -> Path:
 def _write_shard(partial: Path, slices: Sequence[StateSlice], with_moments: bool) -> dict[str, Any]:
     """This rank's file, and what the manifest says of it."""
     path = partial / f"rank_{dist.get_rank():05d}.safetensors"
-    tensors = {
-        f"{kind}/{piece.name}": tensor.detach().cpu().contiguous()
+    given = [
+        (f"{kind}/{piece.name}", tensor.detach().cpu().contiguous())
         for piece in slices
         for kind, tensor in piece.tensors(with_moments).items()
-    }
-    given = sum(len(piece.tensors(with_moments)) for piece in slices)
-    assert len(tensors) == given, f"{path.name} would hold {len(tensors)} of {given} slices: one for each tensor"
+    ]
+    tensors = dict(given)
+    assert len(tensors) == len(given), (
+        f"{path.name} would hold {len(tensors)} of {len(given)} slices: one for each tensor"
+    )
     _check_finite(partial.name.removeprefix(".").partition(".")[0], tensors)
     advice = f"it needs {_bytes_of(slices, with_moments) / 1e6:.1f} MB: free some space or choose another --save"
     with writing(path, CheckpointError, advice):

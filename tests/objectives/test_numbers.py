@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from loaded_rows import numbers_of_equal_rows
 
 from megalm.config.data import TokenizerConfig
 from megalm.config.merging.load import load_config
-from megalm.data.loader import build_loader
 from megalm.data.samples.gpt_dataset import MockDataset
 from megalm.data.samples.sample import Sample
 from megalm.data.tokenizers import build_tokenizer
@@ -92,16 +92,5 @@ def test_samples_are_the_same_for_all_workers_ranks_orders_and_after_a_resume(na
         chosen = chosen.with_documents(data)
     expected = [chosen(data[number]) for number in reversed(range(count))][::-1]
     for workers, size, start in ((0, 1, 0), (1, 2, 0), (2, 1, 8), (8, 1, 0), (8, 2, 16), (0, 4, 8), (0, 8, 0)):
-        seen = []
-        for rank in range(size):
-            with build_loader(
-                data, chosen, micro_batch_size=2, global_batch_size=2 * size, start_sample=start, stop_sample=count,
-                rank=rank, size=size, num_workers=workers, fields=chosen.fields(LENGTH),
-            ) as batches:  # fmt: skip
-                for batch in batches:
-                    for place, number in enumerate(batch.numbers):
-                        row = expected[number]
-                        assert row.keys() == batch.tensors.keys()
-                        assert all(np.array_equal(batch[field][place].numpy(), row[field]) for field in row)
-                        seen.append(number)
+        seen = numbers_of_equal_rows(data, chosen, expected, LENGTH, workers=workers, size=size, start=start)
         assert sorted(seen) == list(range(start, count))
