@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megalm.config.rules.objective import OBJECTIVES_OF, is_given, says_nothing
+from megalm.config.rules.objective import is_given, says_nothing
 from megalm.config.sections import RunConfig
 
 _SETTINGS = ("logit_kl_temperature", "logit_kl_topk", "kd_loss_scale", "skip_lm_loss")
@@ -17,8 +17,8 @@ def distillation(config: RunConfig) -> list[str]:
 
 
 def _model(config: RunConfig) -> list[str]:
-    family, found = config.model.model_family, []
-    if family == "electra" and family in OBJECTIVES_OF:
+    found = []
+    if config.model.model_family == "electra":
         found.append(
             "teacher_load does not go with model_family=electra, whose discriminator has no distribution over tokens; "
             "distil the generator alone (--model-family bert --objective masked), or drop --teacher-load"
