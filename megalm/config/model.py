@@ -31,7 +31,15 @@ def _numbers(value: object) -> object:
     return value if value is None else (value,)
 
 
-Window = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], BeforeValidator(_numbers)]
+def _two_numbers(value: object) -> object:
+    """What `_numbers` makes of it, if that is two of them."""
+    numbers = _numbers(value)
+    if isinstance(numbers, tuple) and len(numbers) != 2:
+        raise ValueError("takes two numbers, LEFT,RIGHT, such as 127,0")
+    return numbers
+
+
+Window = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], BeforeValidator(_two_numbers)]
 Pattern = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_numbers), Field(min_length=1)]
 
 

@@ -129,6 +129,10 @@ def test_values_of_unsupported_flags_are_not_reported_too(problem):
     assert "--window-size" in problem("--window-size 16 16")
 
 
+def test_a_pair_is_two_numbers(problem):
+    assert "(--window-size) takes two numbers, LEFT,RIGHT" in problem("--window-size 16")
+
+
 @pytest.mark.parametrize(
     ("word", "expected"),
     [

@@ -1,5 +1,8 @@
 """Every command of the README and docs/ runs, in the order of the text, in a copy of the repository.
 
+`make test` leaves the two pages of LATER to `make test-long`: that their commands and flags exist is tested in
+test_texts.py, and runs of their families in test_objective_runs.py and models/.
+
 The first command of each program (make, which calls deepspeed, megalm, python) is typed into a shell as it stands;
 torchrun's is in test_pretrain.py. What follows of the programs that are ours runs in warm processes, with the same
 words.
@@ -21,6 +24,7 @@ from megalm.testing.processes import REPOSITORY, Finished, copy_repository, envi
 pytestmark = pytest.mark.e2e
 
 DOCUMENTS = ["README.md", *sorted(str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "docs").glob("*.md"))]
+LATER = ["docs/encoders.md", "docs/encoder_decoders.md"]
 LIMIT_S = 600
 """Of one command, on a machine that is busy otherwise."""
 SMALLER = "--hidden-size 64 --seq-length 64"
@@ -52,9 +56,16 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(3 * LIMIT_S)
-def test_every_command_runs(checkout: Path) -> None:
+@pytest.mark.parametrize(
+    "documents",
+    [
+        pytest.param([name for name in DOCUMENTS if name not in LATER], id="most"),
+        pytest.param(["README.md", *LATER], id="later", marks=pytest.mark.long),
+    ],
+)
+def test_every_command_runs(checkout: Path, documents: list[str]) -> None:
     typed = {"deepspeed", "torchrun"}  # by `make quickstart`, and in test_pretrain.py
-    for document in DOCUMENTS:
+    for document in documents:
         for command in commands(document):
             if command.startswith(SELF):
                 continue  # this is one of the tests that they run
@@ -93,7 +104,8 @@ def started_warm(command: str, checkout: Path) -> Finished | None:
 
 def shortened(command: str) -> str:
     """The command as it stands, but a run takes a few steps only, of a small model, on few ranks and little text."""
-    command = command.replace("--num_accelerators 8", "--num_accelerators 4").replace("--size-mb 2", "--size-mb 1")
+    command = command.replace("--num_accelerators 8", "--num_accelerators 4")
+    command = re.sub(r"--size-mb [12]\b", "--size-mb 0.5", command)
     if "launch/pretrain_" not in command or "--help" in command or "--print-config" in command:
         return command
     if "--train-iters" not in command:
@@ -103,7 +115,7 @@ def shortened(command: str) -> str:
 
 def quick() -> dict[str, str]:
     """The environment of a user in the activated virtual environment; the Makefile's sizes made small."""
-    return environment() | {"CORPUS_MB": "1", "TRAIN_ARGS": SHORTER, "RANKS": "2", "OMP_NUM_THREADS": "1"}
+    return environment() | {"CORPUS_MB": "0.5", "TRAIN_ARGS": SHORTER, "RANKS": "2", "OMP_NUM_THREADS": "1"}
 
 
 def run_server(command: str, checkout: Path) -> None:

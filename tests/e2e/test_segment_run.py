@@ -35,6 +35,7 @@ def values(folder: Path, key: str) -> dict[int, float]:
     return {row["step"]: row[key] for row in metrics(folder) if key in row}
 
 
+@pytest.mark.long  # loader: data/samples; memory and checkpoint: checkpoint/test_checkpoint_across_layouts.py
 def test_it_goes_on_bit_for_bit_and_with_no_other_number_of_rows(prefix: str, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder, flags in ((whole, ""), (stopped, "--exit-interval 3")):

@@ -117,7 +117,11 @@ def test_generation_and_evaluation_leave_the_logits_alone():
 
 
 @pytest.mark.parametrize(
-    ("options", "dtype"), [(LLAMA, torch.bfloat16), (GPT2, torch.float32)], ids=["llama in bfloat16", "gpt2"]
+    ("options", "dtype"),
+    [
+        pytest.param(LLAMA, torch.bfloat16, id="llama in bfloat16"),
+        pytest.param(GPT2, torch.float32, id="gpt2", marks=pytest.mark.long),
+    ],
 )
 def test_the_fused_model_compiles_without_graph_breaks(options, dtype):
     config = ModelConfig(**SIZES, **options)

@@ -9,8 +9,8 @@ from megalm.testing.spawner import run_on_ranks
 
 MODEL = "all dropout"
 ROWS = [
-    Row(2, MODEL, "tp2 sp zero0"),
-    Row(4, MODEL, "tp2 pp2 zbv zero1", CI),
+    Row(2, MODEL, "tp2 sp zero0", CI),
+    Row(4, MODEL, "tp2 pp2 zbv zero1"),
     Row(8, MODEL, "tp2 sp pp2 interleaved-1f1b zero2 one-by-one"),
 ]
 

@@ -63,10 +63,10 @@ def differing_modes(flags: str) -> list[str]:
     "flags",
     [
         "--tensor-model-parallel-size 2 --sequence-parallel --zero-stage 2",
-        "--pipeline-model-parallel-size 2 --pipeline-schedule zbv --num-layers 4",
         *(
             pytest.param(flags, marks=pytest.mark.long)
             for flags in (
+                "--pipeline-model-parallel-size 2 --pipeline-schedule zbv --num-layers 4",
                 "--zero-stage 3",
                 "--zero-stage 0",
                 "--zero-stage 1 --bf16",

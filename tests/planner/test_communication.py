@@ -83,7 +83,7 @@ ROWS = [
     Row(2, "--zero-stage 0 --bf16"),
     Row(2, "--zero-stage 1"),
     Row(2, "--zero-stage 1 --bf16"),
-    Row(2, "--zero-stage 2 --bf16", ci=True),
+    Row(2, "--zero-stage 2 --bf16"),
     Row(2, "--zero-stage 3"),
     Row(2, "--zero-stage 0 --tensor-model-parallel-size 2 --segment-memory 32 --sampling consecutive"),
     Row(2, "--zero-stage 3 --bf16 --recompute-granularity full"),

@@ -39,13 +39,8 @@ def test_a_plan_names_grid_memory_communication_and_bubble(capsys) -> None:
         assert expected in text
 
 
-@pytest.mark.parametrize(
-    "dropout",
-    [
-        "--attention-dropout 0.1 --hidden-dropout 0.1",
-        pytest.param("--attention-dropout 0.1", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long  # three granularities each
+@pytest.mark.parametrize("dropout", ["--attention-dropout 0.1 --hidden-dropout 0.1", "--attention-dropout 0.1"])
 def test_a_run_with_dropout_has_a_plan(capsys, dropout: str) -> None:
     """Every recompute granularity is measured."""
     code, text = planned(f"{dropout} --tensor-model-parallel-size 2", capsys)

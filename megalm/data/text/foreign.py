@@ -28,6 +28,8 @@ def problem_of(name: str, start: bytes, *, is_table: bool, is_json: bool) -> str
     for magic, (kind, advice) in _MAGIC.items():
         if start.startswith(magic):
             return f"it holds {kind}, and its name says otherwise: {advice}"
+    if len(start) >= 64 and not start.strip(b"\0"):
+        return f"it holds zeros ({len(start)} to begin with), as an interrupted copy leaves them: copy it again"
     if start[1:64:2].count(0) > 24 or start[:64:2].count(0) > 24:
         return "it holds UTF-16: iconv -f UTF-16 -t UTF-8 FILE"
     if not is_json:

@@ -235,6 +235,7 @@ def test_binary_columns_are_texts_or_rejected_by_the_same_rule(tmp_path: Path) -
         ("a.jsonl", b"\xef\xbb\xbf \n{\r\n", "over several lines"),
         ("a.json", b'[{"text": "x"}]', r"one JSON array, .*jq -c '\.\[\]'"),
         ("a.jsonl", '{"text": "x"}\n'.encode("utf-16"), "UTF-16.* iconv"),
+        ("a.txt", bytes(5000), r"zeros \(4096 .*copy it again"),
         ("a.jsonl", ('{"text": "' + "x" * 50 + '"}').encode("utf-16-le"), "UTF-16"),
         ("a.txt", ("word " * 20).encode("utf-16-be"), "UTF-16"),
         ("a.jsonl", gzip.compress(b'{"text": "x"}', mtime=0), r"gzip, .*ends in \.gz"),
