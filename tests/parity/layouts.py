@@ -476,7 +476,7 @@ ROWS = [
     Row(2, "uneven llama", "zero1 muon", CI),
     Row(4, "gpt2", "zero2 muon one-by-one"),
     Row(4, "llama", "zero2 muon one-by-one"),
-    Row(2, "llama", "tp2 zero0 muon"),
+    Row(2, "llama", "tp2 zero0 muon", CI),
     Row(2, "gpt2", "tp2 sp zero0 muon by-sums", CI),
     Row(4, "qwen", "tp4 sp zero0 muon"),
     Row(4, "qwen", "tp4 zero0 muon by-sums"),
