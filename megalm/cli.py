@@ -24,6 +24,7 @@ _COMMANDS = {
     "verify": ("megalm.data.tools.verify", "check every byte of an indexed dataset"),
     "merge": ("megalm.data.tools.merge", "join indexed datasets into one"),
     "split": ("megalm.data.tools.split", "cut an indexed dataset into several"),
+    "checkpoint": ("megalm.commands.checkpoint", "list, verify, describe, thin out or copy the checkpoints of a run"),
     "convert": ("megalm.commands.convert", "from and to models of Hugging Face's transformers"),
     "generate": ("megalm.commands.generate", "continue a prompt with a trained model"),
     "show-sample": ("megalm.commands.show_sample", "print samples of a run: what its model reads, sees and is to say"),

@@ -14,6 +14,7 @@ from megalm.checkpoint.hugging_face import HuggingFaceReader
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.restore import restore_slices, restore_weights
 from megalm.checkpoint.resume import check_same_run, check_same_weights, states_of
+from megalm.checkpoint.retention import Retention
 from megalm.checkpoint.room import check_room
 from megalm.checkpoint.verify import open_together
 from megalm.checkpoint.writer import name_latest, prune_checkpoints, save_checkpoint
@@ -269,10 +270,18 @@ def save(
 
 
 def prune(config: RunConfig, saved: int, device: torch.device) -> None:
-    """Leave --keep-checkpoints of the checkpoints up to step `saved`; every rank calls it."""
-    folder, keep = config.checkpoint.save, config.checkpoint.keep_checkpoints
-    if folder is not None and keep is not None:
-        on_all_ranks(device, lambda: prune_checkpoints(Path(folder), saved, keep) if dist.get_rank() == 0 else None)
+    """Remove the checkpoints up to step `saved` that the run's rules do not want; every rank calls it."""
+    folder, rules = config.checkpoint.save, retention_of(config)
+    if folder is not None and rules.asks:
+        on_all_ranks(device, lambda: prune_checkpoints(Path(folder), saved, rules) if dist.get_rank() == 0 else None)
+
+
+def retention_of(config: RunConfig) -> Retention:
+    """Which checkpoints of a run stay."""
+    checkpoint = config.checkpoint
+    return Retention(
+        last=checkpoint.keep_checkpoints, every=checkpoint.save_retain_interval, best=checkpoint.keep_best_checkpoints
+    )
 
 
 def turn_back(config: RunConfig, saved: int, device: torch.device) -> int | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megalm.checkpoint.format import Manifest
-from megalm.checkpoint.schema import SliceEntry
+from megalm.checkpoint.schema import FileEntry, SliceEntry
 from megalm.config.model import ModelConfig
 from megalm.distributed.shards import Box, ShardSpec
 from megalm.errors import CheckpointError
@@ -19,6 +18,29 @@ from megalm.storage.faults import reading
 
 _HASHERS = 4
 """Files of a checkpoint that are hashed at one time: it is slower than reading them, and lets other threads run."""
+
+
+def problems_of(folder: Path, manifest: Manifest, *, verify: bool) -> list[str]:
+    """What is wrong with the files of a checkpoint; their content is read, several at a time, with `verify` only.
+
+    Raises:
+        CheckpointError: the system does not let them be read.
+    """
+    with ThreadPoolExecutor(_HASHERS) as hashers:
+        found = hashers.map(lambda item: _problems(folder, *item, verify=verify), manifest.files.items())
+        return [problem for problems in found for problem in problems]
+
+
+def _problems(folder: Path, name: str, entry: FileEntry, *, verify: bool) -> list[str]:
+    path = folder / name
+    with reading(folder, CheckpointError, "load another step, or give this process the right to read it"):
+        if not path.is_file():
+            return [f"{name} is missing"]
+        if path.stat().st_size != entry["bytes"]:
+            return [f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"]
+        if verify and sha256_of(path) != entry["sha256"]:
+            return [f"{name} has another SHA-256 than was written"]
+    return []
 
 
 class CheckpointReader:
@@ -33,9 +55,7 @@ class CheckpointReader:
         self.folder = folder
         self.manifest = Manifest.read(folder)
         self._shards: dict[str, Any] = {}
-        with ThreadPoolExecutor(_HASHERS) as hashers:
-            found = hashers.map(partial(self.problems, verify=verify), self.manifest.files)
-            self.refuse([problem for problems in found for problem in problems])
+        self.refuse(problems_of(folder, self.manifest, verify=verify))
 
     def refuse(self, problems: list[str]) -> None:
         """Raise what is wrong with the files, if anything is.
@@ -54,15 +74,7 @@ class CheckpointReader:
         Raises:
             CheckpointError: the system does not let it be read.
         """
-        path, entry = self.folder / name, self.manifest.files[name]
-        with reading(self.folder, CheckpointError, "load another step, or give this process the right to read it"):
-            if not path.is_file():
-                return [f"{name} is missing"]
-            if path.stat().st_size != entry["bytes"]:
-                return [f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"]
-            if verify and sha256_of(path) != entry["sha256"]:
-                return [f"{name} has another SHA-256 than was written"]
-        return []
+        return _problems(self.folder, name, self.manifest.files[name], verify=verify)
 
     def files_of(self, wanted: Mapping[str, ShardSpec]) -> set[str]:
         """The files that hold something of these parts of global tensors."""

@@ -16,7 +16,9 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from megalm.checkpoint.catalogue import values_of
 from megalm.checkpoint.format import LATEST, MANIFEST, Manifest, step_folder, steps_of
+from megalm.checkpoint.retention import Retention
 from megalm.checkpoint.schema import FileEntry, TensorEntry
 from megalm.distributed.collectives import gather_json, on_all_ranks
 from megalm.distributed.fingerprint import is_finite, of_slices
@@ -27,6 +29,8 @@ from megalm.storage.faults import reason_of, system_fault, writing
 
 log = logging.getLogger("megalm")
 
+BEST_BY = "validation_loss"
+"""The metric by which a run keeps its best checkpoints."""
 _ADVICE = "mend the folder, free some space there, or choose another --save"
 
 
@@ -55,7 +59,7 @@ def save_checkpoint(
     """
     final = step_folder(run, header["step"])
     is_main = dist.get_rank() == 0
-    name = on_all_ranks(device, lambda: _new_folder(run, final).name if is_main else "")
+    name = on_all_ranks(device, lambda: new_folder(run, final).name if is_main else "")
     partial = run / gather_json(name, device)[0]
     try:
         entry = on_all_ranks(device, lambda: _write_shard(partial, slices, with_moments))
@@ -75,11 +79,11 @@ def _bytes_of(slices: Sequence[StateSlice], with_moments: bool) -> int:
     return sum(tensor.numel() * 4 for piece in slices for tensor in piece.tensors(with_moments).values())
 
 
-def _new_folder(run: Path, final: Path) -> Path:
+def new_folder(run: Path, final: Path) -> Path:
     """An empty folder for the shards; what killed saves have left is removed."""
     for pattern in (".step_*.partial", ".step_*.removed"):
         for left in run.glob(pattern):
-            _discard(left)
+            discard(left)
     partial = _free_name(run, f".{final.name}", ".partial")
     with writing(partial, CheckpointError, _ADVICE):
         partial.mkdir(parents=True)
@@ -92,7 +96,7 @@ def _free_name(run: Path, name: str, suffix: str) -> Path:
     return next(path for number in numbers if not os.path.lexists(path := run / f"{name}{number}{suffix}"))
 
 
-def _discard(folder: Path) -> None:
+def discard(folder: Path) -> None:
     """Remove a folder that is not wanted any more, as far as that is possible; what goes wrong is said once a run."""
     try:
         shutil.rmtree(folder if folder.name.startswith(".") else _set_aside(folder))
@@ -209,7 +213,7 @@ def _commit(partial: Path, final: Path, header: dict[str, Any], entries: list[di
         sync_folder(final.parent)
     name_latest(final.parent, header["step"])
     if replaced is not None:
-        _discard(replaced)
+        discard(replaced)
 
 
 def name_latest(run: Path, step: int) -> None:
@@ -222,16 +226,18 @@ def name_latest(run: Path, step: int) -> None:
         replace_text(run / LATEST, step_folder(run, step).name + "\n")
 
 
-def prune_checkpoints(run: Path, saved: int, keep: int) -> None:
-    """Remove the oldest checkpoints, so that `keep` are left up to the step `saved`.
+def prune_checkpoints(run: Path, saved: int, retention: Retention) -> None:
+    """Remove the checkpoints up to the step `saved` that no rule wants.
 
     Later ones stay, left by an attempt that this run has turned back from. What cannot be removed stays, with a
     warning: it is house-keeping, and no reason to lose a run.
     """
     try:
-        doomed = [step for step in steps_of(run) if step <= saved][:-keep]
+        steps = [step for step in steps_of(run) if step <= saved]
+        kept = retention.kept(steps, values_of(run, BEST_BY) if retention.best is not None else {})
     except OSError as error:
         _warn_once(run, error)
         return
-    for step in doomed:
-        _discard(step_folder(run, step))
+    for step in steps:
+        if step not in kept:
+            discard(step_folder(run, step))

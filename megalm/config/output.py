@@ -54,7 +54,11 @@ class CheckpointConfig(Section):
     """Start from scratch although --save holds checkpoints; they are kept under another name. The same command goes on
     with the run that it began, where that stopped by itself or by a signal, or is started again by the launcher."""
     keep_checkpoints: int | None = Field(None, ge=1)
-    """Number of newest checkpoints to keep. Default: all."""
+    """Number of newest checkpoints to keep. Default: all; 1 with --save-retain-interval or --keep-best-checkpoints."""
+    save_retain_interval: int | None = Field(None, ge=1)
+    """Keep also the checkpoints whose step is a multiple of this."""
+    keep_best_checkpoints: int | None = Field(None, ge=1)
+    """Keep also so many of the checkpoints with the lowest validation loss."""
 
 
 class LoggingConfig(Section):

@@ -38,6 +38,12 @@ def _read_word(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _read_lines(value: Any) -> Any:
+    """Lines, given as one text or as a list of them."""
+    is_list = isinstance(value, list) and all(isinstance(line, str) for line in value)
+    return "\n".join(value) if is_list else value
+
+
 def _read_memory(value: Any) -> Any:
     """An amount of memory as SLURM writes it."""
     if not re.fullmatch(r"\d+[KMGT]?", str(value), re.IGNORECASE):
@@ -69,7 +75,7 @@ class Site(Section):
     """Variables of every rank: NCCL_*, UCX_*, GLOO_SOCKET_IFNAME, FI_*."""
     network_interface: Word | None = None
     """Network interface over which ranks talk: GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME."""
-    setup: str = ""
+    setup: Annotated[str, BeforeValidator(_read_lines)] = ""
     """Lines of a login shell at the start of the batch script, such as "module load cuda". One that fails ends the job,
     unless it ends with "|| true"."""
     container_image: PathText | None = None

@@ -25,3 +25,24 @@ def count(number: float) -> str:
 def gigabytes(size: float) -> str:
     """Bytes as GB or MB (powers of ten)."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+
+def columns(rows: list[tuple[str, ...]], right: int = 0) -> str:
+    """Rows of a table, the first of them its head; the first `right` columns end together."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(
+            f"{cell:>{width}}" if number < right else f"{cell:<{width}}"
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def age(seconds: float) -> str:
+    """How long ago, in one unit: 40 s, 12 min, 5 h, 3 days."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -235,7 +235,7 @@ class _Measured:
         micro_batch.backward()
         left, backward = meter.read()
         self.taking.end_pass(self.stage)
-        stays, _ = meter.read()
+        stays = meter.read()[0] if self.rank.keep == "step" else 0
         between = input_backward = weight_backward = 0
         if split:
             meter, micro_batch = self._forward()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megalm.checkpoint.retention import Retention
 from megalm.checkpoint.writer import prune_checkpoints, save_checkpoint
 from megalm.distributed.collectives import on_all_ranks
 from megalm.distributed.shards import ShardSpec, StateSlice
@@ -52,7 +53,7 @@ def save(run: Path, step: int, *, keep: int | None = None, with_moments: bool = 
     }
     saved = save_checkpoint(run, slices(step), header=header, with_moments=with_moments, **UNCOMPARED)
     if keep is not None:
-        on_all_ranks(CPU, lambda: prune_checkpoints(run, step, keep) if dist.get_rank() == 0 else None)
+        on_all_ranks(CPU, lambda: prune_checkpoints(run, step, Retention(last=keep)) if dist.get_rank() == 0 else None)
     return saved
 
 

@@ -119,7 +119,8 @@ def test_the_site_file_counts_and_the_command_line_counts_more(
 ) -> None:
     site = tmp_path / "site.yaml"
     site.write_text(
-        "partition: a\naccount: b\nsbatch: [--exclusive]\nnetwork_interface: ib0\nsetup: module load cuda\n"
+        "partition: a\naccount: b\nsbatch: [--exclusive]\nnetwork_interface: ib0\n"
+        "setup: [module load cuda, ulimit -n]\n"
         "environment: {NCCL_IB_TIMEOUT: 22, UCX_TLS: 'rc,sm', NCCL_DEBUG: true}\n"
     )
     monkeypatch.setenv("MEGALM_SITE", str(site))
@@ -128,8 +129,8 @@ def test_the_site_file_counts_and_the_command_line_counts_more(
     )[1].splitlines()  # fmt: skip
     for line in (
         "#SBATCH --partition=c", "#SBATCH --account=b", "#SBATCH --exclusive", "export NCCL_IB_TIMEOUT=22",
-        "export UCX_TLS=rc,sm", "export GLOO_SOCKET_IFNAME=ib0", "export NCCL_SOCKET_IFNAME=ib0", "module load cuda",
-        "export NCCL_DEBUG=1",
+        "export UCX_TLS=rc,sm", "export GLOO_SOCKET_IFNAME=ib0", "export NCCL_SOCKET_IFNAME=ib0", "export NCCL_DEBUG=1",
+        "module load cuda", "ulimit -n",
     ):  # fmt: skip
         assert line in script
 

@@ -25,9 +25,12 @@ RUNS = {
         "--num-layers 9 --recompute-granularity full --recompute-method block --recompute-num-layers 4", 1, "full"),
     "windows in a pattern": ("--num-layers 9 --window-size 7,0 --window-attn-skip-freq 2", 1, "none"),
     "a pipeline": ("--num-layers 10 --pipeline-model-parallel-size 2 --tensor-model-parallel-size 2", 4, "none"),
+    "a pipeline that takes gradients after each pass": (
+        "--num-layers 10 --pipeline-model-parallel-size 2 --zero-stage 1 --bf16", 2, "none"),
+    "gradients that wait": ("--num-layers 9 --zero-stage 1", 2, "none"),
     "an encoder-decoder": (f"{T5} --num-layers 6 --decoder-num-layers 5 --hidden-dropout 0.1", 1, "none"),
 }  # fmt: skip
-IN_MAKE_TEST = ("a decoder",)
+IN_MAKE_TEST = ("a decoder", "a pipeline that takes gradients after each pass", "gradients that wait")
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,6 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("distrib-optim-fully-reshardable-* use-persistent-ckpt-worker replication replication-*", _CHECKPOINT),
     ("save-activations-interval save-dgrads-interval save-params-interval save-wgrads-interval",
      "use --log-params-norm and --save-interval; single tensors are not written"),
-    ("save-retain-interval", "use --keep-checkpoints"),
     ("log-optimizer-states-to-tensorboard log-energy", "use --log-params-norm; the gradient norm is always logged"),
     ("no-log-*-to-tensorboard disable-log-*-to-tensorboard", _TENSORBOARD),
     ("log-num-zeros-in-grad log-straggler", "use --log-params-norm; the gradient norm is always logged"),

@@ -134,6 +134,8 @@ def checkpoints(config: RunConfig) -> list[str]:
     needs_save = {
         "save_interval": checkpoint.save_interval,
         "keep_checkpoints": checkpoint.keep_checkpoints,
+        "save_retain_interval": checkpoint.save_retain_interval,
+        "keep_best_checkpoints": checkpoint.keep_best_checkpoints,
         "no_save_optim": checkpoint.no_save_optim,
         "fresh": checkpoint.fresh,
     }
@@ -141,6 +143,11 @@ def checkpoints(config: RunConfig) -> list[str]:
     if checkpoint.save is None:  # a run folder whose checkpoint holds no optimizer state may be gone on from
         needs_load["no_load_optim"] = checkpoint.no_load_optim
     found = []
+    if (best := checkpoint.keep_best_checkpoints) is not None and config.training.eval_interval is None:
+        found.append(
+            f"keep_best_checkpoints={best} needs validation losses; give --eval-interval N, of which --save-interval "
+            "is a multiple"
+        )
     for flag, path, settings in (("--save", checkpoint.save, needs_save), ("--load", checkpoint.load, needs_load)):
         for name, value in settings.items():
             if value and path is None:
