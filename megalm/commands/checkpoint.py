@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _list(run_folder: Path, metric: str) -> str:
     entries, now = _some(run_folder, metric=metric), time.time()
-    rows = [("step", "age", "size", metric, "layout", "")]
+    rows: list[tuple[str, ...]] = [("step", "age", "size", metric, "layout", "")]
     for entry in entries:
         value = "-" if entry.metric is None else f"{entry.metric:.4f}"
         layout = "-" if entry.manifest is None else entry.manifest.layout
