@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,7 @@ def test_a_copy_is_equal_or_not_there(six: Path, tmp_path: Path, capsys: pytest.
     flip(six / "step_6/rank_00000.safetensors")
     assert main(["checkpoint", "copy", str(six / "step_6"), str(target)]) == CheckpointError.exit_code
     assert "step_6 is not copied: rank_00000.safetensors has another SHA-256" in capsys.readouterr().err
-    assert names(target) == ["latest", "step_12", "step_4"]
+    assert names(target) == [".lock", "latest", "step_12", "step_4"]
 
 
 @pytest.mark.parametrize(
@@ -174,10 +175,18 @@ def test_wrong_input_is_one_error(
     assert [name for name in names(run) if name != ".lock"] == before
 
 
-def test_a_run_that_trains_is_not_thinned_out(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", ["prune RUN --keep-last 1", "copy OTHER RUN"])
+def test_a_run_that_trains_is_left_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    shutil.rmtree(run / "step_2")
+    (run / ".step_4.partial").mkdir()
     with hold(run / ".lock"):
-        assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == CheckpointError.exit_code
+        asked = words.replace("RUN", str(run)).replace("OTHER", str(tmp_path / "other"))
+        assert main(["checkpoint", *asked.split()]) == CheckpointError.exit_code
     assert "is in use by another job" in capsys.readouterr().err
+    assert (run / ".step_4.partial").is_dir()
 
 
 def test_a_folder_that_cannot_be_read_says_why(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
