@@ -37,6 +37,7 @@ setup: $(INSTALLED)
 # DeepSpeed's build needs an installed torch, so it is built outside pip's isolation, after torch; the kernels need no
 # more, and are built meanwhile. Python compiles what is imported, a fifth of all modules: pip would compile every one.
 PIP_INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# What build backends warn of (an editable installation) is no user's to mend.
 # The pip that comes with Python 3.11 takes twice as long to choose among the files of an index.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

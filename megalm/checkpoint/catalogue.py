@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megalm.checkpoint.format import LATEST, MANIFEST, Manifest, step_folder, steps_of
+from megalm.checkpoint.format import MANIFEST, Manifest, name_of_latest, step_folder, steps_of
 from megalm.checkpoint.reader import problems_of
 from megalm.checkpoint.retention import Retention
 from megalm.errors import CheckpointError
 from megalm.monitor.sinks.jsonl import read_metrics
 from megalm.storage.faults import reading
+
+BEST_BY = "validation_loss"
+"""The metric by which a run keeps its best checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Entry:
     """The value, at its step, of the metric that was asked for."""
 
 
-def entries_of(run: Path, *, hashes: bool = False, metric: str = "validation_loss") -> list[Entry]:
+def entries_of(run: Path, *, hashes: bool = False, metric: str = BEST_BY) -> list[Entry]:
     """The checkpoints of a run folder, oldest first; with `hashes` every byte of them is read.
 
     Raises:
@@ -70,15 +73,6 @@ def looked_at(folder: Path, *, hashes: bool) -> tuple[Manifest | None, list[str]
     except CheckpointError as error:
         return None, [str(error)]
     return manifest, problems_of(folder, manifest, verify=hashes)
-
-
-def name_of_latest(run: Path) -> str | None:
-    """What `latest` names, whether that is there or not."""
-    path = run / LATEST
-    if not path.is_file():
-        return None
-    with path.open("rb") as stream:
-        return stream.read(100).decode(errors="replace").strip()
 
 
 def values_of(run: Path, metric: str) -> dict[int, float]:

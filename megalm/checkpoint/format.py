@@ -156,20 +156,31 @@ def find_checkpoint(path: Path, way_out: str = "give --fresh to start over") -> 
         return _found(path, way_out)
 
 
+def name_of_latest(run: Path) -> str | None:
+    """What `latest` of a run folder names, whether that is there or not; None without such a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    path = run / LATEST
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        return stream.read(100).decode(errors="replace").strip()
+
+
 def _found(path: Path, way_out: str) -> Path | None:
     if (path / MANIFEST).is_file():
         return path
-    pointer = path / LATEST
+    pointer, name = path / LATEST, name_of_latest(path)
     steps = steps_of(path)
-    if not pointer.is_file():
+    if name is None:
         if not steps:
             return None
         raise CheckpointError(
             f"{path} holds checkpoints ({_names(steps)}) but no file `{LATEST}`; write the one to continue into it "
             f"(`echo step_{steps[-1]} > {pointer}`), or {way_out}"
         )
-    with pointer.open("rb") as stream:
-        name = stream.read(100).decode(errors="replace").strip()
     if not _STEP_FOLDER.fullmatch(name) or not (path / name / MANIFEST).is_file():
         raise CheckpointError(
             f"{pointer} names {name!r}, which is no complete checkpoint here (there are: {_names(steps)}); "

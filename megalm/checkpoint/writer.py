@@ -16,7 +16,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from megalm.checkpoint.catalogue import values_of
+from megalm.checkpoint.catalogue import BEST_BY, values_of
 from megalm.checkpoint.format import LATEST, MANIFEST, Manifest, step_folder, steps_of
 from megalm.checkpoint.retention import Retention
 from megalm.checkpoint.schema import FileEntry, TensorEntry
@@ -29,8 +29,6 @@ from megalm.storage.faults import reason_of, system_fault, writing
 
 log = logging.getLogger("megalm")
 
-BEST_BY = "validation_loss"
-"""The metric by which a run keeps its best checkpoints."""
 _ADVICE = "mend the folder, free some space there, or choose another --save"
 
 

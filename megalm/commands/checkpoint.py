@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from megalm.checkpoint.catalogue import Entry, entries_of, looked_at, removable
+from megalm.checkpoint.catalogue import BEST_BY, Entry, entries_of, looked_at, removable
 from megalm.checkpoint.duplicate import copy_checkpoint
 from megalm.checkpoint.format import MANIFEST, Manifest, find_checkpoint
 from megalm.checkpoint.retention import Retention
 from megalm.checkpoint.run_folder import lock_run_folder
-from megalm.checkpoint.writer import BEST_BY, discard
+from megalm.checkpoint.writer import discard
 from megalm.config.paths import path_argument
 from megalm.config.ranges import Range
 from megalm.errors import CheckpointError, ConfigError
@@ -101,10 +101,7 @@ def _described(folder: Path) -> str:
         ("step", f"{manifest.step}, {progress.get('consumed_samples', 'unknown')} samples"),
         ("written by", f"megalm {manifest.megalm}, format {manifest.format}, {manifest.layout}"),
         ("files", f"{len(manifest.files)}, {gigabytes(sum(entry['bytes'] for entry in manifest.files.values()))}"),
-        (
-            "parameters",
-            f"{count(elements)} in {len(weights)} tensors",
-        ),
+        ("parameters", f"{count(elements)} in {len(weights)} tensors"),
         ("kept of each", ", ".join(kinds)),
         ("states", ", ".join(manifest.states) or "none"),
         *((name.replace("_", " "), str(model[name])) for name in _TOLD if model.get(name) is not None),
